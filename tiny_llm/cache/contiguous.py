@@ -1,0 +1,67 @@
+"""One buffer for each layer's keys and one for its values, grown in steps and written in place.
+
+    slot      0 … offset-1      offset … capacity-1
+    content   tokens kept       room for the next
+
+MLX updates a buffer in place only while nobody else holds it: `generate.stream` therefore lets the last step's
+readers go before the next step runs, and a fork copies on its first write, not before.
+"""
+
+import copy
+from typing import Any
+
+import mlx.core as mx
+
+from tiny_llm.cache.base import check_trim
+from tiny_llm.config import ModelConfig
+from tiny_llm.model.ops import Ops
+
+
+class ContiguousCache:
+    """The KV cache of one sequence; `step` is the number of slots by which it grows."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, step: int = 256):
+        self.config, self.ops, self.step = config, ops, step
+        self.start = self.offset = self.capacity = 0
+        self.keys: list[mx.array] = []
+        self.values: list[mx.array] = []
+
+    def begin(self, num_tokens: int) -> mx.array:
+        self.start, self.offset = self.offset, self.offset + num_tokens
+        self._at = mx.array([self.start])
+        if self.offset > self.capacity:
+            self.capacity = -(-self.offset // self.step) * self.step
+        return mx.arange(self.start, self.offset)
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        if layer == len(self.keys):  # the first step
+            self.keys.append(mx.zeros((k.shape[1], 0, k.shape[2]), k.dtype))
+            self.values.append(mx.zeros((v.shape[1], 0, v.shape[2]), v.dtype))
+        keys, values = self._write(self.keys, layer, k), self._write(self.values, layer, v)
+        return self.ops.attention(q, keys, values, self.config.head_dim**-0.5, self.config.window_of(layer))
+
+    def _write(self, buffers: list[mx.array], layer: int, new: mx.array) -> mx.array:
+        """Put new (T, Hkv, D) behind what is there; returns all that is there now, (Hkv, offset, D)."""
+        buffer = buffers[layer]  # (Hkv, capacity, D)
+        heads, room, dim = buffer.shape
+        if room < self.capacity:
+            extra = mx.zeros((heads, self.capacity - self.start, dim), buffer.dtype)
+            buffer = mx.concatenate([buffer[:, : self.start], extra], axis=1)
+        buffers[layer] = mx.slice_update(buffer, new.swapaxes(0, 1), self._at, [1])
+        return buffers[layer][:, : self.offset]
+
+    def trim(self, num_tokens: int) -> None:
+        self.offset = check_trim(num_tokens, self.offset)
+
+    def fork(self) -> "ContiguousCache":
+        other = copy.copy(self)
+        other.keys, other.values = list(self.keys), list(self.values)
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.state)
+
+    @property
+    def state(self) -> list[Any]:
+        return self.keys + self.values

@@ -1,0 +1,38 @@
+"""The cache that keeps nothing: each step brings the whole sequence again. Slow, simple, and so the oracle."""
+
+from typing import Any
+
+import mlx.core as mx
+
+from tiny_llm.config import ModelConfig
+from tiny_llm.model.ops import Ops
+
+
+class RecomputeCache:
+    """Causal attention over the tokens of the step alone."""
+
+    offset = 0
+
+    def __init__(self, config: ModelConfig, ops: Ops):
+        self.config, self.ops = config, ops
+
+    def begin(self, num_tokens: int) -> mx.array:
+        return mx.arange(num_tokens)
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        keys, values = k.swapaxes(0, 1), v.swapaxes(0, 1)  # (Hkv, T, D)
+        return self.ops.attention(q, keys, values, self.config.head_dim**-0.5, self.config.window_of(layer))
+
+    def trim(self, num_tokens: int) -> None:
+        """Nothing is kept, so nothing is forgotten."""
+
+    def fork(self) -> "RecomputeCache":
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    @property
+    def state(self) -> list[Any]:
+        return []
