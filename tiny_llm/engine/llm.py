@@ -1,0 +1,242 @@
+"""`load` a model and ask it: text, chat messages or token ids in, text out, whole or as a stream."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams
+from tiny_llm.decode.beam import beam_search
+from tiny_llm.decode.generate import Delta, FinishReason, TokenLogprobs, check_prompt, stop_tokens, stream
+from tiny_llm.model import fused, hub, loader
+from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.model.tokenizer import Tokenizer
+
+POCKET = Path(__file__).parent.parent / "pocket" / "weights" / "target"
+Messages = Sequence[Mapping[str, Any]]
+Prompt = str | Messages | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What one request took. Times in seconds, `peak_memory` in bytes."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    time_to_first_token: float
+    decode_time: float
+    peak_memory: int
+
+    @property
+    def prefill_tps(self) -> float:
+        """Prompt tokens computed per second, up to the first token."""
+        return (self.prompt_tokens - self.cached_tokens) / self.time_to_first_token
+
+    @property
+    def decode_tps(self) -> float:
+        """Tokens per second after the first; 0 where there was only one."""
+        return (self.generated_tokens - 1) / self.decode_time if self.generated_tokens > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One whole answer. `tokens` includes the stop token that ended it, `text` does not."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    index: int
+    logprobs: list[TokenLogprobs] | None
+    stats: Stats
+
+
+def load(model: str | Path | None = None, *, config: EngineConfig | None = None) -> "LLM":
+    """Load a model directory, a hub name or an alias such as "qwen3-0.6b"; without one, the model that ships inside.
+
+    Raises ValueError where there is no such model, its files are broken or memory will not do.
+    """
+    config = config or EngineConfig()
+    if model is None and not POCKET.exists():
+        raise ValueError(
+            "no model named, and none ships with this version: name a model directory, a hub name or an alias, "
+            "such as --model qwen3-0.6b (`tiny-llm models list` shows them)"
+        )
+    path = POCKET if model is None else hub.resolve(str(model))
+    shape = loader.load_config(path)
+    context = min(config.max_context or shape.max_position_embeddings, shape.max_position_embeddings)
+    dtype = _dtype(config)
+    loader.check_memory(path, shape, dtype, context if config.max_context else min(context, 4096))
+    weights = loader.load_weights(path, shape, dtype)
+    qwen = Qwen3(shape, weights, fused.choose(config.ops))
+    defaults = loader.load_generation_defaults(path)
+    return LLM(qwen, Tokenizer.from_dir(path), path=path, config=config, defaults=defaults, max_context=context)
+
+
+def _dtype(config: EngineConfig) -> mx.Dtype | None:
+    """None keeps the files' own. On a CPU half-precision matmuls are fifty times slower than float32 ones."""
+    if config.dtype != "auto":
+        return getattr(mx, config.dtype)
+    return None if mx.default_device() == mx.gpu else mx.float32
+
+
+class LLM:
+    """A loaded model with its tokenizer, for one request at a time, in the thread that loaded it.
+
+    The KV cache of the last request is kept: the next one computes only what differs from it, so that a chat
+    does not read its history again. `defaults` are the sampling settings of the model's generation_config.json.
+    """
+
+    def __init__(
+        self,
+        model: Qwen3,
+        tokenizer: Tokenizer,
+        *,
+        path: Path,
+        config: EngineConfig,
+        defaults: Mapping[str, Any] | None = None,
+        max_context: int | None = None,
+    ):
+        self.model, self.tokenizer, self.path, self.engine_config = model, tokenizer, path, config
+        self.name = path.name
+        self.defaults = dict(defaults or {})
+        self.max_context = max_context or model.config.max_position_embeddings
+        self.last_stats: Stats | None = None
+        self._cache, self._cached = self._new_cache(), list[int]()
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    def encode(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
+        """Token ids of a raw text, of chat messages under the model's template, or of ids as they are.
+
+        `template` holds the template's own settings, such as tools and enable_thinking.
+        """
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if prompt and isinstance(prompt[0], Mapping):
+            return self.tokenizer.encode(self.tokenizer.render(prompt, **(template or {})))  # type: ignore[arg-type]
+        if not all(isinstance(token, int) for token in prompt):
+            raise ValueError(f"prompt: expected a text, chat messages or token ids, found {prompt!r:.80}")
+        return list(prompt)  # type: ignore[arg-type]
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        template: Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> Completion | list[Completion]:
+        """The answer to a prompt; a list of them with n > 1 or beams.
+
+        Settings come from `params` or, without it, from `overrides` over the model's defaults.
+        """
+        answers: dict[int, list[Delta]] = {}
+        for delta in self.stream(prompt, params, template=template, **overrides):
+            answers.setdefault(delta.index, []).append(delta)
+        assert self.last_stats is not None
+        completions = [_join(deltas, self.last_stats) for deltas in answers.values()]
+        return completions if len(completions) > 1 else completions[0]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        template: Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> Iterator[Delta]:
+        """The answer as it comes; `last_stats` holds its figures from the first token on."""
+        params = self.resolve(params, overrides)
+        tokens = self.encode(prompt, template)
+        check_prompt(tokens, self.max_context, self.config.vocab_size)
+        return self._timed(tokens, params)
+
+    def resolve(self, params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
+        """The settings of a request. Raises ValueError for unknown names and for both forms at once."""
+        if params is None:
+            return SamplingParams.resolve(overrides, self.defaults)
+        if overrides:
+            raise ValueError(f"{', '.join(overrides)}: expected either a SamplingParams or single settings, found both")
+        return params
+
+    def _timed(self, tokens: list[int], params: SamplingParams) -> Iterator[Delta]:
+        """Run a request, keeping the figures and what the cache holds up to date."""
+        cached = self._reuse(tokens)
+        mx.reset_peak_memory()
+        begin, first, count = time.perf_counter(), 0.0, 0
+        try:
+            for delta in (self._beams if params.beam_width > 1 else self._sample)(tokens, params):
+                now = time.perf_counter()
+                first = first or now
+                if delta.token is not None:
+                    count += 1
+                    if delta.index == params.n - 1:
+                        self._cached.append(delta.token)
+                self.last_stats = Stats(len(tokens), cached, count, first - begin, now - first, mx.get_peak_memory())
+                yield delta
+        except GeneratorExit:
+            raise  # the caller has heard enough, between two steps: the cache is whole
+        except BaseException as error:
+            self._cache, self._cached = self._new_cache(), []  # a step may have ended half-way
+            if isinstance(error, RuntimeError) and "allocate" in str(error):
+                raise MemoryError(
+                    f"out of memory at {len(tokens) + count} tokens ({error}): use a smaller or quantized model, "
+                    "a shorter prompt or a smaller --max-context"
+                ) from error
+            raise
+
+    def _reuse(self, tokens: list[int]) -> int:
+        """Trim the cache to what it has in common with the prompt, at least one token less; returns how much that is."""
+        agreed = 0
+        limit = min(len(tokens) - 1, len(self._cached), self._cache.offset)
+        while agreed < limit and tokens[agreed] == self._cached[agreed]:
+            agreed += 1
+        self._cache.trim(self._cache.offset - agreed)
+        self._cached = list(tokens)
+        return agreed
+
+    def _sample(self, tokens: list[int], params: SamplingParams) -> Iterator[Delta]:
+        options = {"prefill_chunk": self.engine_config.prefill_chunk, "max_context": self.max_context}
+        return stream(self.model, self.tokenizer, tokens, params, self._cache, **options)
+
+    def _beams(self, tokens: list[int], params: SamplingParams) -> Iterator[Delta]:
+        """Whole answers, best first: a search has nothing to show before its end."""
+        beams = beam_search(
+            self.model,
+            tokens,
+            self._cache,
+            width=params.beam_width,
+            limit=min(params.max_tokens, self.max_context - len(tokens)),
+            stops=stop_tokens(self.tokenizer, params),
+            length_penalty=params.length_penalty,
+            prefill_chunk=self.engine_config.prefill_chunk,
+        )
+        for index, beam in enumerate(beams[: params.n]):
+            text = self.tokenizer.decode(list(beam.tokens[:-1] if beam.finished else beam.tokens))
+            *tokens, last = beam.tokens
+            yield from (Delta("", token, index) for token in tokens)
+            yield Delta(text, last, index, "stop" if beam.finished else "length")
+
+    def _new_cache(self) -> ContiguousCache:
+        return ContiguousCache(self.config, self.model.ops)
+
+
+def _join(deltas: list[Delta], stats: Stats) -> Completion:
+    logprobs = [delta.logprobs for delta in deltas if delta.logprobs is not None]
+    reason = deltas[-1].finish_reason
+    assert reason is not None
+    return Completion(
+        "".join(delta.text for delta in deltas),
+        [delta.token for delta in deltas if delta.token is not None],
+        reason,
+        deltas[-1].index,
+        logprobs or None,
+        stats,
+    )
