@@ -1,0 +1,58 @@
+# Each target makes .venv by itself, with uv where it is installed and with python3 and pip elsewhere.
+
+BIN := .venv/bin
+READY := .venv/.ready
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
+UV_PYTHON_CHOICE := $(if $(PYTHON),--python $(PYTHON))
+PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.PHONY: help venv chat test check format book bench lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.* ## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+venv: $(READY) ## make .venv with everything in requirements.lock
+
+$(READY): pyproject.toml requirements.lock
+ifdef UV
+	uv venv --quiet --clear $(UV_PYTHON_CHOICE) .venv
+	uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+else
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "tiny-llm needs Python 3.10 or later; name one: make venv PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+endif
+	@touch $@
+
+chat: $(READY) ## talk to a model: make chat ARGS="--model qwen3-0.6b"
+	@$(BIN)/tiny-llm chat $(ARGS)
+
+test: $(READY) ## run the tests: make test ARGS="tests/project -k layer"
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## style, types, layers and line budgets
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/project
+
+format: $(READY) ## put the code into ruff's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+book: ## build the book
+	@if [ -d book ]; then mdbook build book; else echo "make book: the book is not written yet"; fi
+
+bench: $(READY) ## measure: each script in bench, one after the other
+	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+lock: ## pin the newest versions of all packages (needs uv)
+	uv pip compile --quiet --universal --upgrade --python-version 3.10 --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --extra dev --extra server pyproject.toml --output-file requirements.lock
+
+clean: ## remove .venv and what tools left
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
