@@ -46,7 +46,9 @@ class RopeConfig:
         kind = scaling.choice("rope_type" if "rope_type" in scaling.data else "type", ROPE_KINDS, "default")
         if kind == "default":
             return cls(theta)
-        optional = {"attention_factor": scaling.number("attention_factor")} if scaling.data.get("attention_factor") else {}
+        optional = (
+            {"attention_factor": scaling.number("attention_factor")} if scaling.data.get("attention_factor") else {}
+        )
         rope = cls(
             theta,
             kind,
@@ -139,10 +141,16 @@ class ModelConfig:
         head_dim = config.integer("head_dim", hidden // heads)
         require(head_dim % 2 == 0, f"{source}: head_dim: expected an even number, found {head_dim}")
         config.choice("hidden_act", ("silu",), "silu")
-        layers = config.integer("num_hidden_layers")
+        layers = config.integer("num_hidden_layers", high=10_000)
         window, sliding = _sliding(config, layers)
         length = config.integer("max_position_embeddings", 32768)
         quantization = config.table("quantization")
+        other = config.table("quantization_config")
+        require(
+            quantization is not None or other is None or "quant_method" not in other.data,
+            f"{source}: quantization_config: expected MLX's quantization, found quant_method "
+            f"{other and other.data.get('quant_method')!r}; take the model's MLX version (the mlx-community ones)",
+        )
         return cls(
             model_type=model_type,
             hidden_size=hidden,
@@ -239,7 +247,9 @@ class SamplingParams:
         for name, low, high, whole in _SAMPLING_RANGES:
             value = getattr(self, name)
             kind = "an integer" if whole else "a number"
-            require(_fits(value, low, high, whole), f"{name}: expected {kind} from {low:g} to {high:g}, found {value!r}")
+            require(
+                _fits(value, low, high, whole), f"{name}: expected {kind} from {low:g} to {high:g}, found {value!r}"
+            )
         if self.logprobs is not None:
             require(_fits(self.logprobs, 0, 20, True), f"logprobs: expected None or 0 to 20, found {self.logprobs!r}")
         if self.seed is not None:

@@ -1,6 +1,6 @@
 """Typed access to JSON that came from elsewhere, with errors that say where to look."""
 
-import math
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +8,23 @@ from typing import Any
 def require(ok: bool, message: str) -> None:
     if not ok:
         raise ValueError(message)
+
+
+def parse_object(data: bytes, source: str) -> "JsonFields":
+    """Parse a JSON object. Raises ValueError naming `source` for anything else, a repeated key included."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
+        return table
+
+    try:
+        parsed = json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source}: expected JSON, found something else: {error}") from error
+    return JsonFields(parsed, source)
 
 
 class JsonFields:
@@ -18,21 +35,21 @@ class JsonFields:
         self.data, self.source = data, source
 
     def _fail(self, key: str, expected: str) -> ValueError:
-        found = repr(self.data[key]) if key in self.data else "nothing"
+        found = f"{self.data[key]!r:.100}" if key in self.data else "nothing"
         return ValueError(f"{self.source}: {key}: expected {expected}, found {found}")
 
-    def integer(self, key: str, default: int | None = None, low: int = 1) -> int:
+    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1) -> int:
         value = self.data.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise self._fail(key, f"an integer of at least {low}")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self._fail(key, f"an integer from {low} to {high}")
         return value
 
     def number(self, key: str, default: float | None = None, low: float = 0.0) -> float:
         """A finite number above `low`."""
         value = self.data.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= low:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < 1e300:
             raise self._fail(key, f"a finite number above {low:g}")
         return float(value)
 
@@ -45,7 +62,7 @@ class JsonFields:
 
     def choice(self, key: str, options: Sequence[Any], default: Any = None) -> Any:
         value = self.data.get(key, default)
-        if isinstance(value, list | dict) or value not in options:
+        if not any(value == option and type(value) is type(option) for option in options):
             raise self._fail(key, "one of " + ", ".join(map(str, options)))
         return value
 

@@ -1,0 +1,63 @@
+"""The JSON files of a model directory: its shape, its sampling defaults, the tokens that end a text."""
+
+from pathlib import Path
+from typing import Any
+
+from tiny_llm.config import ModelConfig, SamplingParams
+from tiny_llm.json_fields import JsonFields, parse_object
+
+SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def read_bytes(path: Path, limit: int = -1) -> bytes:
+    """The file's bytes, at most `limit`. Raises ValueError naming the file where it cannot be read."""
+    try:
+        if not path.is_file():
+            raise ValueError(f"{path}: expected a file, found {'something else' if path.exists() else 'nothing'}")
+        with path.open("rb") as file:
+            return file.read(limit)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path, *, optional: bool = False) -> JsonFields:
+    """A file's JSON object; an empty one where the file is `optional` and missing."""
+    if optional and not path.exists():
+        return JsonFields({}, str(path))
+    return parse_object(read_bytes(path), str(path))
+
+
+def load_config(directory: Path) -> ModelConfig:
+    """The model's shape from config.json. Raises ValueError naming file, key, expected and found."""
+    fields = read_json(directory / "config.json")
+    return ModelConfig.from_hf(fields.data, fields.source)
+
+
+def load_generation_defaults(directory: Path) -> dict[str, Any]:
+    """The sampling settings that the model's makers advise, under SamplingParams' names.
+
+    Those of generation_config.json; `do_sample` false means greedy. Raises ValueError for a value out of range.
+    """
+    fields = read_json(directory / "generation_config.json", optional=True)
+    defaults = {name: fields.data[name] for name in SAMPLING_DEFAULTS if fields.data.get(name) is not None}
+    if not fields.flag("do_sample", True):
+        defaults["temperature"] = 0.0
+    try:
+        SamplingParams(**defaults)
+    except ValueError as error:
+        raise ValueError(f"{fields.source}: {error}") from error
+    return defaults
+
+
+def eos_ids(directory: Path) -> frozenset[int] | None:
+    """Ids of the tokens that end a text, from generation_config.json, else config.json; None where neither says."""
+    for name in ("generation_config.json", "config.json"):
+        fields = read_json(directory / name, optional=True)
+        value = fields.data.get("eos_token_id")
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if not ids or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
+            raise ValueError(f"{fields.source}: eos_token_id: expected a token id or a list of them, found {value!r}")
+        return frozenset(ids)
+    return None
