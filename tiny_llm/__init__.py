@@ -1,9 +1,9 @@
 """tiny-llm: an LLM inference engine on MLX, small enough to read and fast enough to use.
 
-    from tiny_llm import SamplingParams, load
+from tiny_llm import SamplingParams, load
 
-    llm = load("qwen3-0.6b")
-    print(llm.generate("What is a KV cache?", SamplingParams(max_tokens=100)).text)
+llm = load("qwen3-0.6b")
+print(llm.generate("What is a KV cache?", SamplingParams(max_tokens=100)).text)
 """
 
 from typing import TYPE_CHECKING, Any

@@ -73,7 +73,9 @@ def test_pairs_turn_like_complex_numbers() -> None:
 def test_scalings_are_mlx_lms(scaling: str, nested: bool, form) -> None:
     x, positions = sample()
     peer = initialize_rope(64, 10000.0, False, SCALINGS[scaling], 512)
-    want = mx.stack([peer(mx.array(row)[None, :, None], offset=int(at))[0, :, 0] for row, at in zip(x, positions)])
+    want = mx.stack(
+        [peer(mx.array(row)[None, :, None], offset=int(at))[0, :, 0] for row, at in zip(x, positions, strict=True)]
+    )
     rope = Rope(config(SCALINGS[scaling], nested=nested), 64)
     got = form(mx.array(x), rope.at(mx.array(positions)))
     np.testing.assert_allclose(np.array(got), np.array(want), rtol=1e-4, atol=5e-5)

@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from tiny_llm.cache.base import KVCache
 from tiny_llm.decode.generate import LAST, prefill
@@ -20,7 +22,7 @@ class Beam:
 
     def score(self, length_penalty: float) -> float:
         """What beams are ranked by: log-probability / length ** length_penalty. (arXiv:1609.08144 without its shift)"""
-        return self.logprob / len(self.tokens) ** length_penalty
+        return self.logprob / float(len(self.tokens) ** length_penalty)
 
 
 def beam_search(
@@ -50,9 +52,9 @@ def beam_search(
         candidates: list[tuple[Beam, KVCache]] = []
         count = min(width + len(stops), model.config.vocab_size)  # enough if every stop token is among them
         for (beam, held), row in zip(live, logprobs, strict=True):
-            for token in mx.argpartition(-row, count - 1)[:count].tolist():  # type: ignore[union-attr]
-                total = beam.logprob + float(row[token].item())
-                candidates.append((Beam((*beam.tokens, int(token)), total, token in stops), held))
+            for token in np.argpartition(-row, count - 1)[:count].tolist():
+                total = beam.logprob + float(row[token])
+                candidates.append((Beam((*beam.tokens, token), total, token in stops), held))
         candidates.sort(key=lambda item: -item[0].logprob)
         finished = sorted(finished + [beam for beam, _ in candidates[:width] if beam.finished], key=rank)[:width]
         live = [(beam, held.fork()) for beam, held in candidates if not beam.finished][:width]
@@ -61,11 +63,10 @@ def beam_search(
         if len(finished) == width and rank(min((beam for beam, _ in live), key=rank)) >= rank(finished[-1]):
             break
         logprobs = [_log_softmax(model(mx.array([beam.tokens[-1]]), held, LAST)) for beam, held in live]
-        mx.eval(logprobs)
     return sorted(finished + [beam for beam, _ in live], key=rank)[:width]
 
 
-def _log_softmax(logits: mx.array) -> mx.array:
-    """(1, V) → (V,) float32."""
+def _log_softmax(logits: mx.array) -> npt.NDArray[np.float32]:
+    """(1, V) → (V,), read back."""
     row = logits[0].astype(mx.float32)
-    return row - mx.logsumexp(row)
+    return np.array(row - mx.logsumexp(row))

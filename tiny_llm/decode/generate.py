@@ -1,13 +1,13 @@
 """From a prompt to text: fill the cache, then one token a step.
 
-    prefill          prompt → cache, logits of the last token
-    generate_tokens  logits → token → logits → …, the next step under way before the last token is read
-    stream           tokens → text, with stop tokens, stop strings and finish reasons
+prefill          prompt → cache, logits of the last token
+generate_tokens  logits → token → logits → …, the next step under way before the last token is read
+stream           tokens → text, with stop tokens, stop strings and finish reasons
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import mlx.core as mx
 
@@ -55,7 +55,7 @@ def generate_naive(model: Qwen3, prompt: Sequence[int], num_tokens: int) -> list
     tokens = list(prompt)
     for _ in range(num_tokens):
         logits = model(mx.array(tokens), RecomputeCache(model.config, model.ops))  # (T, V)
-        tokens.append(int(mx.argmax(logits[-1]).item()))
+        tokens.append(cast(int, mx.argmax(logits[-1]).item()))
     return tokens[len(prompt) :]
 
 
@@ -64,7 +64,7 @@ def prefill(model: Qwen3, prompt: Sequence[int], cache: KVCache, chunk: int = 20
 
     Returns the logits after the last token, (1, V), not yet evaluated.
     """
-    tokens = mx.array(prompt[cache.offset :], mx.int32)
+    tokens = mx.array(list(prompt[cache.offset :]), mx.int32)
     while tokens.shape[0] > chunk:
         model.hidden_states(tokens[:chunk], cache)
         mx.eval(cache.state)
@@ -106,19 +106,19 @@ def generate_tokens(
 
 
 def _start(sampled: Sampled) -> None:
-    mx.async_eval(*(array for array in sampled if array is not None))
+    mx.async_eval(*(array for array in sampled if array is not None))  # type: ignore[no-untyped-call]
 
 
 def _read(sampled: Sampled) -> Token:
     """Wait for a step and take its numbers out of MLX."""
-    token = int(sampled.tokens.item())
+    token = cast(int, sampled.tokens.item())
     if sampled.logprobs is None:
         return Token(token)
     top: tuple[tuple[int, float], ...] = ()
     if sampled.top_tokens is not None and sampled.top_logprobs is not None:
-        ids, logprobs = sampled.top_tokens[0].tolist(), sampled.top_logprobs[0].tolist()
-        top = tuple(zip(ids, logprobs, strict=True))  # type: ignore[arg-type]
-    return Token(token, TokenLogprobs(float(sampled.logprobs.item()), top))
+        ids = cast(list[int], sampled.top_tokens[0].tolist())
+        top = tuple(zip(ids, cast(list[float], sampled.top_logprobs[0].tolist()), strict=True))
+    return Token(token, TokenLogprobs(cast(float, sampled.logprobs.item()), top))
 
 
 def stream(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -80,7 +80,7 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
 def _dtype(config: EngineConfig) -> mx.Dtype | None:
     """None keeps the files' own. On a CPU half-precision matmuls are fifty times slower than float32 ones."""
     if config.dtype != "auto":
-        return getattr(mx, config.dtype)
+        return cast(mx.Dtype, getattr(mx, config.dtype))
     return None if mx.default_device() == mx.gpu else mx.float32
 
 
@@ -120,10 +120,10 @@ class LLM:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
         if prompt and isinstance(prompt[0], Mapping):
-            return self.tokenizer.encode(self.tokenizer.render(prompt, **(template or {})))  # type: ignore[arg-type]
+            return self.tokenizer.encode(self.tokenizer.render(cast(Messages, prompt), **(template or {})))
         if not all(isinstance(token, int) for token in prompt):
-            raise ValueError(f"prompt: expected a text, chat messages or token ids, found {prompt!r:.80}")
-        return list(prompt)  # type: ignore[arg-type]
+            raise ValueError(f"prompt: expected a text, chat messages or token ids, found {prompt!s:.80}")
+        return cast(list[int], list(prompt))
 
     def generate(
         self,
@@ -193,7 +193,7 @@ class LLM:
             raise
 
     def _reuse(self, tokens: list[int]) -> int:
-        """Trim the cache to what it has in common with the prompt, at least one token less; returns how much that is."""
+        """Trim the cache to what it shares with the prompt, at least one token less; returns how much that is."""
         agreed = 0
         limit = min(len(tokens) - 1, len(self._cached), self._cache.offset)
         while agreed < limit and tokens[agreed] == self._cached[agreed]:

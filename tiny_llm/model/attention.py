@@ -27,9 +27,7 @@ def scaled_dot_product_attention(
     return mx.softmax(scores.astype(mx.float32), axis=-1).astype(v.dtype) @ v
 
 
-def grouped_attention(
-    q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None = None
-) -> mx.array:
+def grouped_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None = None) -> mx.array:
     """Attention where Hq / Hkv neighbouring query heads share one K/V head (MHA: 1 each, MQA: all share one).
 
     q (Hq, T, D), k and v (Hkv, S, D), result (Hq, T, D).
