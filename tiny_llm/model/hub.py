@@ -1,0 +1,187 @@
+"""Model names: a local directory, a short alias or a repository of the Hugging Face Hub.
+
+huggingface_hub is imported inside the functions: it takes as long to import as all else at start-up together, and a
+local model does not need it.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiny_llm.json_fields import require
+from tiny_llm.model.safetensors import weight_files
+
+ALLOW_PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
+QWEN3_SIZES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
+QWEN25_SIZES = ("0.5B", "1.5B", "3B", "7B")
+ALIASES = {
+    **{f"qwen3-{size.lower()}": f"Qwen/Qwen3-{size}" for size in QWEN3_SIZES},
+    **{f"qwen3-{size.lower()}-4bit": f"mlx-community/Qwen3-{size}-4bit" for size in QWEN3_SIZES},
+    **{f"qwen2.5-{size.lower()}": f"Qwen/Qwen2.5-{size}-Instruct" for size in QWEN25_SIZES},
+    **{f"qwen2.5-{size.lower()}-4bit": f"mlx-community/Qwen2.5-{size}-Instruct-4bit" for size in QWEN25_SIZES},
+}
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A downloaded model. `size` in bytes on disk, `complete` whether all its weights are there."""
+
+    repo: str
+    alias: str | None
+    path: Path
+    size: int
+    complete: bool
+
+
+def resolve(name: str, *, progress: bool = True) -> Path:
+    """The directory of a model: a local one as it is, else the downloaded copy, downloaded first where missing.
+
+    Raises ValueError where there is no such directory or model, or the Hub cannot be reached.
+    """
+    local = local_path(name)
+    if local is not None:
+        return local
+    repo = repo_of(name)
+    return _cached(repo) or download(repo, progress=progress)
+
+
+def local_path(name: str) -> Path | None:
+    """The directory that `name` is, None where it looks like an alias or a repository instead."""
+    require(bool(name.strip()), "model: expected a directory, an alias or a hub name, found nothing")
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.exists(path):
+        raise ValueError(f"{name}: expected a model directory, found a file")
+    if name.startswith((".", "/", "~")):
+        raise ValueError(f"{name}: expected a model directory, found nothing there")
+    return None
+
+
+def repo_of(name: str) -> str:
+    """The Hub repository of an alias, or `name` itself where it is one. Raises ValueError for anything else."""
+    repo = ALIASES.get(name.lower(), name)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
+        return repo
+    close = difflib.get_close_matches(name.lower(), ALIASES, n=3) or list(ALIASES)
+    raise ValueError(
+        f"{name}: expected a directory, a hub name such as Qwen/Qwen3-0.6B, or an alias such as {', '.join(close)}"
+    )
+
+
+def download(name: str, *, progress: bool = True) -> Path:
+    """Fetch a model from the Hub, or what has changed of it. Raises ValueError with a remedy."""
+    repo = repo_of(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        with _progress_bars(progress):
+            path = Path(snapshot_download(repo, allow_patterns=ALLOW_PATTERNS))
+    except Exception as error:  # the Hub's client, its transport and the disk each raise their own
+        raise ValueError(_remedy(repo, error)) from error
+    if not _is_complete(path):
+        raise ValueError(
+            f"{repo}: expected config.json, tokenizer.json and model*.safetensors, found only "
+            f"{', '.join(sorted(file.name for file in path.iterdir())) or 'nothing'}; take another version of the model"
+        )
+    return path
+
+
+def local_models() -> list[LocalModel]:
+    """The models in the Hub's cache on this machine that hold safetensors, by name."""
+    models = []
+    for repo in _scan():
+        snapshots = sorted(repo.revisions, key=lambda revision: revision.last_modified)
+        path = snapshots[-1].snapshot_path if snapshots else repo.repo_path
+        if any(path.glob("model*.safetensors")):
+            alias = next((alias for alias, target in ALIASES.items() if target == repo.repo_id), None)
+            models.append(LocalModel(repo.repo_id, alias, path, repo.size_on_disk, _is_complete(path)))
+    return sorted(models, key=lambda model: model.repo)
+
+
+def remove(name: str) -> int:
+    """Delete a downloaded model; returns the bytes freed. Raises ValueError where it is not in the cache."""
+    from huggingface_hub import scan_cache_dir
+
+    repo = repo_of(name)
+    revisions = [revision.commit_hash for cached in _scan() if cached.repo_id == repo for revision in cached.revisions]
+    if not revisions:
+        raise ValueError(f"{name}: expected a downloaded model, found none of that name; here are: {_cached_names()}")
+    plan = scan_cache_dir().delete_revisions(*revisions)
+    plan.execute()
+    return plan.expected_freed_size
+
+
+def _scan() -> list[Any]:
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        return [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
+    except CacheNotFound:
+        return []
+
+
+def _cached(repo: str) -> Path | None:
+    """The downloaded copy if it is whole, without asking the network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(repo, allow_patterns=ALLOW_PATTERNS, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return path if _is_complete(path) else None
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a snapshot has all that loading needs; an interrupted download leaves some of it."""
+    try:
+        files, index = weight_files(path)
+    except ValueError:
+        return False
+    sharded = any("-of-" in file.name for file in files)
+    return (path / "config.json").exists() and (path / "tokenizer.json").exists() and (bool(index) or not sharded)
+
+
+def _remedy(repo: str, error: Exception) -> str:
+    """One line for a failed download: what is wrong and what to do."""
+    from huggingface_hub import constants, errors
+
+    page = f"https://huggingface.co/{repo}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo}: needs its makers' permission: ask for it at {page}, then log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return (
+            f"{repo}: expected a model on the Hugging Face Hub, found none (or a private one: `hf auth login`); "
+            f"aliases: {', '.join(ALIASES)}"
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"{repo}: the Hugging Face Hub answers {error.response.status_code}; try again later, see {page}"
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "no connection to the Hugging Face Hub"
+    return f"{repo}: cannot be downloaded ({reason}); check network and disk, or take what is here: {_cached_names()}"
+
+
+def _cached_names() -> str:
+    """What works without the Hub, for an error message."""
+    return ", ".join(model.alias or model.repo for model in local_models() if model.complete) or "none"
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
