@@ -21,7 +21,7 @@ def linear(x: mx.array, w: Weight) -> mx.array:
     """`ops.linear`, as (W xᵀ)ᵀ where there are few rows: OpenBLAS then takes its matrix-vector kernels."""
     if "parts" in w or "scales" in w or x.shape[0] > FEW_ROWS:
         return plain.linear(x, w)
-    y = (w["weight"] @ x.T).T
+    y: mx.array = (w["weight"] @ x.T).T
     return y + w["bias"] if "bias" in w else y
 
 

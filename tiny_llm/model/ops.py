@@ -29,6 +29,7 @@ def linear(x: mx.array, w: Weight) -> mx.array:
     """y = x Wᵀ + bias. x (T, in), result (T, out)."""
     if "parts" in w:
         return mx.concatenate([linear(x, part) for part in w["parts"]], axis=-1)
+    y: mx.array
     if "scales" in w:
         group_size, bits = quantization_of(w, x.shape[-1])
         y = mx.quantized_matmul(x, w["weight"], w["scales"], w["biases"], group_size=group_size, bits=bits)
@@ -39,11 +40,11 @@ def linear(x: mx.array, w: Weight) -> mx.array:
 
 def embedding(tokens: mx.array, w: Weight, hidden_size: int) -> mx.array:
     """Row `token` of the table for each token. tokens (T,), result (T, hidden_size)."""
+    rows: mx.array = w["weight"][tokens]
     if "scales" not in w:
-        return w["weight"][tokens]
+        return rows
     group_size, bits = quantization_of(w, hidden_size)
-    rows = (w[name][tokens] for name in ("weight", "scales", "biases"))
-    return mx.dequantize(*rows, group_size=group_size, bits=bits)
+    return mx.dequantize(rows, w["scales"][tokens], w["biases"][tokens], group_size=group_size, bits=bits)
 
 
 def softmax(x: mx.array) -> mx.array:

@@ -1,0 +1,147 @@
+"""`load` and `LLM`: what the Python API promises."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import make_model
+from tiny_llm import LLM, SamplingParams, load
+from tiny_llm.config import EngineConfig
+from tiny_llm.engine import llm as llm_module
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+CHAT = [{"role": "user", "content": "hello there"}]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def llm(path: Path) -> LLM:
+    return load(path)
+
+
+def fresh(path: Path, prompt, params: SamplingParams = GREEDY) -> str:
+    """The answer of an LLM that has seen nothing before."""
+    return load(path).generate(prompt, params).text
+
+
+def test_text_chat_and_ids(llm: LLM) -> None:
+    text = llm.tokenizer.render(CHAT)
+    answers = [llm.generate(prompt, GREEDY) for prompt in (CHAT, text, llm.tokenizer.encode(text))]
+    assert len({answer.text for answer in answers}) == 1
+    assert answers[0].text == llm.tokenizer.decode(answers[0].tokens)
+    assert answers[0].finish_reason == "length" and len(answers[0].tokens) == 12
+
+
+def test_template_settings_reach_the_prompt(llm: LLM) -> None:
+    thinking, not_thinking = (llm.encode(CHAT, {"enable_thinking": on}) for on in (True, False))
+    assert len(not_thinking) > len(thinking)
+
+
+def test_plain_and_fused_write_the_same(path: Path) -> None:
+    texts = {load(path, config=EngineConfig(ops=ops)).generate(CHAT, GREEDY).text for ops in ("plain", "fused")}
+    assert len(texts) == 1
+
+
+def test_a_second_turn_reads_only_what_is_new(path: Path, llm: LLM) -> None:
+    first = llm.generate(CHAT, GREEDY)
+    turns = [*CHAT, {"role": "assistant", "content": first.text}, {"role": "user", "content": "the fox"}]
+    second = llm.generate(turns, GREEDY)
+    assert second.text == fresh(path, turns)
+    assert second.stats.cached_tokens >= first.stats.prompt_tokens - 4  # up to where the template ends a turn
+    assert second.stats.prompt_tokens == len(llm.encode(turns))
+
+
+def test_the_same_prompt_again_and_a_shorter_one(path: Path, llm: LLM) -> None:
+    tokens = llm.encode(CHAT)
+    first = llm.generate(tokens, GREEDY)
+    again = llm.generate(tokens, GREEDY)
+    assert (again.text, again.stats.cached_tokens) == (first.text, len(tokens) - 1)
+    assert llm.generate(tokens[:5], GREEDY).text == fresh(path, tokens[:5])
+
+
+@pytest.mark.parametrize("settings", [{"n": 3}, {"beam_width": 3, "n": 2}, {"max_tokens": 1}])
+def test_the_cache_is_right_after_samples_beams_and_one_token(path: Path, llm: LLM, settings: dict) -> None:
+    llm.generate("the quick", SamplingParams(**{"max_tokens": 6, "seed": 1, **settings}))
+    assert llm.generate("the quick brown fox", GREEDY).text == fresh(path, "the quick brown fox")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_an_abandoned_stream_leaves_a_right_cache(path: Path, llm: LLM, steps: int) -> None:
+    stream = llm.stream(CHAT, GREEDY)
+    for _ in range(steps):
+        next(stream)
+    stream.close()
+    assert llm.generate(CHAT, GREEDY).text == fresh(path, CHAT)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("some other fault")])
+def test_a_step_that_dies_half_way_leaves_no_trace(
+    path: Path, llm: LLM, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Ctrl-C between two layers of the third step."""
+    attend, calls = llm._cache.attend, iter(range(100))
+
+    def interrupted(*args):
+        if next(calls) == 5:
+            raise error
+        return attend(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm._cache, "attend", interrupted)
+        with pytest.raises(type(error) if isinstance(error, Exception) else error):
+            llm.generate(CHAT, GREEDY)
+    assert llm.generate(CHAT, GREEDY).text == fresh(path, CHAT)
+
+
+def test_out_of_memory_says_what_to_do(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args):
+        raise RuntimeError("[malloc] Unable to allocate 99999999999 bytes.")
+
+    monkeypatch.setattr(llm._cache, "attend", full)
+    with pytest.raises(MemoryError, match="99999999999 bytes.*smaller --max-context"):
+        llm.generate(CHAT, GREEDY)
+
+
+def test_n_and_beams_return_lists(llm: LLM) -> None:
+    samples = llm.generate(CHAT, SamplingParams(n=3, max_tokens=5, seed=0))
+    assert [sample.index for sample in samples] == [0, 1, 2]
+    beams = llm.generate(CHAT, SamplingParams(beam_width=4, n=2, max_tokens=5, ignore_eos=True))
+    assert len(beams) == 2 and all(len(beam.tokens) == 5 for beam in beams)
+
+
+def test_settings_come_from_the_request_then_the_model(llm: LLM) -> None:
+    assert llm.defaults == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    params = llm.resolve(None, {"temperature": 0.1, "max_tokens": 3})
+    assert (params.temperature, params.top_k, params.top_p, params.max_tokens) == (0.1, 20, 0.95, 3)
+    assert llm.resolve(GREEDY, {}) is GREEDY
+    with pytest.raises(ValueError, match="temprature: unknown"):
+        llm.generate(CHAT, temprature=1)
+    with pytest.raises(ValueError, match="top_k: expected either"):
+        llm.generate(CHAT, GREEDY, top_k=3)
+
+
+def test_figures_of_a_request(llm: LLM) -> None:
+    stats = llm.generate(CHAT, GREEDY).stats
+    assert stats == llm.last_stats
+    assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (len(llm.encode(CHAT)), 0, 12)
+    assert stats.time_to_first_token > 0 and stats.peak_memory > 0
+    assert stats.decode_tps == pytest.approx(11 / stats.decode_time)
+    assert stats.prefill_tps == pytest.approx(stats.prompt_tokens / stats.time_to_first_token)
+
+
+def test_refusals(path: Path, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        llm.stream("")
+    with pytest.raises(ValueError, match=r"prompt: expected a text, chat messages or token ids, found \['a', 'b'\]"):
+        llm.generate(["a", "b"])
+    with pytest.raises(ValueError, match="leave no room .* context of 16"):
+        load(path, config=EngineConfig(max_context=16)).generate([1] * 16)
+    monkeypatch.setattr(llm_module, "POCKET", path / "nothing")
+    with pytest.raises(ValueError, match="--model qwen3-0.6b"):
+        load()
+    with pytest.raises(ValueError, match="nowhere"):
+        load(path / "nowhere")
