@@ -1,0 +1,97 @@
+"""The command line. Commands import the engine when they run, so that --help needs no mlx."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+from tiny_llm.cli.bench import bench
+from tiny_llm.cli.chat import chat
+from tiny_llm.cli.doctor import doctor
+from tiny_llm.cli.errors import report
+from tiny_llm.cli.generate import generate
+from tiny_llm.cli.models import models
+
+PROGRAM = "tiny-llm"
+
+app = typer.Typer(
+    name=PROGRAM,
+    help="Run Qwen language models on this machine.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (chat, generate, bench, doctor):
+    app.command()(command)
+app.add_typer(models, name="models")
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            version = metadata.version(PROGRAM)
+        except metadata.PackageNotFoundError:
+            version = "(not installed, run from its source)"
+        print(PROGRAM, version)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["TINY_LLM_DEBUG"] = "1"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C.
+
+    Errors are one line on stderr. --debug counts wherever it stands.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    if "--debug" in given[:end]:
+        given = ["--debug", *(word for word in given[:end] if word != "--debug"), *given[end:]]
+    try:
+        code = app(given, prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:  # the reader has seen enough; the interpreter's own flush must not complain either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        print(file=sys.stderr)
+        return 130
+    except Exception as error:
+        return fail(error)
+
+
+def fail(error: Exception) -> int:
+    """Show `error`, typer's or any other, in one line; returns the exit code."""
+    if not hasattr(error, "format_message"):
+        report(error)
+        return 1
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message())
+        return 2
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else PROGRAM
+    print(f"{path}: {usage_message(error)} (see {path} --help)", file=sys.stderr)
+    return int(getattr(error, "exit_code", 1))
+
+
+def usage_message(error: Any) -> str:
+    """Typer's message in one line, with the offending value and the nearest option where it leaves them out."""
+    text = " ".join(error.format_message().split()).replace("Value error, ", "").rstrip(".")
+    if near := getattr(error, "possibilities", None):
+        return f"No such option: {error.option_name}; did you mean {' or '.join(sorted(near))}?"
+    if hasattr(error.__cause__, "errors"):  # pydantic's, which typer converts values with
+        found = repr(error.__cause__.errors()[0]["input"])
+        return text if found in text else f"{text}, found {found}"
+    return text

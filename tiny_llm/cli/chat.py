@@ -1,0 +1,95 @@
+"""`tiny-llm chat`: talk to a model, at a terminal or through a pipe."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO
+
+import typer
+
+from tiny_llm.cli.commands import Commands
+from tiny_llm.cli.errors import report
+from tiny_llm.cli.options import DialogueOptions, EngineOptions, SamplingOptions, settings_of, with_options
+from tiny_llm.cli.session import Session, remark
+from tiny_llm.cli.terminal import note
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
+
+@with_options
+def chat(engine: EngineOptions, sampling: SamplingOptions, dialogue: DialogueOptions) -> None:
+    """Talk to a model.
+
+    /help lists what can be typed besides messages. If the input is not a terminal, each of its lines is a message
+    (a \\ at the end joins it with the next), and the answers go to stdout as plain text.
+    """
+    settings = settings_of(sampling)
+    llm = engine.load()
+    session = Session(llm, settings, dialogue.template(), dialogue.system)
+    if sys.stdin.isatty():
+        note(f"{llm.name}, context of {llm.max_context} tokens. /help lists the commands, /quit ends.")
+        talk(session)
+    elif not relay(session, sys.stdin):
+        raise typer.Exit(1)
+
+
+def talk(session: Session) -> None:
+    """The conversation at a terminal, until /quit or Ctrl-D."""
+    from tiny_llm.cli.editor import make_editor
+
+    commands = Commands(session)
+    editor = make_editor(commands.names())
+    with suppress(EOFError):
+        while True:
+            listen(session, commands, editor)
+
+
+def listen(session: Session, commands: Commands, editor: "PromptSession[str]") -> None:
+    """One line from the terminal. Raises EOFError for /quit and Ctrl-D."""
+    try:
+        line = editor.prompt("> ")
+        if line.strip():
+            take(session, commands, line)
+    except KeyboardInterrupt:
+        remark("/quit or Ctrl-D ends the chat")
+
+
+def relay(session: Session, stream: TextIO) -> bool:
+    """The conversation through a pipe; False if something failed on the way."""
+    commands, ok = Commands(session), True
+    with suppress(EOFError):
+        for line in joined_lines(stream):
+            if line.strip():
+                ok &= take(session, commands, line)
+    return ok
+
+
+def take(session: Session, commands: Commands, line: str) -> bool:
+    """Obey a command or answer a message. What goes wrong is shown in a line, and the chat goes on."""
+    try:
+        if line.startswith("/"):
+            commands.run(line)
+        else:
+            session.send(line)
+    except (EOFError, BrokenPipeError):
+        raise
+    except Exception as error:
+        sys.stdout.flush()
+        report(error)
+        return False
+    return True
+
+
+def joined_lines(stream: TextIO) -> Iterator[str]:
+    """Lines without their ends; one that ends in a backslash goes on in the next."""
+    parts: list[str] = []
+    for line in stream:
+        line = line.rstrip("\r\n")
+        if line.endswith("\\"):
+            parts.append(line[:-1])
+        else:
+            yield "\n".join([*parts, line])
+            parts = []
+    if parts:
+        yield "\n".join(parts)

@@ -1,0 +1,137 @@
+"""`tiny-llm generate`: one prompt, one answer, or several of them."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tiny_llm.cli.options import (
+    DialogueOptions,
+    EngineOptions,
+    SamplingOptions,
+    SearchOptions,
+    option,
+    settings_of,
+    with_options,
+)
+from tiny_llm.cli.session import timing
+from tiny_llm.cli.terminal import note, printable
+
+if TYPE_CHECKING:
+    from tiny_llm.decode.generate import TokenLogprobs
+    from tiny_llm.engine.llm import LLM, Completion, Prompt
+
+
+@with_options
+def generate(
+    engine: EngineOptions,
+    sampling: SamplingOptions,
+    search: SearchOptions,
+    dialogue: DialogueOptions,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads it from stdin.")] = None,
+    file: Annotated[Path | None, option("Read the prompt from a file.", "--file", "-f")] = None,
+    raw: Annotated[
+        bool | None,
+        option(
+            "Continue the text, or answer it as a message (the default if there is a chat template).", "--raw/--chat"
+        ),
+    ] = None,
+    stream: Annotated[bool | None, option("Show text as it comes (the default), or at the end.")] = None,
+    as_json: Annotated[bool, option("Print one JSON object: model, prompt, completions, stats.", "--json")] = False,
+) -> None:
+    """Answer one prompt, or continue it with --raw."""
+    settings = settings_of(sampling, search)
+    several = settings.get("n", 1) > 1 or settings.get("beam_width", 1) > 1
+    if stream and (several or as_json):
+        raise typer.BadParameter(
+            "shows one answer as it comes; leave out --json, --n and --beam-width", param_hint="--stream"
+        )
+    if raw and (dialogue.system is not None or dialogue.thinking is not None):
+        raise typer.BadParameter("a raw prompt has no chat template for --system and --thinking", param_hint="--raw")
+    text = read_prompt(prompt, file)
+    llm = engine.load()
+    if raw is None and not llm.tokenizer.templates:
+        note("the model has no chat template: it continues the text")
+        raw = True
+    request = text if raw else messages(text, dialogue.system)
+    if stream is not False and not several and not as_json:
+        show_stream(llm, request, dialogue.template(), settings)
+        return
+    answer = llm.generate(request, template=dialogue.template(), **settings)
+    completions = answer if isinstance(answer, list) else [answer]
+    if as_json:
+        print(json.dumps(as_data(llm, completions), ensure_ascii=False))
+    else:
+        show(completions)
+
+
+def read_prompt(argument: str | None, file: Path | None) -> str:
+    """The prompt from the one place that was named. Raises BadParameter for none, two, or an empty one."""
+    if argument is not None and file is not None:
+        raise typer.BadParameter("give the prompt or --file, not both", param_hint="PROMPT")
+    if argument is None and file is None and sys.stdin.isatty():
+        raise typer.BadParameter("give it as an argument, with --file or on stdin", param_hint="PROMPT")
+    try:
+        if file is not None:
+            text = file.read_text(encoding="utf-8")
+        else:
+            text = sys.stdin.buffer.read().decode("utf-8") if argument in (None, "-") else str(argument)
+        text.encode("utf-8")  # an argument may hold bytes that are no text
+    except UnicodeError as error:
+        raise typer.BadParameter(f"expected UTF-8 text: {error}", param_hint="PROMPT") from None
+    if not text.strip():
+        raise typer.BadParameter("the prompt is empty; write what the model should answer", param_hint="PROMPT")
+    return text.removesuffix("\n") if file is not None or argument in (None, "-") else text
+
+
+def messages(text: str, system: str | None) -> list[dict[str, str]]:
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": text}]
+
+
+def show_stream(llm: "LLM", request: "Prompt", template: dict[str, Any], settings: dict[str, Any]) -> None:
+    for delta in llm.stream(request, template=template, **settings):
+        print(printable(delta.text, sys.stdout), end="", flush=True)
+    print()
+    if llm.last_stats is not None:
+        note(timing(llm.last_stats))
+
+
+def show(completions: Sequence["Completion"]) -> None:
+    for place, completion in enumerate(completions, 1):
+        if len(completions) > 1:
+            print(f"--- {place} of {len(completions)} ({completion.finish_reason})")
+        print(printable(completion.text, sys.stdout))
+    note(timing(completions[0].stats))
+
+
+def as_data(llm: "LLM", completions: Sequence["Completion"]) -> dict[str, Any]:
+    """What --json prints."""
+    stats = completions[0].stats
+    return {
+        "model": llm.name,
+        "prompt_tokens": stats.prompt_tokens,
+        "completions": [
+            {
+                "index": completion.index,
+                "text": completion.text,
+                "tokens": completion.tokens,
+                "finish_reason": completion.finish_reason,
+                "logprobs": completion.logprobs and list(map(logprobs_data, completion.logprobs)),
+            }
+            for completion in completions
+        ],
+        "stats": {f.name: getattr(stats, f.name) for f in fields(stats)}
+        | {"prefill_tps": stats.prefill_tps, "decode_tps": stats.decode_tps},
+    }
+
+
+def logprobs_data(entry: "TokenLogprobs") -> dict[str, Any]:
+    """JSON knows no infinity: the log-probability of what can't happen is null."""
+    top = [[token, value if isfinite(value) else None] for token, value in entry.top]
+    return {"logprob": entry.logprob if isfinite(entry.logprob) else None, "top": top}

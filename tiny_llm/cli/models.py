@@ -1,0 +1,53 @@
+"""`tiny-llm models`: which models are on this machine; download and remove them."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from tiny_llm.cli.options import option
+from tiny_llm.cli.terminal import size, table
+
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="An alias or a hub name such as Qwen/Qwen3-0.6B.")]
+
+models = typer.Typer(help="List, download and remove models.", rich_markup_mode=None, no_args_is_help=True)
+
+
+@models.command("list")
+def list_models(as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False) -> None:
+    """List the downloaded models with their sizes, and the aliases."""
+    from tiny_llm.model.hub import ALIASES, local_models
+
+    local = local_models()
+    if as_json:
+        print(json.dumps({"models": [vars(model) | {"path": str(model.path)} for model in local], "aliases": ALIASES}))
+        return
+    if local:
+        state = {True: "", False: "incomplete: download it again"}
+        table([(model.alias or "", model.repo, size(model.size), state[model.complete]) for model in local])
+    else:
+        print("No model has been downloaded yet.")
+    here = {model.alias for model in local}
+    print("\nAliases for `tiny-llm models download` and --model:")
+    table([(alias, repo) for alias, repo in ALIASES.items() if alias not in here])
+
+
+@models.command()
+def download(model: Name) -> None:
+    """Download a model, or what is missing of it, and print its directory."""
+    from tiny_llm.model.hub import download
+
+    print(download(model, progress=sys.stderr.isatty()))
+
+
+@models.command()
+def remove(model: Name, yes: Annotated[bool, option("Do not ask.", "--yes", "-y")] = False) -> None:
+    """Delete a downloaded model from this machine."""
+    from tiny_llm.model.hub import remove
+
+    if not yes and not sys.stdin.isatty():
+        raise typer.BadParameter("nobody can be asked here; add --yes to delete the model", param_hint="MODEL")
+    if not yes and not typer.confirm(f"Delete {model} from this machine?"):
+        return
+    print(f"removed {model}: {size(remove(model))} freed")

@@ -1,0 +1,145 @@
+"""The options that commands share, each declared once. All default to None, "not set"."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from tiny_llm.cli.errors import usage
+from tiny_llm.cli.terminal import note
+from tiny_llm.config import EngineConfig, SamplingParams
+
+if TYPE_CHECKING:
+    from tiny_llm.engine.llm import LLM
+
+Result = TypeVar("Result")
+
+
+def with_options(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Let typer see each field of a dataclass parameter as an option of its own; `command` gets the dataclass."""
+    parameters = inspect.signature(command).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
+    flat = [p for p in parameters if p.name not in groups]
+    for group in groups.values():
+        flat += inspect.signature(group).parameters.values()
+
+    @functools.wraps(command)
+    def run(**values: Any) -> Result:
+        made = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        return command(**values, **made)
+
+    run.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in flat])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in flat}
+    return run
+
+
+def option(help: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, show_default=False)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which model, and how it runs."""
+
+    model: Annotated[
+        str | None, option("A directory, a hub name or an alias (see `tiny-llm models list`).", "--model", "-m")
+    ] = None
+    ops: Annotated[
+        Literal["fused", "plain"] | None, option("Fastest or readable implementation of each operation.")
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"] | None, option("Number format of weights and arithmetic.")
+    ] = None
+    max_context: Annotated[int | None, option("Tokens a conversation may hold; the model's own limit if not set.")] = (
+        None
+    )
+    prefill_chunk: Annotated[int | None, option("Prompt tokens per forward pass.")] = None
+
+    def config(self) -> EngineConfig:
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "model"}
+        with usage():
+            return EngineConfig(**{name: value for name, value in values.items() if value is not None})
+
+    def load(self) -> "LLM":
+        """Load the model that was named, or the one that ships with the package."""
+        config = self.config()
+        if self.model is not None and not self.model.strip():
+            raise typer.BadParameter(
+                "the name is empty; give a directory, a hub name or an alias", param_hint="--model"
+            )
+        note(f"loading {self.model or 'the model'} …")
+        from tiny_llm.engine import llm
+
+        return llm.load(self.model, config=config)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen."""
+
+    max_tokens: Annotated[int | None, option("Tokens to write at most.")] = None
+    temperature: Annotated[float | None, option("0 takes the likeliest token each time; higher is more varied.")] = None
+    top_k: Annotated[int | None, option("Choose among this many likeliest tokens; 0 for all.")] = None
+    top_p: Annotated[float | None, option("Choose among the likeliest tokens that make up this probability.")] = None
+    min_p: Annotated[float | None, option("Leave out tokens below this share of the likeliest one's chance.")] = None
+    repetition_penalty: Annotated[float | None, option("Above 1: tokens already in the text get less likely.")] = None
+    presence_penalty: Annotated[float | None, option("Taken from the logit of each token already written.")] = None
+    frequency_penalty: Annotated[float | None, option("The same, for each time it was written.")] = None
+    logit_bias: Annotated[
+        list[str] | None, option("Add a value to a token's logit; may be repeated.", metavar="ID=VALUE")
+    ] = None
+    seed: Annotated[int | None, option("Same seed, same text.")] = None
+    stop: Annotated[list[str] | None, option("End before this text; may be repeated.", metavar="TEXT")] = None
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What only a single answer, and no conversation, can ask for."""
+
+    n: Annotated[int | None, option("Number of independent answers.", "--n", "-n")] = None
+    beam_width: Annotated[int | None, option("Above 1: search for the likeliest text instead of sampling.")] = None
+    length_penalty: Annotated[float | None, option("Beam search ranks by log-probability / length ** this.")] = None
+    logprobs: Annotated[int | None, option("Log-probabilities of the chosen token and of the N likeliest.")] = None
+    stop_token_ids: Annotated[list[int] | None, option("End at this token; may be repeated.", metavar="ID")] = None
+    ignore_eos: Annotated[bool | None, option("Go on past the end that the model wants.", "--ignore-eos")] = None
+
+
+@dataclass(frozen=True)
+class DialogueOptions:
+    """What the chat template is given."""
+
+    system: Annotated[str | None, option("System prompt: what the model is told before the conversation.")] = None
+    thinking: Annotated[
+        bool | None, option("Let the model think before it answers, or not.", "--thinking/--no-thinking")
+    ] = None
+
+    def template(self) -> dict[str, Any]:
+        return {} if self.thinking is None else {"enable_thinking": self.thinking}
+
+
+def settings_of(*groups: SamplingOptions | SearchOptions) -> dict[str, Any]:
+    """The options that are set, under SamplingParams' names and checked by it."""
+    values = {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+    settings = {name: value for name, value in values.items() if value is not None and value != []}
+    with usage():
+        if "logit_bias" in settings:
+            settings["logit_bias"] = parse_logit_bias(settings["logit_bias"])
+        for name in {"stop", "stop_token_ids"} & settings.keys():
+            settings[name] = tuple(settings[name])
+        SamplingParams.resolve(settings)
+    return settings
+
+
+def parse_logit_bias(entries: list[str]) -> dict[int, float]:
+    """`["13=-100"]` as `{13: -100.0}`. Raises ValueError naming the entry."""
+    biases = {}
+    for entry in entries:
+        token, _, bias = entry.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError:
+            raise ValueError(f"logit_bias: expected ID=VALUE such as 13=-100, found {entry!r}") from None
+    return biases

@@ -1,0 +1,165 @@
+"""One conversation with one model: send a message, show the answer as it comes."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tiny_llm.cli.conversation import Conversation, Message
+from tiny_llm.cli.terminal import dim, printable, styled
+from tiny_llm.cli.thinking import ThinkingSplitter, starts_thinking
+
+if TYPE_CHECKING:
+    from tiny_llm.engine.llm import LLM, Stats
+
+MAX_TOKENS = 4096  # a conversation's default: thinking alone may take a thousand
+
+
+class AnswerView:
+    """Writes an answer as it comes. Thinking is dim; where stdout is no terminal it goes to stderr."""
+
+    def __init__(self) -> None:
+        self.thinking, self.answer = "", ""
+        self._place: bool | None = None
+
+    def show(self, pieces: list[tuple[bool, str]]) -> None:
+        for thinking, text in pieces:
+            if thinking:
+                self.thinking += text
+            else:
+                self.answer += text
+            stream = sys.stderr if thinking and not sys.stdout.isatty() else sys.stdout
+            if thinking != self._place:
+                self._switch(thinking)
+            text = printable(text, stream)
+            print(dim(text, stream) if thinking else text, end="", file=stream, flush=True)
+
+    def finish(self) -> None:
+        if self._place is not None:
+            print(file=sys.stderr if self._place and not sys.stdout.isatty() else sys.stdout, flush=True)
+
+    def _switch(self, thinking: bool) -> None:
+        """Mark where thinking ends: an empty line where it is dim, the model's tags where it can't be."""
+        begun, self._place = self._place is not None, thinking
+        stream = sys.stdout if sys.stdout.isatty() else sys.stderr
+        if thinking:
+            print("" if styled(stream) else "<think>\n", end="", file=stream)
+        elif begun:
+            print("\n" if styled(stream) else "\n</think>", file=stream, flush=True)
+
+
+class Session:
+    """A model, a conversation and the settings for its answers."""
+
+    def __init__(self, llm: "LLM", settings: dict[str, Any], template: dict[str, Any], system: str | None = None):
+        self.llm, self.settings, self.template = llm, settings, template
+        self.conversation = Conversation(system)
+        self.answers = self.generated = 0
+
+    def send(self, text: str) -> None:
+        """Say `text` and show the answer. If none comes, the conversation is as it was before."""
+        with self._undone_without_answer():
+            self.conversation.say("user", text)
+            self._answer()
+
+    def retry(self) -> None:
+        """Answer the last message again; if no answer comes, the old one stays. Raises ValueError where none is."""
+        with self._undone_without_answer():
+            self.conversation.unanswer()
+            self._answer()
+
+    @contextmanager
+    def _undone_without_answer(self) -> Iterator[None]:
+        before = list(self.conversation.messages)
+        try:
+            yield
+        finally:
+            if not self.conversation.messages or self.conversation.messages[-1]["role"] == "user":
+                self.conversation.messages = before
+
+    def _answer(self) -> None:
+        """Answer the last message. What was written before a failure or Ctrl-C stays in the conversation."""
+        messages = self._fit()
+        splitter = ThinkingSplitter(starts_thinking(self.llm.tokenizer.render(messages, **self.template)))
+        view = AnswerView()
+        try:
+            reason = self._stream(messages, splitter, view)
+        finally:
+            view.finish()
+            if view.answer or view.thinking:
+                self.conversation.say("assistant", view.answer, view.thinking)
+        self._remark(reason, bool(view.answer or view.thinking))
+
+    def _stream(self, messages: list[Message], splitter: ThinkingSplitter, view: AnswerView) -> str | None:
+        """Show the answer; returns why it ended, None for Ctrl-C."""
+        reason = None
+        with interruptible() as stopped:
+            stream = self.llm.stream(messages, template=self.template, **{"max_tokens": MAX_TOKENS} | self.settings)
+            for delta in stream:
+                view.show(splitter.add(delta.text))
+                reason = delta.finish_reason
+                if stopped() and reason is None:
+                    break
+            view.show(splitter.finish())
+        return reason
+
+    def _fit(self) -> list[Message]:
+        wanted = self.settings.get("max_tokens", MAX_TOKENS)
+        context = self.llm.max_context
+        dropped = self.conversation.fit(self.count_tokens, context, min(wanted, context // 4))
+        if dropped:
+            remark(
+                f"the context of {context} tokens is full: the model no longer sees the {dropped} oldest messages "
+                "of this conversation (/save keeps them; /clear starts anew)"
+            )
+        return self.conversation.visible()
+
+    def count_tokens(self, messages: list[Message]) -> int:
+        return len(self.llm.encode(messages, self.template))
+
+    def _remark(self, reason: str | None, answered: bool) -> None:
+        stats = self.llm.last_stats
+        assert stats is not None, "a stream that ended has its figures"
+        self.answers, self.generated = self.answers + 1, self.generated + stats.generated_tokens
+        if not answered:
+            remark("the model ended without a word; your message is taken back")
+        if reason == "length" and stats.prompt_tokens + stats.generated_tokens >= self.llm.max_context:
+            remark(f"cut short: the context of {self.llm.max_context} tokens is full; /clear starts anew")
+        elif reason == "length":
+            remark(f"cut short after {stats.generated_tokens} tokens; /set max_tokens N allows more")
+        if sys.stderr.isatty():
+            remark(("stopped · " if reason is None else "") + timing(stats))
+
+
+def timing(stats: "Stats") -> str:
+    """How fast an answer was, in one line."""
+    speed = f"{stats.decode_tps:.1f} tokens/s · " if stats.decode_tps else ""
+    return f"{stats.generated_tokens} tokens · {speed}first after {stats.time_to_first_token:.2f} s"
+
+
+def remark(text: str) -> None:
+    """Something about the conversation, not of it: on stderr, dim."""
+    sys.stdout.flush()
+    print(dim(f"({text})", sys.stderr), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C only sets what the yielded function returns, so that no computation is cut in two.
+
+    A second Ctrl-C is a KeyboardInterrupt as usual.
+    """
+    pressed = threading.Event()
+
+    def press(number: int, frame: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,54 @@
+"""What may be written where: no escape codes unless a terminal that wants them is at the other end."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+CONTROLS = dict.fromkeys(code for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t")
+
+
+def styled(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal and the user has not asked for plain text (NO_COLOR, TERM=dumb)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def dim(text: str, stream: TextIO) -> str:
+    return f"\x1b[2m{text}\x1b[0m" if text and styled(stream) else text
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """`text` without control characters if a terminal would obey them; whole where it goes to a file or pipe."""
+    return text.translate(CONTROLS) if stream.isatty() else text
+
+
+def note(text: str) -> None:
+    """A remark beside the output: on stderr, and only if somebody is looking."""
+    if sys.stderr.isatty():
+        print(dim(text, sys.stderr), file=sys.stderr)
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns; a terminal that is too narrow wraps the last, a pipe gets each row as one line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    width = None if sys.stdout.isatty() else 10_000
+    grid = Table.grid(padding=(0, 2))
+    for column in range(max(map(len, rows), default=0)):
+        grid.add_column(no_wrap=column < len(rows[0]) - 1)
+    for row in rows:
+        grid.add_row(*row)
+    console = Console(file=sys.stdout, width=width, color_system=None, markup=False, emoji=False, highlight=False)
+    with console.capture() as capture:
+        console.print(grid)
+    sys.stdout.writelines(line.rstrip() + "\n" for line in capture.get().splitlines())
+
+
+def size(num_bytes: float) -> str:
+    """Bytes as a person reads them, in powers of 1000 as disks and download pages count."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
