@@ -102,7 +102,8 @@ def make_weights(config: Mapping[str, Any], seed: int, dtype: str) -> dict[str, 
         norm(f"{layer}.post_attention_layernorm", hidden)
         for name, rows, columns in (("q", q, hidden), ("k", kv, hidden), ("v", kv, hidden), ("o", hidden, q)):
             matrix(f"{layer}.self_attn.{name}_proj", rows, columns)
-            if name != "o" and config["model_type"] == "qwen2" or config.get("attention_bias"):
+            biased = name != "o" if config["model_type"] == "qwen2" else config.get("attention_bias")
+            if biased:
                 put(f"{layer}.self_attn.{name}_proj.bias", 0.3 * rng.standard_normal(rows))
         if config["model_type"] == "qwen3":
             norm(f"{layer}.self_attn.q_norm", head_dim)

@@ -1,0 +1,289 @@
+"""Tokenizer and chat templates against transformers; streamed text against decoding all at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from tests.support import FIXTURES, make_model, write_json
+from tiny_llm.model.tokenizer import Tokenizer
+
+TEXTS = (
+    "",
+    "hello there, the quick brown fox",
+    "<|im_start|>user\nwhat is <think>that</think>?<|im_end|>\n",
+    "naïve cafe\u0301 — 你好，世界 🙂👩‍👩‍👧‍👦 \u200d\ufe0f",
+    "  tabs\tand   spaces \r\n\n\n 12345 it's we'LL",
+    "\ud7ff\ue000\U0010ffff\x00\x7f",
+)
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "description": "<b>é</b> & 'more'", "parameters": {"type": "object"}},
+}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich", "days": 2}}}
+CHATS: dict[str, list[dict[str, Any]]] = {
+    "one question": [{"role": "user", "content": "Hi"}],
+    "system": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  Hi\n"}],
+    "thoughts of earlier turns": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "<think>\nwhat?\n</think>\n\nHello"},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello", "reasoning_content": "\nagain\n"},
+    ],
+    "tools": [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "", "reasoning_content": "look", "tool_calls": [CALL, CALL]},
+        {"role": "tool", "content": '{"rain": true}'},
+        {"role": "tool", "content": "<sun>"},
+        {"role": "assistant", "content": "Yes", "tool_calls": [CALL["function"]]},
+        {"role": "tool", "content": "late"},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(directory: Path) -> Tokenizer:
+    return Tokenizer.from_dir(directory)
+
+
+@pytest.fixture(scope="module")
+def oracle(directory: Path) -> Any:
+    return AutoTokenizer.from_pretrained(str(directory))
+
+
+def with_template(source: Path, target: Path, template: Any) -> Tokenizer:
+    """The tokenizer of `source` with another chat template, from the directory `target`."""
+    (target / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    write_json(target / "tokenizer_config.json", {**config, "chat_template": template})
+    return Tokenizer.from_dir(target)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_are_those_of_transformers(tokenizer: Tokenizer, oracle: Any, text: str) -> None:
+    assert tokenizer.encode(text) == oracle.encode(text)
+
+
+@given(text=st.text(max_size=60))
+@settings(derandomize=True, max_examples=150, deadline=None)
+def test_ids_of_any_text_are_those_of_transformers(tokenizer: Tokenizer, oracle: Any, text: str) -> None:
+    assert tokenizer.encode(text) == oracle.encode(text)
+
+
+@given(tokens=st.lists(st.integers(0, 319), max_size=40), keep_special=st.booleans())
+@settings(derandomize=True, max_examples=150, deadline=None)
+def test_text_of_any_ids_is_that_of_transformers(
+    tokenizer: Tokenizer, oracle: Any, tokens: list[int], keep_special: bool
+) -> None:
+    expected = oracle.decode(tokens, skip_special_tokens=not keep_special, clean_up_tokenization_spaces=False)
+    assert tokenizer.decode(tokens, keep_special=keep_special) == expected
+
+
+def test_special_tokens_are_shown_on_request_and_tags_always(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("<think>a</think><|im_end|>")
+    assert tokenizer.decode(tokens) == "<think>a</think>"
+    assert tokenizer.decode(tokens, keep_special=True) == "<think>a</think><|im_end|>"
+    assert [tokenizer.token(token) for token in tokens] == ["<think>", "a", "</think>", "<|im_end|>"]
+
+
+def test_ids_beyond_the_vocabulary_are_no_text(tokenizer: Tokenizer) -> None:
+    """Models pad their vocabulary, so such an id can be sampled."""
+    assert tokenizer.vocab_size == 320
+    assert tokenizer.decode([72, 151_935, 73]) == tokenizer.decode([72, 73])
+    stream = tokenizer.detokenizer()
+    assert [stream.add(token) for token in (72, 151_935, 73)] == [tokenizer.token(72), "", tokenizer.token(73)]
+
+
+@pytest.mark.parametrize("template", ["qwen3.jinja", "qwen2.5.jinja"])
+@pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
+@pytest.mark.parametrize("tools", [None, [WEATHER, WEATHER]], ids=["plain", "tools"])
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": False}, {"add_generation_prompt": False}], ids=str)
+def test_prompts_are_those_of_transformers(
+    directory: Path, tmp_path: Path, oracle: Any, template: str, chat: list[Any], tools: Any, options: dict[str, Any]
+) -> None:
+    text = (FIXTURES / template).read_text(encoding="utf-8")
+    ours = with_template(directory, tmp_path, text).render(chat, tools, **options)
+    options = {"add_generation_prompt": True, **options}
+    assert ours == oracle.apply_chat_template(chat, tools, chat_template=text, tokenize=False, **options)
+
+
+def test_a_whole_prompt(tokenizer: Tokenizer) -> None:
+    chat = [*CHATS["system"], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHo"}, *CHATS["one question"]]
+    assert tokenizer.render(chat, enable_thinking=False) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n  Hi\n<|im_end|>\n<|im_start|>assistant\nHo"
+        "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "  {% if true %}\n  x\n  {% endif %}\n y {{- eos_token }}{{ bos_token }}|{{ pad_token }}",
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+        "{{ {'b': 'é<&>', 'a': [1, none]} | tojson }}{{ [1] | tojson(indent=2) }}{{ 'é' | tojson(ensure_ascii=true) }}",
+        "{% generation %}{{ messages[0].content }}{% endgeneration %}.",
+        "{{ strftime_now('%Y') }}{{ tools is none }}{{ documents is none }}{{ missing is defined }}",
+    ],
+)
+def test_the_template_language_is_that_of_transformers(
+    directory: Path, tmp_path: Path, oracle: Any, template: str
+) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Ho"}]
+    ours = with_template(directory, tmp_path, template).render(chat)
+    assert ours == oracle.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no') }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% if %}",
+        "{{ 1 / 0 }}",
+        "{{ messages[0].content + 1 }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+    ],
+)
+def test_a_template_that_fails_or_reaches_out_is_a_value_error(
+    directory: Path, tmp_path: Path, template: str
+) -> None:
+    with pytest.raises(ValueError, match="the chat template refuses"):
+        with_template(directory, tmp_path, template).render(CHATS["one question"])
+
+
+def test_named_templates(directory: Path, tmp_path: Path) -> None:
+    names = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with tools"}]
+    tokenizer = with_template(directory, tmp_path, names)
+    assert tokenizer.render(CHATS["one question"]) == "plain"
+    assert tokenizer.render(CHATS["one question"], [WEATHER]) == "with tools"
+
+
+def test_a_template_file_comes_before_the_config(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("from the file")
+    assert with_template(directory, tmp_path, "from the config").render(CHATS["one question"]) == "from the file"
+
+
+def test_without_a_template_only_rendering_fails(directory: Path, tmp_path: Path) -> None:
+    tokenizer = with_template(directory, tmp_path, None)
+    assert tokenizer.decode(tokenizer.encode("the fox")) == "the fox"
+    with pytest.raises(ValueError, match=rf"{tmp_path}: expected a chat template, found none; .*chat_template.jinja"):
+        tokenizer.render(CHATS["one question"])
+
+
+@pytest.mark.parametrize("template", [1, {"default": "x"}, ["x"], [{"name": "default"}], [{"template": "x"}]])
+def test_a_malformed_template_entry_is_a_value_error(directory: Path, tmp_path: Path, template: Any) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer_config.json: chat_template: expected a text or a list"):
+        with_template(directory, tmp_path, template)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("Hi", r"messages: expected a list of at least one message, found 'Hi'"),
+        ([], r"messages: expected a list of at least one message, found \[\]"),
+        ({"role": "user", "content": "Hi"}, r"messages: expected a list"),
+        (["Hi"], r"messages\[0\]: expected role and content, found 'Hi'"),
+        ([{"content": "Hi"}], r"messages\[0\]: role: expected one of system, user, assistant, tool, found None"),
+        ([{"role": "user", "content": "Hi"}, {"role": "bot", "content": ""}], r"messages\[1\]: role: .*found 'bot'"),
+        ([{"role": ["user"], "content": "Hi"}], r"messages\[0\]: role"),
+        ([{"role": "user"}], r"messages\[0\]: content: expected a text, found None"),
+        ([{"role": "user", "content": 3}], r"messages\[0\]: content: expected a text, found 3"),
+        ([{"role": "assistant", "content": None}], r"messages\[0\]: content: expected a text, found None"),
+    ],
+)
+def test_a_bad_message_is_named(tokenizer: Tokenizer, messages: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tokenizer.render(messages)
+
+
+def test_a_tool_call_needs_no_content_and_reasoning_has_two_names(tokenizer: Tokenizer) -> None:
+    """Clients send `content: null` with tool calls, and thoughts as `reasoning` or `reasoning_content`."""
+    chat = [*CHATS["one question"], {"role": "assistant", "content": None, "reasoning": "look", "tool_calls": [CALL]}]
+    prompt = tokenizer.render(chat, add_generation_prompt=False)
+    assert prompt.endswith(
+        '<|im_start|>assistant\n<think>\nlook\n</think>\n\n<tool_call>\n{"name": "weather", "arguments": '
+        '{"city": "Zürich", "days": 2}}\n</tool_call><|im_end|>\n'
+    )
+
+
+@given(tokens=st.lists(st.integers(0, 330), max_size=60), keep_special=st.booleans())
+@settings(derandomize=True, max_examples=300, deadline=None)
+def test_streamed_bytes_are_the_whole_text(tokenizer: Tokenizer, tokens: list[int], keep_special: bool) -> None:
+    stream = tokenizer.detokenizer(keep_special=keep_special)
+    pieces = [stream.add(token) for token in tokens]
+    assert "".join(pieces) + stream.finish() == tokenizer.decode(tokens, keep_special=keep_special)
+
+
+@given(text=st.text(max_size=40) | st.sampled_from(TEXTS))
+@settings(derandomize=True, max_examples=200, deadline=None)
+def test_streamed_text_is_the_whole_text_and_never_half_a_character(tokenizer: Tokenizer, text: str) -> None:
+    tokens = tokenizer.encode(text)
+    stream = tokenizer.detokenizer(keep_special=True)
+    pieces = [stream.add(token) for token in tokens]
+    whole = tokenizer.decode(tokens, keep_special=True)
+    assert "".join(pieces) + stream.finish() == whole
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+def test_text_streams_at_once_and_a_cut_character_comes_at_the_end(tokenizer: Tokenizer) -> None:
+    stream = tokenizer.detokenizer()
+    tokens = tokenizer.encode("the fox 🙂")
+    pieces = [stream.add(token) for token in tokens[:-1]]
+    assert pieces == [*(tokenizer.token(token) for token in tokens[:-4]), "", "", ""]
+    assert stream.finish() == "\ufffd"
+    assert tokenizer.decode(tokens[:-1]) == "the fox \ufffd"
+
+
+def eos_tokenizer(directory: Path, target: Path, files: dict[str, dict[str, Any]]) -> Tokenizer:
+    (target / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
+    for name, data in files.items():
+        write_json(target / f"{name}.json", data)
+    return Tokenizer.from_dir(target)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"generation_config": {"eos_token_id": [5, 6]}, "config": {"eos_token_id": 7}}, {5, 6}),
+        ({"generation_config": {}, "config": {"eos_token_id": 7}, "tokenizer_config": {"eos_token": "a"}}, {7}),
+        ({"config": {"eos_token_id": None}, "tokenizer_config": {"eos_token": "<|im_end|>"}}, {313}),
+        ({"tokenizer_config": {"eos_token": {"content": "<|endoftext|>", "special": True}}}, {311}),
+        ({"tokenizer_config": {"eos_token": "no such token"}}, set()),
+        ({}, set()),
+    ],
+)
+def test_end_tokens(directory: Path, tmp_path: Path, files: dict[str, Any], expected: set[int]) -> None:
+    assert eos_tokenizer(directory, tmp_path, files).eos_token_ids == expected
+
+
+@pytest.mark.parametrize("value", ["<|im_end|>", [], [1, "2"], True, -1, 1.0, {}])
+def test_a_bad_end_token_is_named(directory: Path, tmp_path: Path, value: Any) -> None:
+    with pytest.raises(ValueError, match=r"generation_config.json: eos_token_id: expected a token id or a list"):
+        eos_tokenizer(directory, tmp_path, {"generation_config": {"eos_token_id": value}})
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff\xfe", b'{"model": {"type": "Nonsense"}}'])
+def test_a_broken_tokenizer_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/tokenizer.json: expected a (file|tokenizer), found"):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_truncation_and_padding_of_the_file_do_not_count(directory: Path, tmp_path: Path) -> None:
+    """Some published tokenizer.json files still hold the settings of a training run."""
+    stored = json.loads((directory / "tokenizer.json").read_text())
+    stored["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    write_json(tmp_path / "tokenizer.json", stored)
+    tokenizer = Tokenizer.from_dir(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("the quick brown fox")) == "the quick brown fox"
