@@ -106,7 +106,7 @@ def test_it_gives_way(code: str, variables: dict[str, str], reason: str, tmp_pat
 def test_a_failing_patchelf_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     broken = tmp_path / "bin" / "patchelf"
-    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.write_text('#!/bin/sh\necho half > "$4"\nexit 3\n')
     broken.chmod(0o755)
     code = f"import sysconfig; sysconfig.get_path = lambda *_: {str(broken.parent)!r}\n" + STATUS
     name, _, _, reason = python(code, tmp_path / "cache")
