@@ -148,7 +148,7 @@ def write_weights(path: Path, weights: Mapping[str, mx.array], shards: int = 1) 
 
 
 def len_base(vocab_size: int) -> int:
-    """Number of byte and merge tokens; the special tokens follow. At least the 256 bytes, at most what the corpus gives."""
+    """Number of byte and merge tokens, at least the 256 bytes, at most what the corpus gives; special ones follow."""
     return min(max(256, vocab_size - len(SPECIAL) - len(TAGS)), 311)
 
 

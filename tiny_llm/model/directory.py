@@ -17,7 +17,7 @@ def read_bytes(path: Path, limit: int = -1) -> bytes:
         with path.open("rb") as file:
             return file.read(limit)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ValueError(f"{path}: expected a readable file, found: {error.strerror}") from error
 
 
 def read_json(path: Path, *, optional: bool = False) -> JsonFields:

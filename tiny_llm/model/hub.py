@@ -7,14 +7,18 @@ local model does not need it.
 import difflib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tiny_llm.json_fields import require
-from tiny_llm.model.safetensors import weight_files
+from tiny_llm.model.safetensors import INDEX, weight_files
+
+if TYPE_CHECKING:
+    from huggingface_hub import CachedRepoInfo
 
 ALLOW_PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 QWEN3_SIZES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
@@ -84,44 +88,40 @@ def download(name: str, *, progress: bool = True) -> Path:
             path = Path(snapshot_download(repo, allow_patterns=ALLOW_PATTERNS))
     except Exception as error:  # the Hub's client, its transport and the disk each raise their own
         raise ValueError(_remedy(repo, error)) from error
-    if not _is_complete(path):
-        raise ValueError(
-            f"{repo}: expected config.json, tokenizer.json and model*.safetensors, found only "
-            f"{', '.join(sorted(file.name for file in path.iterdir())) or 'nothing'}; take another version of the model"
-        )
+    missing = _missing(path)
+    if missing:
+        raise ValueError(f"{repo}: expected {missing}, found none in the repository; take another version of the model")
     return path
 
 
 def local_models() -> list[LocalModel]:
     """The models in the Hub's cache on this machine that hold safetensors, by name."""
     models = []
-    for repo in _scan():
+    for repo in _cached_repos():
         snapshots = sorted(repo.revisions, key=lambda revision: revision.last_modified)
         path = snapshots[-1].snapshot_path if snapshots else repo.repo_path
         if any(path.glob("model*.safetensors")):
             alias = next((alias for alias, target in ALIASES.items() if target == repo.repo_id), None)
-            models.append(LocalModel(repo.repo_id, alias, path, repo.size_on_disk, _is_complete(path)))
+            models.append(LocalModel(repo.repo_id, alias, path, repo.size_on_disk, _missing(path) is None))
     return sorted(models, key=lambda model: model.repo)
 
 
 def remove(name: str) -> int:
-    """Delete a downloaded model; returns the bytes freed. Raises ValueError where it is not in the cache."""
-    from huggingface_hub import scan_cache_dir
-
+    """Delete a downloaded model; returns the bytes freed. Raises ValueError where there is none of that name."""
     repo = repo_of(name)
-    revisions = [revision.commit_hash for cached in _scan() if cached.repo_id == repo for revision in cached.revisions]
-    if not revisions:
+    found = next((cached for cached in _cached_repos() if cached.repo_id == repo), None)
+    if found is None:
         raise ValueError(f"{name}: expected a downloaded model, found none of that name; here are: {_cached_names()}")
-    plan = scan_cache_dir().delete_revisions(*revisions)
-    plan.execute()
-    return plan.expected_freed_size
+    # not by the client's delete_revisions: it would take a renamed copy of the repository along
+    shutil.rmtree(found.repo_path)
+    return found.size_on_disk
 
 
-def _scan() -> list[Any]:
-    from huggingface_hub import CacheNotFound, scan_cache_dir
+def _cached_repos() -> list["CachedRepoInfo"]:
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
-        return [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
+        return [repo for repo in scan_cache_dir(constants.HF_HUB_CACHE).repos if repo.repo_type == "model"]
     except CacheNotFound:
         return []
 
@@ -135,17 +135,18 @@ def _cached(repo: str) -> Path | None:
         path = Path(snapshot_download(repo, allow_patterns=ALLOW_PATTERNS, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return path if _is_complete(path) else None
+    return path if _missing(path) is None else None
 
 
-def _is_complete(path: Path) -> bool:
-    """Whether a snapshot has all that loading needs; an interrupted download leaves some of it."""
+def _missing(path: Path) -> str | None:
+    """What a snapshot lacks for loading; an interrupted download lacks something."""
     try:
         files, index = weight_files(path)
     except ValueError:
-        return False
-    sharded = any("-of-" in file.name for file in files)
-    return (path / "config.json").exists() and (path / "tokenizer.json").exists() and (bool(index) or not sharded)
+        return "model*.safetensors"
+    if not index and any("-of-" in file.name for file in files):
+        return INDEX
+    return next((name for name in ("config.json", "tokenizer.json") if not (path / name).exists()), None)
 
 
 def _remedy(repo: str, error: Exception) -> str:

@@ -122,7 +122,7 @@ class _Tensors:
             try:
                 loaded = mx.load(str(file))
             except Exception as error:  # MLX has no one type for a file that it cannot read
-                raise ValueError(f"{file}: cannot be read: {error}") from error
+                raise ValueError(f"{file}: expected safetensors, found what MLX cannot read: {error}") from error
             assert isinstance(loaded, dict)
             self.arrays |= {name: array for name, array in loaded.items() if name in entries}
 

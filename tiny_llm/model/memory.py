@@ -11,6 +11,7 @@ from tiny_llm.model.safetensors import FLOATS, WIDTHS, Entry, read_entries
 
 PREFILL = 2048  # tokens of a prompt that are computed at once
 GB = 1e9
+MEMINFO = Path("/proc/meminfo")
 
 
 class MemoryBytes(NamedTuple):
@@ -59,7 +60,7 @@ def available_bytes() -> int | None:
     if isinstance(limit, int):
         return limit - (0 if "free_memory" in info else mx.get_active_memory())
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
