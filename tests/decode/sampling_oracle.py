@@ -117,5 +117,3 @@ def shares(tokens: npt.NDArray[np.int64], vocab: int) -> Floats:
 
 def some_logits(rows: int, vocab: int, seed: int = 0, scale: float = 2.0) -> npt.NDArray[np.float32]:
     return (np.random.default_rng(seed).normal(size=(rows, vocab)) * scale).astype(np.float32)
-
-

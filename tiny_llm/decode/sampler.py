@@ -225,7 +225,7 @@ class _History(NamedTuple):
         counts = self.counts + same
         count = mx.maximum(mx.max(counts * same, axis=-1, keepdims=True), 1)
         in_prompt = mx.max(self.in_prompt * same, axis=-1, keepdims=True)
-        pairs = ((self.tokens, new), (counts, count), (self.in_prompt, in_prompt))
+        pairs = ([self.tokens, new], [counts, count], [self.in_prompt, in_prompt])
         return _History(*(mx.concatenate(pair, axis=1) for pair in pairs))
 
 
@@ -264,4 +264,4 @@ def _require_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
 
 def _column(values: Sequence[float], dtype: mx.Dtype = mx.float32) -> mx.array:
     """One value per row, (R, 1)."""
-    return mx.array(values, dtype)[:, None]
+    return mx.array(list(values), dtype)[:, None]
