@@ -154,9 +154,7 @@ def test_the_template_language_is_that_of_transformers(
         "{% for i in range(10 ** 9) %}{% endfor %}",
     ],
 )
-def test_a_template_that_fails_or_reaches_out_is_a_value_error(
-    directory: Path, tmp_path: Path, template: str
-) -> None:
+def test_a_template_that_fails_or_reaches_out_is_a_value_error(directory: Path, tmp_path: Path, template: str) -> None:
     with pytest.raises(ValueError, match="the chat template refuses"):
         with_template(directory, tmp_path, template).render(CHATS["one question"])
 
