@@ -55,7 +55,7 @@ class Commands:
         if argument:
             name, _, text = argument.partition(" ")
             session.settings = changed(session.settings, name, text.strip())
-        now = SamplingParams.resolve(session.settings, session.llm.defaults)
+        now = SamplingParams.resolve(session.requested(), session.llm.defaults)
         own = session.settings.keys()
         table([(name, f"{getattr(now, name)!r}{'' if name in own else '  (default)'}") for name in SETTINGS])
 

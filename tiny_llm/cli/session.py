@@ -58,6 +58,10 @@ class Session:
         self.conversation = Conversation(system)
         self.answers = self.generated = 0
 
+    def requested(self) -> dict[str, Any]:
+        """What each answer asks for beyond the model's own defaults."""
+        return {"max_tokens": self.llm.defaults.get("max_tokens", MAX_TOKENS)} | self.settings
+
     def send(self, text: str) -> None:
         """Say `text` and show the answer. If none comes, the conversation is as it was before."""
         with self._undone_without_answer():
@@ -96,7 +100,7 @@ class Session:
         """Show the answer; returns why it ended, None for Ctrl-C."""
         reason = None
         with interruptible() as stopped:
-            stream = self.llm.stream(messages, template=self.template, **{"max_tokens": MAX_TOKENS} | self.settings)
+            stream = self.llm.stream(messages, template=self.template, **self.requested())
             for delta in stream:
                 view.show(splitter.add(delta.text))
                 reason = delta.finish_reason
@@ -106,9 +110,9 @@ class Session:
         return reason
 
     def _fit(self) -> list[Message]:
-        wanted = self.settings.get("max_tokens", MAX_TOKENS)
         context = self.llm.max_context
-        dropped = self.conversation.fit(self.count_tokens, context, min(wanted, context // 4))
+        reserve = min(self.requested()["max_tokens"], context // 4)
+        dropped = self.conversation.fit(self.count_tokens, context, reserve)
         if dropped:
             remark(
                 f"the context of {context} tokens is full: the model no longer sees the {dropped} oldest messages "

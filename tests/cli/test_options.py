@@ -1,0 +1,61 @@
+"""The shared options stand for exactly what SamplingParams and EngineConfig know."""
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.cli.fake import FakeLLM
+from tiny_llm.cli.options import EngineOptions, SamplingOptions, SearchOptions, settings_of
+from tiny_llm.config import EngineConfig, SamplingParams
+from tiny_llm.engine import llm as engine
+
+
+def names(*kinds: Any) -> list[str]:
+    return sorted(f.name for kind in kinds for f in fields(kind))
+
+
+def test_every_setting_has_its_option() -> None:
+    assert names(SamplingOptions, SearchOptions) == names(SamplingParams)
+    assert names(EngineOptions) == sorted([*names(EngineConfig), "model"])
+
+
+def test_what_is_not_set_is_left_to_the_model(run: Run) -> None:
+    llm = FakeLLM("x")
+    run("generate", "hi", llm=llm)
+    assert llm.settings == [{}]
+
+
+def test_what_is_set_arrives(run: Run) -> None:
+    llm = FakeLLM("x")
+    line = "--temperature 0.5 --top-k 3 --stop a --stop b --logit-bias 5=-100 --logit-bias 6=1.5 --stop-token-ids 7"
+    run("generate", "hi", *line.split(), "--ignore-eos", "--seed", "0", llm=llm)
+    assert llm.settings == [
+        {
+            "temperature": 0.5,
+            "top_k": 3,
+            "stop": ("a", "b"),
+            "logit_bias": {5: -100.0, 6: 1.5},
+            "stop_token_ids": (7,),
+            "ignore_eos": True,
+            "seed": 0,
+        }
+    ]
+
+
+def test_engine_options_arrive(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Any] = []
+
+    def load(model: Any, *, config: EngineConfig) -> FakeLLM:
+        loaded.append((model, config))
+        return FakeLLM("x")
+
+    monkeypatch.setattr(engine, "load", load)
+    line = "--model m --ops plain --dtype bfloat16 --max-context 99 --prefill-chunk 7"
+    assert run("generate", "hi", *line.split()).code == 0
+    assert loaded == [("m", EngineConfig("plain", "bfloat16", 7, 99))]
+
+
+def test_settings_of_leaves_out_what_is_none() -> None:
+    assert settings_of(SamplingOptions(temperature=0.0, stop=[])) == {"temperature": 0.0}

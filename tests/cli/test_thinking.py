@@ -1,0 +1,58 @@
+"""Thinking is told from the answer however the text is cut into pieces."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tiny_llm.cli.thinking import ThinkingSplitter, starts_thinking
+
+CASES = [
+    ("<think>\nwhy\n</think>\n\nbecause", False, "why\n", "because"),
+    ("\n<think>why</think>because", False, "why", "because"),
+    ("<think>\n\n</think>\n\nanswer", False, "", "answer"),
+    ("why\n</think>\n\nbecause", True, "why\n", "because"),
+    ("<think>unfinished </thi", False, "unfinished </thi", ""),
+    ("plain <think>text</think>", False, "", "plain <think>text</think>"),
+    ("<thinker", False, "", "<thinker"),
+    ("<thi", False, "", "<thi"),
+    ("  indented", False, "", "  indented"),
+    ("a </think> b", False, "", "a </think> b"),
+    ("<think>a</think>b</think>c", False, "a", "b</think>c"),
+    ("<think>a </ b </think>c", False, "a </ b ", "c"),
+    ("", False, "", ""),
+]
+
+
+def split(pieces: list[str], thinking: bool) -> tuple[str, str]:
+    splitter = ThinkingSplitter(thinking)
+    shown = [pair for piece in pieces for pair in splitter.add(piece)] + splitter.finish()
+    return "".join(text for is_thought, text in shown if is_thought), "".join(
+        t for is_thought, t in shown if not is_thought
+    )
+
+
+@pytest.mark.parametrize(("text", "thinking", "thought", "answer"), CASES, ids=[repr(case[0]) for case in CASES])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 100])
+def test_pieces_of_any_length(text: str, thinking: bool, thought: str, answer: str, length: int) -> None:
+    pieces = [text[i : i + length] for i in range(0, len(text), length)]
+    assert split(pieces, thinking) == (thought, answer)
+
+
+@given(
+    st.lists(st.sampled_from(["<think>", "</think>", "<th", "ink>", "</", "think>", " ", "\n", "a", "b<"])),
+    st.booleans(),
+)
+def test_the_pieces_make_no_difference(pieces: list[str], thinking: bool) -> None:
+    assert split(pieces, thinking) == split(["".join(pieces)], thinking)
+
+
+def test_text_that_cannot_be_a_tag_is_not_held_back() -> None:
+    splitter = ThinkingSplitter(True)
+    assert splitter.add("so </b") == [(True, "so </b")]
+    assert splitter.add(" and </") == [(True, " and ")]
+
+
+def test_start_state_comes_from_the_last_tag_of_the_prompt() -> None:
+    assert starts_thinking("…assistant\n<think>\n")
+    assert not starts_thinking("…assistant\n<think>\n\n</think>\n\n")
+    assert not starts_thinking("…assistant\n")
