@@ -60,7 +60,7 @@ def test_thinking_goes_to_stderr_and_is_kept_apart(run: Run) -> None:
     llm = FakeLLM("<think>\nhm\n</think>\n\nyes", "more")
     result = run("chat", stdin="one\ntwo\n", llm=llm)
     assert result.out == "yes\nmore\n"
-    assert result.err == "<think>\nhm\n\n</think>\n"
+    assert result.err == "<think>\nhm\n</think>\n"
     assert llm.asked[1][1] == {"role": ASSISTANT, "content": "yes", "reasoning_content": "hm\n"}
 
 

@@ -89,8 +89,8 @@ def fail(error: Exception) -> int:
 def usage_message(error: Any) -> str:
     """Typer's message in one line, with the offending value and the nearest option where it leaves them out."""
     text = " ".join(error.format_message().split()).replace("Value error, ", "").rstrip(".")
-    if near := getattr(error, "possibilities", None):
-        return f"No such option: {error.option_name}; did you mean {' or '.join(sorted(near))}?"
+    if (near := getattr(error, "possibilities", None)) and (name := getattr(error, "option_name", None)):
+        return f"No such option: {name}; did you mean {' or '.join(sorted(near))}?"
     if hasattr(error.__cause__, "errors"):  # pydantic's, which typer converts values with
         found = repr(error.__cause__.errors()[0]["input"])
         return text if found in text else f"{text}, found {found}"

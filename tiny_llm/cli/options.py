@@ -70,7 +70,7 @@ class EngineOptions:
             raise typer.BadParameter(
                 "the name is empty; give a directory, a hub name or an alias", param_hint="--model"
             )
-        note(f"loading {self.model or 'the model'} …")
+        note(f"loading {self.model} …" if self.model else "no model named: taking the small one that ships inside")
         from tiny_llm.engine import llm
 
         return llm.load(self.model, config=config)

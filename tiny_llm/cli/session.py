@@ -47,7 +47,8 @@ class AnswerView:
         if thinking:
             print("" if styled(stream) else "<think>\n", end="", file=stream)
         elif begun:
-            print("\n" if styled(stream) else "\n</think>", file=stream, flush=True)
+            end = "" if self.thinking.endswith("\n") else "\n"
+            print(end + ("" if styled(stream) else "</think>"), file=stream, flush=True)
 
 
 class Session:
