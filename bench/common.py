@@ -12,18 +12,24 @@ from dataclasses import asdict, dataclass
 class Row:
     """Medians of both sides; `ratio` is ours / peer, the median over the rounds, and `spread` its interquartile range.
 
-    Whether a high ratio is good depends on what is measured: tok/s yes, time and memory no.
+    Whether a high ratio is good depends on the unit: tok/s yes, time and memory no. None where there is no peer.
     """
 
     case: str
+    unit: str
     ours: float
     peer: float | None
     ratio: float | None
     spread: float | None
 
 
-def race(case: str, unit: str, ours: Callable[[], float], peer: Callable[[], float], rounds: int = 7) -> Row:
+def race(
+    case: str, unit: str, ours: Callable[[], float], peer: Callable[[], float] | None = None, rounds: int = 7
+) -> Row:
     """Run both in turns, after one round to warm up. Each returns its own figure, in `unit`."""
+    if peer is None:
+        ours()
+        return Row(case, unit, statistics.median(ours() for _ in range(rounds)), None, None, None)
     return race_many([(case, unit)], lambda: (ours(),), lambda: (peer(),), rounds)[0]
 
 
@@ -39,13 +45,42 @@ def race_many(
     for i in range(rounds):
         for engine, figures in ((ours, mine), (peer, theirs))[:: -1 if i % 2 else 1]:
             figures.append(engine())
-    return [_row(case, unit, a, b) for (case, unit), a, b in zip(cases, zip(*mine), zip(*theirs), strict=True)]
+    figures_of = zip(cases, zip(*mine, strict=True), zip(*theirs, strict=True), strict=True)
+    return [_row(case, unit, a, b) for (case, unit), a, b in figures_of]
 
 
 def _row(case: str, unit: str, ours: Sequence[float], peer: Sequence[float]) -> Row:
     ratios = [a / b for a, b in zip(ours, peer, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Row(case, unit, statistics.median(ours), statistics.median(peer), statistics.median(ratios), high - low)
+
+
+def microseconds(call: Callable[[], object], least: float = 0.01) -> Callable[[], float]:
+    """A figure for `race`: the mean time of one call, which does its work to the end, over `least` seconds of calls."""
+
+    def measure() -> float:
+        count, begin = 0, time.perf_counter()
+        while (spent := time.perf_counter() - begin) < least or not count:
+            call()
+            count += 1
+        return spent / count * 1e6
+
+    return measure
+
+
+def report(rows: Sequence[Row], as_json: bool, **facts: object) -> None:
+    """Print {"rows": [{"case", "unit", "ours", "peer", "ratio", "spread"}], facts…}, or a table and the facts."""
+    if as_json:
+        print(json.dumps({"rows": [asdict(row) for row in rows], **facts}, indent=1, ensure_ascii=False))
+        return
+    width = max(len(row.case) for row in rows)
+    print(f"{'case':{width}} {'unit':>6} {'ours':>11} {'peer':>11} {'ours/peer':>9} {'spread':>7}")
+    for row in rows:
+        ours, peer, ratio, spread = (
+            "-" if x is None else f"{x:.2f}" for x in (row.ours, row.peer, row.ratio, row.spread)
+        )
+        print(f"{row.case:{width}} {row.unit:>6} {ours:>11} {peer:>11} {ratio:>9} {spread:>7}")
+    print(", ".join(f"{name}: {value}" for name, value in facts.items()))
 
 
 def arguments(description: str, rounds: int) -> argparse.Namespace:
