@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tiny_llm.config import EngineConfig, ModelConfig, QuantizationConfig, RopeConfig, SamplingParams
-from tiny_llm.json_fields import parse_object
+from tiny_llm.config.fields import parse_object
 
 QWEN3 = {  # Qwen3-0.6B's
     "model_type": "qwen3",

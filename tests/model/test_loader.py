@@ -12,8 +12,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from tests.support import make_model, write_json, write_weights
+from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import ModelConfig
 from tiny_llm.model import memory
+from tiny_llm.model.fused import choose
 from tiny_llm.model.loader import (
     check_memory,
     estimate_bytes,
@@ -21,6 +23,7 @@ from tiny_llm.model.loader import (
     load_generation_defaults,
     load_weights,
 )
+from tiny_llm.model.qwen3 import Qwen3
 
 ATTENTION, MLP = "model.layers.1.self_attn", "model.layers.1.mlp"
 
@@ -355,6 +358,23 @@ def test_the_estimate_is_what_loading_and_the_cache_take(
     assert need.weights == sum(array.nbytes for _, array in tree_flatten(load(tmp_path, dtype)))
     assert need.kv_cache == 2 * 2 * 2 * 32 * 100 * (4 if dtype else 2)  # K and V, layers, heads, width, tokens, bytes
     assert need.total == need.weights + need.kv_cache + need.working
+
+
+@pytest.mark.parametrize("context", [300, 2048, 3000])
+def test_the_estimate_is_enough_for_a_prompt_and_not_far_too_much(tmp_path: Path, context: int) -> None:
+    make_model(tmp_path, hidden_size=128, intermediate_size=384, max_position_embeddings=4096)
+    config, weights = load_config(tmp_path), load(tmp_path)
+    model = Qwen3(config, weights, choose("fused"))
+    cache = ContiguousCache(config, model.ops)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    for begin in range(0, context, 2048):
+        last = min(2048, context - begin)
+        mx.eval(model(mx.zeros(last, mx.int32), cache, rows=slice(last - 1, last)), cache.state)
+    need = estimate_bytes(tmp_path, config, None, context)
+    taken = mx.get_peak_memory() - before
+    assert taken < need.kv_cache + need.working
+    assert mx.default_device() == mx.gpu or need.kv_cache + need.working < 3 * taken
 
 
 @pytest.fixture

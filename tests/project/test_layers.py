@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "tiny_llm"
 
 LEVELS = [
-    {"_blas", "json_fields"},
+    {"_blas"},
     {"config"},
     {"model"},
     {"kernels"},
@@ -23,9 +23,9 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 BESIDE = {  # rooms that only cli may import, and what they may import
-    "pocket": {"_blas", "json_fields", "config", "model", "cache", "decode"},
+    "pocket": {"_blas", "config", "model", "cache", "decode"},
     "course": set(LEVEL) - {"cli", "__main__"},
-    "doctor": {"_blas", "json_fields", "config"},
+    "doctor": {"_blas", "config"},
 }
 WITHOUT_ARRAYS = {f"tiny_llm.engine.{name}" for name in ("request", "blocks", "radix", "scheduler")}
 NEVER = {"mlx_lm", "transformers"}  # oracles and peers, of the tests and the benchmarks

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tiny_llm.json_fields import JsonFields, require
+from tiny_llm.config.fields import JsonFields, require
 
 FORMAT = "tiny-llm conversation"
 ROLES = ("user", "assistant")

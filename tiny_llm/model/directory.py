@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_llm.config import ModelConfig, SamplingParams
-from tiny_llm.json_fields import JsonFields, parse_object
+from tiny_llm.config.fields import JsonFields, parse_object
 
 SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tiny_llm.json_fields import require
+from tiny_llm.config.fields import require
 from tiny_llm.model.safetensors import INDEX, weight_files
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from tiny_llm.config import ModelConfig, QuantizationConfig
-from tiny_llm.json_fields import require
+from tiny_llm.config.fields import require
 from tiny_llm.model.directory import load_config, load_generation_defaults
 from tiny_llm.model.memory import check_memory, estimate_bytes
 from tiny_llm.model.safetensors import FLOATS, INDEX, Entry, read_entries

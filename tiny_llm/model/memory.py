@@ -36,15 +36,23 @@ def estimate_bytes(directory: Path, config: ModelConfig, dtype: mx.Dtype | None,
     norm = entries.get("model.norm.weight")
     width = dtype.size if dtype else WIDTHS[norm.dtype] if norm else 4
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
-    # a prompt's activations in one layer, or the largest tensor while it is converted
-    activations = min(context, PREFILL) * 4 * (config.hidden_size + config.intermediate_size) * width
-    largest = max((entry.end - entry.begin for entry in entries.values()), default=0)
+    largest = max((entry.end - entry.begin for entry in entries.values()), default=0)  # twice there when converted
     return MemoryBytes(
         weights=sum(_loaded(entry, dtype) for entry in entries.values()),
         kv_cache=per_token * context,
-        working=max(activations + config.vocab_size * 4, largest),
+        working=max(_prefill_bytes(config, width, context), largest),
         per_token=per_token,
     )
+
+
+def _prefill_bytes(config: ModelConfig, width: int, context: int) -> int:
+    """One layer's activations for a part of a prompt, in elements `width` bytes wide; factors measured.
+
+    On a CPU the attention scores exist too, in float32.
+    """
+    activations = 8 * (config.hidden_size + config.intermediate_size) * width
+    scores = 0 if mx.default_device() == mx.gpu else config.num_attention_heads * context * 4
+    return min(context, PREFILL) * max(activations, scores) * 5 // 4 + config.vocab_size * 4
 
 
 def _loaded(entry: Entry, dtype: mx.Dtype | None) -> int:

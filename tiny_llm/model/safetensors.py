@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tiny_llm.json_fields import JsonFields, parse_object, require
+from tiny_llm.config.fields import JsonFields, parse_object, require
 from tiny_llm.model.directory import read_bytes, read_json
 
 INDEX = "model.safetensors.index.json"

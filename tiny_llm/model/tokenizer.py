@@ -15,7 +15,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers.decoders import DecodeStream
 
-from tiny_llm.json_fields import JsonFields, require
+from tiny_llm.config.fields import JsonFields, require
 from tiny_llm.model.directory import eos_ids, read_bytes, read_json
 
 ROLES = ("system", "user", "assistant", "tool")
