@@ -127,7 +127,9 @@ def main() -> None:
         help_of = (seconds("-m", module, "--help") for module in ("tiny_llm", "mlx_lm.generate"))
         rows.append(race("--help", "s", *help_of, few))
     blas = _blas.status()
-    report(rows, options.json, mlx=mx.__version__, device=str(mx.default_device()), blas=blas.name, threads=blas.threads)
+    report(
+        rows, options.json, mlx=mx.__version__, device=str(mx.default_device()), blas=blas.name, threads=blas.threads
+    )
 
 
 if __name__ == "__main__":

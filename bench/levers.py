@@ -1,0 +1,75 @@
+"""What each choice of the CPU path gives: the engine with one of them taken back, against the engine as it is.
+
+    python bench/levers.py [--json] [--rounds 5]
+
+`ours` is the engine, `peer` the engine without that one lever; a ratio above 1 says how much it gives.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny_llm  # noqa: F401  activates the BLAS
+
+import mlx.core as mx
+
+from bench.common import arguments, race_many, report
+from bench.decode import SHAPES
+from tests.support import make_model
+from tiny_llm import load
+from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.config import SamplingParams
+from tiny_llm.decode import generate
+from tiny_llm.decode.sampler import Sampler
+from tiny_llm.model import fused, ops
+from tiny_llm.model.qwen3 import Qwen3
+
+PROMPT, TOKENS = 1024, 16
+WITHOUT = {
+    "layer compiled in two halves": {"compile": ops.PLAIN.compile},
+    "matmul of few rows as (W xᵀ)ᵀ": {"linear": ops.linear},
+    "attention in tiles, vectorised exp": {"attention": fused.attention_gpu},
+    "SwiGLU on a vectorised exp": {"swiglu": ops.swiglu},
+    "cos and sin once a step": {"rope": fused.rope_gpu},
+    "all of these": {
+        "compile": ops.PLAIN.compile,
+        "linear": ops.linear,
+        "attention": fused.attention_gpu,
+        "swiglu": ops.swiglu,
+        "rope": fused.rope_gpu,
+    },
+}
+
+
+def run(model: Qwen3) -> tuple[float, float]:
+    """(prefill, decode) in tok/s."""
+    prompt = [(i * 7919) % 2000 for i in range(PROMPT)]
+    cache = ContiguousCache(model.config, model.ops)
+    begin = time.perf_counter()
+    logits = generate.prefill(model, prompt, cache)
+    mx.eval(logits)
+    filled = time.perf_counter()
+    sampler = Sampler([SamplingParams(temperature=0.0)], model.config.vocab_size)
+    for _ in generate.generate_tokens(model, logits, cache, sampler, PROMPT, TOKENS):
+        pass
+    return PROMPT / (filled - begin), TOKENS / (time.perf_counter() - filled)
+
+
+def main() -> None:
+    options = arguments(__doc__, rounds=5)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, shape in SHAPES.items():
+            model = load(make_model(Path(folder) / name[:5], max_position_embeddings=4096, **shape)).model
+            for lever, replaced in WITHOUT.items():
+                without = Qwen3(model.config, model.weights, model.ops._replace(**replaced))
+                cases = [(f"{phase}, {name.split()[0]}: {lever}", "tok/s") for phase in ("prefill", "decode")]
+                rows += race_many(cases, lambda m=model: run(m), lambda m=without: run(m), options.rounds)
+    report(rows, options.json, prompt=PROMPT, tokens=TOKENS)
+
+
+if __name__ == "__main__":
+    main()
