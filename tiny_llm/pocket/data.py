@@ -1,0 +1,61 @@
+"""The mix of lessons that the pocket model learns from: an endless, seeded stream, made on the fly."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tiny_llm.pocket.data_chat import arithmetic_lesson, faq_lesson, memory_lesson
+from tiny_llm.pocket.data_context import context_lesson, needle_lesson
+from tiny_llm.pocket.data_text import COPYING, text_lesson
+from tiny_llm.pocket.data_tools import tool_lesson
+from tiny_llm.pocket.dialogue import Dialogue
+from tiny_llm.pocket.words import Words
+
+Lesson = list[Dialogue]
+
+
+def long_needle(words: Words) -> Lesson:
+    """Needles in 500 to 2,000 tokens."""
+    return needle_lesson(words, words.integer(32, 140), 4)
+
+
+LESSONS: Mapping[str, Callable[[Words], Lesson]] = {
+    "tool": lambda words: tool_lesson(words, 3),
+    "context": lambda words: context_lesson(words, 5),
+    "needle": lambda words: needle_lesson(words, words.integer(2, 20), 3),
+    "long_needle": long_needle,
+    "faq": lambda words: faq_lesson(words, 6),
+    "text": lambda words: text_lesson(words, 6),
+    "copy": lambda words: text_lesson(words, 6, COPYING),
+    "memory": lambda words: memory_lesson(words, 3),
+    "think": lambda words: arithmetic_lesson(words, 5),
+}
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How often each kind of lesson comes; weights need not sum to one.
+
+    Raises ValueError for a kind that does not exist or a weight below zero.
+    """
+
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for kind, weight in self.weights.items():
+            if kind not in LESSONS or weight < 0:
+                raise ValueError(
+                    f"mix: {kind}={weight} is not a lesson with a weight: choose among {', '.join(LESSONS)}"
+                )
+
+    def lesson(self, seed: int, index: int) -> Lesson:
+        """Lesson number `index` of this seed's stream: the same whenever it is made."""
+        words = Words(f"{seed}/{index}")
+        kind = words.random.choices(list(self.weights), list(self.weights.values()))[0]
+        return LESSONS[kind](words)
+
+
+FOUNDATION = Mix({"copy": 0.4, "context": 0.25, "needle": 0.25, "memory": 0.1})
+EVERYTHING = Mix(
+    {"tool": 0.32, "context": 0.26, "needle": 0.06, "faq": 0.14, "text": 0.08, "memory": 0.08, "think": 0.06}
+)
+LONG = Mix({**EVERYTHING.weights, "long_needle": 0.05})

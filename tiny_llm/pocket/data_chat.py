@@ -1,0 +1,153 @@
+"""Lessons on talk: the FAQ, remembering what was said before, and sums with working in a think block."""
+
+from tiny_llm.pocket.data_text import text_lesson
+from tiny_llm.pocket.dialogue import Dialogue, Message, assistant, user
+from tiny_llm.pocket.faq import question_and_answer
+from tiny_llm.pocket.tools import attributes
+from tiny_llm.pocket.words import Words
+
+TOLD = "I will remember that."
+TELL = ("My {a} is {v}.", "Please remember: my {a} is {v}.", "You should know that my {a} is {v}.", "{v} is my {a}.",
+        "I tell you my {a}: {v}.")  # fmt: skip
+ASK = ("What is my {a}?", "Do you remember my {a}?", "Tell me my {a}.", "I forgot my {a}. What is it?",
+       "What did I say is my {a}?", "Which {a} do I have?")  # fmt: skip
+OWN = {
+    "name": "name",
+    "favorite color": "color",
+    "city": "place",
+    "dog": "name",
+    "cat": "name",
+    "lucky number": "number",
+    "age": "int:5:99",
+    "teacher": "person",
+    "favorite animal": "thing",
+    "street": "name",
+    "code": "code",
+    "phone number": "int:10000:99999",
+    "friend": "person",
+    "company": "name",
+    "favorite day": "day",
+}
+
+
+def faq_lesson(words: Words, branches: int) -> list[Dialogue]:
+    lesson = []
+    for _ in range(branches):
+        question, answer = question_and_answer(words)
+        lesson.append(Dialogue("faq", (user(question), assistant(answer))))
+    return lesson
+
+
+def own_facts(words: Words, count: int) -> dict[str, str]:
+    """What users tell of themselves: listed properties and attributes of any kind."""
+    names = words.sample(list(OWN), count)
+    found = {}
+    for name in names:
+        if words.chance(0.4):
+            name = words.from_split(list(attributes()))
+        found[name] = str(words.value(OWN.get(name) or attributes()[name]))
+    return found
+
+
+def tell(words: Words, name: str, value: str) -> list[Message]:
+    if name == "name":
+        said = words.phrasing(
+            ("My name is {v}.", "I am {v}.", "Hello, I am {v}.", "Call me {v}.", "My name is {v}. Hello!")
+        )
+        return [user(said.format(v=value)), assistant(f"Nice to meet you, {value}!")]
+    return [user(words.phrasing(TELL).format(a=name, v=value)), assistant(TOLD)]
+
+
+def ask_back(words: Words, name: str) -> str:
+    if name == "name":
+        return words.phrasing(
+            ("What is my name?", "Who am I?", "Do you know my name?", "How am I called?", "Say my name.")
+        )
+    return words.phrasing(ASK).format(a=name)
+
+
+def aside(words: Words) -> list[Message]:
+    """An exchange on something else, between telling and asking."""
+    if words.chance(0.6):
+        question, answer = question_and_answer(words)
+        return [user(question), assistant(answer)]
+    return list(text_lesson(words, 1)[0].messages)
+
+
+def memory_lesson(words: Words, branches: int) -> list[Dialogue]:
+    """Users tell something, talk about something else and ask for it; one branch asks for what was never told."""
+    known = own_facts(words, words.integer(2, 4))
+    missing = next(name for name in words.random.sample(list(OWN), len(OWN)) if name not in known)
+    talk: list[Message] = []
+    for name, value in known.items():
+        talk += tell(words, name, value)
+        if words.chance(0.35):
+            talk += aside(words)
+    if words.chance(0.3):
+        name = words.choice([name for name in known if name != "name"])
+        known[name] = str(words.value(OWN.get(name) or attributes()[name]))
+        talk += [user(f"Now my {name} is {known[name]}."), assistant(TOLD)]
+    lesson = []
+    for name in [*words.sample(list(known), branches - 1), missing]:
+        answer = f"Your {name} is {known[name]}." if name in known else f"You have not told me your {name}."
+        lesson.append(Dialogue("multi_turn", (*talk, user(ask_back(words, name)), assistant(answer))))
+    return lesson
+
+
+SUMS = ("What is {}?", "Compute {}.", "How much is {}?", "{} = ?", "Calculate {}.", "Work out {}.", "Tell me {}.")
+
+
+def add_up(first: int, second: int) -> str:
+    """The working of a sum, digit by digit from the right."""
+    steps, carry, place = [], 0, 1
+    while first // place or second // place:
+        one, two = first // place % 10, second // place % 10
+        total = one + two + carry
+        steps.append(f"{one} + {two}{' + 1' if carry else ''} = {total}")
+        carry, place = total // 10, place * 10
+    return "; ".join(steps)
+
+
+def take_away(first: int, second: int) -> str:
+    """The working of a difference whose result is not negative."""
+    steps, borrow, place = [], 0, 1
+    while first // place:
+        one, two = first // place % 10, second // place % 10
+        lent = 10 if one - borrow < two else 0
+        steps.append(f"{one + lent}{' - 1' if borrow else ''} - {two} = {one + lent - borrow - two}")
+        borrow, place = int(lent > 0), place * 10
+    return "; ".join(steps)
+
+
+def multiply(first: int, second: int) -> str:
+    """The working of a product with a number of one digit."""
+    steps, carry, place = [], 0, 1
+    while first // place:
+        one = first // place % 10
+        total = one * second + carry
+        steps.append(f"{one} * {second}{f' + {carry}' if carry else ''} = {total}")
+        carry, place = total // 10, place * 10
+    return "; ".join(steps)
+
+
+def arithmetic_lesson(words: Words, branches: int) -> list[Dialogue]:
+    """Sums: with thinking the working first, without it only small ones."""
+    lesson = []
+    for _ in range(branches):
+        first, second = sorted(
+            (words.integer(1, 10 ** words.integer(1, 3)), words.integer(1, 10 ** words.integer(1, 3)))
+        )[::-1]
+        operation = words.choice("+-*")
+        if operation == "*":
+            second = words.integer(2, 9)
+        result = {"+": first + second, "-": first - second, "*": first * second}[operation]
+        working = {"+": add_up, "-": take_away, "*": multiply}[operation](first, second)
+        said = {"+": ("+", "plus"), "-": ("-", "minus"), "*": ("*", "times")}[operation]
+        question = words.phrasing(SUMS).format(f"{first} {words.choice(said)} {second}")
+        answer = f"{first} {operation} {second} = {result}."
+        lesson.append(
+            Dialogue("think", (user(question), assistant(answer, f"{first} {operation} {second}: {working}.")))
+        )
+        if first < 20 and result < 100:
+            lesson.append(Dialogue("sum", (user(question), assistant(answer)), thinking=False))
+    return lesson

@@ -1,0 +1,116 @@
+"""Made-up facts as passages, and questions on them that are answered by the sentence that says it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tiny_llm.pocket.faq import faq_entries
+from tiny_llm.pocket.tools import attributes, kinds_of_things
+from tiny_llm.pocket.words import Words, read_table
+
+ABSENT = "The documents do not say."
+ATTRIBUTE_SAYS = ("The {a} of {{e}} is {{v}}.", "{{e}} has the {a} {{v}}.", "As {a} of {{e}} one finds {{v}}.")
+ATTRIBUTE_ASKS = (
+    "What is the {a} of {{e}}?",
+    "Which {a} does {{e}} have?",
+    "Tell me the {a} of {{e}}.",
+    "What do we know of the {a} of {{e}}?",
+    "I want to know the {a} of {{e}}.",
+    "What {a} has {{e}}?",
+)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Something that can be said and asked of an entity; {e} is the entity, {v} the value."""
+
+    value: str
+    says: Sequence[str]
+    asks: Sequence[str]
+
+    def sentence(self, words: Words, subject: str) -> str:
+        return capitalise(words.phrasing(self.says).format(e=subject, v=words.value(self.value)))
+
+    def question(self, words: Words, entity: str) -> str:
+        return capitalise(words.phrasing(self.asks).format(e=entity))
+
+
+@dataclass(frozen=True)
+class Document:
+    """Passages, and every question that they answer: (question, number of the passage, sentence), plus some that they don't."""
+
+    passages: tuple[str, ...]
+    answered: tuple[tuple[str, int, str], ...]
+    unanswered: tuple[str, ...]
+
+
+def capitalise(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def cited(sentence: str, number: int) -> str:
+    """The sentence with its passage's number: "The bridge is old [2]."."""
+    return f"{sentence.rstrip('.')} [{number}]."
+
+
+@cache
+def listed_relations(about: str) -> tuple[Relation, ...]:
+    table: list[dict[str, Any]] = read_table("tables/relations.toml")["relation"]
+    return tuple(Relation(r["value"], r["says"], r["asks"]) for r in table if r["about"] == about)
+
+
+def attribute_relation(words: Words) -> Relation:
+    """A relation made of an attribute's name: a held-out word in the evaluation, a made-up one now and then."""
+    attribute = words.from_split(list(attributes()))
+    name = words.name().lower() if words.split == "train" and words.chance(0.15) else attribute
+    says = [text.format(a=name) for text in words.phrasings(ATTRIBUTE_SAYS)]
+    return Relation(attributes()[attribute], says, [text.format(a=name) for text in words.phrasings(ATTRIBUTE_ASKS)])
+
+
+def entities(words: Words, kinds: Sequence[str], count: int) -> list[str]:
+    """So many different ones; often alike in name or in kind, so that both must be read."""
+    names, found = words.names(count), []
+    alike = words.choice(("name", "kind", "no", "no"))
+    picked = words.sample(kinds, count)
+    for index in range(count):
+        name = names[0] if alike == "name" else names[index]
+        kind = picked[0] if alike == "kind" else picked[index % len(picked)]
+        found.append(f"the {name} {kind}" if words.chance(0.7) or alike == "name" else f"the {kind} {name}")
+    return list(dict.fromkeys(found))
+
+
+def facts(words: Words, count: int) -> Document:
+    """Passages on so many entities that share their relations, each of one to three sentences."""
+    about = words.choice(("place", "engine"))
+    subjects = entities(words, kinds_of_things("engines" if about == "engine" else "kinds"), count + 1)
+    pool = words.sample(listed_relations(about), words.integer(2, 4))
+    pool = [attribute_relation(words) if words.chance(0.35) else relation for relation in pool]
+    passages, answered, missing = [], [], []
+    for number, entity in enumerate(subjects[:-1] or subjects, 1):
+        stated = words.sample(pool, words.choice((1, 2, 2, 3)))
+        lines = []
+        for place, relation in enumerate(stated):
+            lines.append(relation.sentence(words, "it" if place and words.chance(0.4) else entity))
+            answered.append((relation.question(words, entity), number, lines[-1]))
+        passages.append(" ".join(lines))
+        missing += [relation.question(words, entity) for relation in pool if relation not in stated]
+    stranger = words.choice(subjects[-1:] + entities(words, kinds_of_things(), 1))
+    missing += [
+        relation.question(words, stranger) for relation in pool if stranger not in subjects[:-1] or not subjects[1:]
+    ]
+    return Document(tuple(passages), tuple(answered), tuple(missing))
+
+
+def sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?]) (?=[A-Z])", text)
+
+
+def explanations(words: Words, count: int) -> Document:
+    """Passages out of this project's own answers on inference."""
+    known = [entry for entry in faq_entries() if entry.topic]
+    entries = words.sample(known, count + 2)
+    passages = tuple(entry.answer for entry in entries[:count])
+    answered = [(entry.question(words), n, sentences(entry.answer)[0]) for n, entry in enumerate(entries[:count], 1)]
+    return Document(passages, tuple(answered), tuple(entry.question(words) for entry in entries[count:]))

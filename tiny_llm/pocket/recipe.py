@@ -1,0 +1,104 @@
+"""What a pocket model is made by: its size, the stages of its lessons and the optimizer's settings."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from tiny_llm.pocket.data import EVERYTHING, FOUNDATION, LONG, Mix
+from tiny_llm.pocket.tokenizer import VOCAB_SIZE
+
+LESSONS_HASHED = 40
+
+
+@dataclass(frozen=True)
+class Size:
+    """The shape of a Qwen3; `hidden` and `mlp` are multiples of 128 so that every quantization group fits."""
+
+    hidden: int
+    layers: int
+    mlp: int
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+
+    def hf_config(self) -> dict[str, Any]:
+        """config.json."""
+        return {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "intermediate_size": self.mlp,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "vocab_size": VOCAB_SIZE,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
+        }
+
+
+TARGET = Size(hidden=256, layers=4, mlp=512)
+DRAFT = Size(hidden=128, layers=3, mlp=256)
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """The first stage: random tokens that repeat. Each time the loss falls under `threshold`, both limits grow."""
+
+    period: float = 4.0
+    alphabet: float = 64.0
+    threshold: float = 0.8
+    period_growth: float = 1.2
+    alphabet_growth: float = 1.4
+    longest_period: float = 44.0
+    done: float = 0.35
+    max_tokens: int = 3_000_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, but for how long training goes on (`tokens`, all stages together)."""
+
+    size: Size
+    tokens: int = 40_000_000
+    seed: int = 1
+    step_tokens: int = 1536
+    repeats: Repeats = field(default_factory=Repeats)
+    foundation: Mix = FOUNDATION
+    foundation_tokens: int = 2_000_000
+    everything: Mix = EVERYTHING
+    long: Mix = LONG
+    long_share: float = 0.25  # of all tokens, at the end
+    max_length: int = 640
+    max_long_length: int = 2304
+    prompt_share: float = 0.15  # of the prompt's tokens that are learned too
+    prompt_weight: float = 0.2
+    muon_rate: float = 0.01
+    adam_rate: float = 1e-3
+    warmup_steps: int = 50
+    decay_share: float = 0.35  # of all tokens, at the end
+    final_rate: float = 0.05
+    clip: float = 1.0
+    qk_gain: float = 1.7
+    embedding_std: float = 0.05
+
+    def digest(self, tokenizer: str) -> str:
+        """A hash of the settings, the tokenizer's file and a sample of the lessons; `tokens` does not count."""
+        settings = json.dumps(asdict(replace(self, tokens=0)), sort_keys=True)
+        lessons = [self.long.lesson(self.seed, index) for index in range(LESSONS_HASHED)]
+        return hashlib.sha256("\n".join((settings, tokenizer, repr(lessons))).encode()).hexdigest()[:16]
+
+    def rate(self, step: int, tokens: int) -> float:
+        """The learning rates' factor: a short warm-up, constant, then linear down to `final_rate`."""
+        left = 1 - tokens / self.tokens
+        decay = min(1.0, max(0.0, left) / self.decay_share)
+        return min(1.0, (step + 1) / self.warmup_steps) * (self.final_rate + (1 - self.final_rate) * decay)
+
+
+RECIPES = {"target": Recipe(TARGET), "draft": Recipe(DRAFT)}

@@ -1,0 +1,79 @@
+"""`tiny-llm pocket train`: run a recipe to its end, with a progress bar, a log, a plot of the loss and checkpoints."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tiny_llm.pocket.plot import loss_plot
+from tiny_llm.pocket.recipe import Recipe
+from tiny_llm.pocket.tokenizer import save_tokenizer, shipped_tokenizer
+from tiny_llm.pocket.trainer import Trainer, keep_memory
+from tiny_llm.pocket.weights_io import save_model
+
+LOG_EVERY, SAVE_EVERY = 20, 200  # steps
+
+
+def train(recipe: Recipe, directory: Path, steps: int | None = None) -> Trainer:
+    """Train in `directory` until the recipe's tokens are spent, or for so many more steps; goes on from a checkpoint.
+
+    Leaves checkpoint.safetensors, log.jsonl, loss.svg and, in model/, the weights so far as a Hugging Face directory.
+    Raises ValueError when the directory holds another recipe's checkpoint, OSError when the disk is full.
+    """
+    keep_memory()
+    tokenizer = shipped_tokenizer()
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    directory.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(recipe, directory, encode, recipe.digest(tokenizer.to_str()))
+    console = Console()
+    if trainer.resume():
+        console.print(f"going on at step {trainer.progress.step}, {trainer.progress.tokens / 1e6:.2f} M tokens")
+    last = None if steps is None else trainer.progress.step + steps
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=recipe.tokens, completed=trainer.progress.tokens, status="")
+        recent: list[dict[str, float]] = []
+        while not trainer.done and trainer.progress.step != last:
+            recent.append(trainer.step())
+            if trainer.progress.step % LOG_EVERY == 0:
+                entry = summary(trainer, recent)
+                trainer.write(entry)
+                status = f"{entry['stage']} loss {entry['answers']:.3f} {entry['tokens_per_second']:.0f} tok/s"
+                bar.update(task, completed=trainer.progress.tokens, status=status)
+                if not console.is_terminal:
+                    console.print(f"step {trainer.progress.step} {trainer.progress.tokens / 1e6:.2f} M {status}")
+                recent = []
+            if trainer.progress.step % SAVE_EVERY == 0:
+                publish(trainer)
+    publish(trainer)
+    return trainer
+
+
+def summary(trainer: Trainer, recent: list[dict[str, float]]) -> dict[str, Any]:
+    """Means over the last steps, for the log."""
+    p = trainer.progress
+    means = {name: sum(entry[name] for entry in recent) / len(recent) for name in ("loss", "answers", "norm", "rate")}
+    seconds, tokens = sum(entry["seconds"] for entry in recent), sum(entry["tokens"] for entry in recent)
+    found: dict[str, Any] = {"stage": p.stage, **{name: round(value, 4) for name, value in means.items()}}
+    found |= {"tokens_per_second": round(tokens / seconds), "time": round(time.time())}
+    return found | ({"period": round(p.period, 1), "alphabet": int(p.alphabet)} if p.stage == "repeats" else {})
+
+
+def publish(trainer: Trainer) -> None:
+    """The checkpoint, the weights as a model directory, and the plot."""
+    trainer.save()
+    tokenizer, model = shipped_tokenizer(), trainer.directory / "model"
+    stop, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
+    save_model(model, trainer.weights, trainer.recipe.size, stop, pad)
+    save_tokenizer(tokenizer, model)
+    loss_plot({"loss": trainer.log}, trainer.directory / "loss.svg")

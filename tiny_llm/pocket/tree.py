@@ -1,0 +1,67 @@
+"""Turns that begin alike, packed as one tree, so that what they share is computed once.
+
+    system and tools ─┬─ question 1 ── call ── result ── answer
+                      └─ question 2 ─┬─ answer
+                                     └─ think block ── answer
+
+A row holds the tree's tokens in the order of their making. A token stands at its depth, sees its ancestors only, and has
+one target for each turn that goes on from it: so each turn is learned exactly as if it stood alone.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = list[int]
+Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """N tokens; `parents` -1 for the root. Targets: after node `at` comes `token`; `learn` marks the model's own words."""
+
+    tokens: Array  # (N,)
+    depths: Array  # (N,)
+    parents: Array  # (N,)
+    at: Array  # (M,)
+    token: Array  # (M,)
+    learn: NDArray[np.bool_]  # (M,)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def visible(self) -> NDArray[np.bool_]:
+        """Whether token i may look at token j: itself and its ancestors. (N, N)"""
+        seen = np.eye(len(self), dtype=bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
+
+
+def grow(turns: Iterable[tuple[Tokens, Tokens]]) -> Tree:
+    """The tree of (prompt, completion) pairs. The last token of a completion is only a target, never a node."""
+    tokens: Tokens = []
+    depths: Tokens = []
+    parents: Tokens = []
+    children: dict[tuple[int, int], int] = {}
+    targets: dict[tuple[int, int], bool] = {}
+    for prompt, completion in turns:
+        node, text = -1, prompt + completion
+        for place, token in enumerate(text):
+            if node >= 0:
+                targets[node, token] = targets.get((node, token), False) or place >= len(prompt)
+            if place == len(text) - 1:
+                break
+            child = children.setdefault((node, token), len(tokens))
+            if child == len(tokens):
+                tokens.append(token)
+                depths.append(place)
+                parents.append(node)
+            node = child
+    at, token = zip(*targets, strict=True)
+    return Tree(
+        *(np.array(x, np.int32) for x in (tokens, depths, parents, at, token)), np.array(list(targets.values()))
+    )

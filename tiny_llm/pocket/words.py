@@ -1,0 +1,166 @@
+"""Seeded words, names and numbers for the pocket model's lessons, with a part of them held out for its evaluation.
+
+What is held out is decided by a hash, never by chance, so training and evaluation can't meet by accident.
+"""
+
+import random
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+T = TypeVar("T")
+Split = Literal["train", "test"]
+HELD_OUT_SHARE = 8  # one in so many
+
+ONSETS = "b c d f g h j k l m n p r s t v w z br dr gr kr tr st sh pl fl th ch qu".split()
+VOWELS = "a e i o u ai ea or ar en".split()
+CODAS = ["", "", "n", "r", "l", "s", "k", "m", "x", "th", "nd", "rt"]
+FIRST_NAMES = """Anna Ben Carla David Emma Frank Grace Henry Ida Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor
+Amir Bao Chen Dina Elif Farah Goran Hana Ines Jonas Kofi Lina Marek Nadia Omar Priya Ravi Sofia Tomas Yuki""".split()
+CITIES = """Paris London Berlin Tokyo Madrid Rome Oslo Lima Cairo Delhi Dublin Vienna Prague Boston Chicago Seattle Denver
+Austin Toronto Sydney Lisbon Athens Helsinki Warsaw Budapest Kyoto Osaka Seoul Hanoi Nairobi Lagos Accra Quito Bogota
+Havana Geneva Zurich Munich Milan Turin""".split()
+COLORS = "red blue green yellow white black orange purple silver gold brown pink gray".split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+MONTHS = "January February March April May June July August September October November December".split()
+THINGS = """fox river teacher garden boat window horse farmer cloud letter stone cat bridge child lamp road table spoon
+kettle mountain valley forest candle mirror basket ladder hammer pillow blanket guitar violin drum painter sailor baker
+pilot doctor nurse lawyer judge tiger eagle whale rabbit turtle apple pear lemon cherry onion carrot potato bread cheese
+soup salt sugar coffee tea train bicycle truck rocket engine wheel island desert ocean harbor village castle tower""".split()
+QUALITIES = """old quiet green small bright happy tall cold young gentle strange brown heavy quick lazy soft loud narrow
+empty golden round sharp sweet warm wet wild wooden broken clever hollow modern plain rare simple smooth steep""".split()
+VERBS = (
+    "watches follows finds paints carries likes leaves meets hides remembers moves counts draws opens washes".split()
+)
+ADVERBS = ["slowly", "today", "again", "at night", "in the rain", "every morning", "near the hill", "without a word"]
+DIGITS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+
+
+def held_out(text: str) -> bool:
+    """Whether this text may only occur in the evaluation."""
+    return zlib.crc32(text.encode()) % HELD_OUT_SHARE == 0
+
+
+def read_table(path: str) -> dict[str, Any]:
+    """A TOML file beside this module."""
+    return tomllib.loads((Path(__file__).parent / path).read_text(encoding="utf-8"))
+
+
+class Words:
+    """A seeded source of everything that is made up; `split` decides which names and phrasings may come."""
+
+    def __init__(self, seed: int | str, split: Split = "train") -> None:
+        self.random = random.Random(f"{split}/{seed}")
+        self.split = split
+
+    def choice(self, options: Sequence[T]) -> T:
+        return self.random.choice(options)
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def integer(self, low: int, high: int) -> int:
+        """Uniform, both ends included."""
+        return self.random.randint(low, high)
+
+    def sample(self, options: Sequence[T], count: int) -> list[T]:
+        return self.random.sample(options, min(count, len(options)))
+
+    def phrasings(self, options: Sequence[T]) -> list[T]:
+        """The ways to say it that this split may use: of three or more, the hash keeps one for the evaluation."""
+        if len(options) < 3:
+            return list(options)
+        kept = zlib.crc32("|".join(map(str, options)).encode()) % len(options)
+        return [option for index, option in enumerate(options) if (index == kept) == (self.split == "test")]
+
+    def phrasing(self, options: Sequence[T]) -> T:
+        """One of the ways to say it that this split may use."""
+        return self.choice(self.phrasings(options))
+
+    def from_split(self, options: Sequence[str]) -> str:
+        """One of the words that belong to this split."""
+        return self.choice([o for o in options if held_out(o) == (self.split == "test")] or options)
+
+    def name(self) -> str:
+        """A made-up proper name, like Brakor."""
+        while True:
+            count = self.choice((1, 2, 2, 2, 3))
+            syllables = (self.choice(ONSETS) + self.choice(VOWELS) + self.choice(CODAS) for _ in range(count))
+            name = "".join(syllables).capitalize()
+            if 3 < len(name) < 11 and held_out(name) == (self.split == "test"):
+                return name
+
+    def names(self, count: int) -> list[str]:
+        """So many different names."""
+        found: dict[str, None] = {}
+        while len(found) < count:
+            found[self.name()] = None
+        return list(found)
+
+    def place(self) -> str:
+        return self.choice(CITIES) if self.split == "train" and self.chance(0.25) else self.name()
+
+    def person(self) -> str:
+        return f"{self.choice(FIRST_NAMES)} {self.name()}" if self.chance(0.7) else self.name()
+
+    def number(self, max_digits: int = 4) -> int:
+        """Every length is as likely as the other, so short numbers are not rare."""
+        digits = self.integer(1, max_digits)
+        return self.integer(0 if digits == 1 else 10 ** (digits - 1), 10**digits - 1)
+
+    def time(self) -> str:
+        return f"{self.integer(0, 23):02d}:{self.integer(0, 59):02d}"
+
+    def date(self) -> str:
+        return f"20{self.integer(10, 39)}-{self.integer(1, 12):02d}-{self.integer(1, 28):02d}"
+
+    def code(self) -> str:
+        """Letters and digits, like KX417 or B-2093."""
+        letters = "".join(self.choice("ABCDEFGHKLMNPRSTVXZ") for _ in range(self.integer(1, 3)))
+        return f"{letters}{self.choice(('', '-'))}{self.integer(10, 9999)}"
+
+    def word(self) -> str:
+        """A plain word or a made-up one, in small letters."""
+        return self.choice((self.name().lower(), self.choice(THINGS), self.choice(QUALITIES)))
+
+    def sentence(self) -> str:
+        """Grammatical nonsense that fills long documents."""
+        first, second = self.sample(THINGS, 2)
+        return (
+            f"The {self.choice(QUALITIES)} {first} {self.choice(VERBS)} the {self.choice(QUALITIES)} {second} "
+            f"{self.choice(ADVERBS)}."
+        )
+
+    def value(self, kind: str) -> Any:
+        """A value by its kind: "int:1:40", "of:red,blue", "text", or a method's name such as "place" or "date"."""
+        name, _, rest = kind.partition(":")
+        if name == "int":
+            low, high = rest.split(":")
+            return self.integer(int(low), int(high))
+        if name == "decimal":
+            return self.integer(1, 999) / 10
+        if name == "of":
+            return self.choice(rest.split(","))
+        if name == "money":
+            return f"{self.number(3)} {self.choice(('euros', 'dollars'))}"
+        if name == "text":
+            return " ".join(self.word() for _ in range(self.integer(2, 5)))
+        if name == "file":
+            return f"{self.word()}.{self.choice(('txt', 'md', 'csv', 'log', 'json'))}"
+        if name == "email":
+            return f"{self.name().lower()}@{self.word()}.{self.choice(('com', 'org', 'net'))}"
+        if name == "color":
+            return self.choice(COLORS)
+        if name == "day":
+            return self.choice(DAYS)
+        if name == "thing":
+            return self.choice(THINGS)
+        if name in ("name", "place", "person", "number", "time", "date", "code", "word", "sentence"):
+            return getattr(self, name)()
+        raise ValueError(f"unknown kind of value {kind!r}: see Words.value for the kinds there are")
