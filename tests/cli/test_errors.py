@@ -1,5 +1,6 @@
 """Wrong usage is exit code 2, a failure 1, each with one line that names the value and the remedy."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,7 @@ def test_debug_by_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_prompt_may_be_spelled_like_the_debug_option(run: Run) -> None:
     llm = FakeLLM("yes")
     assert run("generate", "--", "--debug", llm=llm).code == 0
+    assert os.environ["TINY_LLM_DEBUG"] == ""
     assert llm.asked == [[{"role": "user", "content": "--debug"}]]
 
 
@@ -161,6 +163,14 @@ def test_reader_that_leaves_early(model_dir: Path) -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(30) == 1
+
+
+def test_reader_that_leaves_before_the_end_of_a_short_output() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run([*PYTHON, "--version"], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (1, b"")
 
 
 def test_broken_generation_config(run: Run, tmp_path: Path) -> None:

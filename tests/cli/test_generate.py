@@ -73,15 +73,6 @@ def test_json(run: Run, model_dir: Path) -> None:
     assert data["stats"]["decode_tps"] > 0
 
 
-def test_what_cannot_happen_is_null_in_json(run: Run, model_dir: Path) -> None:
-    """-inf among the top log-probabilities became `-Infinity`, which no JSON parser takes."""
-    bias = [word for token in range(1, 320) for word in ("--logit-bias", f"{token}=-100")]
-    arguments = ("--json", "--logprobs", "20", "--top-k", "1", "--max-tokens", "2", "--model", str(model_dir))
-    result = run("generate", "hello", *arguments, *bias)
-    assert result.code == 0
-    json.loads(result.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-
-
 @pytest.mark.parametrize(("options", "count"), [(("--n", "3"), 3), (("--beam-width", "4", "--n", "2"), 2)])
 def test_several_answers(run: Run, model_dir: Path, options: tuple[str, ...], count: int) -> None:
     arguments = ("hello", "--model", str(model_dir), "--max-tokens", "6", "--seed", "1", *options)

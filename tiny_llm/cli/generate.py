@@ -3,8 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from math import isfinite
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +22,6 @@ from tiny_llm.cli.session import timing
 from tiny_llm.cli.terminal import note, printable
 
 if TYPE_CHECKING:
-    from tiny_llm.decode.generate import TokenLogprobs
     from tiny_llm.engine.llm import LLM, Completion, Prompt
 
 
@@ -65,7 +63,7 @@ def generate(
     answer = llm.generate(request, template=dialogue.template(), **settings)
     completions = answer if isinstance(answer, list) else [answer]
     if as_json:
-        print(json.dumps(as_data(llm, completions), ensure_ascii=False))
+        print(json.dumps(as_data(llm, completions), ensure_ascii=False, allow_nan=False))
     else:
         show(completions)
 
@@ -122,16 +120,10 @@ def as_data(llm: "LLM", completions: Sequence["Completion"]) -> dict[str, Any]:
                 "text": completion.text,
                 "tokens": completion.tokens,
                 "finish_reason": completion.finish_reason,
-                "logprobs": completion.logprobs and list(map(logprobs_data, completion.logprobs)),
+                "logprobs": completion.logprobs and list(map(asdict, completion.logprobs)),
             }
             for completion in completions
         ],
         "stats": {f.name: getattr(stats, f.name) for f in fields(stats)}
         | {"prefill_tps": stats.prefill_tps, "decode_tps": stats.decode_tps},
     }
-
-
-def logprobs_data(entry: "TokenLogprobs") -> dict[str, Any]:
-    """JSON knows no infinity: the log-probability of what can't happen is null."""
-    top = [[token, value if isfinite(value) else None] for token, value in entry.top]
-    return {"logprob": entry.logprob if isfinite(entry.logprob) else None, "top": top}
