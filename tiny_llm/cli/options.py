@@ -70,10 +70,14 @@ class EngineOptions:
             raise typer.BadParameter(
                 "the name is empty; give a directory, a hub name or an alias", param_hint="--model"
             )
-        note(f"loading {self.model} …" if self.model else "no model named: taking the small one that ships inside")
+        if self.model is not None:
+            note(f"loading {self.model} …")
         from tiny_llm.engine import llm
 
-        return llm.load(self.model, config=config)
+        loaded = llm.load(self.model, config=config)
+        if self.model is None:
+            note("no model named: this is the small one that ships inside; --model takes another")
+        return loaded
 
 
 @dataclass(frozen=True)
