@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 LOG2_E = 1.4426950408889634
 BLOCK = 64
+WIDE = 4096
 
 
 def weights(logits: mx.array, temperature: mx.array) -> mx.array:
@@ -100,10 +101,10 @@ def min_p(weights: mx.array, p: mx.array) -> mx.array:
 def mass_before(weights: mx.array) -> mx.array:
     """The sum of all weights to the left of each. (R, C) → (R, C).
 
-    Summed in blocks: in one float32 sum over a vocabulary, tokens of 1e-8 vanish beside the 1 summed before them.
+    A wide row is summed in blocks: in one float32 sum tokens of 1e-8 vanish beside the 1 that came before them.
     """
     rows, columns = weights.shape
-    if columns <= BLOCK:
+    if columns <= WIDE:
         return mx.cumsum(weights, axis=-1, inclusive=False)
     blocks = _in_blocks(weights)
     inside = mx.cumsum(blocks, axis=-1, inclusive=False)
@@ -117,7 +118,7 @@ def draw(weights: mx.array, uniforms: mx.array) -> mx.array:
     A wide row draws a block with one uniform and a token inside it with the other: less to compare, and finer than
     one float32 uniform, whose steps of 6e-8 are larger than many tokens' probabilities.
     """
-    if weights.shape[-1] <= BLOCK:
+    if weights.shape[-1] <= WIDE:
         return inverse_cdf(weights, uniforms[:, :1])
     blocks = _in_blocks(weights)
     block = inverse_cdf(mx.sum(blocks, axis=-1), uniforms[:, :1])
@@ -132,8 +133,7 @@ def inverse_cdf(weights: mx.array, uniform: mx.array) -> mx.array:
     weight 0 is ever drawn. (R, C) → (R,) uint32.
     """
     begin = mx.cumsum(weights, axis=-1, inclusive=False)
-    total = begin[:, -1:] + weights[:, -1:]
-    possible = (begin <= uniform * total) & (weights > 0)
+    possible = (begin <= uniform * mx.sum(weights, axis=-1, keepdims=True)) & (weights > 0)
     return mx.max(mx.arange(weights.shape[-1], dtype=mx.uint32) * possible, axis=-1)
 
 
@@ -166,5 +166,5 @@ def uniforms(keys: Words, positions: Sequence[int] | npt.NDArray[np.int64]) -> m
     This is SplitMix64 read at an index: the same on every back end, and nothing to keep between steps.
     """
     words = _mix(keys + (np.asarray(positions).astype(np.uint64) + np.uint64(1)) * _STRIDE)
-    halves = np.stack([words >> np.uint64(40), (words >> np.uint64(8)) & np.uint64(0xFFFFFF)], axis=1)
+    halves = words[:, None].view(np.uint32) >> 8  # (R, 2) of 24 bits, what a float32 holds
     return mx.array(halves.astype(np.float32) * np.float32(2.0**-24))
