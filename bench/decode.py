@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import tiny_llm  # noqa: F401  activates the BLAS for both
+import tiny_llm  # noqa: F401  activates the BLAS for both  # isort: skip
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step

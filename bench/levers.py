@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import tiny_llm  # noqa: F401  activates the BLAS
+import tiny_llm  # noqa: F401  activates the BLAS  # isort: skip
 
 import mlx.core as mx
 
