@@ -61,7 +61,7 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
     Raises ValueError where there is no such model, its files are broken or memory will not do.
     """
     config = config or EngineConfig()
-    if model is None and not POCKET.exists():
+    if model is None and not (POCKET / "config.json").exists():
         raise ValueError(
             "no model named, and none ships with this version: name a model directory, a hub name or an alias, "
             "such as --model qwen3-0.6b (`tiny-llm models list` shows them)"
