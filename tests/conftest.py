@@ -1,10 +1,11 @@
-"""What holds for every test: the package's BLAS comes first, no network, nothing of the user's."""
+"""What holds for every test: the package's BLAS comes first, on one thread; no network, nothing of the user's."""
 
 import os
 import socket
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small models gain nothing from more, and other load can't stall it
 
 import pytest
 
