@@ -102,7 +102,7 @@ class LLM:
         max_context: int | None = None,
     ):
         self.model, self.tokenizer, self.path, self.engine_config = model, tokenizer, path, config
-        self.name = path.name
+        self.name = "pocket" if path == POCKET else path.name
         self.defaults = dict(defaults or {})
         self.max_context = max_context or model.config.max_position_embeddings
         self.last_stats: Stats | None = None
