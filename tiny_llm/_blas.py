@@ -22,7 +22,7 @@ from pathlib import Path
 PREFIX = "scipy_"
 SYMBOLS = (  # what MLX takes from BLAS and LAPACK
     *(f"cblas_{kind}gemm" for kind in "scd"),
-    *(f"{kind}{name}_" for kind in "scd" for name in ["geev", "geqrf", "gesdd", "getrf", "getri", "potrf", "trtri"]),
+    *(f"{kind}{name}_" for kind in "scd" for name in "geev geqrf gesdd getrf getri potrf trtri".split()),
     *("sorgqr_", "dorgqr_", "ssyevd_", "dsyevd_", "cheevd_"),
 )
 
