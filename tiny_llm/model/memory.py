@@ -52,7 +52,7 @@ def _prefill_bytes(config: ModelConfig, width: int, context: int) -> int:
     """
     activations = 8 * (config.hidden_size + config.intermediate_size) * width
     scores = 0 if mx.default_device() == mx.gpu else config.num_attention_heads * context * 4
-    return min(context, PREFILL) * max(activations, scores) * 3 // 2 + config.vocab_size * 4
+    return min(context, PREFILL) * (activations + scores) * 3 // 2 + config.vocab_size * 4
 
 
 def _loaded(entry: Entry, dtype: mx.Dtype | None) -> int:
