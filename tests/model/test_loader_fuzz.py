@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from tests.support import make_model, write_json
-from tiny_llm.config import ARCHITECTURES
+from tiny_llm.config.model import ARCHITECTURES
 from tiny_llm.model.loader import check_memory, load_config, load_generation_defaults, load_weights
 from tiny_llm.model.tokenizer import Tokenizer
 

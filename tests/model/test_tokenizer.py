@@ -214,6 +214,13 @@ def test_a_tool_call_needs_no_content_and_reasoning_has_two_names(tokenizer: Tok
     )
 
 
+def test_no_content_is_an_empty_one_to_the_template(directory: Path, tmp_path: Path) -> None:
+    """Older templates join texts and fail on None."""
+    tokenizer = with_template(directory, tmp_path, "{{ messages[0].content + '.' }}")
+    for message in ({"content": None}, {}):
+        assert tokenizer.render([{"role": "assistant", "tool_calls": [CALL], **message}]) == "."
+
+
 @given(tokens=st.lists(st.integers(0, 330), max_size=60), keep_special=st.booleans())
 @settings(derandomize=True, max_examples=300, deadline=None)
 def test_streamed_bytes_are_the_whole_text(tokenizer: Tokenizer, tokens: list[int], keep_special: bool) -> None:
