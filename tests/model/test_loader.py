@@ -345,7 +345,7 @@ def test_a_bad_generation_default_is_named(tmp_path: Path, file: dict[str, Any],
         load_generation_defaults(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [None, mx.float32], ids=["as stored", "converted"])
+@pytest.mark.parametrize("dtype", [None, mx.float32, mx.float16], ids=str)
 @pytest.mark.parametrize("quantize", [None, {"bits": 4, "group_size": 32}], ids=["dense", "quantized"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_estimate_is_what_loading_and_the_cache_take(
@@ -356,7 +356,9 @@ def test_the_estimate_is_what_loading_and_the_cache_take(
         write_weights(tmp_path, {**stored(tmp_path), "lm_head.weight": mx.zeros((320, 64))})
     need = estimate_bytes(tmp_path, load_config(tmp_path), dtype, 100)
     assert need.weights == sum(array.nbytes for _, array in tree_flatten(load(tmp_path, dtype)))
-    assert need.kv_cache == 2 * 2 * 2 * 32 * 100 * (4 if dtype else 2)  # K and V, layers, heads, width, tokens, bytes
+    assert need.kv_cache == 2 * 2 * 2 * 32 * 100 * (
+        4 if dtype == mx.float32 else 2
+    )  # K and V, layers, heads, width, tokens, bytes
     assert need.total == need.weights + need.kv_cache + need.working
 
 

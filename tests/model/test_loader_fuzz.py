@@ -271,6 +271,35 @@ def test_a_directory_in_place_of_a_file(whole: Path, name: str) -> None:
         refused(directory, f"{name}: expected a file, found something else")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [8, 8]}, "data_offsets: expected a pair 256 bytes apart, found (0, "),
+        ({"dtype": "F16"}, "data_offsets: expected a pair 17152 bytes apart, found (0, 34304)"),
+        ({"data_offsets": [0, 4, 8]}, "data_offsets: expected a pair 34304 bytes apart, found (0, 4, 8)"),
+        ({"shape": [-268, -32]}, "shape: expected a list of natural numbers, found [-268, -32]"),
+        ({"shape": [268.0, 32]}, "shape: expected a list of natural numbers, found [268.0, 32]"),
+        ({"dtype": "F4"}, "dtype: expected one of BOOL, U8, "),
+    ],
+    ids=str,
+)
+def test_a_wrong_header_is_found_before_mlx_reads_it(whole: Path, change: dict[str, Any], message: str) -> None:
+    with copy_of(whole) as directory:
+        file = directory / "model.safetensors"
+        header, body = header_of(file)
+        name = next(name for name, entry in header.items() if entry.get("data_offsets", [1])[0] == 0)
+        assert header[name]["shape"] == [268, 32]
+        write_header(file, {**header, name: {**header[name], **change}}, body)
+        refused(directory, f"model.safetensors: {name}: {message}")
+
+
+@pytest.mark.parametrize("length", [10**5, 10**9, 2**63])
+def test_a_header_longer_than_its_file(whole: Path, length: int) -> None:
+    with copy_of(whole) as directory:
+        (directory / "model.safetensors").write_bytes(struct.pack("<Q", length) + b"{}" * 100)
+        refused(directory, f"model.safetensors: header length: expected at most 200 (the file's size), found {length}")
+
+
 def test_overlapping_tensors(whole: Path) -> None:
     with copy_of(whole) as directory:
         header, body = header_of(directory / "model.safetensors")
