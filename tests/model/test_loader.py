@@ -356,9 +356,8 @@ def test_the_estimate_is_what_loading_and_the_cache_take(
         write_weights(tmp_path, {**stored(tmp_path), "lm_head.weight": mx.zeros((320, 64))})
     need = estimate_bytes(tmp_path, load_config(tmp_path), dtype, 100)
     assert need.weights == sum(array.nbytes for _, array in tree_flatten(load(tmp_path, dtype)))
-    assert need.kv_cache == 2 * 2 * 2 * 32 * 100 * (
-        4 if dtype == mx.float32 else 2
-    )  # K and V, layers, heads, width, tokens, bytes
+    # K and V, layers, heads, width, tokens, bytes
+    assert need.kv_cache == 2 * 2 * 2 * 32 * 100 * (dtype.size if dtype else 2)
     assert need.total == need.weights + need.kv_cache + need.working
 
 
