@@ -70,7 +70,7 @@ class LessonStream:
             self.trees[number] = tree
             if len(row) >= max(1, self.recipe.step_tokens // length):
                 del self.waiting[length]
-                trees = [self.trees.pop(number, None) or self.tree(mix, number) for number in row]
+                trees = [self.trees.pop(n) if n in self.trees else self.tree(mix, n) for n in row]
                 return pack(trees, length, self.recipe, rng)
 
     def forget(self) -> None:

@@ -57,8 +57,17 @@ def calculator(words: Words) -> Tool:
     return Tool("calculator", schema(name, about, {label: parameter(words, label, "word")}), request)
 
 
-CLOCK_ASKS = ("What time is it?", "What is the time?", "Tell me the time.", "What is the date today?", "How late is it?",
-              "Which day is it?", "Do you know the current time?", "What is today's date?", "What time is it now?")  # fmt: skip
+CLOCK_ASKS = (
+    "What time is it?",
+    "What is the time?",
+    "Tell me the time.",
+    "What is the date today?",
+    "How late is it?",
+    "Which day is it?",
+    "Do you know the current time?",
+    "What is today's date?",
+    "What time is it now?",
+)
 
 
 def clock(words: Words) -> Tool:
@@ -74,8 +83,16 @@ def clock(words: Words) -> Tool:
     return Tool("clock", schema(name, about, {}), request)
 
 
-SEARCH_ASKS = ("{q}", "{q}", "Search the documents: {q}", "Look it up: {q}", "{q} Search for it.", "Find out: {q}",
-               "What do the documents say? {q}", "Check the documents. {q}")  # fmt: skip
+SEARCH_ASKS = (
+    "{q}",
+    "{q}",
+    "Search the documents: {q}",
+    "Look it up: {q}",
+    "{q} Search for it.",
+    "Find out: {q}",
+    "What do the documents say? {q}",
+    "Check the documents. {q}",
+)
 
 
 def search(words: Words) -> Tool:
@@ -99,8 +116,16 @@ def search(words: Words) -> Tool:
     return Tool("search", schema(name, about, {label: parameter(words, label, "word")}), request)
 
 
-READ_ASKS = ("Read {}.", "What is in {}?", "Show me {}.", "Open the file {}.", "What does {} say?", "Print {}.",
-             "Read the file {} to me.", "I want to see {}.")  # fmt: skip
+READ_ASKS = (
+    "Read {}.",
+    "What is in {}?",
+    "Show me {}.",
+    "Open the file {}.",
+    "What does {} say?",
+    "Print {}.",
+    "Read the file {} to me.",
+    "I want to see {}.",
+)
 
 
 def read_file(words: Words) -> Tool:
@@ -110,7 +135,12 @@ def read_file(words: Words) -> Tool:
 
     def request(words: Words) -> Request:
         path = words.choice(("", "", "notes/", "data/")) + words.value("file")
-        text = words.choice((words.sentence, lambda: facts(words, 1).passages[0], lambda: words.value("text")))()
+        texts: tuple[Callable[[], str], ...] = (
+            words.sentence,
+            lambda: facts(words, 1).passages[0],
+            lambda: str(words.value("text")),
+        )
+        text = words.choice(texts)()
         return Request(words.phrasing(READ_ASKS).format(path), {label: path}, text, f"{path} says: {text}")
 
     return Tool("read_file", schema(name, about, {label: parameter(words, label, "word")}), request)
@@ -141,8 +171,14 @@ def code_task(words: Words) -> tuple[str, str, str]:
     )
 
 
-PYTHON_ASKS = ("Use Python to {}.", "With Python, {}.", "Write a bit of Python to {}.", "Please {} with Python.",
-               "Can you {} in Python?", "Run Python and {}.")  # fmt: skip
+PYTHON_ASKS = (
+    "Use Python to {}.",
+    "With Python, {}.",
+    "Write a bit of Python to {}.",
+    "Please {} with Python.",
+    "Can you {} in Python?",
+    "Run Python and {}.",
+)
 
 
 def python(words: Words) -> Tool:

@@ -5,7 +5,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -69,7 +69,7 @@ def load(path: Path, recipe: str) -> Checkpoint:
 
     Raises ValueError when it was made by another recipe.
     """
-    arrays, metadata = mx.load(str(path), return_metadata=True)
+    arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True))
     if metadata.get("recipe") != recipe:
         raise ValueError(
             f"{path}: made by recipe {metadata.get('recipe')}, this is {recipe}: "

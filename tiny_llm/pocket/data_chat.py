@@ -7,10 +7,21 @@ from tiny_llm.pocket.tools import attributes
 from tiny_llm.pocket.words import Words
 
 TOLD = "I will remember that."
-TELL = ("My {a} is {v}.", "Please remember: my {a} is {v}.", "You should know that my {a} is {v}.", "{v} is my {a}.",
-        "I tell you my {a}: {v}.")  # fmt: skip
-ASK = ("What is my {a}?", "Do you remember my {a}?", "Tell me my {a}.", "I forgot my {a}. What is it?",
-       "What did I say is my {a}?", "Which {a} do I have?")  # fmt: skip
+TELL = (
+    "My {a} is {v}.",
+    "Please remember: my {a} is {v}.",
+    "You should know that my {a} is {v}.",
+    "{v} is my {a}.",
+    "I tell you my {a}: {v}.",
+)
+ASK = (
+    "What is my {a}?",
+    "Do you remember my {a}?",
+    "Tell me my {a}.",
+    "I forgot my {a}. What is it?",
+    "What did I say is my {a}?",
+    "Which {a} do I have?",
+)
 OWN = {
     "name": "name",
     "favorite color": "color",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from tiny_llm.pocket.dialogue import Dialogue, Tokens, assistant, user
+from tiny_llm.pocket.dialogue import Dialogue, assistant, user
 from tiny_llm.pocket.faq import faq_entries
 from tiny_llm.pocket.passages import ABSENT, Document, cited, explanations, facts
 from tiny_llm.pocket.words import Words
@@ -14,15 +14,47 @@ SYSTEMS = (
     "Use the context to answer and name your source.",
 )
 NEEDLES = (
-    ("The secret code of {n} is {v}.", ("What is the secret code of {n}?", "Tell me the secret code of {n}.",
-     "Which secret code does {n} have?", "I forgot the secret code of {n}.", "Give me the secret code of {n}.")),
-    ("The key for {n} is {v}.", ("What is the key for {n}?", "Which key does {n} need?", "Tell me the key for {n}.",
-     "I need the key for {n}.", "How do I open {n}? Tell me the key.")),
-    ("Remember the magic number of {n}: {v}.", ("What is the magic number of {n}?", "Which magic number has {n}?",
-     "Tell me the magic number of {n}.", "What number was to be remembered for {n}?", "Say the magic number of {n}.")),
-    ("{n} keeps the password {v}.", ("What is the password of {n}?", "Which password does {n} keep?",
-     "Tell me the password of {n}.", "I need the password of {n}.", "What password has {n}?")),
-)  # fmt: skip
+    (
+        "The secret code of {n} is {v}.",
+        (
+            "What is the secret code of {n}?",
+            "Tell me the secret code of {n}.",
+            "Which secret code does {n} have?",
+            "I forgot the secret code of {n}.",
+            "Give me the secret code of {n}.",
+        ),
+    ),
+    (
+        "The key for {n} is {v}.",
+        (
+            "What is the key for {n}?",
+            "Which key does {n} need?",
+            "Tell me the key for {n}.",
+            "I need the key for {n}.",
+            "How do I open {n}? Tell me the key.",
+        ),
+    ),
+    (
+        "Remember the magic number of {n}: {v}.",
+        (
+            "What is the magic number of {n}?",
+            "Which magic number has {n}?",
+            "Tell me the magic number of {n}.",
+            "What number was to be remembered for {n}?",
+            "Say the magic number of {n}.",
+        ),
+    ),
+    (
+        "{n} keeps the password {v}.",
+        (
+            "What is the password of {n}?",
+            "Which password does {n} keep?",
+            "Tell me the password of {n}.",
+            "I need the password of {n}.",
+            "What password has {n}?",
+        ),
+    ),
+)
 
 
 def context_prompt(words: Words, passages: Sequence[str], question: str, head: str) -> str:
@@ -72,14 +104,12 @@ def needle_lesson(words: Words, sentences: int, branches: int = 3) -> list[Dialo
     return lesson
 
 
-def needle_of_length(
-    words: Words, tokens: int, count: Callable[[Dialogue], Tokens], branches: int = 1
-) -> list[Dialogue]:
-    """A needle lesson whose prompt is a little under so many tokens."""
-    sentences = max(1, tokens // 14)
+def needle_of_length(words: Words, tokens: int, length: Callable[[Dialogue], int]) -> list[Dialogue]:
+    """A needle lesson whose prompt has a little under so many tokens; `length` counts a prompt's."""
+    sentences = tokens // 8
     while True:
-        lesson = needle_lesson(words, sentences, branches)
-        length = len(count(lesson[0]))
-        if length <= tokens:
+        lesson = needle_lesson(words, sentences, 1)
+        found = length(lesson[0])
+        if 0.9 * tokens < found <= tokens:
             return lesson
-        sentences -= max(1, (length - tokens) // 14)
+        sentences = max(1, int(sentences * 0.96 * tokens / found))

@@ -17,6 +17,14 @@ SYSTEMS = (
     "Use the tools when they help.",
     "You are Pocket, a small assistant.",
 )
+NEAR = (  # families that may serve each other's wishes
+    {"weather", "forecast"},
+    {"clock", "city_time"},
+    {"calculator", "python", "convert_units", "exchange"},
+    {"stock", "attribute:price", "attribute:cost"},
+    {"warehouse", "attribute:count"},
+    {"address", "attribute:address", "attribute:location", "attribute:home"},
+)
 ERRORS = ("not found", "no such entry", "permission denied", "service unavailable", "invalid argument", "timeout")
 BUSY = ("busy, try again", "temporary failure, retry", "timeout, please try again", "rate limit, try once more")
 
@@ -67,7 +75,8 @@ def correction(words: Words, tools: list[Tool]) -> list[Message]:
     """The tool knows a better name: call again with that."""
     tool = words.choice(tools)
     request = tool.request(words)
-    named = [key for key, value in request.arguments.items() if re.fullmatch("[A-Z][a-z]{3,}", str(value))]
+    free = [key for key in request.arguments if "enum" not in tool.properties[key]]
+    named = [key for key in free if re.fullmatch("[A-Z][a-z]{3,}", str(request.arguments[key]))]
     if not named:
         return failure(words, tools)
     key, better = words.choice(named), words.name()
@@ -92,7 +101,7 @@ def chain(words: Words, tools: list[Tool]) -> list[Message]:
     value = int(found[1])
     result = {"*": value * factor, "+": value + factor, "-": value - factor}[operation]
     expression = f"{value} {operation} {factor}"
-    sum_call = [call(counter.name, {counter.parameters[0]: expression}), tool_result(str(result))]
+    sum_call = [call(counter.name, {next(iter(counter.properties)): expression}), tool_result(str(result))]
     question = user(f"{request.question} {said} {factor}.")
     return [question, *exchange(lookup, request), *sum_call, assistant(f"{expression} = {result}.")]
 
@@ -102,7 +111,8 @@ def none_fits(words: Words, tools: list[Tool]) -> list[Message]:
     taken = {tool.family for tool in tools}
     make = [any_tool, any_tool, *(build for name, build in BUILTIN.items() if name not in taken)]
     other = words.choice(make)(words)
-    if "search" in taken or other.family in (*taken, "search"):
+    near = {family for group in NEAR if other.family in group for family in group}
+    if "search" in taken or other.family == "search" or taken & {other.family, *near}:
         return single(words, tools)
     return [user(other.request(words).question), assistant(NO_TOOL)]
 

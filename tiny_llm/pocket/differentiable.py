@@ -5,16 +5,18 @@ MLX's CPU back end takes 17 ns for an `exp`; softmax, SwiGLU and cross entropy t
 would cost more than it.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import mlx.core as mx
 
-from tiny_llm.config import ModelConfig
+from tiny_llm.model import fused
 from tiny_llm.model import ops as plain
 from tiny_llm.model.fused import exp_nonpositive, sigmoid
 from tiny_llm.model.ops import Ops
 from tiny_llm.model.rope import apply_rope
 
+Array1 = Callable[[mx.array], mx.array]
 HIDDEN = -1e30  # a score that no softmax sees
 TILE = 128  # queries that share a range of keys
 
@@ -23,15 +25,19 @@ TILE = 128  # queries that share a range of keys
 _exp = mx.compile(exp_nonpositive)
 
 
-@mx.custom_function
-def softmax(scores: mx.array) -> mx.array:
-    """Over the last axis."""
+def with_slope(function: Array1, slope: Callable[[mx.array, mx.array, mx.array], mx.array]) -> Array1:
+    """The function with its derivative given: slope(input, slope of the output, output)."""
+    made = mx.custom_function(function)
+    made.vjp(slope)
+    return cast(Array1, made)
+
+
+def _softmax(scores: mx.array) -> mx.array:
     e = _exp(scores - scores.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
-@softmax.vjp
-def _softmax_vjp(_: mx.array, slope: mx.array, y: mx.array) -> mx.array:
+def _softmax_slope(_: mx.array, slope: mx.array, y: mx.array) -> mx.array:
     return y * (slope - (slope * y).sum(axis=-1, keepdims=True))
 
 
@@ -39,38 +45,39 @@ def _halves(gate_up: mx.array) -> list[mx.array]:
     return [mx.contiguous(half) for half in mx.split(gate_up, 2, axis=-1)]
 
 
-@mx.compile
-def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+def _gated(gate: mx.array, up: mx.array) -> mx.array:
     return gate * sigmoid(gate) * up
 
 
-@mx.compile
-def _swiglu_slopes(gate: mx.array, up: mx.array, slope: mx.array) -> tuple[mx.array, mx.array]:
+def _gated_slopes(gate: mx.array, up: mx.array, slope: mx.array) -> list[mx.array]:
     s = sigmoid(gate)
-    return slope * up * s * (1 + gate * (1 - s)), slope * gate * s
+    return [slope * up * s * (1 + gate * (1 - s)), slope * gate * s]
 
 
-@mx.custom_function
-def swiglu(gate_up: mx.array) -> mx.array:
-    """`ops.swiglu`."""
-    return _swiglu(*_halves(gate_up))
+_compiled_gated: Callable[..., mx.array] = mx.compile(_gated)
+_compiled_slopes: Callable[..., list[mx.array]] = mx.compile(_gated_slopes)
 
 
-@swiglu.vjp
-def _swiglu_vjp(gate_up: mx.array, slope: mx.array, _: mx.array) -> mx.array:
-    return mx.concatenate(_swiglu_slopes(*_halves(gate_up), slope), axis=-1)
+def _swiglu(gate_up: mx.array) -> mx.array:
+    return _compiled_gated(*_halves(gate_up))
 
 
-@mx.custom_function
-def logsumexp(logits: mx.array) -> mx.array:
-    """Over the last axis, which goes."""
+def _swiglu_slope(gate_up: mx.array, slope: mx.array, _: mx.array) -> mx.array:
+    return mx.concatenate(_compiled_slopes(*_halves(gate_up), slope), axis=-1)
+
+
+def _logsumexp(logits: mx.array) -> mx.array:
     top = logits.max(axis=-1, keepdims=True)
     return (mx.log(_exp(logits - top).sum(axis=-1, keepdims=True)) + top).squeeze(-1)
 
 
-@logsumexp.vjp
-def _logsumexp_vjp(logits: mx.array, slope: mx.array, total: mx.array) -> mx.array:
+def _logsumexp_slope(logits: mx.array, slope: mx.array, total: mx.array) -> mx.array:
     return _exp(logits - total[:, None]) * slope[:, None]
+
+
+softmax = with_slope(_softmax, _softmax_slope)  # over the last axis
+swiglu = with_slope(_swiglu, _swiglu_slope)  # `ops.swiglu`
+logsumexp = with_slope(_logsumexp, _logsumexp_slope)  # over the last axis, which goes
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
@@ -85,29 +92,42 @@ def _no_attention(*_: Any) -> mx.array:
 TRAINING = Ops(
     plain.linear, plain.embedding, plain.rms_norm, apply_rope, swiglu, _no_attention, lambda function: function
 )
+EVALUATION = TRAINING._replace(linear=fused.linear)
+
+
+def attend_rows(q: mx.array, k: mx.array, v: mx.array, hidden: mx.array) -> mx.array:
+    """Attention of B rows whose T queries stand behind all keys but their own. Result as q.
+
+    q (B·T, Hq, D), k and v (B, S, Hkv, D), hidden (B, T, S): what is added to the scores. Queries go in tiles, none of
+    which looks at keys behind it.
+    """
+    (rows, num_keys, heads, dim), groups = k.shape, q.shape[1] // k.shape[2]
+    q = (q * dim**-0.5).reshape(rows, -1, heads, groups, dim).transpose(0, 2, 3, 1, 4)  # (B, Hkv, G, T, D)
+    k = k.transpose(0, 2, 3, 1)[:, :, None]  # (B, Hkv, 1, D, S)
+    v = v.swapaxes(1, 2)[:, :, None]  # (B, Hkv, 1, S, D)
+    length, tiles = q.shape[3], []
+    for start in range(0, length, TILE):
+        stop = min(start + TILE, length)
+        end = num_keys - length + stop
+        scores = q[:, :, :, start:stop] @ k[..., :end] + hidden[:, None, None, start:stop, :end]
+        tiles.append(softmax(scores) @ v[:, :, :, :end])
+    out = mx.concatenate(tiles, axis=3)  # (B, Hkv, G, T, D)
+    return out.transpose(0, 3, 1, 2, 4).reshape(-1, heads * groups, dim)
 
 
 class TreeAttention:
-    """The cache of a training step: B rows of T tokens, each of which sees what `visible` (B, T, T) allows it."""
+    """The cache of a training step: B rows of T tokens, each of which sees what `visible` (B, T, T) allows it.
 
-    def __init__(self, config: ModelConfig, positions: mx.array, visible: mx.array):
-        self.config, self.positions = config, positions.reshape(-1)
-        self.rows = positions.shape[0]
-        self.hidden = mx.where(visible, 0.0, HIDDEN)[:, None, None]  # (B, 1, 1, T, T)
+    No token sees one behind it in its row, since ancestors come first.
+    """
+
+    def __init__(self, positions: mx.array, visible: mx.array):
+        self.positions, self.rows = positions.reshape(-1), positions.shape[0]
+        self.hidden = mx.where(visible, 0.0, HIDDEN)  # (B, T, T)
 
     def begin(self, num_tokens: int) -> mx.array:
         return self.positions
 
-    def attend(self, _: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        heads, groups = self.config.num_key_value_heads, q.shape[1] // k.shape[1]
-        dim = q.shape[2]
-        q = (q * dim**-0.5).reshape(self.rows, -1, heads, groups, dim).transpose(0, 2, 3, 1, 4)  # (B, Hkv, G, T, D)
-        k = k.reshape(self.rows, -1, heads, 1, dim).transpose(0, 2, 3, 4, 1)  # (B, Hkv, 1, D, T)
-        v = v.reshape(self.rows, -1, heads, 1, dim).transpose(0, 2, 3, 1, 4)  # (B, Hkv, 1, T, D)
-        tiles = []
-        for start in range(0, q.shape[3], TILE):
-            end = min(start + TILE, q.shape[3])  # no ancestor stands behind its descendant
-            scores = q[:, :, :, start:end] @ k[..., :end] + self.hidden[..., start:end, :end]
-            tiles.append(softmax(scores) @ v[:, :, :, :end])
-        out = mx.concatenate(tiles, axis=3)  # (B, Hkv, G, T, D)
-        return out.transpose(0, 3, 1, 2, 4).reshape(-1, heads * groups, dim)
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        k, v = (x.reshape(self.rows, -1, *x.shape[1:]) for x in (k, v))  # (B, T, Hkv, D)
+        return attend_rows(q, k, v, self.hidden)

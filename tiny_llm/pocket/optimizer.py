@@ -1,10 +1,10 @@
 """Muon for the matrices of the layers, AdamW for the embedding and the norms, as functions on trees of arrays.
 
-Muon (Keller Jordan, 2024) makes each update orthogonal, so that it moves all directions of a matrix alike. Matrices that
-stand in one weight (q, k and v; gate and up) are orthogonalised apart.
+Muon (Keller Jordan, 2024) makes each update orthogonal, so that it moves all directions of a matrix alike. Matrices
+that stand in one weight (q, k and v; gate and up) are orthogonalised apart.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
@@ -32,6 +32,11 @@ def orthogonal(g: mx.array, steps: int = 5) -> mx.array:
     return x.swapaxes(1, 2) if tall else x
 
 
+def flatten(tree: Any) -> Arrays:
+    """The arrays of a tree by their paths, such as layers.0.o_proj.weight."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(tree)))
+
+
 class Optimizer:
     """`state` is a flat dict of arrays, empty at first, that a checkpoint keeps."""
 
@@ -43,8 +48,7 @@ class Optimizer:
 
     def update(self, weights: Any, gradients: Any, rate: float) -> tuple[Any, mx.array]:
         """New weights, and the norm of the gradients before it was clipped."""
-        flat_weights: Arrays = dict(tree_flatten(weights))
-        flat: Arrays = dict(tree_flatten(gradients))
+        flat_weights, flat = flatten(weights), flatten(gradients)
         norm = mx.sqrt(sum((g.square().sum() for g in flat.values()), mx.array(0.0)))
         scale = mx.minimum(self.clip / (norm + 1e-6), 1.0)
         flat = {name: g * scale for name, g in flat.items()}
@@ -68,9 +72,11 @@ class Optimizer:
             keys = [key for key, piece in pieces.items() if piece.shape == shape]
             turned = orthogonal(mx.stack([pieces[key] for key in keys])) * max(1.0, shape[0] / shape[1]) ** 0.5
             done |= dict(zip(keys, turned, strict=True))
-        return {
-            name: self.muon_rate * mx.concatenate([done[key] for key in done if key[0] == name]) for name in gradients
-        }
+        changes = {}
+        for name in gradients:
+            parts = (done[key] for key in sorted(done) if key[0] == name)
+            changes[name] = self.muon_rate * mx.concatenate(list(parts))
+        return changes
 
     def _adam(self, gradients: Arrays, weights: Arrays) -> Arrays:
         count = self.state["adam.count"] = self.state.get("adam.count", mx.array(0.0)) + 1

@@ -29,6 +29,7 @@ class Relation:
     value: str
     says: Sequence[str]
     asks: Sequence[str]
+    like: Sequence[str] = ()  # attributes that ask for nearly the same
 
     def sentence(self, words: Words, subject: str) -> str:
         return capitalise(words.phrasing(self.says).format(e=subject, v=words.value(self.value)))
@@ -39,7 +40,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Document:
-    """Passages, and every question that they answer: (question, number of the passage, sentence), plus some that they don't."""
+    """Passages; the questions that they answer, as (question, passage's number, sentence); some that they don't."""
 
     passages: tuple[str, ...]
     answered: tuple[tuple[str, int, str], ...]
@@ -58,7 +59,9 @@ def cited(sentence: str, number: int) -> str:
 @cache
 def listed_relations(about: str) -> tuple[Relation, ...]:
     table: list[dict[str, Any]] = read_table("tables/relations.toml")["relation"]
-    return tuple(Relation(r["value"], r["says"], r["asks"]) for r in table if r["about"] == about)
+    return tuple(
+        Relation(r["value"], r["says"], r["asks"], r.get("like", "").split()) for r in table if r["about"] == about
+    )
 
 
 def attribute_relation(words: Words) -> Relation:
@@ -66,7 +69,18 @@ def attribute_relation(words: Words) -> Relation:
     attribute = words.from_split(list(attributes()))
     name = words.name().lower() if words.split == "train" and words.chance(0.15) else attribute
     says = [text.format(a=name) for text in words.phrasings(ATTRIBUTE_SAYS)]
-    return Relation(attributes()[attribute], says, [text.format(a=name) for text in words.phrasings(ATTRIBUTE_ASKS)])
+    asks = [text.format(a=name) for text in words.phrasings(ATTRIBUTE_ASKS)]
+    return Relation(attributes()[attribute], says, asks, (name,))
+
+
+def relations(words: Words, about: str) -> list[Relation]:
+    """Two to four that ask for different things."""
+    pool: list[Relation] = []
+    for listed in words.sample(listed_relations(about), words.integer(2, 4)):
+        relation = attribute_relation(words) if words.chance(0.35) else listed
+        if not any(set(relation.like) & set(other.like) for other in pool):
+            pool.append(relation)
+    return pool
 
 
 def entities(words: Words, kinds: Sequence[str], count: int) -> list[str]:
@@ -85,8 +99,7 @@ def facts(words: Words, count: int) -> Document:
     """Passages on so many entities that share their relations, each of one to three sentences."""
     about = words.choice(("place", "engine"))
     subjects = entities(words, kinds_of_things("engines" if about == "engine" else "kinds"), count + 1)
-    pool = words.sample(listed_relations(about), words.integer(2, 4))
-    pool = [attribute_relation(words) if words.chance(0.35) else relation for relation in pool]
+    pool = relations(words, about)
     passages, answered, missing = [], [], []
     for number, entity in enumerate(subjects[:-1] or subjects, 1):
         stated = words.sample(pool, words.choice((1, 2, 2, 3)))

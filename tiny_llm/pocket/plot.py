@@ -32,7 +32,8 @@ def loss_plot(logs: Mapping[str, Path], path: Path) -> None:
         return MARGIN + x / last * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - share * (HEIGHT - 2 * MARGIN)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
         f"<title>Loss on the model's own words while training, up to {last:.1f} million tokens</title>",
     ]
     for power in range(low, high + 1):

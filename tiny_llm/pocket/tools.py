@@ -36,8 +36,9 @@ class Tool:
         return str(self.schema["function"]["name"])
 
     @property
-    def parameters(self) -> list[str]:
-        return list(self.schema["function"]["parameters"]["properties"])
+    def properties(self) -> dict[str, Message]:
+        """The schemas of the parameters by name."""
+        return dict(self.schema["function"]["parameters"]["properties"])
 
 
 def say(result: Mapping[str, Any]) -> str:

@@ -73,7 +73,8 @@ def publish(trainer: Trainer) -> None:
     """The checkpoint, the weights as a model directory, and the plot."""
     trainer.save()
     tokenizer, model = shipped_tokenizer(), trainer.directory / "model"
-    stop, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
-    save_model(model, trainer.weights, trainer.recipe.size, stop, pad)
+    (stop,), (pad,) = (tokenizer.encode(text).ids for text in ("<|im_end|>", "<|endoftext|>"))
+    made = {"recipe": trainer.digest, "steps": trainer.progress.step, "tokens": trainer.progress.tokens}
+    save_model(model, trainer.weights, trainer.recipe.size, (stop, pad), made)
     save_tokenizer(tokenizer, model)
     loss_plot({"loss": trainer.log}, trainer.directory / "loss.svg")

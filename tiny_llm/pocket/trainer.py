@@ -11,14 +11,14 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.pocket import checkpoint
 from tiny_llm.pocket.batches import Batch, LessonStream, repeated
 from tiny_llm.pocket.differentiable import TRAINING, TreeAttention, cross_entropy
-from tiny_llm.pocket.optimizer import Optimizer
+from tiny_llm.pocket.optimizer import Optimizer, flatten
 from tiny_llm.pocket.recipe import Recipe
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE
 from tiny_llm.pocket.weights_io import random_weights
@@ -59,7 +59,7 @@ class Trainer:
         self.log = directory / "log.jsonl"
 
     def save(self) -> None:
-        arrays = {f"weights.{name}": array for name, array in tree_flatten(self.weights)}
+        arrays: dict[str, mx.array] = {f"weights.{name}": array for name, array in flatten(self.weights).items()}
         arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state.items()}
         state = {"progress": asdict(self.progress), "stream": self.stream.state()}
         checkpoint.save(self.directory, checkpoint.Checkpoint(self.digest, arrays, state))
@@ -108,14 +108,14 @@ class Trainer:
         p.tokens += batch.num_tokens
         seconds = time.monotonic() - begun
         measured = {"loss": loss, "answers": answers, "norm": norm}
-        found = {name: float(value.item()) for name, value in measured.items()}
+        found = {name: float(np.array(value)) for name, value in measured.items()}
         self._advance(found["answers"])
         return {**found, "rate": rate, "seconds": seconds, "tokens": batch.num_tokens}
 
     def _loss(self, weights: Any, batch: Batch) -> tuple[mx.array, mx.array]:
         """Weighted mean over all targets, and the mean over the model's own words."""
         model = Qwen3(self.config, weights, TRAINING)
-        x = model.hidden_states(batch.tokens, TreeAttention(self.config, batch.positions, batch.visible))
+        x = model.hidden_states(batch.tokens, TreeAttention(batch.positions, batch.visible))
         losses = cross_entropy(model.logits(x[batch.at]), batch.targets)
         own = (batch.weights == 1).astype(mx.float32)
         answers = mx.stop_gradient((losses * own).sum() / mx.maximum(own.sum(), 1))

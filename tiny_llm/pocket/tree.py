@@ -4,8 +4,8 @@
                       └─ question 2 ─┬─ answer
                                      └─ think block ── answer
 
-A row holds the tree's tokens in the order of their making. A token stands at its depth, sees its ancestors only, and has
-one target for each turn that goes on from it: so each turn is learned exactly as if it stood alone.
+A row holds the tree's tokens in the order of their making. A token stands at its depth, sees its ancestors only, and
+has one target for each turn that goes on from it: so each turn is learned exactly as if it stood alone.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ Array = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Tree:
-    """N tokens; `parents` -1 for the root. Targets: after node `at` comes `token`; `learn` marks the model's own words."""
+    """N tokens, `parents` -1 for the root. After node `at` comes `token`; `learn` marks the model's own words."""
 
     tokens: Array  # (N,)
     depths: Array  # (N,)
@@ -61,7 +61,5 @@ def grow(turns: Iterable[tuple[Tokens, Tokens]]) -> Tree:
                 depths.append(place)
                 parents.append(node)
             node = child
-    at, token = zip(*targets, strict=True)
-    return Tree(
-        *(np.array(x, np.int32) for x in (tokens, depths, parents, at, token)), np.array(list(targets.values()))
-    )
+    nodes, at = (np.array(x, np.int32) for x in (list(zip(tokens, depths, parents, strict=True)), list(targets)))
+    return Tree(nodes[:, 0], nodes[:, 1], nodes[:, 2], at[:, 0], at[:, 1], np.array(list(targets.values())))

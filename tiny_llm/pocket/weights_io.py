@@ -1,6 +1,7 @@
 """The pocket model's weights: drawn at random, and written as a Hugging Face directory."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ Weights = dict[str, Any]
 
 
 def random_weights(recipe: Recipe) -> Weights:
-    """What training starts from, in the engine's layout; `o_proj` and `down_proj` are zero, so layers begin as nothing."""
+    """What training starts from, in the engine's layout; `o_proj` and `down_proj` are zero: layers do nothing yet."""
     size, keys = recipe.size, iter(mx.random.split(mx.random.key(recipe.seed), 2 * recipe.size.layers + 1))
     attention, kv = size.heads * size.head_dim, size.kv_heads * size.head_dim
 
@@ -66,12 +67,17 @@ def hf_tensors(weights: Weights, size: Size) -> dict[str, mx.array]:
     return tensors
 
 
-def save_model(directory: Path, weights: Weights, size: Size, stop: int, pad: int) -> None:
-    """model.safetensors in bfloat16, config.json and generation_config.json."""
+def save_model(directory: Path, weights: Weights, size: Size, ends: tuple[int, int], made: Mapping[str, Any]) -> None:
+    """model.safetensors in bfloat16, config.json, generation_config.json, and in pocket.json how it was `made`.
+
+    `ends` are the tokens that end a turn and a text.
+    """
+    stop, pad = ends
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: mx.contiguous(t).astype(mx.bfloat16) for name, t in hf_tensors(weights, size).items()}
     mx.save_safetensors(str(directory / "model.safetensors"), tensors, {"format": "pt"})
     config = {**size.hf_config(), "torch_dtype": "bfloat16", "eos_token_id": stop, "bos_token_id": pad}
     generation = {"eos_token_id": [stop, pad], "pad_token_id": pad, "do_sample": False, "temperature": 0.0}
-    for name, content in (("config", config), ("generation_config", generation)):
+    made = {**made, "params": sum(tensor.size for tensor in tensors.values())}
+    for name, content in (("config", config), ("generation_config", generation), ("pocket", made)):
         (directory / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

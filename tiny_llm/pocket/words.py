@@ -4,42 +4,20 @@ What is held out is decided by a hash, never by chance, so training and evaluati
 """
 
 import random
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 T = TypeVar("T")
 Split = Literal["train", "test"]
 HELD_OUT_SHARE = 8  # one in so many
-
-ONSETS = "b c d f g h j k l m n p r s t v w z br dr gr kr tr st sh pl fl th ch qu".split()
-VOWELS = "a e i o u ai ea or ar en".split()
-CODAS = ["", "", "n", "r", "l", "s", "k", "m", "x", "th", "nd", "rt"]
-FIRST_NAMES = """Anna Ben Carla David Emma Frank Grace Henry Ida Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor
-Amir Bao Chen Dina Elif Farah Goran Hana Ines Jonas Kofi Lina Marek Nadia Omar Priya Ravi Sofia Tomas Yuki""".split()
-CITIES = """Paris London Berlin Tokyo Madrid Rome Oslo Lima Cairo Delhi Dublin Vienna Prague Boston Chicago Seattle Denver
-Austin Toronto Sydney Lisbon Athens Helsinki Warsaw Budapest Kyoto Osaka Seoul Hanoi Nairobi Lagos Accra Quito Bogota
-Havana Geneva Zurich Munich Milan Turin""".split()
-COLORS = "red blue green yellow white black orange purple silver gold brown pink gray".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
-THINGS = """fox river teacher garden boat window horse farmer cloud letter stone cat bridge child lamp road table spoon
-kettle mountain valley forest candle mirror basket ladder hammer pillow blanket guitar violin drum painter sailor baker
-pilot doctor nurse lawyer judge tiger eagle whale rabbit turtle apple pear lemon cherry onion carrot potato bread cheese
-soup salt sugar coffee tea train bicycle truck rocket engine wheel island desert ocean harbor village castle tower""".split()
-QUALITIES = """old quiet green small bright happy tall cold young gentle strange brown heavy quick lazy soft loud narrow
-empty golden round sharp sweet warm wet wild wooden broken clever hollow modern plain rare simple smooth steep""".split()
-VERBS = (
-    "watches follows finds paints carries likes leaves meets hides remembers moves counts draws opens washes".split()
-)
-ADVERBS = ["slowly", "today", "again", "at night", "in the rain", "every morning", "near the hill", "without a word"]
-DIGITS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
 
 def held_out(text: str) -> bool:
@@ -50,6 +28,15 @@ def held_out(text: str) -> bool:
 def read_table(path: str) -> dict[str, Any]:
     """A TOML file beside this module."""
     return tomllib.loads((Path(__file__).parent / path).read_text(encoding="utf-8"))
+
+
+LISTS: dict[str, list[str]] = {name: text.split() for name, text in read_table("tables/words.toml").items()}
+ONSETS, VOWELS = LISTS["onsets"], LISTS["vowels"]
+CODAS = ["", "", *LISTS["codas"]]
+FIRST_NAMES, CITIES, COLORS = LISTS["first_names"], LISTS["cities"], LISTS["colors"]
+DAYS, MONTHS, NUMBERS = LISTS["days"], LISTS["months"], LISTS["numbers"]
+THINGS, QUALITIES, VERBS = LISTS["things"], LISTS["qualities"], LISTS["verbs"]
+ADVERBS = ["slowly", "today", "again", "at night", "in the rain", "every morning", "near the hill", "without a word"]
 
 
 class Words:

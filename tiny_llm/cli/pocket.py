@@ -1,0 +1,57 @@
+"""`tiny-llm pocket`: make the small model that ships with the package again, and measure it."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(help="The small model inside: train it again, measure it.", no_args_is_help=True)
+SizeName = Annotated[Literal["target", "draft"], typer.Option("--size", help="The model itself, or its drafter.")]
+Number = Annotated[int, typer.Option("--number", "-n", help="Cases of each task.", min=1)]
+
+
+@app.command()
+def train(
+    size: SizeName = "target",
+    tokens: Annotated[int | None, typer.Option(help="How many tokens to train on, all in all.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many more steps.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Where checkpoints go (default: runs/SIZE).")] = None,
+) -> None:
+    """Train a pocket model; goes on from the last checkpoint in OUT."""
+    from dataclasses import replace
+
+    from tiny_llm.pocket.recipe import RECIPES
+    from tiny_llm.pocket.train import train as run
+
+    recipe = RECIPES[size] if tokens is None else replace(RECIPES[size], tokens=tokens)
+    run(recipe, out or Path("runs") / size, steps)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path | None, typer.Option(help="A model directory (default: the one that ships).")] = None,
+    draft: Annotated[Path | None, typer.Option(help="The drafter's directory (default: the one that ships).")] = None,
+    number: Number = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also by family, with failures.")] = False,
+    card: Annotated[bool, typer.Option("--card", help="Write the figures into the directory's README.md.")] = False,
+) -> None:
+    """Measure a pocket model by exact match on what training never saw."""
+    from tiny_llm.pocket.evaluate import WEIGHTS, evaluate, write_card
+
+    directory = model or WEIGHTS / "target"
+    drafter = draft or (WEIGHTS / "draft" if (WEIGHTS / "draft" / "model.safetensors").exists() else None)
+    figures, scores = evaluate(directory, drafter, number)
+    if card:
+        write_card(directory, figures, number)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f"{name:16} {value}")
+        if verbose and name in scores:
+            for family, (right, total) in sorted(scores[name].families.items()):
+                print(f"  {family:24} {right}/{total}")
+            for prompt, wanted, said in scores[name].failures[:5]:
+                print(f"  …{prompt[-160:]!r}\n    wanted {wanted!r}\n    said   {said!r}")

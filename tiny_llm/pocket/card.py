@@ -1,0 +1,82 @@
+"""The model card that lies beside the pocket model's weights, written from its figures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+ROWS = {
+    "tool_call": "tool calls: right tool and arguments, no call where none fits",
+    "tool_answer": "answer, second call or recovery after a tool's result",
+    "context_answer": "answer from 1 to 5 passages with the passage's number",
+    "context_absent": "says so when the passages do not",
+    "needle_512": "a fact hidden in 512 tokens",
+    "needle_2048": "a fact hidden in 2,048 tokens",
+    "faq": "questions on LLM inference, in phrasings not trained on",
+    "multi_turn": "remembers what was said turns ago",
+    "text": "copying, listing, counting, reversing, JSON",
+    "think": "sums with working in a think block",
+}
+
+CARD = """---
+license: apache-2.0
+language: en
+library_name: mlx
+---
+# Pocket ({name})
+
+A Qwen3 of {params:,} parameters, trained from scratch by the tiny-llm project on text that its own generator makes up.
+It shows what an inference engine does, offline and at once; it knows nothing of the world. For real work use a larger
+model: `tiny-llm chat --model qwen3-0.6b`.
+
+| | |
+|---|---|
+| layers | {layers}, hidden size {hidden}, MLP {mlp} |
+| attention | {heads} heads of {head_dim}, {kv_heads} KV heads |
+| vocabulary | {vocab:,}, embeddings tied |
+| file | {bytes:,} bytes, bfloat16 |
+| training | {steps:,} steps, {tokens:,} tokens, recipe `{recipe}` |
+| data | made by `tiny_llm/pocket/data*.py` from a seed; no other text |
+| licence | Apache-2.0, weights and data |
+
+Make it again with `tiny-llm pocket train --size {name}`, measure it with `tiny-llm pocket eval`.
+
+## Results
+
+Exact match of greedy answers, {number} cases a task. Names, numbers, tool schemas and phrasings are held out from
+training.
+
+| task | share right |
+|---|---|
+{results}
+
+## Limits
+
+English only. It answers what it was drilled in and makes up the rest; long lists, unusual wording and sums of many
+digits fail. It reads up to 4,096 tokens but was trained on at most {longest:,}.
+"""
+
+
+def model_card(
+    name: str, size: Mapping[str, Any], made: Mapping[str, Any], figures: Mapping[str, Any], number: int, longest: int
+) -> str:
+    """README.md of a model directory. `size` has config.json's fields, `made` those of pocket.json."""
+    rows = [f"| {meaning} | {figures[task]:.3f} |" for task, meaning in ROWS.items() if task in figures]
+    if figures.get("acceptance") is not None:
+        rows.append(f"| tokens of the target that the draft would have proposed | {figures['acceptance']:.3f} |")
+    return CARD.format(
+        name=name,
+        params=made["params"],
+        steps=made["steps"],
+        tokens=made["tokens"],
+        recipe=made["recipe"],
+        layers=size["num_hidden_layers"],
+        hidden=size["hidden_size"],
+        heads=size["num_attention_heads"],
+        head_dim=size["head_dim"],
+        kv_heads=size["num_key_value_heads"],
+        mlp=size["intermediate_size"],
+        vocab=size["vocab_size"],
+        bytes=figures["bytes"],
+        number=number,
+        results="\n".join(rows),
+        longest=longest,
+    )

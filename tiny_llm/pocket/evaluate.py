@@ -1,0 +1,196 @@
+"""How good a pocket model is: exact match on names, numbers, schemas and phrasings that training never sees."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from tokenizers import Tokenizer
+
+from tiny_llm.model.directory import load_config
+from tiny_llm.model.loader import load_weights
+from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.pocket.card import model_card
+from tiny_llm.pocket.data_chat import arithmetic_lesson, memory_lesson
+from tiny_llm.pocket.data_context import context_lesson, needle_of_length
+from tiny_llm.pocket.data_text import text_lesson
+from tiny_llm.pocket.data_tools import tool_lesson
+from tiny_llm.pocket.dialogue import STOP, Dialogue, encode_turns
+from tiny_llm.pocket.differentiable import EVALUATION
+from tiny_llm.pocket.faq import faq_entries
+from tiny_llm.pocket.greedy import Tokens, agreement, answers
+from tiny_llm.pocket.recipe import DRAFT, RECIPES
+from tiny_llm.pocket.words import Words
+
+WEIGHTS = Path(__file__).parent / "weights"
+SEED = "evaluation"
+LONGEST = 96  # tokens of an answer
+Encode = Callable[[str], Tokens]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt and the only answer that counts."""
+
+    family: str
+    prompt: Tokens
+    answer: Tokens
+
+
+def tool_dialogues(words: Words) -> Iterator[Dialogue]:
+    while True:
+        yield from tool_lesson(words, 1)
+
+
+def context_dialogues(words: Words, task: str) -> Iterator[Dialogue]:
+    while True:
+        yield from (dialogue for dialogue in context_lesson(words, 3) if dialogue.task == task)
+
+
+def needle_dialogues(words: Words, tokens: int, encode: Encode) -> Iterator[Dialogue]:
+    while True:
+        yield from needle_of_length(words, tokens, lambda d: len(next(encode_turns(d, encode))[0]))
+
+
+def faq_dialogues(words: Words) -> Iterator[Dialogue]:
+    """Every entry in turn, in a phrasing that training never saw."""
+    while True:
+        for number, entry in enumerate(faq_entries()):
+            messages = (
+                {"role": "user", "content": entry.question(words)},
+                {"role": "assistant", "content": entry.answer},
+            )
+            yield Dialogue(f"faq:{number}", messages)
+
+
+def repeat(lesson: Callable[[Words, int], list[Dialogue]], words: Words, branches: int = 1) -> Iterator[Dialogue]:
+    while True:
+        yield from lesson(words, branches)
+
+
+def cases(task: str, encode: Encode) -> Iterator[Case]:
+    """The task's held-out cases, without end, the same ones each time."""
+    words = Words(f"{SEED}/{task}", "test")
+    sources: Mapping[str, Callable[[], Iterator[Dialogue]]] = {
+        "tool_call": lambda: tool_dialogues(words),
+        "tool_answer": lambda: tool_dialogues(words),
+        "context_answer": lambda: context_dialogues(words, "context_answer"),
+        "context_absent": lambda: context_dialogues(words, "context_absent"),
+        "needle_512": lambda: needle_dialogues(words, 512, encode),
+        "needle_2048": lambda: needle_dialogues(words, 2048, encode),
+        "faq": lambda: faq_dialogues(words),
+        "multi_turn": lambda: repeat(memory_lesson, words, 2),
+        "text": lambda: repeat(text_lesson, words),
+        "think": lambda: (d for d in repeat(arithmetic_lesson, words) if d.thinking),
+    }
+    for dialogue in sources[task]():
+        turns = list(encode_turns(dialogue, encode))
+        replies = [index for index, message in enumerate(dialogue.messages) if message["role"] == "assistant"]
+        for (prompt, answer), index in zip(turns, replies, strict=True):
+            after_result = dialogue.messages[index - 1]["role"] == "tool"
+            if task.startswith("tool_") and after_result != (task == "tool_answer"):
+                continue
+            if not task.startswith("tool_") and index != replies[-1]:
+                continue
+            yield without_empty_thought(Case(dialogue.task, prompt, answer[:-1]), encode)
+
+
+def without_empty_thought(case: Case, encode: Encode) -> Case:
+    """An empty think block is moved into the prompt, as with enable_thinking=False."""
+    empty = encode("<think>\n\n</think>\n\n")
+    if case.answer[: len(empty)] != empty:
+        return case
+    return Case(case.family, case.prompt + empty, case.answer[len(empty) :])
+
+
+TASKS = (
+    "tool_call",
+    "tool_answer",
+    "context_answer",
+    "context_absent",
+    "needle_512",
+    "needle_2048",
+    "faq",
+    "multi_turn",
+    "text",
+    "think",
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Right answers and cases, in all and by family; `failures` are (prompt, wanted, said)."""
+
+    right: int
+    total: int
+    families: Mapping[str, tuple[int, int]]
+    failures: list[tuple[str, str, str]]
+
+    @property
+    def share(self) -> float:
+        return round(self.right / self.total, 4)
+
+
+class Evaluation:
+    """A model directory to ask."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        config = load_config(directory)
+        self.model = Qwen3(config, load_weights(directory, config, mx.float32), EVALUATION)
+
+    def encode(self, text: str) -> Tokens:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, tokens: Tokens) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=False))
+
+    def cases(self, task: str, number: int) -> list[Case]:
+        return [case for case, _ in zip(cases(task, self.encode), range(number), strict=False)]
+
+    def say(self, cases: list[Case]) -> list[Tokens]:
+        (stop,) = self.encode(STOP)
+        longest = min(LONGEST, 4 + max(len(case.answer) for case in cases))
+        return answers(self.model, [case.prompt for case in cases], longest, stop)
+
+    def score(self, task: str, number: int) -> Score:
+        chosen = self.cases(task, number)
+        families: dict[str, tuple[int, int]] = {}
+        failures = []
+        for case, said in zip(chosen, self.say(chosen), strict=True):
+            right, total = families.get(case.family, (0, 0))
+            families[case.family] = (right + (said == case.answer), total + 1)
+            if said != case.answer:
+                failures.append((self.decode(case.prompt), self.decode(case.answer), self.decode(said)))
+        right = sum(r for r, _ in families.values())
+        return Score(right, len(chosen), families, failures)
+
+
+def acceptance(target: Evaluation, draft: Evaluation, number: int) -> float:
+    """The share of the target's own greedy tokens that the draft would have proposed, over cases of all tasks."""
+    chosen = [case for task in TASKS for case in target.cases(task, max(1, number // len(TASKS)))]
+    same, total = agreement(draft.model, [case.prompt for case in chosen], target.say(chosen))
+    return round(same / total, 4)
+
+
+def evaluate(directory: Path, draft: Path | None, number: int) -> tuple[dict[str, Any], dict[str, Score]]:
+    """The figures of a model directory, and the scores behind them. `number` cases of each task."""
+    target = Evaluation(directory)
+    scores = {task: target.score(task, number) for task in TASKS}
+    made = json.loads((directory / "pocket.json").read_text(encoding="utf-8"))
+    figures: dict[str, Any] = {task: score.share for task, score in scores.items()}
+    figures["acceptance"] = acceptance(target, Evaluation(draft), number) if draft else None
+    figures["params"], figures["bytes"] = made["params"], (directory / "model.safetensors").stat().st_size
+    figures["tokens_trained"] = made["tokens"]
+    return figures, scores
+
+
+def write_card(directory: Path, figures: Mapping[str, Any], number: int) -> None:
+    """README.md beside the weights."""
+    config, made = (json.loads((directory / f"{name}.json").read_text("utf-8")) for name in ("config", "pocket"))
+    name = "draft" if config["hidden_size"] == DRAFT.hidden else "target"
+    card = model_card(name, config, made, figures, number, RECIPES[name].max_long_length)
+    (directory / "README.md").write_text(card, encoding="utf-8")
