@@ -10,6 +10,24 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small models gain nothing 
 import pytest
 
 import tiny_llm  # noqa: F401  before mlx, as a user would
+from tiny_llm.course import CourseError, desk
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--code", help="run the course's tests on your files: mine for code/, or another folder")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With --code the learner's files take the engine's place before any test imports it."""
+    if (code := config.getoption("--code")) is not None:
+        try:
+            config.overlay = desk.install(code)
+        except CourseError as error:
+            raise pytest.UsageError(str(error)) from error
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return str(getattr(config, "overlay", ""))
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ def names(*kinds: Any) -> list[str]:
 
 def test_every_setting_has_its_option() -> None:
     assert names(SamplingOptions, SearchOptions) == names(SamplingParams)
-    assert names(EngineOptions) == sorted([*names(EngineConfig), "model"])
+    assert names(EngineOptions) == sorted([*names(EngineConfig), "model", "code"])
 
 
 def test_what_is_not_set_is_left_to_the_model(run: Run) -> None:

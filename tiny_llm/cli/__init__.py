@@ -10,6 +10,7 @@ import typer
 
 from tiny_llm.cli.bench import bench
 from tiny_llm.cli.chat import chat
+from tiny_llm.cli.course import app as course
 from tiny_llm.cli.doctor import doctor
 from tiny_llm.cli.errors import report
 from tiny_llm.cli.generate import generate
@@ -28,6 +29,7 @@ app = typer.Typer(
 for command in (chat, generate, bench, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
+app.add_typer(course, name="course")
 
 
 def print_version(wanted: bool) -> None:

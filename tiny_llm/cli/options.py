@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -57,9 +58,16 @@ class EngineOptions:
         None
     )
     prefill_chunk: Annotated[int | None, option("Prompt tokens per forward pass.")] = None
+    code: Annotated[
+        str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")
+    ] = None
 
     def config(self) -> EngineConfig:
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "model"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "code")}
+        if self.code is not None:  # the exercises are the plain operations
+            if self.ops == "fused":
+                raise typer.BadParameter("fused operations are not the exercises; leave it out", param_hint="--ops")
+            values["ops"] = "plain"
         with usage():
             return EngineConfig(**{name: value for name, value in values.items() if value is not None})
 
@@ -70,6 +78,10 @@ class EngineOptions:
             raise typer.BadParameter(
                 "the name is empty; give a directory, a hub name or an alias", param_hint="--model"
             )
+        if self.code is not None:
+            from tiny_llm.course.desk import install
+
+            print(install(self.code), file=sys.stderr, flush=True)
         if self.model is not None:
             note(f"loading {self.model} …")
         from tiny_llm.engine import llm

@@ -52,9 +52,7 @@ def beam_search(
         candidates: list[tuple[Beam, KVCache]] = []
         count = min(width + len(stops), model.config.vocab_size)  # enough if every stop token is among them
         for (beam, held), row in zip(live, logprobs, strict=True):
-            for token in np.argpartition(-row, count - 1)[:count].tolist():
-                total = beam.logprob + float(row[token])
-                candidates.append((Beam((*beam.tokens, token), total, token in stops), held))
+            candidates += [(longer, held) for longer in extend(beam, row, count, stops)]
         candidates.sort(key=lambda item: -item[0].logprob)
         finished = sorted(finished + [beam for beam, _ in candidates[:width] if beam.finished], key=rank)[:width]
         live = [(beam, held.fork()) for beam, held in candidates if not beam.finished][:width]
@@ -64,6 +62,20 @@ def beam_search(
             break
         logprobs = [_log_softmax(model(mx.array([beam.tokens[-1]]), held, LAST)) for beam, held in live]
     return sorted(finished + [beam for beam, _ in live], key=rank)[:width]
+
+
+def extend(beam: Beam, logprobs: npt.NDArray[np.float32], count: int, stops: Collection[int]) -> list[Beam]:
+    """The beam longer by each of its `count` likeliest next tokens, in any order. logprobs (V,) of the next token.
+
+    A token in `stops` finishes the beam, of which it is then the last token.
+    """
+    # TASK w1.7.7: a beam's likeliest continuations
+    # HINT 1: A continuation's probability is a product. What is its log-probability?
+    # HINT 2: np.argpartition(-logprobs, count - 1)[:count] finds the `count` largest without sorting all.
+    # HINT 3: Beam((*beam.tokens, token), beam.logprob + logprobs[token], token in stops) for each of them
+    likeliest: list[int] = np.argpartition(-logprobs, count - 1)[:count].tolist()
+    return [Beam((*beam.tokens, t), beam.logprob + float(logprobs[t]), t in stops) for t in likeliest]
+    # END TASK
 
 
 def _log_softmax(logits: mx.array) -> npt.NDArray[np.float32]:

@@ -52,11 +52,16 @@ class Delta:
 
 def generate_naive(model: Qwen3, prompt: Sequence[int], num_tokens: int) -> list[int]:
     """Greedy decoding as simple as it gets: run the whole text again for each token. The oracle of all that follows."""
+    # TASK w1.6.1: the whole text again for each token
+    # HINT 1: The logits are (T, V). Which row speaks of the token after the last?
+    # HINT 2: A RecomputeCache keeps nothing, so every pass takes a new one and all tokens so far.
+    # HINT 3: model(mx.array(tokens), RecomputeCache(model.config, model.ops)) → mx.argmax(logits[-1]).item() → append
     tokens = list(prompt)
     for _ in range(num_tokens):
         logits = model(mx.array(tokens), RecomputeCache(model.config, model.ops))  # (T, V)
         tokens.append(cast(int, mx.argmax(logits[-1]).item()))
     return tokens[len(prompt) :]
+    # END TASK
 
 
 def prefill(model: Qwen3, prompt: Sequence[int], cache: KVCache, chunk: int = 2048) -> mx.array:
@@ -64,12 +69,18 @@ def prefill(model: Qwen3, prompt: Sequence[int], cache: KVCache, chunk: int = 20
 
     Returns the logits after the last token, (1, V), not yet evaluated.
     """
+    # TASK w1.6.2: fill the cache, chunk by chunk
+    # HINT 1: `cache.offset` tokens of the prompt are in the cache already. What is left to do?
+    # HINT 2: Only the last chunk needs logits, and of these only the last row: model(tokens, cache, LAST). The chunks
+    #   before it only have to run: model.hidden_states, then mx.eval(cache.state), so that memory stays small.
+    # HINT 3: while more than `chunk` tokens are left: hidden_states of the first `chunk`, eval, go on with the rest
     tokens = mx.array(list(prompt[cache.offset :]), mx.int32)
     while tokens.shape[0] > chunk:
         model.hidden_states(tokens[:chunk], cache)
         mx.eval(cache.state)
         tokens = tokens[chunk:]
     return model(tokens, cache, LAST)
+    # END TASK
 
 
 def generate_tokens(
@@ -84,10 +95,14 @@ def generate_tokens(
     """Sample from logits (1, V), feed the token back, and so on: `limit` tokens, or up to one in `stops`.
 
     `position` is the place in the sequence of the first token chosen. The next step is built before this one's token
-    is read. A GPU gets it at once. On a CPU it starts when this step is done: only then has nobody but the cache a
-    hold on its buffers, so that they are written in place instead of copied (see bench/decode.py).
+    is read, and does not run for nothing after the last token.
     """
-    ahead = mx.default_device() == mx.gpu
+    # TASK w1.6.3: sample, feed back, sample again
+    # HINT 1: The sampler wants each token's place in the sequence. How does `position` change from step to step?
+    # HINT 2: In turn: sample, read the token, yield it, stop if it is in `stops` or the last allowed one; otherwise
+    #   run the model on it. `_read` makes a Token of what the sampler gives; sampled.tokens (1,) feeds the model.
+    # HINT 3: sampled = sampler(logits, [position]) → yield _read(sampled) → logits = model(sampled.tokens, cache)
+    ahead = _runs_ahead()
     sampled = sampler(logits, [position])
     _start(sampled)
     for left in range(limit - 1, -1, -1):
@@ -103,6 +118,16 @@ def generate_tokens(
         if ended or following is None:
             return
         sampled = following
+    # END TASK
+
+
+def _runs_ahead() -> bool:
+    """Whether a step starts before the last one's token is read.
+
+    A GPU gets it at once. On a CPU it starts when the last step is done: only then has nobody but the cache a hold on
+    its buffers, so that they are written in place instead of copied (see bench/decode.py).
+    """
+    return mx.default_device() == mx.gpu
 
 
 def _start(sampled: Sampled) -> None:

@@ -1,0 +1,167 @@
+"""From a prompt to text: fill the cache, then one token a step.
+
+prefill          prompt → cache, logits of the last token
+generate_tokens  logits → token → logits → …, the next step under way before the last token is read
+stream           tokens → text, with stop tokens, stop strings and finish reasons
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import mlx.core as mx
+
+from tiny_llm.cache.base import KVCache
+from tiny_llm.cache.recompute import RecomputeCache
+from tiny_llm.config import SamplingParams
+from tiny_llm.course import NotDone
+from tiny_llm.decode.sampler import Sampled, Sampler
+from tiny_llm.decode.stop import StopStrings
+from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.model.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length"]
+LAST = slice(-1, None)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """The chosen token's log-probability and the likeliest tokens with theirs, best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token."""
+
+    id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a step adds to the answer `index`: text (perhaps none yet), its token, and at the end why it ended."""
+
+    text: str
+    token: int | None = None
+    index: int = 0
+    finish_reason: FinishReason | None = None
+    logprobs: TokenLogprobs | None = None
+
+
+def generate_naive(model: Qwen3, prompt: Sequence[int], num_tokens: int) -> list[int]:
+    """Greedy decoding as simple as it gets: run the whole text again for each token. The oracle of all that follows."""
+    # YOUR CODE (w1.6.1): the whole text again for each token
+    raise NotDone("w1.6.1")
+
+
+def prefill(model: Qwen3, prompt: Sequence[int], cache: KVCache, chunk: int = 2048) -> mx.array:
+    """Fill the cache with the part of the prompt that it does not hold yet, `chunk` tokens a step.
+
+    Returns the logits after the last token, (1, V), not yet evaluated.
+    """
+    # YOUR CODE (w1.6.2): fill the cache, chunk by chunk
+    raise NotDone("w1.6.2")
+
+
+def generate_tokens(
+    model: Qwen3,
+    logits: mx.array,
+    cache: KVCache,
+    sampler: Sampler,
+    position: int,
+    limit: int,
+    stops: Collection[int] = (),
+) -> Iterator[Token]:
+    """Sample from logits (1, V), feed the token back, and so on: `limit` tokens, or up to one in `stops`.
+
+    `position` is the place in the sequence of the first token chosen. The next step is built before this one's token
+    is read, and does not run for nothing after the last token.
+    """
+    # YOUR CODE (w1.6.3): sample, feed back, sample again
+    raise NotDone("w1.6.3")
+
+
+def _runs_ahead() -> bool:
+    """Whether a step starts before the last one's token is read.
+
+    A GPU gets it at once. On a CPU it starts when the last step is done: only then has nobody but the cache a hold on
+    its buffers, so that they are written in place instead of copied (see bench/decode.py).
+    """
+    return mx.default_device() == mx.gpu
+
+
+def _start(sampled: Sampled) -> None:
+    mx.async_eval(*(array for array in sampled if array is not None))  # type: ignore[no-untyped-call]
+
+
+def _read(sampled: Sampled) -> Token:
+    """Wait for a step and take its numbers out of MLX."""
+    token = cast(int, sampled.tokens.item())
+    if sampled.logprobs is None:
+        return Token(token)
+    top: tuple[tuple[int, float], ...] = ()
+    if sampled.top_tokens is not None and sampled.top_logprobs is not None:
+        ids = cast(list[int], sampled.top_tokens[0].tolist())
+        top = tuple(zip(ids, cast(list[float], sampled.top_logprobs[0].tolist()), strict=True))
+    return Token(token, TokenLogprobs(cast(float, sampled.logprobs.item()), top))
+
+
+def stream(
+    model: Qwen3, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams, cache: KVCache, **options: int
+) -> Iterator[Delta]:
+    """The answer, piece by piece; with n > 1 one answer after the other, all from the same prefill.
+
+    `cache` may hold a beginning of the prompt already. Options: `prefill_chunk` tokens per step, `max_context`
+    tokens that a sequence may have. Raises ValueError for an empty prompt and one that leaves no room for a token.
+    """
+    chunk = options.get("prefill_chunk", 2048)
+    max_context = options.get("max_context", model.config.max_position_embeddings)
+    check_prompt(prompt, max_context, model.config.vocab_size)
+    limit = min(params.max_tokens, max_context - len(prompt))
+    logits = prefill(model, prompt, cache, chunk)
+    stops = stop_tokens(tokenizer, params)
+    for index in range(params.n):
+        branch = cache if index == params.n - 1 else cache.fork()
+        sampler = Sampler([params], model.config.vocab_size, [prompt], samples=[index])
+        tokens = generate_tokens(model, logits, branch, sampler, len(prompt), limit, stops)
+        yield from _text(tokens, tokenizer, params.stop, stops, limit, index)
+
+
+def _text(
+    tokens: Iterator[Token], tokenizer: Tokenizer, stop: Sequence[str], stops: Collection[int], limit: int, index: int
+) -> Iterator[Delta]:
+    """Tokens to text, up to a stop token, a stop string or `limit` tokens."""
+    detokenizer, matcher = tokenizer.detokenizer(), StopStrings(stop)
+    for count, token in enumerate(tokens, 1):
+        ended = token.id in stops
+        last = ended or count == limit
+        piece = "" if ended else detokenizer.add(token.id)
+        text, stopped = matcher.add(piece + (detokenizer.finish() if last else ""))
+        if last and not stopped:
+            text += matcher.finish()
+        reason: FinishReason | None = "stop" if ended or stopped else "length" if last else None
+        yield Delta(text, token.id, index, reason, token.logprobs)
+        if reason:
+            return
+
+
+def stop_tokens(tokenizer: Tokenizer, params: SamplingParams) -> frozenset[int]:
+    """The tokens that end an answer: the request's own and, unless ignored, the model's."""
+    return frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokenizer.eos_token_ids)
+
+
+def check_prompt(prompt: Sequence[int], max_context: int, vocab_size: int) -> None:
+    """Refuse what no step could run."""
+    if not prompt:
+        raise ValueError("prompt: expected at least one token, found none")
+    if len(prompt) >= max_context:
+        raise ValueError(
+            f"prompt: {len(prompt)} tokens leave no room for an answer in the context of {max_context}; "
+            "shorten the prompt or raise --max-context as far as the model allows"
+        )
+    bad = next((token for token in prompt if not 0 <= token < vocab_size), None)
+    if bad is not None:
+        raise ValueError(f"prompt: token id {bad} is outside the model's vocabulary of {vocab_size}")

@@ -1,0 +1,22 @@
+"""Ending a text at a stop string, wherever the borders between tokens fall."""
+
+from collections.abc import Sequence
+
+from tiny_llm.course import NotDone
+
+
+class StopStrings:
+    """Passes text on as far as no stop string can still begin in it."""
+
+    def __init__(self, stops: Sequence[str]):
+        self.stops, self.held = tuple(stops), ""
+
+    def add(self, piece: str) -> tuple[str, bool]:
+        """The text that is now safe to show, and whether a stop string ended it (it is not part of the text)."""
+        # YOUR CODE (w1.6.4): hold back what could become a stop string
+        raise NotDone("w1.6.4")
+
+    def finish(self) -> str:
+        """What was held back, once nothing more comes."""
+        text, self.held = self.held, ""
+        return text

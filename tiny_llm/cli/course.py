@@ -1,0 +1,125 @@
+"""`tiny-llm course`: the exercises, from the next task to a passed one."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tiny_llm.cli.options import option
+from tiny_llm.cli.terminal import table
+
+if TYPE_CHECKING:
+    from tiny_llm.course.desk import Desk
+
+app = typer.Typer(help="Learn by writing the engine's parts: tasks, checks, hints.", no_args_is_help=True)
+TaskId = Annotated[str | None, typer.Argument(metavar="[TASK]", help="Such as w1.1.2; the next open one if not given.")]
+Code = Annotated[str, option("Folder with your files, if it is not code/.", "--code", metavar="DIR")]
+
+
+def desk(code: str = "mine") -> "Desk":
+    from tiny_llm.course.desk import Desk
+
+    return Desk.open(code)
+
+
+@app.command()
+def doctor() -> None:
+    """What is missing, with the command that mends it; the exit code is 1 if something the course needs is."""
+    from tiny_llm.course.doctor import collect
+    from tiny_llm.doctor import collect as machine
+
+    facts = [*collect(), *machine()]
+    table([(fact[0], fact[1], fact[2]) for fact in map(_row, facts)])
+    if any(_row(fact)[0] == "fail" for fact in facts):
+        raise typer.Exit(1)
+
+
+def _row(fact: object) -> tuple[str, str, str]:
+    state, name, value, remedy = (getattr(fact, field) for field in ("state", "name", "value", "remedy"))
+    return state, name, f"{value}; {remedy}" if remedy else value
+
+
+@app.command()
+def status(code: Code = "mine") -> None:
+    """How far you are, and about how long the rest takes."""
+    desk(code).status()
+
+
+@app.command(name="next")
+def next_task(code: Code = "mine") -> None:
+    """The next open task: file and line, chapter, and what it builds on."""
+    desk(code).next()
+
+
+@app.command()
+def test(
+    task: TaskId = None,
+    everything: Annotated[bool, option("All tasks, not only up to the first that fails.", "--all")] = False,
+    code: Code = "mine",
+) -> None:
+    """Test your files: one task, or all in order up to the first that fails.
+
+    The exit code is 1 if a test failed, or if the named task is not done.
+    """
+    if not desk(code).test(task, everything):
+        raise typer.Exit(1)
+
+
+@app.command()
+def watch(code: Code = "mine") -> None:
+    """Test again whenever a file is saved. Keys: h hint, d diff, l list, n next, q quit."""
+    from tiny_llm.course.watch import watch as run
+
+    run(desk(code))
+
+
+@app.command()
+def hint(
+    task: TaskId = None,
+    level: Annotated[int | None, option("1 a question, 2 the approach, 3 pseudo-code; one more each time.")] = None,
+) -> None:
+    """A hint, one level further each time: a question, the approach, pseudo-code."""
+    desk().hint(task, level)
+
+
+@app.command()
+def diff(
+    task: TaskId = None,
+    give_up: Annotated[bool, option("Show the reference although the task is not passed.", "--give-up")] = False,
+    code: Code = "mine",
+) -> None:
+    """Your solution beside the reference's, once it passed."""
+    desk(code).diff(task, give_up)
+
+
+@app.command()
+def skip(task: TaskId = None) -> None:
+    """Go on without solving a task: the reference's solution runs in its place. `test` takes it up again."""
+    desk().skip(task)
+
+
+@app.command()
+def reset(
+    what: Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task such as w1.1.2, or a file: attention.py.")],
+) -> None:
+    """Begin a task or a whole file again; what you had is copied to code/saved first."""
+    desk().reset(what)
+
+
+@app.command()
+def quiz(
+    chapter: Annotated[str, typer.Argument(help="Such as 1.3.")],
+    answers: Annotated[bool, option("Print questions and answers without asking.", "--answers")] = False,
+) -> None:
+    """The questions of a chapter: predict, debug, estimate."""
+    from tiny_llm.course.quiz import run
+
+    run(chapter, answers)
+
+
+@app.command()
+def stubs(
+    check: Annotated[bool, option("Only say which files are stale; exit code 1 if any is.", "--check")] = False,
+) -> None:
+    """For maintainers: make code/ from the engine's sources, or prove that it is fresh."""
+    if not desk().stubs(check):
+        raise typer.Exit(1)

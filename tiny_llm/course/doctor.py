@@ -1,0 +1,69 @@
+"""What a learner needs beside what the engine needs: the checkout, readable files, tools of the later weeks."""
+
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Literal, NamedTuple
+
+from tiny_llm.course import CourseError
+from tiny_llm.course.catalog import PACKAGE, find_root
+from tiny_llm.course.overlay import Overlay
+
+WEIGHTS = PACKAGE / "pocket" / "weights" / "target"
+
+
+class Finding(NamedTuple):
+    """One thing looked at; "fail" keeps the course from running, "warn" a part of it."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    value: str
+    remedy: str = ""
+
+
+def collect() -> list[Finding]:
+    return [_checkout(), _files(), _pytest(), _kernels(), _weights()]
+
+
+def _checkout() -> Finding:
+    try:
+        return Finding("checkout", "ok", str(find_root()))
+    except CourseError as error:
+        return Finding("checkout", "fail", str(error), "git clone the repository and run inside it")
+
+
+def _files() -> Finding:
+    try:
+        overlay = Overlay(find_root() / "code")
+    except CourseError as error:
+        return Finding("your files", "fail", str(error), "mend the line, or `tiny-llm course reset FILE`")
+    total = len(overlay.course.tasks)
+    return Finding("your files", "ok", f"{total - len(overlay.undone)} of {total} tasks written")
+
+
+def _pytest() -> Finding:
+    if find_spec("pytest"):
+        return Finding("pytest", "ok", "found")
+    return Finding(
+        "pytest", "warn", "missing; `tiny-llm course test` works without", "pip install pytest, or make venv"
+    )
+
+
+def _kernels() -> Finding:
+    """Week 2 compiles kernels: with Apple's compiler on a Mac, for the simulator elsewhere."""
+    if sys.platform != "darwin":
+        found = shutil.which("g++")
+        remedy = "" if found else "sudo apt install g++ (or your system's package), before week 2"
+        return Finding("kernels", "ok" if found else "warn", found or "no g++ for the Metal simulator", remedy)
+    found = shutil.which("xcrun")
+    if found and subprocess.run([found, "-f", "metal"], capture_output=True).returncode == 0:
+        return Finding("kernels", "ok", "Metal toolchain found")
+    remedy = "xcode-select --install, then xcodebuild -downloadComponent MetalToolchain; before week 2"
+    return Finding("kernels", "warn", "no Metal toolchain", remedy)
+
+
+def _weights() -> Finding:
+    if WEIGHTS.is_dir():
+        return Finding("weights", "ok", "the small model is inside; --model qwen3-0.6b takes a larger one")
+    return Finding("weights", "warn", "no model inside this version", "tiny-llm models download qwen3-0.6b")

@@ -1,0 +1,75 @@
+"""Run the tests of tasks in this process: a test is a function of one argument, the checker."""
+
+import importlib
+import linecache
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from tiny_llm.course import CourseError, NotDone
+from tiny_llm.course.catalog import Task
+from tiny_llm.course.check import Checker, CheckFailed
+from tiny_llm.course.overlay import Overlay, engine_anew
+
+State = Literal["passed", "failed", "undone"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a task's tests went, and what to tell."""
+
+    task: Task
+    state: State
+    message: str = ""
+
+
+def run(tasks: Iterable[Task], root: Path, overlay: Overlay) -> Iterator[Result]:
+    """Test the tasks on the learner's files, one after the other, with the engine imported anew."""
+    linecache.checkcache()
+    with importable(root), engine_anew(overlay):
+        for task in tasks:
+            if task.id in overlay.undone:
+                yield Result(task, "undone", str(NotDone(task.id)))
+                continue
+            try:
+                module = importlib.import_module(task.module)
+            except CourseError as error:
+                yield Result(task, "failed", str(error))
+                continue
+            yield run_task(task, module, overlay.code)
+
+
+def run_task(task: Task, module: ModuleType, code: Path | None = None) -> Result:
+    """Test a task on a module."""
+    tests = tests_of(task)
+    try:
+        for test in tests:
+            test(Checker(task, module, code=code))
+    except NotDone as error:
+        return Result(task, "undone", str(error))
+    except CheckFailed as error:
+        return Result(task, "failed", str(error))
+    return Result(task, "passed")
+
+
+def tests_of(task: Task) -> list[Callable[[Checker], Any]]:
+    """The test functions that are marked with the task, in the file's order. Raises CourseError if there are none."""
+    module = importlib.import_module(".".join(Path(task.test).with_suffix("").parts))
+    found = [test for test in vars(module).values() if getattr(test, "task", None) == task.id]
+    if not found:
+        raise CourseError(f"{task.test}: no test is marked with {task.id}")
+    return found
+
+
+@contextmanager
+def importable(root: Path) -> Iterator[None]:
+    """Within it `tests.week1` of the checkout can be imported."""
+    sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(root))
