@@ -33,8 +33,8 @@ def orthogonal(g: mx.array, steps: int = 5) -> mx.array:
 
 
 def flatten(tree: Any) -> Arrays:
-    """The arrays of a tree by their paths, such as layers.0.o_proj.weight."""
-    return dict(cast(list[tuple[str, mx.array]], tree_flatten(tree)))
+    """The arrays of a tree by their paths, such as layers.0.o_proj.weight, in the same order for every equal tree."""
+    return dict(sorted(cast(list[tuple[str, mx.array]], tree_flatten(tree))))
 
 
 class Optimizer:

@@ -1,6 +1,7 @@
 """`tiny-llm pocket train`: run a recipe to its end, with a progress bar, a log, a plot of the loss and checkpoints."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +35,30 @@ def train(recipe: Recipe, directory: Path, steps: int | None = None) -> Trainer:
     if trainer.resume():
         console.print(f"going on at step {trainer.progress.step}, {trainer.progress.tokens / 1e6:.2f} M tokens")
     last = None if steps is None else trainer.progress.step + steps
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=recipe.tokens, completed=trainer.progress.tokens, status="")
-        recent: list[dict[str, float]] = []
-        while not trainer.done and trainer.progress.step != last:
-            recent.append(trainer.step())
-            if trainer.progress.step % LOG_EVERY == 0:
-                entry = summary(trainer, recent)
-                trainer.write(entry)
-                status = f"{entry['stage']} loss {entry['answers']:.3f} {entry['tokens_per_second']:.0f} tok/s"
-                bar.update(task, completed=trainer.progress.tokens, status=status)
-                if not console.is_terminal:
-                    console.print(f"step {trainer.progress.step} {trainer.progress.tokens / 1e6:.2f} M {status}")
-                recent = []
-            if trainer.progress.step % SAVE_EVERY == 0:
-                publish(trainer)
-    publish(trainer)
+        for entry in advance(trainer, last):
+            status = f"{entry['stage']} loss {entry['answers']:.3f} {entry['tokens_per_second']:.0f} tok/s"
+            bar.update(task, completed=trainer.progress.tokens, status=status)
+            if not console.is_terminal:
+                console.print(f"step {trainer.progress.step} {trainer.progress.tokens / 1e6:.2f} M {status}")
     return trainer
+
+
+def advance(trainer: Trainer, last: int | None) -> Iterator[dict[str, Any]]:
+    """Step until the recipe is done or step `last`; log, save, and hand out every entry of the log."""
+    recent: list[dict[str, float]] = []
+    while not trainer.done and trainer.progress.step != last:
+        recent.append(trainer.step())
+        if trainer.progress.step % LOG_EVERY == 0:
+            entry = summary(trainer, recent)
+            recent = []
+            trainer.write(entry)
+            yield entry
+        if trainer.progress.step % SAVE_EVERY == 0:
+            publish(trainer)
+    publish(trainer)
 
 
 def summary(trainer: Trainer, recent: list[dict[str, float]]) -> dict[str, Any]:

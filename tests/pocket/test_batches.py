@@ -1,0 +1,60 @@
+"""Batches: random repeats whose targets are what came before, and lessons gathered by length."""
+
+import numpy as np
+import pytest
+
+from tiny_llm.pocket.batches import LENGTHS, LessonStream, repeated
+from tiny_llm.pocket.data import EVERYTHING
+from tiny_llm.pocket.recipe import Recipe, Repeats, Size
+from tiny_llm.pocket.tokenizer import shipped_tokenizer
+
+RECIPE = Recipe(Size(hidden=128, layers=1, mlp=128), step_tokens=512)
+
+
+def encode(text: str) -> list[int]:
+    return shipped_tokenizer().encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(("period", "alphabet"), [(4.0, 64.0), (20.0, 500.0), (44.0, 2048.0)])
+def test_targets_of_repeats_stand_one_period_before(period: float, alphabet: float) -> None:
+    batch = repeated(Repeats(), period, alphabet, 2048, 512, np.random.default_rng(0))
+    tokens = np.array(batch.tokens).reshape(batch.positions.shape)
+    width = tokens.shape[1]
+    for at, target in zip(batch.at.tolist(), batch.targets.tolist(), strict=True):
+        row, place = divmod(at, width)
+        assert tokens[row, place + 1] == target
+        text = tokens[row, : place + 1].tolist()
+        assert any(text[-n - 1] == text[-1] and text[-n] == target for n in range(2, int(period) + 1))
+    assert len(set(tokens.reshape(-1).tolist())) <= alphabet
+
+
+def test_lessons_of_like_length_share_a_batch() -> None:
+    stream, rng = LessonStream(RECIPE, encode), np.random.default_rng(0)
+    for _ in range(12):
+        batch = stream.next(EVERYTHING, 640, rng)
+        rows, width = batch.positions.shape
+        assert width in LENGTHS
+        assert rows == max(1, RECIPE.step_tokens // width)
+        assert batch.num_tokens == rows * width
+        filled = np.array(batch.positions).max(axis=1)
+        assert batch.visible.shape == (rows, width, width)
+        assert filled.min() > 5
+        assert batch.at.min().item() >= 0 and batch.at.max().item() < rows * width
+
+
+def test_the_limit_holds() -> None:
+    stream = LessonStream(RECIPE, encode)
+    assert all(stream.next(EVERYTHING, 256, np.random.default_rng(0)).positions.shape[1] <= 256 for _ in range(6))
+
+
+def test_a_restored_stream_goes_on_as_if_it_had_not_stopped() -> None:
+    first = LessonStream(RECIPE, encode)
+    for step in range(5):
+        first.next(EVERYTHING, 640, np.random.default_rng(step))
+    second = LessonStream(RECIPE, encode)
+    second.restore(first.state())
+    for step in range(5, 10):
+        one, two = (stream.next(EVERYTHING, 640, np.random.default_rng(step)) for stream in (first, second))
+        assert one.tokens.tolist() == two.tokens.tolist()
+        assert one.at.tolist() == two.at.tolist()
+        assert one.weights.tolist() == two.weights.tolist()

@@ -1,0 +1,206 @@
+"""A training run can be stopped anywhere: what comes out is the same, and nothing that was saved is lost."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from tiny_llm.model.directory import load_config
+from tiny_llm.model.loader import load_weights
+from tiny_llm.pocket import checkpoint
+from tiny_llm.pocket.optimizer import flatten
+from tiny_llm.pocket.recipe import RECIPES, Recipe, Repeats, Size
+from tiny_llm.pocket.tokenizer import shipped_tokenizer
+from tiny_llm.pocket.train import train
+from tiny_llm.pocket.trainer import Trainer
+
+TINY = Recipe(
+    Size(hidden=128, layers=1, mlp=128, heads=2, kv_heads=1),
+    tokens=6000,
+    step_tokens=256,
+    repeats=Repeats(max_tokens=1024),
+    foundation_tokens=1500,
+    long_share=0.3,
+    max_length=256,
+    max_long_length=1024,
+    warmup_steps=3,
+)
+
+
+def encode(text: str) -> list[int]:
+    return shipped_tokenizer().encode(text, add_special_tokens=False).ids
+
+
+def run(directory: Path, *stops: int, recipe: Recipe = TINY) -> Trainer:
+    """Train to the end, with a fresh process's worth of state after each number of steps in `stops`."""
+    for stop in (*stops, 10**6):
+        trainer = Trainer(recipe, directory, encode, "tiny")
+        trainer.resume()
+        while not trainer.done and trainer.progress.step < stop:
+            entry = trainer.step()
+            trainer.write({"stage": trainer.progress.stage, "answers": entry["answers"]})
+        trainer.save()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    return run(tmp_path_factory.mktemp("whole"))
+
+
+def test_all_stages_come_in_order(whole: Trainer) -> None:
+    stages = [json.loads(line)["stage"] for line in whole.log.read_text().splitlines()]
+    assert list(dict.fromkeys(stages)) == ["repeats", "foundation", "everything", "long"]
+
+
+def test_the_model_learns(whole: Trainer) -> None:
+    losses = [json.loads(line)["answers"] for line in whole.log.read_text().splitlines()]
+    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:3])
+
+
+@pytest.mark.parametrize("stops", [(2,), (6, 7), (12, 18)])
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, whole: Trainer, stops: tuple[int, ...]) -> None:
+    again = run(tmp_path, *stops)
+    assert again.progress == whole.progress
+    for name, array in flatten(whole.weights).items():
+        assert mx.array_equal(array, flatten(again.weights)[name]), name
+    assert again.log.read_text() == whole.log.read_text()
+
+
+def test_steps_after_the_last_checkpoint_are_done_again(tmp_path: Path, whole: Trainer) -> None:
+    """What a kill loses is weights and log lines since the checkpoint; both come back the same."""
+    trainer = Trainer(TINY, tmp_path, encode, "tiny")
+    for step in range(9):
+        entry = trainer.step()
+        trainer.write({"stage": trainer.progress.stage, "answers": entry["answers"]})
+        if step == 4:
+            trainer.save()
+    with trainer.log.open("a") as log:
+        log.write('{"step": 10, "cut in the mid')
+    assert run(tmp_path).log.read_text() == whole.log.read_text()
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    Trainer(TINY, tmp_path, encode, "tiny").save()
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.safetensors: made by recipe tiny, this is other: use another --out"
+    ):
+        Trainer(TINY, tmp_path, encode, "other").resume()
+
+
+def test_the_digest_knows_settings_tokenizer_and_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shipped_tokenizer().to_str()
+    digest = RECIPES["target"].digest(text)
+    assert RECIPES["target"].digest(text) == digest
+    assert RECIPES["draft"].digest(text) != digest
+    assert RECIPES["target"].digest(text + " ") != digest
+    monkeypatch.setattr("tiny_llm.pocket.data_context.ABSENT", "Nobody knows.")
+    assert RECIPES["target"].digest(text) != digest
+
+
+def test_how_long_training_goes_on_is_no_part_of_the_digest() -> None:
+    from dataclasses import replace
+
+    recipe = RECIPES["target"]
+    assert replace(recipe, tokens=1).digest("") == recipe.digest("")
+    assert replace(recipe, seed=2).digest("") != recipe.digest("")
+
+
+def test_a_full_disk_is_told_before_the_old_checkpoint_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(TINY, tmp_path, encode, "tiny")
+    trainer.save()
+    before = (tmp_path / checkpoint.NAME).read_bytes()
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
+    with pytest.raises(OSError, match=r"a checkpoint needs \d+ MB and 0 MB are free: make room and resume"):
+        trainer.save()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint.NAME]
+    assert (tmp_path / checkpoint.NAME).read_bytes() == before
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(TINY, tmp_path, encode, "tiny")
+    trainer.save()
+    before = (tmp_path / checkpoint.NAME).read_bytes()
+
+    def broken(path: str, *_: object) -> None:
+        Path(path).write_bytes(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mx, "save_safetensors", broken)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.save()
+    assert (tmp_path / checkpoint.NAME).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
+
+
+def test_between_the_renames_the_previous_checkpoint_counts(tmp_path: Path) -> None:
+    """A kill after the old checkpoint was renamed and before the new one took its place."""
+    trainer = Trainer(TINY, tmp_path, encode, "tiny")
+    trainer.step()
+    trainer.save()
+    (tmp_path / checkpoint.NAME).rename(tmp_path / checkpoint.PREVIOUS)
+    (tmp_path / "checkpoint.new.safetensors").write_bytes(b"half a file")
+    again = Trainer(TINY, tmp_path, encode, "tiny")
+    assert again.resume()
+    assert again.progress.step == 1
+
+
+def test_killed_while_training_it_goes_on(tmp_path: Path) -> None:
+    """kill -9 of the real command at an arbitrary moment; the next start resumes and leaves a model that loads."""
+    code = (
+        "from pathlib import Path; import sys; import tiny_llm.pocket.train as t\n"
+        "from tests.pocket.test_trainer import TINY\n"
+        "t.SAVE_EVERY = t.LOG_EVERY = 1\n"
+        "t.train(TINY, Path(sys.argv[1]), steps=int(sys.argv[2]))"
+    )
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), "1000000"], cwd=root, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / checkpoint.PREVIOUS).exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), "1"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "going on at step" in done.stdout
+    config = load_config(tmp_path / "model")
+    weights = load_weights(tmp_path / "model", config, mx.float32)
+    assert weights["layers"][0]["qkv_proj"]["weight"].shape == (256, 128)
+    assert (tmp_path / "loss.svg").read_text().startswith("<svg")
+
+
+def test_the_saved_model_is_the_trained_one(tmp_path: Path) -> None:
+    trainer = train(TINY, tmp_path, steps=2)
+    config = load_config(tmp_path / "model")
+    loaded = flatten(load_weights(tmp_path / "model", config, mx.float32))
+    for name, array in flatten(trainer.weights).items():
+        np.testing.assert_allclose(loaded[name], array, rtol=2**-8, atol=1e-6)
+    made = json.loads((tmp_path / "model" / "pocket.json").read_text())
+    assert made["tokens"] == trainer.progress.tokens
+    assert made["params"] == sum(array.size for array in loaded.values())
+
+
+def test_rates_warm_up_stay_and_fall() -> None:
+    recipe = Recipe(TINY.size, tokens=1000, warmup_steps=4, decay_share=0.5, final_rate=0.1)
+    assert [recipe.rate(step, 0) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert recipe.rate(9, 500) == 1
+    assert recipe.rate(9, 750) == pytest.approx(0.55)
+    assert recipe.rate(9, 1000) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", ["target", "draft"])
+def test_shapes_fit_every_quantization_group(name: str) -> None:
+    size = RECIPES[name].size
+    assert size.hidden % 128 == size.mlp % 128 == size.heads * size.head_dim % 128 == 0
