@@ -35,7 +35,12 @@ def train(recipe: Recipe, directory: Path, steps: int | None = None) -> Trainer:
     if trainer.resume():
         console.print(f"going on at step {trainer.progress.step}, {trainer.progress.tokens / 1e6:.2f} M tokens")
     last = None if steps is None else trainer.progress.step + steps
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=recipe.tokens, completed=trainer.progress.tokens, status="")
         for entry in advance(trainer, last):
