@@ -5,6 +5,8 @@ READY := .venv/.ready
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 UV_PYTHON_CHOICE := $(if $(PYTHON),--python $(PYTHON))
 PYTHON ?= python3
+MDBOOK_VERSION := 0.5.4
+MDBOOK := .mdbook/$(MDBOOK_VERSION)/bin/mdbook
 
 .DEFAULT_GOAL := help
 .PHONY: help venv chat test check format book bench lock clean
@@ -43,8 +45,12 @@ format: $(READY) ## put the code into ruff's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-book: ## build the book
-	@if [ -d book ]; then mdbook build book; else echo "make book: the book is not written yet"; fi
+book: $(MDBOOK) ## build the book
+	$(MDBOOK) build book
+
+$(MDBOOK):
+	@command -v cargo >/dev/null || { echo "make book: cargo is needed to install mdBook: https://rustup.rs"; exit 1; }
+	cargo install mdbook --version $(MDBOOK_VERSION) --locked --no-default-features --features search --quiet --root .mdbook/$(MDBOOK_VERSION)
 
 bench: $(READY) ## measure: each script in bench, one after the other
 	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done

@@ -13,11 +13,13 @@ class KVCache(Protocol):
 
     offset: int
 
+    # ANCHOR: attend
     def begin(self, num_tokens: int) -> mx.array:
         """Make room for T more tokens; returns their positions (T,) int32."""
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Append k and v (T, Hkv, D); what q (T, Hq, D) sees of the whole sequence, (T, Hq, D)."""
+        # ANCHOR_END: attend
 
     def trim(self, num_tokens: int) -> None:
         """Forget the last tokens. Raises ValueError beyond `offset`."""

@@ -13,6 +13,7 @@ class RecomputeCache:
 
     offset = 0
 
+    # ANCHOR: recompute
     def __init__(self, config: ModelConfig, ops: Ops):
         self.config, self.ops = config, ops
 
@@ -22,6 +23,7 @@ class RecomputeCache:
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         keys, values = k.swapaxes(0, 1), v.swapaxes(0, 1)  # (Hkv, T, D)
         return self.ops.attention(q, keys, values, self.config.head_dim**-0.5, self.config.window_of(layer))
+        # ANCHOR_END: recompute
 
     def trim(self, num_tokens: int) -> None:
         """Nothing is kept, so nothing is forgotten."""

@@ -167,6 +167,7 @@ def stream(
         yield from _text(tokens, tokenizer, params.stop, stops, limit, index)
 
 
+# ANCHOR: text
 def _text(
     tokens: Iterator[Token], tokenizer: Tokenizer, stop: Sequence[str], stops: Collection[int], limit: int, index: int
 ) -> Iterator[Delta]:
@@ -183,6 +184,7 @@ def _text(
         yield Delta(text, token.id, index, reason, token.logprobs)
         if reason:
             return
+            # ANCHOR_END: text
 
 
 def stop_tokens(tokenizer: Tokenizer, params: SamplingParams) -> frozenset[int]:

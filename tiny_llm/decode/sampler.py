@@ -179,6 +179,7 @@ class _Group:
         tokens = None
         if self.columns:
             logits, tokens = sampling.largest(logits, self.columns)
+        # ANCHOR: choose
         kept = sampling.weights(logits.astype(mx.float32), self.temperature)
         if self.top_k is not None:
             kept = sampling.top_k(kept, self.top_k)
@@ -187,6 +188,7 @@ class _Group:
         if self.min_p is not None:
             kept = sampling.min_p(kept, self.min_p)
         column = sampling.draw(kept, sampling.uniforms(keys[self.rows], positions[self.rows]))
+        # ANCHOR_END: choose
         return column if tokens is None else mx.take_along_axis(tokens, column[:, None], axis=-1)[:, 0]
 
 

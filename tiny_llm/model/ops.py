@@ -103,6 +103,7 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
     # END TASK
 
 
+# ANCHOR: table
 class Ops(NamedTuple):
     """One implementation of every operation that the model and the caches use."""
 
@@ -116,3 +117,4 @@ class Ops(NamedTuple):
 
 
 PLAIN = Ops(linear, embedding, rms_norm, apply_rope, swiglu, causal_attention, lambda function: function)
+# ANCHOR_END: table

@@ -17,6 +17,7 @@ from tiny_llm.model.rope import Rope, Rotation
 Weights = Mapping[str, Any]
 
 
+# ANCHOR: attends
 class Attends(Protocol):
     """What the model asks of a cache."""
 
@@ -25,16 +26,19 @@ class Attends(Protocol):
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Keep k and v (T, Hkv, D); what each query (T, Hq, D) sees of all it may see, (T, Hq, D)."""
+        # ANCHOR_END: attends
 
 
 class Qwen3:
     """A decoder-only transformer. `weights` is the tree that `loader.load_weights` returns."""
 
+    # ANCHOR: init
     def __init__(self, config: ModelConfig, weights: Weights, ops: Ops):
         self.config, self.weights, self.ops = config, weights, ops
         self.rope = Rope(config.rope, config.head_dim)
         self._project = ops.compile(self.project)
         self._finish = ops.compile(self.finish)
+        # ANCHOR_END: init
 
     def __call__(self, tokens: mx.array, cache: Attends, rows: mx.array | slice | None = None) -> mx.array:
         """Logits after the tokens (T,), for all of them or only for `rows`: (T or rows, vocab)."""

@@ -11,6 +11,7 @@ import mlx.core as mx
 from tiny_llm.config import RopeConfig
 
 
+# ANCHOR: rotation
 class Rotation(NamedTuple):
     """What one step needs to rotate its tokens: made once, used by every layer."""
 
@@ -19,6 +20,7 @@ class Rotation(NamedTuple):
     sin: mx.array  # (T, D/2) float32
     periods: mx.array  # (D/2,) float32, positions per radian
     gain: float  # already in cos and sin
+    # ANCHOR_END: rotation
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> mx.array:

@@ -1,0 +1,67 @@
+"""Write what the book's pages include: pictures from figures/*.py, questions from quizzes.toml.
+
+    python book/make.py [--check]
+
+--check writes nothing and fails where a file is not what its source gives.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "figures")]
+
+import tiny_llm  # noqa: E402, F401  activates the BLAS before MLX  # isort: skip
+
+from tiny_llm.course.quiz import Question, read  # noqa: E402
+
+DRAWINGS = ("engine_map", "attention", "rope", "mlp", "model", "generate", "sampling")  # modules in figures/
+
+
+def made() -> dict[Path, str]:
+    """The text of each file."""
+    src, questions = HERE / "src", read(HERE / "quizzes.toml")
+    drawn = [drawing for name in DRAWINGS for drawing in importlib.import_module(name).drawings()]
+    chapters = dict.fromkeys(question.chapter for question in questions)
+    pictures = {src / "figures" / f"{drawing.name}.svg": drawing.svg() for drawing in drawn}
+    return pictures | {
+        src / "quiz" / f"{chapter}.md": markdown([q for q in questions if q.chapter == chapter]) for chapter in chapters
+    }
+
+
+def markdown(questions: Sequence[Question]) -> str:
+    """The questions of one chapter with folded answers."""
+    parts = []
+    for number, question in enumerate(questions, 1):
+        options = f" ({' / '.join(question.options)})" if question.options else ""
+        parts.append(
+            f"**{number}. {question.kind.capitalize()}.** {question.text}{options}\n\n"
+            f"<details><summary>Answer</summary>\n\n**{question.answer.rstrip('.')}.** {question.reason}\n\n</details>\n"
+        )
+    return "\n".join(parts)
+
+
+def stale() -> list[str]:
+    """Files that are missing, spare, or not what their source gives."""
+    fresh = made()
+    there = {path for folder in {path.parent for path in fresh} for path in folder.iterdir()}
+    wrong = {path for path in fresh.keys() & there if path.read_text(encoding="utf-8") != fresh[path]}
+    return sorted(path.name for path in wrong | (fresh.keys() ^ there))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail if a file is not fresh")
+    if parser.parse_args().check:
+        if names := stale():
+            sys.exit(f"{', '.join(names)}: not fresh; run python book/make.py")
+        return
+    for path, text in made().items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
