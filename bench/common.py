@@ -24,13 +24,18 @@ class Row:
 
 
 def race(
-    case: str, unit: str, ours: Callable[[], float], peer: Callable[[], float] | None = None, rounds: int = 7
+    case: str,
+    unit: str,
+    ours: Callable[[], float],
+    peer: Callable[[], float] | None = None,
+    rounds: int = 7,
+    warm: bool = True,
 ) -> Row:
-    """Run both in turns, after one round to warm up. Each returns its own figure, in `unit`."""
+    """Run both in turns, after one round to `warm` up. Each returns its own figure, in `unit`."""
     if peer is None:
         ours()
         return Row(case, unit, statistics.median(ours() for _ in range(rounds)), None, None, None)
-    return race_many([(case, unit)], lambda: (ours(),), lambda: (peer(),), rounds)[0]
+    return race_many([(case, unit)], lambda: (ours(),), lambda: (peer(),), rounds, warm)[0]
 
 
 def race_many(
@@ -38,9 +43,11 @@ def race_many(
     ours: Callable[[], Sequence[float]],
     peer: Callable[[], Sequence[float]],
     rounds: int = 7,
+    warm: bool = True,
 ) -> list[Row]:
     """The same for runs that give several figures at once; `cases` names each and its unit."""
-    ours(), peer()
+    if warm:
+        ours(), peer()
     mine, theirs = [], []
     for i in range(rounds):
         for engine, figures in ((ours, mine), (peer, theirs))[:: -1 if i % 2 else 1]:

@@ -114,12 +114,11 @@ def main() -> None:
         }
         for name, path in paths.items():
             for length in (64, 2048):
-                rows += speeds(name, path, length, options.rounds)
-        few = max(3, options.rounds // 2)
-        for name, path in paths.items():
-            for length in (64, 2048):
+                heavy = length == 2048 and name.startswith("large")  # half a minute a turn
+                rows += speeds(name, path, length, 3 if heavy else options.rounds)
                 scripts = (megabytes(script, path, length) for script in (OURS_FROM_NOTHING, PEER_FROM_NOTHING))
-                rows.append(race(f"peak memory {name}, context {length}", "MB", *scripts, few))
+                rows.append(race(f"peak memory {name}, context {length}", "MB", *scripts, rounds=2, warm=False))
+        few = max(3, options.rounds // 2)
         small = str(paths["small (4 × 256)"])
         started = (seconds("-c", script, small, "64") for script in (OURS_FROM_NOTHING, PEER_FROM_NOTHING))
         rows.append(race("first token from nothing, small", "s", *started, few))

@@ -92,6 +92,8 @@ def attention_cpu(q: mx.array, k: mx.array, v: mx.array, scale: float, window: i
         masked = length > 1 or (window is not None and begin > 0)
         mask = causal_mask(length, end - begin, window) if masked else None
         tiles.append(_attend_tile(tile, k[:, begin:end], v[:, begin:end], mask))
+        if length < num_queries:
+            mx.eval(tiles[-1])  # MLX reserves memory ahead of the work: without this, for the scores of all tiles
     out = tiles[0] if len(tiles) == 1 else mx.concatenate(tiles, axis=2)  # (Hkv, G, T, D)
     return out.transpose(2, 0, 1, 3).reshape(num_queries, num_heads, dim)
 
