@@ -26,8 +26,10 @@ from tiny_llm.pocket.data_text import (
 )
 from tiny_llm.pocket.data_tools import NO_TOOL, tool_lesson
 from tiny_llm.pocket.dialogue import Dialogue, render
-from tiny_llm.pocket.faq import UNKNOWN, faq_entries
+from tiny_llm.pocket.faq import SIZE, UNKNOWN, faq_entries
 from tiny_llm.pocket.passages import ABSENT
+from tiny_llm.pocket.recipe import RECIPES
+from tiny_llm.pocket.tokenizer import VOCAB_SIZE
 from tiny_llm.pocket.tools import families, say
 from tiny_llm.pocket.words import Words, held_out, read_table
 
@@ -271,6 +273,16 @@ def test_the_faq_is_large_and_its_answers_short() -> None:
         assert len(re.findall(r"[.!?:](?= |$)", entry.answer)) <= 4, entry.answer
         assert "<|" not in entry.answer
     assert "tiny-llm chat --model qwen3-0.6b" in UNKNOWN
+
+
+def test_the_model_knows_its_size() -> None:
+    shape = RECIPES["target"].size
+    attention, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    layer = shape.hidden * (2 * attention + 2 * kv + 3 * shape.mlp + 2) + 2 * shape.head_dim
+    total = shape.layers * layer + (VOCAB_SIZE + 1) * shape.hidden
+    assert f"{total / 1e6:.1f} million" == SIZE
+    assert any(SIZE in entry.answer for entry in faq_entries())
+    assert not any("{" in entry.answer for entry in faq_entries())
 
 
 def test_every_kind_of_lesson_is_made() -> None:

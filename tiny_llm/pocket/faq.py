@@ -6,6 +6,7 @@ from functools import cache
 
 from tiny_llm.pocket.words import THINGS, Words, read_table
 
+SIZE = "2.9 million"  # what the model says of its parameters; a test compares it with the recipe
 FILES = ("basics", "attention", "cache", "serving", "decoding", "quantize", "hardware", "apps", "project", "talk")
 TOPIC_ASKS = (
     "What is {t}?",
@@ -20,6 +21,18 @@ TOPIC_ASKS = (
     "In short, what is {t}?",
     "{t}?",
     "What is meant by {t}?",
+    "Describe {t}.",
+    "What about {t}?",
+    "Why {t}?",
+    "What is {t} good for?",
+    "How does {t} work?",
+    "Help me understand {t}.",
+    "I have a question about {t}.",
+    "What should I know about {t}?",
+    "Give me a short explanation of {t}.",
+    "What is the idea of {t}?",
+    "Teach me about {t}.",
+    "Do you know {t}?",
 )
 OPENERS = ("", "", "", "", "Please tell me: ", "A question: ", "Hello. ", "Quick question: ", "I would like to know: ")
 UNKNOWN_ASKS = (
@@ -57,16 +70,16 @@ UNKNOWN = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One answer and the questions that ask for it; `topic` adds the phrasings that fit any topic."""
+    """One answer and the questions that ask for it; `topics` add the phrasings that fit any topic."""
 
     answer: str
     asks: Sequence[str]
-    topic: str = ""
+    topics: Sequence[str] = ()
 
     def question(self, words: Words) -> str:
         """A phrasing of this split, dressed up a little."""
-        if self.topic and words.chance(0.4):
-            text = words.phrasing(TOPIC_ASKS).format(t=self.topic)
+        if self.topics and words.chance(0.5):
+            text = words.phrasing(TOPIC_ASKS).format(t=words.choice(self.topics))
             text = text[0].upper() + text[1:]
         else:
             text = words.phrasing(self.asks)
@@ -85,7 +98,8 @@ def faq_entries() -> tuple[Entry, ...]:
     entries = []
     for file in FILES:
         for row in read_table(f"faq/{file}.toml")["entry"]:
-            entry = Entry(row["answer"], tuple(row["asks"]), row.get("topic", ""))
+            topics = (*([row["topic"]] if "topic" in row else []), *row.get("also", []))
+            entry = Entry(row["answer"].replace("{size}", SIZE), tuple(row["asks"]), topics)
             if len(entry.asks) < 4:
                 raise ValueError(f"faq/{file}.toml: {entry.answer!r} has {len(entry.asks)} questions: write at least 4")
             entries.append(entry)

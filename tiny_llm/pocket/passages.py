@@ -122,7 +122,7 @@ def sentences(text: str) -> list[str]:
 
 def explanations(words: Words, count: int) -> Document:
     """Passages out of this project's own answers on inference."""
-    known = [entry for entry in faq_entries() if entry.topic]
+    known = [entry for entry in faq_entries() if entry.topics]
     entries = words.sample(known, count + 2)
     passages = tuple(entry.answer for entry in entries[:count])
     answered = [(entry.question(words), n, sentences(entry.answer)[0]) for n, entry in enumerate(entries[:count], 1)]
