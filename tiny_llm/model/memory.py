@@ -7,6 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from tiny_llm.config import ModelConfig
+from tiny_llm.model.fused import QUERY_TILE
 from tiny_llm.model.safetensors import FLOATS, WIDTHS, Entry, read_entries
 
 PREFILL = 2048  # tokens of a prompt that are computed at once
@@ -48,11 +49,12 @@ def estimate_bytes(directory: Path, config: ModelConfig, dtype: mx.Dtype | None,
 def _prefill_bytes(config: ModelConfig, width: int, context: int) -> int:
     """One layer's activations for a part of a prompt, in elements `width` bytes wide; factors measured.
 
-    On a CPU the attention scores exist too, in float32.
+    On a CPU the attention scores of a tile of queries exist too, in float32, several times over.
     """
-    activations = 8 * (config.hidden_size + config.intermediate_size) * width
-    scores = 0 if mx.default_device() == mx.gpu else config.num_attention_heads * context * 4
-    return min(context, PREFILL) * (activations + scores) * 3 // 2 + config.vocab_size * 4
+    length = min(context, PREFILL)
+    row = config.hidden_size + config.intermediate_size + config.num_attention_heads * config.head_dim
+    scores = 0 if mx.default_device() == mx.gpu else min(length, QUERY_TILE) * config.num_attention_heads * context
+    return length * 8 * row * width + 4 * scores * 4 + config.vocab_size * 4
 
 
 def _loaded(entry: Entry, dtype: mx.Dtype | None) -> int:
