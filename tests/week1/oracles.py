@@ -31,3 +31,22 @@ def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: npt.NDArra
         scores = keys[at][seen] @ queries[(*at, t)] * scale
         out[(*at, t)] = softmax(scores) @ values[at][seen]
     return out
+
+
+def turn(x: Array, angles: Array, gain: float = 1.0) -> Array:
+    """Pairs (x_i, x_{i+D/2}) as complex numbers, times e^{i·angle}. x (T, H, D), angles (T, D/2)."""
+    half = x.shape[-1] // 2
+    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None] * gain
+    return np.concatenate([z.real, z.imag], axis=-1)
+
+
+def angles(positions: npt.ArrayLike, dim: int, theta: float) -> Array:
+    return np.outer(positions, theta ** (-np.arange(0, dim, 2) / dim))
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def silu(x: Array) -> Array:
+    return x * 0.5 * (1 + np.tanh(x / 2))

@@ -5,22 +5,19 @@ of the course apply each mistake and demand that it is noticed and named.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from tiny_llm.course import CourseError, markers
 from tiny_llm.course.catalog import HERE, Task, load_toml, read_source, source_path
 
-Replacement = tuple[str, str]
-
 
 @functools.cache
-def catalogue() -> Mapping[str, Mapping[str, Replacement]]:
-    """Task id → name of the mistake → what is replaced by what."""
-    found: dict[str, dict[str, Replacement]] = {}
+def catalogue() -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """Task id → name of the mistake → old text, new text, and so on in pairs."""
+    found: dict[str, Mapping[str, Sequence[str]]] = {}
     for path in sorted((HERE / "mistakes").glob("*.toml")):
-        for task, entries in load_toml(path.read_text(encoding="utf-8")).items():
-            found[task] = {name: (old, new) for name, (old, new) in entries.items()}
+        found |= load_toml(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -30,14 +27,16 @@ def names(task: Task) -> list[str]:
 
 @functools.cache
 def mistaken_source(task: Task, name: str) -> str:
-    """The reference's file with one mistake. Raises CourseError unless its text is in the solution exactly once."""
-    old, new = catalogue()[task.id][name]
+    """The reference's file with one mistake. Raises CourseError unless each old text is in the solution once."""
+    pairs = catalogue()[task.id][name]
     text = read_source(task.source)
     region = next(region for region in markers.regions(text, task.source) if region.task == task.id)
     solution = "\n".join(markers.solution(text, region))
-    if solution.count(old) != 1:
-        raise CourseError(f"{task.id}: mistake {name!r}: {old!r} is {solution.count(old)} times in the solution")
-    return markers.with_solution(text, region, solution.replace(old, new).splitlines())
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        if solution.count(old) != 1:
+            raise CourseError(f"{task.id}: mistake {name!r}: {old!r} is {solution.count(old)} times in the solution")
+        solution = solution.replace(old, new)
+    return markers.with_solution(text, region, solution.splitlines())
 
 
 def as_module(text: str, task: Task) -> ModuleType:
