@@ -36,10 +36,11 @@ def markdown(questions: Sequence[Question]) -> str:
     """The questions of one chapter with folded answers."""
     parts = []
     for number, question in enumerate(questions, 1):
+        answer = f"**{question.answer.rstrip('.')}.** {question.reason}"
         options = f" ({' / '.join(question.options)})" if question.options else ""
         parts.append(
             f"**{number}. {question.kind.capitalize()}.** {question.text}{options}\n\n"
-            f"<details><summary>Answer</summary>\n\n**{question.answer.rstrip('.')}.** {question.reason}\n\n</details>\n"
+            f"<details><summary>Answer</summary>\n\n{answer}\n\n</details>\n"
         )
     return "\n".join(parts)
 

@@ -38,8 +38,8 @@ def engine_map(chapter: str | None) -> Drawing:
     alt = (
         "Text goes through the tokenizer, the embedding, N layers, the last norm and head, the sampler and the "
         "detokenizer; the sampler's token is fed back to the embedding. A layer is norm, queries keys and values, "
-        "RoPE, attention over the KV cache, output projection with residual, norm, SwiGLU, down projection with residual."
-        + here
+        "RoPE, attention over the KV cache, output projection with residual, norm, SwiGLU, down projection with "
+        "residual." + here
     )
     name = f"map-{chapter}" if chapter else "map"
     drawing = Drawing(

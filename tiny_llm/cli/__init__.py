@@ -15,6 +15,7 @@ from tiny_llm.cli.doctor import doctor
 from tiny_llm.cli.errors import report
 from tiny_llm.cli.generate import generate
 from tiny_llm.cli.models import models
+from tiny_llm.cli.viz import viz
 
 PROGRAM = "tiny-llm"
 
@@ -30,6 +31,7 @@ for command in (chat, generate, bench, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
 app.add_typer(course, name="course")
+app.add_typer(viz, name="viz")
 
 
 def print_version(wanted: bool) -> None:

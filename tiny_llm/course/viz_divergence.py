@@ -1,29 +1,13 @@
-"""Where a forward pass leaves the reference: every tensor of a step, side by side, in the order of the computation.
+"""Where a forward pass leaves the reference: the tensors of both runs, side by side."""
 
-The operations are listened to through the model's table of operations and its cache, so the model under test may be
-written in any way that uses them. `python -m tiny_llm.course.viz_divergence MODEL OUT.npz ID…` writes the reference's
-tensors: a second process, so that the learner's modules and the reference's never meet in one.
-"""
-
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
-from tiny_llm.cache.recompute import RecomputeCache
+from tiny_llm.course.viz_record import Notes, Tensor
 from tiny_llm.course.viz_svg import BLUE, GREY, LETTER, RED, Drawing
-from tiny_llm.model import loader, ops
-from tiny_llm.model.qwen3 import Qwen3
 
-Tensor = npt.NDArray[np.float32]
-Notes = dict[str, Tensor]
 TOLERANCE = 1e-4  # of a tensor's largest value
 BAR, ROW = 220, 16
 MADE_BY = {  # the last word of a tensor's name → the functions that made it
@@ -59,85 +43,6 @@ class Difference:
     @property
     def differs(self) -> bool:
         return not self.largest <= TOLERANCE
-
-
-class _Listener:
-    """A cache and a table of operations that note what passes through them."""
-
-    offset = 0
-
-    def __init__(self, model: Qwen3, table: ops.Ops, notes: Notes):
-        self.notes, self.layer = notes, ""
-        self.cache = RecomputeCache(model.config, table)
-        self.names = _names(model.weights)
-        self.ops = table._replace(
-            linear=self._listen(table.linear, lambda x, w: self.names.get(id(w))),
-            embedding=self._listen(table.embedding, lambda *_: "embed_tokens"),
-            rms_norm=self._listen(table.rms_norm, lambda x, w, eps: self.names.get(id(w))),
-            swiglu=self._listen(table.swiglu, lambda x: f"{self.layer}swiglu"),
-            compile=lambda function: function,
-        )
-
-    def _listen(self, function: Callable[..., mx.array], name_of: Callable[..., str | None]) -> Callable[..., mx.array]:
-        def run(*arguments: Any) -> mx.array:
-            out = function(*arguments)
-            if name := name_of(*arguments):
-                self.layer = name[: name.rfind(" ") + 1]
-                self.note(name, out)
-            return out
-
-        return run
-
-    def note(self, name: str, value: mx.array) -> None:
-        self.notes[name] = np.array(value.astype(mx.float32))
-
-    def begin(self, num_tokens: int) -> mx.array:
-        return self.cache.begin(num_tokens)
-
-    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        for name, value in (("queries", q), ("keys", k), ("values", v)):
-            self.note(f"layer {layer} {name}", value)
-        out = self.cache.attend(layer, q, k, v)
-        self.note(f"layer {layer} attended", out)
-        return out
-
-
-def _names(weights: Mapping[str, Any]) -> dict[int, str]:
-    """The name of each weight by its identity: dicts as `linear` gets them, arrays as `rms_norm` does."""
-    found = {id(weights.get("lm_head", weights["embed_tokens"])): "logits", id(weights["norm"]["weight"]): "norm"}
-    for i, layer in enumerate(weights["layers"]):
-        for name, weight in layer.items():
-            found[id(weight)] = f"layer {i} {name}"
-            if "norm" in name:
-                found[id(weight["weight"])] = f"layer {i} {name}"
-    return found
-
-
-def record(model: Qwen3, tokens: Sequence[int], table: ops.Ops | None = None, notes: Notes | None = None) -> Notes:
-    """Every tensor of one step without cache, by name and in order. `table`: the operations, the plain ones if not
-    given. `notes` is filled as the step goes, so that a step that fails leaves what it had."""
-    notes = {} if notes is None else notes
-    listener = _Listener(model, table or ops.PLAIN, notes)
-    Qwen3(model.config, model.weights, listener.ops)(mx.array(list(tokens), mx.int32), listener)
-    return notes
-
-
-def load(path: Path) -> Qwen3:
-    """A model in float32 with the plain operations."""
-    config = loader.load_config(path)
-    return Qwen3(config, loader.load_weights(path, config, mx.float32), ops.PLAIN)
-
-
-def record_reference(path: Path, tokens: Sequence[int]) -> Notes:
-    """The reference's tensors, made in a process of their own. Raises RuntimeError with its words if it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "reference.npz"
-        command = [sys.executable, "-m", __name__, str(path), str(out), *map(str, tokens)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"the reference did not run: {done.stderr.strip()[-300:]}")
-        with np.load(out) as saved:
-            return {name: saved[name] for name in saved.files}
 
 
 def compare(reference: Notes, yours: Notes) -> list[Difference]:
@@ -193,12 +98,3 @@ def draw(name: str, rows: Sequence[Difference]) -> Drawing:
         drawing.rect(margin, y - 5, max(length, 1), 10, RED if row.differs else BLUE, 0.6, tip=row.words)
         drawing.text(margin + length + 5, y, f"{row.largest:.0e}" if row.largest else "0", 10, "start")
     return drawing
-
-
-def main(arguments: Sequence[str]) -> None:
-    path, out, *tokens = arguments
-    np.savez(out, **record(load(Path(path)), [int(token) for token in tokens]))  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,8 +1,11 @@
 """Who sees whom: the attention mask, and the weights that a model gives to what it may see."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from tiny_llm.course.viz_svg import AMBER, BLUE, GREY, LETTER, Drawing, number
 from tiny_llm.model import attention
@@ -16,16 +19,30 @@ def mask_of(num_queries: int, num_keys: int, window: int | None = None) -> list[
         raise ValueError(f"queries: expected 1 to {num_keys} (the keys), found {num_queries}")
     if window is not None and window < 1:
         raise ValueError(f"window: expected at least 1, found {window}")
-    rows: list[list[bool]] = attention.causal_mask(num_queries, num_keys, window).tolist()
-    return rows
+    return cast(list[list[bool]], attention.causal_mask(num_queries, num_keys, window).tolist())
 
 
 def weights_of(q: mx.array, k: mx.array, scale: float, mask: Sequence[Sequence[bool]]) -> list[list[float]]:
     """softmax(q kᵀ · scale) of one head. q (T, D), k (S, D) → T rows of S."""
     identity = mx.eye(k.shape[0])  # with these values attention returns its weights
     mixed = attention.scaled_dot_product_attention(q, k, identity, scale, mx.array([list(row) for row in mask]))
-    rows: list[list[float]] = mixed.tolist()
-    return rows
+    return cast(list[list[float]], mixed.tolist())
+
+
+def head_of(
+    notes: Mapping[str, npt.NDArray[np.float32]], layer: int, head: int, window: int | None = None
+) -> tuple[list[list[bool]], list[list[float]]]:
+    """Mask and weights of one query head from a step's tensors. Raises ValueError for a layer or head not there."""
+    layers = sum(name.endswith(" queries") for name in notes)
+    if not 0 <= layer < layers:
+        raise ValueError(f"layer: expected 0 to {layers - 1}, found {layer}")
+    queries, keys = notes[f"layer {layer} queries"], notes[f"layer {layer} keys"]
+    heads, dim = queries.shape[1:]
+    if not 0 <= head < heads:
+        raise ValueError(f"head: expected 0 to {heads - 1}, found {head}")
+    mask = mask_of(len(queries), len(keys), window)
+    shared = keys[:, head * keys.shape[1] // heads]
+    return mask, weights_of(mx.array(queries[:, head]), mx.array(shared), dim**-0.5, mask)
 
 
 def draw_mask(

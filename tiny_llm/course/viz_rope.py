@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -9,7 +10,7 @@ from tiny_llm.config import RopeConfig
 from tiny_llm.course.viz_svg import AMBER, BLUE, GREY, HUES, Drawing, number
 from tiny_llm.model import rope
 
-RADIUS, CELL = 70.0, 34
+RADIUS, CELL, CLOCKS = 70.0, 34, 4
 
 
 def turned_pairs(config: RopeConfig, head_dim: int, positions: Sequence[int]) -> list[list[tuple[float, float]]]:
@@ -18,7 +19,7 @@ def turned_pairs(config: RopeConfig, head_dim: int, positions: Sequence[int]) ->
         raise ValueError(f"head_dim: expected an even number of at least 2, found {head_dim}")
     half = head_dim // 2
     x = mx.concatenate([mx.ones((len(positions), 1, half)), mx.zeros((len(positions), 1, half))], axis=-1)
-    turned = _turn(config, x, positions)[:, 0].tolist()  # positions × D
+    turned = cast(Any, _turn(config, x, positions)[:, 0].tolist())  # positions × D
     return [[(row[i], row[half + i]) for row in turned] for i in range(half)]
 
 
@@ -27,8 +28,17 @@ def scores(config: RopeConfig, q: Sequence[float], k: Sequence[float], length: i
     positions = range(length)
     queries = _turn(config, mx.array([[list(q)]] * length, mx.float32), positions)[:, 0]
     keys = _turn(config, mx.array([[list(k)]] * length, mx.float32), positions)[:, 0]
-    rows: list[list[float]] = (queries @ keys.T).tolist()
-    return rows
+    return cast(list[list[float]], (queries @ keys.T).tolist())
+
+
+def pictures(config: RopeConfig, head_dim: int, length: int) -> list[Drawing]:
+    """The rotation of the first pairs, and the scores of a query with an equal key."""
+    if length < 1:
+        raise ValueError(f"positions: expected at least 1, found {length}")
+    pairs = turned_pairs(config, head_dim, range(length))[:CLOCKS]
+    periods = [2 * math.pi * config.theta ** (2 * i / head_dim) for i in range(len(pairs))]
+    vector = [1.0 / math.sqrt(head_dim)] * head_dim
+    return [draw_rotation("rotation", pairs, periods), draw_scores("distance", scores(config, vector, vector, length))]
 
 
 def _turn(config: RopeConfig, x: mx.array, positions: Sequence[int]) -> mx.array:

@@ -1,10 +1,13 @@
 """What each sampler does to the next token's probabilities, stage by stage."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import mlx.core as mx
+import numpy as np
 
 from tiny_llm.config import SamplingParams
+from tiny_llm.course.viz_record import Run
 from tiny_llm.course.viz_svg import BLUE, GREY, LETTER, Drawing
 from tiny_llm.decode import sampling
 
@@ -18,8 +21,7 @@ def stages(logits: Sequence[float], params: SamplingParams, counts: Sequence[int
     logits: one row, in descending order. counts: how often each token was written already, for the penalties.
     Raises ValueError for temperature 0: greedy decoding takes the first token, and nothing is left to draw.
     """
-    if params.temperature == 0:
-        raise ValueError("temperature: expected above 0, found 0; greedy decoding has no stages to show")
+    check(params)
     row = mx.array([list(logits)])
     found: list[Stage] = [("softmax of the logits", _shares(sampling.weights(row, _column(1.0))))]
     penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
@@ -46,6 +48,20 @@ def stages(logits: Sequence[float], params: SamplingParams, counts: Sequence[int
         kept = sampling.min_p(kept, _column(params.min_p))
         note(f"min-p {params.min_p:g}")
     return found
+
+
+def check(params: SamplingParams) -> None:
+    if params.temperature == 0:
+        raise ValueError("temperature: expected above 0, found 0; greedy decoding has no stages to show")
+
+
+def next_token(run: Run, params: SamplingParams, count: int) -> tuple[list[str], list[Stage]]:
+    """The `count` likeliest tokens after a text and all stages' probabilities of them."""
+    logits = run.notes["logits"][-1]
+    order = np.argsort(-logits)
+    names = [repr(run.decode([int(token)]))[1:-1] for token in order[:count]]
+    found = stages(logits[order].tolist(), params)
+    return names, [(label, shares[:count]) for label, shares in found]
 
 
 def draw_stages(name: str, tokens: Sequence[str], found: Sequence[Stage]) -> Drawing:
@@ -76,8 +92,7 @@ def _words(tokens: Sequence[str], shares: Sequence[float]) -> str:
 
 
 def _shares(weights: mx.array) -> list[float]:
-    row: list[float] = (weights / mx.sum(weights, axis=-1, keepdims=True))[0].tolist()
-    return row
+    return cast(list[float], (weights / mx.sum(weights, axis=-1, keepdims=True))[0].tolist())
 
 
 def _column(value: float) -> mx.array:

@@ -50,8 +50,8 @@ class Drawing:
         self, x: float, y: float, w: float, h: float, fill: str = "none", opacity: float = 0.25, **more: Any
     ) -> None:
         """A box with a thin border; `tip` among `more` is shown under the pointer."""
-        border = {"stroke": "currentColor", "stroke_width": 0.7, "stroke_opacity": 0.6}
-        self.add("rect", x=x, y=y, width=w, height=h, fill=fill, fill_opacity=opacity, **(border | more))
+        look: dict[str, Any] = {"x": x, "y": y, "width": w, "height": h, "fill": fill, "fill_opacity": opacity}
+        self.add("rect", **look | {"stroke": "currentColor", "stroke_width": 0.7, "stroke_opacity": 0.6} | more)
 
     def text(
         self,

@@ -1,0 +1,135 @@
+"""`tiny-llm viz`: pictures of a run, each one file that works without network, and its content in words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tiny_llm.cli.errors import usage
+from tiny_llm.cli.options import option
+from tiny_llm.config import RopeConfig, SamplingParams
+
+if TYPE_CHECKING:
+    from tiny_llm.course.viz_svg import Drawing
+
+TEXT = "the cat sat down"
+Out = Annotated[Path | None, option("The file to write, .html or .svg; NAME.html here if not given.", "--out", "-o")]
+Code = Annotated[str | None, option("Run on the course's exercises: mine for code/, or another folder.", "--code")]
+Model = Annotated[str | None, option("A directory, a hub name or an alias; the small model inside if not given.")]
+Prompt = Annotated[str | None, option("Text to run through the model.")]
+
+viz = typer.Typer(help="Draw what happens inside: masks, rotations, samplers, differences.", no_args_is_help=True)
+
+
+def borrow(code: str | None) -> None:
+    """Let the engine, which is not imported yet, run on the learner's files."""
+    if code is not None:
+        from tiny_llm.course.desk import install
+
+        typer.echo(install(code), err=True)
+
+
+def write(name: str, title: str, drawings: Sequence["Drawing"], out: Path | None, words: str = "") -> None:
+    """Save the pictures and print what they show."""
+    from tiny_llm.course.viz_svg import page
+
+    path = Path(f"{name}.html") if out is None else out
+    if path.suffix not in (".html", ".svg") or (path.suffix == ".svg" and len(drawings) > 1):
+        suffixes = ".html" if len(drawings) > 1 else ".html or .svg"
+        raise typer.BadParameter(f"expected a name that ends in {suffixes}, found {path.name}", param_hint="--out")
+    text = drawings[0].svg() if path.suffix == ".svg" else page(title, drawings, words)
+    path.write_text(text, encoding="utf-8")
+    print(words or "\n".join(drawing.alt for drawing in drawings))
+    print(f"picture: {path}")
+
+
+@viz.command()
+def mask(
+    queries: Annotated[int, option("Number of queries, the last of the keys.")] = 4,
+    keys: Annotated[int, option("Number of keys.")] = 8,
+    window: Annotated[int | None, option("How many keys a query sees at most, itself included.")] = None,
+    prompt: Prompt = None,
+    layer: Annotated[int, option("With --prompt: whose attention weights.")] = 0,
+    head: Annotated[int, option("With --prompt: which query head's.")] = 0,
+    model: Model = None,
+    code: Code = None,
+    out: Out = None,
+) -> None:
+    """Who sees whom: the mask, or with --prompt the attention weights of one head."""
+    borrow(code)
+    from tiny_llm.course import viz_mask
+
+    if prompt is None:
+        with usage():
+            drawn = viz_mask.mask_of(queries, keys, window)
+        write("mask", "Attention mask", [viz_mask.draw_mask("mask", "Who sees whom", drawn)], out)
+        return
+    from tiny_llm.course import viz_record
+
+    run = viz_record.run(model, prompt)
+    with usage():
+        grid, weights = viz_mask.head_of(run.notes, layer, head, window)
+    title = f"Layer {layer}, head {head}"
+    write("mask", title, [viz_mask.draw_mask("mask", title, grid, run.words, weights)], out)
+
+
+@viz.command()
+def rope(
+    theta: Annotated[float, option("The base of the frequencies.")] = 10000.0,
+    head_dim: Annotated[int, option("Width of a head; it has half as many pairs.")] = 8,
+    positions: Annotated[int, option("How many positions to show.")] = 6,
+    code: Code = None,
+    out: Out = None,
+) -> None:
+    """How RoPE turns each pair, and that scores depend on the distance alone."""
+    borrow(code)
+    from tiny_llm.course import viz_rope
+
+    with usage():
+        drawings = viz_rope.pictures(RopeConfig(theta), head_dim, positions)
+    write("rope", "Rotary positions", drawings, out)
+
+
+@viz.command()
+def sampling(
+    temperature: Annotated[float, option("Divides the logits.")] = 1.0,
+    top_k: Annotated[int, option("Keep this many; 0 for all.")] = 0,
+    top_p: Annotated[float, option("Keep the likeliest that hold this share.")] = 1.0,
+    min_p: Annotated[float, option("Keep tokens at least this share of the likeliest.")] = 0.0,
+    prompt: Annotated[str, option("Text whose next token is chosen.")] = TEXT,
+    tokens: Annotated[int, option("How many of the likeliest tokens to show.")] = 12,
+    model: Model = None,
+    code: Code = None,
+    out: Out = None,
+) -> None:
+    """What each sampler leaves of the next token's probabilities."""
+    borrow(code)
+    from tiny_llm.course import viz_record, viz_sampling
+
+    with usage():
+        params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        viz_sampling.check(params)
+    run = viz_record.run(model, prompt)
+    names, stages = viz_sampling.next_token(run, params, tokens)
+    write("sampling", f"After {prompt!r}", [viz_sampling.draw_stages("sampling", names, stages)], out)
+
+
+@viz.command()
+def divergence(
+    prompt: Annotated[str, option("Text to run through both.")] = TEXT,
+    model: Model = None,
+    code: Annotated[str, option("Whose files to compare: mine for code/, or another folder.", "--code")] = "mine",
+    out: Out = None,
+) -> None:
+    """Run your code and the reference layer by layer; name the first tensor that differs. Exit code 1 if one does."""
+    borrow(code)
+    from tiny_llm.course import viz_divergence, viz_record
+
+    run = viz_record.run(model, prompt, stop=False)
+    reference = viz_record.record_reference(run.path, run.tokens)
+    rows = viz_divergence.compare(reference, run.notes)
+    words = viz_divergence.in_words(rows) + (f"\nyours stopped: {run.error}" if run.error else "")
+    write("divergence", "Yours against the reference", [viz_divergence.draw("divergence", rows)], out, words)
+    if any(row.differs for row in rows):
+        raise typer.Exit(1)
