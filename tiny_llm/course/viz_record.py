@@ -5,6 +5,7 @@ that uses them. `python -m tiny_llm.course.viz_record MODEL OUT.npz ID…` write
 its own, so that the learner's modules and the reference's never meet in one.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiny_llm.cache.recompute import RecomputeCache
+from tiny_llm.course.catalog import PACKAGE
 from tiny_llm.course.overlay import describe
 from tiny_llm.engine.llm import POCKET
 from tiny_llm.model import hub, loader, ops
@@ -100,7 +102,9 @@ def record_reference(path: Path, tokens: Sequence[int]) -> Notes:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "reference.npz"
         command = [sys.executable, "-m", __name__, str(path), str(out), *map(str, tokens)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        places = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]  # the same package as here
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
         if done.returncode:
             raise RuntimeError(f"the reference did not run: {done.stderr.strip()[-300:]}")
         with np.load(out) as saved:
@@ -109,7 +113,10 @@ def record_reference(path: Path, tokens: Sequence[int]) -> Notes:
 
 @dataclass(frozen=True)
 class Run:
-    """One step of a model over a text. `words`: each token's text. `error`: what ended the step before its end."""
+    """One step of a model over a text.
+
+    `words`: each token's text, with escapes for what can't be shown. `error`: what ended the step before its end.
+    """
 
     path: Path
     tokens: list[int]
@@ -138,7 +145,7 @@ def run(model: str | None, text: str, stop: bool = True) -> Run:
         if stop:
             raise
         error = describe(raised)
-    words = [tokenizer.decode([token]) for token in tokens]
+    words = [repr(tokenizer.decode([token]))[1:-1] for token in tokens]
     return Run(path, tokens, words, notes, error, tokenizer.decode)
 
 
