@@ -46,7 +46,7 @@ class ContiguousCache:
         heads, room, dim = buffer.shape
         if room < self.capacity:
             extra = mx.zeros((heads, self.capacity - self.start, dim), buffer.dtype)
-            buffer = mx.concatenate([buffer[:, : self.start], extra], axis=1)
+            buffer = mx.concatenate([buffer[:, : self.start], extra], axis=1) if self.start else extra
         buffers[layer] = mx.slice_update(buffer, new.swapaxes(0, 1), self._at, [1])
         return buffers[layer][:, : self.offset]
 
