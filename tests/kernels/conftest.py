@@ -1,0 +1,61 @@
+"""A cache of compiled kernels for this run of the tests; where there is no compiler there is nothing to test."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from tiny_llm.kernels.sim import Simulator, compiler, metal_kernel
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    try:
+        compiler.compiler()
+    except ValueError as error:
+        pytest.skip(str(error))
+    before = os.environ.get("TINY_LLM_CACHE")
+    os.environ["TINY_LLM_CACHE"] = str(tmp_path_factory.mktemp("kernels"))
+    yield
+    if before is None:
+        del os.environ["TINY_LLM_CACHE"]
+    else:
+        os.environ["TINY_LLM_CACHE"] = before
+
+
+Run = Callable[..., list[mx.array]]
+
+
+@pytest.fixture
+def run() -> Run:
+    """run(body, inputs, …): one launch of a kernel `probe` with inputs x0, x1, … and output `out`, checked."""
+
+    def launch(
+        body: str,
+        inputs: Sequence[Any] = (),
+        *,
+        n: int = 64,
+        group: int = 64,
+        dtype: mx.Dtype = mx.float32,
+        header: str = "",
+        template: Sequence[tuple[str, Any]] = (),
+        simulator: Simulator | None = None,
+        **options: Any,
+    ) -> list[mx.array]:
+        atomic = options.pop("atomic_outputs", False)
+        names = [f"x{i}" for i in range(len(inputs))]
+        call = {
+            "inputs": inputs,
+            "grid": (n, 1, 1),
+            "threadgroup": (group, 1, 1),
+            "output_shapes": [(n,)],
+            "output_dtypes": [dtype],
+            "template": template,
+            "simulator": simulator or Simulator(check=True),
+            **options,
+        }
+        return metal_kernel("probe", names, ["out"], body, header, atomic_outputs=atomic)(**call)
+
+    return launch

@@ -1,0 +1,126 @@
+"""Each kernel against its plain twin, against the definition in float64, in check mode and in shuffled order."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from tiny_llm.kernels.catalog import CATALOG, DTYPES
+from tiny_llm.kernels.sim import Simulator
+
+ROUNDING = {mx.float32: 2.0**-23, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
+
+
+def float64(x: Any) -> Any:
+    return np.array(x.astype(mx.float32), np.float64) if isinstance(x, mx.array) else x
+
+
+def rms(x: Any, weight: Any, eps: float) -> Any:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
+
+
+def turn(x: Any, cosine: Any, sine: Any, halves: bool) -> Any:
+    """As a product of complex numbers."""
+    dim = x.shape[-1]
+    pairs = [(i, i + dim // 2) if halves else (2 * i, 2 * i + 1) for i in range(dim // 2)]
+    left, right = np.array(pairs).T
+    turned = (x[..., left] + 1j * x[..., right]) * (cosine + 1j * sine)[:, None]
+    out = np.empty_like(x)
+    out[..., left], out[..., right] = turned.real, turned.imag
+    return out
+
+
+def soft(x: Any) -> Any:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def swish(gate_up: Any) -> Any:
+    gate, up = np.split(gate_up, 2, -1)
+    return gate / (1 + np.exp(-gate)) * up
+
+
+ORACLES: dict[str, Callable[..., list[Any]]] = {
+    "axpby": lambda x, y, a, b: [a * x + b * y],
+    "rms_norm": lambda x, w, eps: [rms(x, w, eps)],
+    "residual_rms_norm": lambda x, r, w, eps: [x + r, rms(x + r, w, eps)],
+    "rope": lambda *arguments: [turn(*arguments)],
+    "swiglu": lambda x: [swish(x)],
+    "softmax": lambda x: [soft(x)],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CATALOG)
+def test_equals_its_twin_and_is_clean_in_check_mode(name: str, dtype: mx.Dtype) -> None:
+    entry = CATALOG[name]
+    for arguments in entry.examples(dtype):
+        simulator = Simulator(check=True, seed=1)
+        got = entry.run(arguments, simulator)  # raises for any finding
+        twin = entry.run(arguments, "plain")
+        exact = ORACLES[name](*map(float64, arguments))
+        assert len(got) == len(twin) == len(exact)
+        for ours, plain, truth in zip(got, twin, exact, strict=True):
+            assert ours.dtype == plain.dtype == dtype
+            assert ours.shape == plain.shape == truth.shape
+            size = np.abs(truth).max()
+            # a result rounds once, the sum and the weight of a norm once each; the row's own length in float32
+            tolerance = (3 * ROUNDING[dtype] + 64 * ROUNDING[mx.float32]) * size
+            np.testing.assert_allclose(float64(ours), truth, rtol=0, atol=tolerance)
+            plain_sum = 2**-15 * size if name == "softmax" else 0  # MLX adds up 17,001 floats in turn
+            np.testing.assert_allclose(float64(ours), float64(plain), rtol=0, atol=tolerance + plain_sum)
+        assert all(report.findings == [] for report in simulator.reports)
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_moves_little_more_than_it_must(name: str) -> None:
+    entry, simulator = CATALOG[name], Simulator(check=True)
+    entry.run(entry.typical(mx.float32), simulator)
+    (report,) = simulator.reports
+    assert report.minimum > 0
+    assert report.traffic / report.minimum <= 1.05
+
+
+def test_the_weight_of_a_single_row_is_read_once() -> None:
+    entry, simulator = CATALOG["rms_norm"], Simulator(check=True)
+    x, weight, eps = entry.typical(mx.float32)
+    entry.run((x[:1], weight, eps), simulator)
+    assert simulator.reports[0].traffic == simulator.reports[0].minimum == 3 * 128 * 4
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_empty_input_gives_empty_output(name: str) -> None:
+    arguments = CATALOG[name].examples(mx.float32)[-1]
+    rows = arguments[0].shape[0]
+    empty = tuple(a[:0] if isinstance(a, mx.array) and a.shape[0] == rows else a for a in arguments)
+    for out in CATALOG[name].run(empty, Simulator()):
+        assert out.shape[0] == 0
+
+
+def test_softmax_of_huge_and_masked_rows() -> None:
+    """Without the maximum exp overflows; a masked score is -inf, and a row may begin with many."""
+    x = mx.array([[1e4] * 3 + [-1e4] * 2, [-np.inf] * 4 + [0.0]])
+    got = np.array(CATALOG["softmax"].run((x,), Simulator(check=True))[0])
+    np.testing.assert_allclose(got, [[1 / 3] * 3 + [0] * 2, [0] * 4 + [1]], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("axpby", lambda a: (a[0], a[1][:-1], *a[2:]), r"axpby y: expected shape \(257\)"),
+        ("axpby", lambda a: (a[0], a[1].astype(mx.float16), *a[2:]), "found .* of float16"),
+        ("rms_norm", lambda a: (a[0].astype(mx.int32), *a[1:]), "expected float32, float16 or bfloat16, found int32"),
+        ("rms_norm", lambda a: (a[0][0], *a[1:]), r"expected shape \(any, any\)"),
+        ("rms_norm", lambda a: (mx.zeros((1, 17000)), mx.zeros(17000), 1e-6), "16384 elements, found 17000"),
+        ("rope", lambda a: (a[0][..., :9], *a[1:]), "even number of dimensions, found 9"),
+        ("rope", lambda a: (a[0], a[1][:1], *a[2:]), "rope cosine"),
+        ("swiglu", lambda a: (mx.zeros((2, 3)),), "even width"),
+        ("softmax", lambda a: (mx.zeros((2, 0)),), "at least one element"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_words(name: str, change: Callable[[Any], Any], words: str) -> None:
+    arguments = change(CATALOG[name].examples(mx.float32)[-1])
+    with pytest.raises(ValueError, match=words):
+        CATALOG[name].run(arguments, "plain")

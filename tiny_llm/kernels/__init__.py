@@ -1,0 +1,12 @@
+"""GPU kernels: one `.metal` body each, which runs on Metal, on CUDA and in a simulator; and its plain twin.
+
+Each function takes `on`: "metal", "cuda", "sim", "plain" or a `sim.Simulator`. Without it TINY_LLM_KERNELS decides,
+and without that the device: Metal or CUDA where MLX's default device is one, else the plain twin.
+"""
+
+from tiny_llm.kernels.elementwise import axpby, swiglu
+from tiny_llm.kernels.norm import residual_rms_norm, rms_norm
+from tiny_llm.kernels.rope import rope
+from tiny_llm.kernels.softmax import softmax
+
+__all__ = ["axpby", "residual_rms_norm", "rms_norm", "rope", "softmax", "swiglu"]

@@ -1,0 +1,98 @@
+"""Every kernel with inputs to try it on: what `tiny-llm kernels` and the tests go through."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from tiny_llm.kernels.elementwise import AXPBY, SWIGLU, axpby, swiglu
+from tiny_llm.kernels.launch import Kernel
+from tiny_llm.kernels.norm import RESIDUAL_RMS_NORM, RMS_NORM, residual_rms_norm, rms_norm
+from tiny_llm.kernels.rope import ROPE, rope
+from tiny_llm.kernels.softmax import SOFTMAX, softmax
+
+DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`examples` are arguments of awkward sizes, `typical` those of a small Qwen's prompt; both by dtype, before `on`.
+
+    `operations` counts arithmetic per element of the first argument, each function as one.
+    """
+
+    kernel: Kernel
+    launch: Callable[..., mx.array | tuple[mx.array, ...]]
+    examples: Callable[[mx.Dtype], list[Arguments]]
+    typical: Callable[[mx.Dtype], Arguments]
+    operations: float
+
+    def run(self, arguments: Arguments, on: Any) -> list[mx.array]:
+        outputs = self.launch(*arguments, on=on)
+        return [outputs] if isinstance(outputs, mx.array) else list(outputs)
+
+
+def normal(dtype: mx.Dtype, *shape: int, seed: int = 0) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+
+
+def norm_arguments(dtype: mx.Dtype, rows: int, width: int) -> Arguments:
+    return normal(dtype, rows, width), normal(dtype, width, seed=1), 1e-6
+
+
+def residual_arguments(dtype: mx.Dtype, rows: int, width: int) -> Arguments:
+    return normal(dtype, rows, width), normal(dtype, rows, width, seed=2), normal(dtype, width, seed=1), 1e-6
+
+
+def rope_arguments(dtype: mx.Dtype, tokens: int, heads: int, dim: int, halves: bool) -> Arguments:
+    angles = normal(mx.float32, tokens, dim // 2, seed=3)
+    return normal(dtype, tokens, heads, dim), mx.cos(angles), mx.sin(angles), halves
+
+
+def sums(dtype: mx.Dtype, n: int) -> Arguments:
+    return normal(dtype, n), normal(dtype, n, seed=1), 2.5, -0.75
+
+
+CATALOG = {
+    entry.kernel.name: entry
+    for entry in (
+        Entry(AXPBY, axpby, lambda t: [sums(t, n) for n in (1, 257)], lambda t: sums(t, 65536), 3),
+        Entry(
+            RMS_NORM,
+            rms_norm,
+            lambda t: [norm_arguments(t, *shape) for shape in ((1, 1), (67, 37), (2, 301))],
+            lambda t: norm_arguments(t, 1024, 128),
+            4,
+        ),
+        Entry(
+            RESIDUAL_RMS_NORM,
+            residual_rms_norm,
+            lambda t: [residual_arguments(t, *shape) for shape in ((67, 37), (2, 301))],
+            lambda t: residual_arguments(t, 1024, 128),
+            5,
+        ),
+        Entry(
+            ROPE,
+            rope,
+            lambda t: [rope_arguments(t, 5, 3, 10, True), rope_arguments(t, 5, 3, 10, False)],
+            lambda t: rope_arguments(t, 64, 8, 128, True),
+            3,
+        ),
+        Entry(
+            SWIGLU,
+            swiglu,
+            lambda t: [(normal(t, 3, 14),), (normal(t, 1, 2),)],
+            lambda t: (normal(t, 32, 2048),),
+            2.5,
+        ),
+        Entry(
+            SOFTMAX,
+            softmax,
+            lambda t: [(4 * normal(t, *shape),) for shape in ((3, 1), (4, 333), (2, 17001))],
+            lambda t: (normal(t, 64, 1024),),
+            6,
+        ),
+    )
+}

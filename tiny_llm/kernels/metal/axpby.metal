@@ -1,0 +1,8 @@
+// out = a x + b y, computed in float. One thread for each element.
+// x, y, out (n,) of T; a, b float; n is an int.
+// BODY
+uint i = thread_position_in_grid.x;
+if (i >= uint(n)) {
+  return;
+}
+out[i] = T(a * float(x[i]) + b * float(y[i]));

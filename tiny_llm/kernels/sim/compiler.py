@@ -1,0 +1,210 @@
+"""Compile a kernel's C++ with the system's compiler and keep the result, by content, in the cache directory."""
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+from tiny_llm._blas import cache_dir
+from tiny_llm.kernels.sim.report import CompileError
+from tiny_llm.kernels.sim.signature import ATTRIBUTES
+from tiny_llm.kernels.sim.source import Source
+
+HERE = Path(__file__).parent
+INCLUDE = HERE / "include"
+NATIVE = HERE / "native"
+SANITIZE = ("-fsanitize=thread", "-DSIM_CHECK")
+PRELUDE = '#include "mlx/backend/metal/kernels/utils.h"\n#include "sim/context.h"\nusing namespace metal;\n'
+COMMON = (
+    *("-std=c++17", "-O2", "-fPIC", "-g1", "-gdwarf-4", "-w"),
+    *("-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-fno-math-errno"),
+)
+
+
+@cache
+def compiler() -> str:
+    """The C++ compiler: the one CXX names, else g++, clang++ or c++. Raises ValueError where there is none."""
+    for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++"):
+        if name and (path := shutil.which(name)):
+            return path
+    install = "xcode-select --install" if sys.platform == "darwin" else "apt install g++"
+    raise ValueError(f"the kernel simulator needs a C++ compiler, and none was found; install one: {install}")
+
+
+def is_clang() -> bool:
+    return "clang" in Path(compiler()).name or sys.platform == "darwin"
+
+
+@cache
+def flags() -> tuple[str, ...]:
+    """As Metal computes: literals are float, no contraction, wrapping integers."""
+    single = ("-Xclang", "-cl-single-precision-constant") if is_clang() else ("-fsingle-precision-constant",)
+    return (*COMMON, *single, *architecture(), f"-I{INCLUDE}", f"-I{mlx_include()}")
+
+
+def architecture() -> tuple[str, ...]:
+    """Half-precision conversions in hardware, where this x86 has them."""
+    try:
+        known = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]))
+    except OSError:
+        return ()
+    v3 = platform.machine() == "x86_64" and known >= {"avx2", "f16c", "fma", "bmi2"}
+    return ("-march=x86-64-v3",) if v3 else ()
+
+
+def mlx_include() -> Path:
+    """The Metal headers that MLX's wheel ships."""
+    spec = importlib.util.find_spec("mlx")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    for place in places:
+        if (path := Path(place) / "include").is_dir():
+            return path
+    raise ValueError("MLX's Metal headers are missing; install the mlx package from its wheel")
+
+
+@cache
+def _sources_key() -> str:
+    """Changes with the simulator's own sources, the compiler and MLX's headers."""
+    digest = hashlib.sha256()
+    for path in sorted([*INCLUDE.rglob("*"), *NATIVE.glob("*")]):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    for path in (Path(compiler()), mlx_include() / "mlx" / "backend" / "metal" / "kernels" / "utils.h"):
+        digest.update(repr((str(path), path.stat().st_size, path.stat().st_mtime_ns)).encode())
+    digest.update(repr((flags(), PRELUDE)).encode())
+    return digest.hexdigest()[:16]
+
+
+def folder() -> Path:
+    path = cache_dir() / "kernels" / _sources_key()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def run(command: Sequence[object], what: str) -> None:
+    """Raises CompileError with the compiler's words."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CompileError(what, done.stderr)
+
+
+def runtime_path() -> Path:
+    """The simulator's own library, compiled on its first use on a machine (four seconds)."""
+    path = folder() / "libsim.so"
+    if path.exists():
+        return path
+    with tempfile.TemporaryDirectory(dir=path.parent) as making:
+        made = Path(making) / path.name
+        name = f"-Wl,-install_name,{path}" if sys.platform == "darwin" else f"-Wl,-soname,{path.name}-{_sources_key()}"
+        sources = sorted(NATIVE.glob("*.cpp"))
+        command = [compiler(), "-std=c++17", "-O2", "-fPIC", "-shared", name, "-pthread", "-o", made, *sources]
+        run(command, "the simulator's runtime")
+        os.replace(made, path)
+    return path
+
+
+def prelude(check: bool) -> Path:
+    """The Metal headers, precompiled: `-include` of the path that is returned takes them from beside it."""
+    path = folder() / ("check" if check else "plain") / "prelude.h"
+    made = path.with_suffix(".h.pch" if is_clang() else ".h.gch")
+    if made.exists():
+        return path
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(PRELUDE)
+    with tempfile.TemporaryDirectory(dir=path.parent) as making:
+        new = Path(making) / made.name
+        run([compiler(), *flags(), *instrumentation(check), "-x", "c++-header", path, "-o", new], "the Metal headers")
+        os.replace(new, made)
+    return path
+
+
+def instrumentation(check: bool) -> tuple[str, ...]:
+    if not check:
+        return ()
+    skip_calls = (
+        ("-mllvm", "-tsan-instrument-func-entry-exit=0")
+        if is_clang()
+        else (
+            "--param",
+            "tsan-instrument-func-entry-exit=0",
+        )
+    )
+    return (*SANITIZE, *skip_calls)
+
+
+def compile_kernel(text: str, source: Source, check: bool) -> Path:
+    """The library of the kernel whose C++ is `text`. Raises CompileError, which speaks of the `.metal` file."""
+    key = hashlib.sha256(repr((text, check)).encode()).hexdigest()[:24]
+    path = folder() / f"{key}.so"
+    if path.exists():
+        return path
+    runtime = runtime_path()
+    include = prelude(check)
+    with tempfile.TemporaryDirectory(dir=path.parent) as making:
+        cpp, made = Path(making) / "kernel.cpp", Path(making) / path.name
+        compiled = path.with_suffix(".o") if sys.platform == "darwin" else Path(making) / "kernel.o"  # atos reads it
+        cpp.write_text(text)
+        command = [compiler(), *flags(), *instrumentation(check), "-include", include, "-c", cpp, "-o", compiled]
+        try:
+            run(command, source.label)
+        except CompileError as error:
+            raise CompileError(source.label, in_words(error.stderr, source)) from error
+        run([compiler(), "-shared", "-o", made, compiled, runtime], source.label)
+        os.replace(made, path)
+    return path
+
+
+def in_words(stderr: str, source: Source) -> str:
+    """The compiler's first three errors, with the line of the `.metal` file; its own text where none is from there."""
+    found = re.findall(rf"^{re.escape(source.label)}:(\d+)(?::\d+)?: (?:fatal )?error: (.*)$", stderr, re.MULTILINE)
+    if not found:
+        return stderr.strip()
+    messages = []
+    for number, message in dict(found).items():
+        name = re.search(r"['‘](\w+)['’] was not declared|undeclared identifier ['‘](\w+)['’]", message)
+        near = get_close_matches((name[1] or name[2]) if name else "", [a for a, _ in ATTRIBUTES], 1, 0.75)
+        hint = f"; did you mean {near[0]}?" if near and "did you mean" not in message else ""
+        messages.append(f"{source.label}:{number}: {message}{hint}\n  {number} | {source.line(int(number))}")
+    return "\n".join(messages[:3])
+
+
+@cache
+def load_runtime(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
+@cache
+def load_kernel(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path))
+
+
+def lines_of(library: Path, offsets: Sequence[int], label: str) -> dict[int, int]:
+    """The line of file `label` that each code offset (of a return address) belongs to; without those unknown."""
+    wanted = sorted({offset for offset in offsets if offset > 0})
+    if not wanted:
+        return {}
+    places = [hex(offset - 1) for offset in wanted]
+    if sys.platform == "darwin":
+        command = ["atos", "-i", "-o", str(library), "-l", "0x0", *places]
+    else:
+        command = ["addr2line", "-a", "-i", "-e", str(library), *places]
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
+    except OSError:  # binutils are not installed: findings without lines are better than none
+        return {}
+    blocks = re.split(r"^0x[0-9a-f]+\n", out, flags=re.MULTILINE)[1:] if "atos" not in command[0] else out.split("\n")
+    lines = {}
+    for offset, block in zip(wanted, blocks, strict=False):
+        if found := re.search(rf"{re.escape(label)}:(\d+)", block):
+            lines[offset] = int(found[1])
+    return lines
