@@ -49,7 +49,7 @@ book: $(MDBOOK) ## build the book
 	$(MDBOOK) build book
 
 $(MDBOOK):
-	@command -v cargo >/dev/null || { echo "make book: cargo is needed to install mdBook: rustup"; exit 1; }
+	@command -v cargo >/dev/null || { echo "make book: cargo is needed to install mdBook; rustup brings it"; exit 1; }
 	cargo install mdbook --version $(MDBOOK_VERSION) --locked --no-default-features --features search --quiet --root .mdbook/$(MDBOOK_VERSION)
 
 bench: $(READY) ## measure: each script in bench, one after the other
