@@ -98,9 +98,8 @@ def _values(got: Array, want: Array, axes: Sequence[str], allowed: Array) -> lis
     lines.append(f"yours {yours} · expected {expected}")
     if want.ndim and want.shape[-1] > 1:
         row = where[:-1]
-        lines.append(
-            f"{f'row {_index(row, axes)}' if row else 'all'}: yours {_row(got[row])} · expected {_row(want[row])}"
-        )
+        name = f"row {_index(row, axes)}" if row else "all"
+        lines.append(f"{name}: yours {_row(got[row])} · expected {_row(want[row])}")
     return lines
 
 

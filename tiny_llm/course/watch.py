@@ -9,11 +9,12 @@ import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from watchfiles import DefaultFilter
 from watchfiles import watch as changes
 
-from tiny_llm.course import CourseError, views
+from tiny_llm.course import CourseError, learner, views
 from tiny_llm.course.desk import Desk
 from tiny_llm.course.stubs import SAVED
 
@@ -24,20 +25,16 @@ HELP = "h hint · d diff · l list · n next · q quit"
 def watch(desk: Desk) -> None:
     """Until q or Ctrl-C: test when a file below the desk's folder is saved. Never goes to another task by itself."""
     keys: dict[str, Callable[[], object]] = {"h": desk.hint, "d": desk.diff, "l": desk.status, "n": desk.next}
-    test(desk)
+    options: dict[str, Any] = {"step": 30, "debounce": 200, "rust_timeout": TICK, "yield_on_timeout": True}
+    begun = False
     with keyboard() as pressed:
-        print(views.paint(f"watching {desk.code}" + (f" · {HELP}" if sys.stdin.isatty() else ""), "dim"), flush=True)
-        for saved in changes(
-            desk.code,
-            watch_filter=Files(desk.code),
-            step=30,
-            debounce=200,
-            rust_timeout=TICK,
-            yield_on_timeout=True,
-            raise_interrupt=False,
-        ):
-            if saved:
+        for saved in changes(desk.code, watch_filter=Files(desk.code), raise_interrupt=False, **options):
+            if saved or not begun:  # the first time round the watcher is at work, so that no save is missed
                 test(desk)
+            if not begun:
+                keys_known = f" · {HELP}" if sys.stdin.isatty() else ""
+                print(views.paint(f"watching {learner.short(desk.code)}{keys_known}", "dim"), flush=True)
+                begun = True
             for key in pressed():
                 if key == "q":
                     return
