@@ -35,10 +35,11 @@ chat: $(READY) ## talk to a model: make chat ARGS="--model qwen3-0.6b"
 test: $(READY) ## run the tests: make test ARGS="tests/project -k layer"
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(READY) ## style, types, layers and line budgets
+check: $(READY) ## style, types, fresh exercises, layers and line budgets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/tiny-llm course stubs --check
 	$(BIN)/python -m pytest tests/project
 
 format: $(READY) ## put the code into ruff's format

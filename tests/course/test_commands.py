@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from watchfiles import Change
 
 from tests.cli.conftest import Run
 from tests.course.conftest import Solve
+from tiny_llm.cli import main
 from tiny_llm.course import progress, quiz, views, watch
 from tiny_llm.course.desk import Desk
 
@@ -155,6 +157,17 @@ def test_a_syntax_error_is_one_line(run: Run, checkout: Path) -> None:
     assert result.err == "error: code/week1/rope.py:6: syntax error, invalid syntax: import math from here\n"
 
 
+def test_a_broken_file_of_another_chapter_is_told_where_it_is_needed(run: Run, solve: Solve, checkout: Path) -> None:
+    """The tests of 1.6 import the sampler, which imports the learner's sampling.py."""
+    solve("w1.6.1")
+    path = checkout / "code/week1/sampling.py"
+    path.write_text(path.read_text().replace("LOG2_E = 1.44", "LOG2_E = nothing + 1.44"))
+    result = run("course", "test", "w1.6.1")
+    assert result.code == 1
+    assert "failed  w1.6.1 generate_naive\ncode/week1/sampling.py:" in result.out
+    assert "NameError: name 'nothing' is not defined" in result.out
+
+
 def test_another_folder(run: Run, solve: Solve, checkout: Path) -> None:
     solve("w1.1.1")
     (checkout / "code").rename(checkout / "mine")
@@ -211,6 +224,35 @@ def test_help_names_every_command(run: Run) -> None:
     out = run("course", "--help").out
     for command in ("doctor", "status", "next", "test", "watch", "hint", "diff", "skip", "reset", "quiz", "stubs"):
         assert command in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "colours"), [([], "", True), ([], "1", False), (["--no-color"], "", False)]
+)
+def test_colour_only_at_a_terminal_that_wants_it(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], environment: str, colours: bool
+) -> None:
+    monkeypatch.setenv("NO_COLOR", environment)
+    monkeypatch.setenv("TERM", "xterm")
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stdout", shown)
+    main(["course", *arguments, "test"])
+    assert ("\x1b[" in shown.getvalue()) is colours
+
+
+class Terminal(StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_hanging_test_can_be_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    def hang() -> None:
+        raise KeyboardInterrupt
+
+    watch.told(hang)
+    assert capsys.readouterr().out == "stopped; another Ctrl-C ends watching\n"
 
 
 def test_no_blocks_where_the_output_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

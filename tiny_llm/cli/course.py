@@ -1,5 +1,6 @@
 """`tiny-llm course`: the exercises, from the next task to a passed one."""
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,14 @@ def desk(code: str = "mine") -> "Desk":
     from tiny_llm.course.desk import Desk
 
     return Desk.open(code)
+
+
+@app.callback()
+def common(
+    no_color: Annotated[bool, option("Plain text, as with NO_COLOR in the environment.", "--no-color")] = False,
+) -> None:
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
 
 
 @app.command()

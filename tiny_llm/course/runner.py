@@ -36,11 +36,10 @@ def run(tasks: Iterable[Task], root: Path, overlay: Overlay) -> Iterator[Result]
                 yield Result(task, "undone", str(NotDone(task.id)))
                 continue
             try:
-                module = importlib.import_module(task.module)
-            except CourseError as error:
-                yield Result(task, "failed", str(error))
-                continue
-            yield run_task(task, module, overlay.code)
+                result = run_task(task, importlib.import_module(task.module), overlay.code)
+            except CourseError as error:  # a file that can't be imported, this one or one that its tests need
+                result = Result(task, "failed", str(error))
+            yield result
 
 
 def run_task(task: Task, module: ModuleType, code: Path | None = None) -> Result:

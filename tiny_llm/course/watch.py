@@ -23,7 +23,7 @@ HELP = "h hint · d diff · l list · n next · q quit"
 
 
 def watch(desk: Desk) -> None:
-    """Until q or Ctrl-C: test when a file below the desk's folder is saved. Never goes to another task by itself."""
+    """Test when a file below the desk's folder is saved, until q or Ctrl-C (which during a test only ends that)."""
     keys: dict[str, Callable[[], object]] = {"h": desk.hint, "d": desk.diff, "l": desk.status, "n": desk.next}
     options: dict[str, Any] = {"step": 30, "debounce": 200, "rust_timeout": TICK, "yield_on_timeout": True}
     begun = False
@@ -63,6 +63,8 @@ def told(action: Callable[[], object]) -> None:
         action()
     except CourseError as error:
         print(views.failure(str(error)))
+    except KeyboardInterrupt:
+        print("stopped; another Ctrl-C ends watching")
     sys.stdout.flush()
 
 
