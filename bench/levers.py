@@ -27,7 +27,7 @@ from tiny_llm.decode.sampler import Sampler
 from tiny_llm.model import fused, ops
 from tiny_llm.model.qwen3 import Qwen3
 
-PROMPT, TOKENS = 1024, 16
+PROMPTS, TOKENS = {"small (4 × 256)": 1024, "large (16 × 1024)": 128}, 16
 WITHOUT = {
     "layer compiled in two halves": {"compile": ops.PLAIN.compile},
     "matmul of few rows as (W xᵀ)ᵀ": {"linear": ops.linear},
@@ -44,18 +44,18 @@ WITHOUT = {
 }
 
 
-def run(model: Qwen3) -> tuple[float, float]:
-    """(prefill, decode) in tok/s."""
-    prompt = [(i * 7919) % 2000 for i in range(PROMPT)]
+def run(model: Qwen3, length: int) -> tuple[float, float]:
+    """(prefill, decode) in tok/s, for a prompt of `length` tokens."""
+    prompt = [(i * 7919) % 2000 for i in range(length)]
     cache = ContiguousCache(model.config, model.ops)
     begin = time.perf_counter()
     logits = generate.prefill(model, prompt, cache)
     mx.eval(logits)
     filled = time.perf_counter()
     sampler = Sampler([SamplingParams(temperature=0.0)], model.config.vocab_size)
-    for _ in generate.generate_tokens(model, logits, cache, sampler, PROMPT, TOKENS):
+    for _ in generate.generate_tokens(model, logits, cache, sampler, length, TOKENS):
         pass
-    return PROMPT / (filled - begin), TOKENS / (time.perf_counter() - filled)
+    return length / (filled - begin), TOKENS / (time.perf_counter() - filled)
 
 
 def main() -> None:
@@ -67,8 +67,9 @@ def main() -> None:
             for lever, replaced in WITHOUT.items():
                 without = Qwen3(model.config, model.weights, model.ops._replace(**replaced))
                 cases = [(f"{phase}, {name.split()[0]}: {lever}", "tok/s") for phase in ("prefill", "decode")]
-                rows += race_many(cases, lambda m=model: run(m), lambda m=without: run(m), options.rounds)
-    report(rows, options.json, prompt=PROMPT, tokens=TOKENS)
+                engines = [lambda m=m, n=PROMPTS[name]: run(m, n) for m in (model, without)]
+                rows += race_many(cases, *engines, options.rounds)
+    report(rows, options.json, prompts=PROMPTS, tokens=TOKENS)
 
 
 if __name__ == "__main__":
