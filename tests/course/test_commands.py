@@ -12,6 +12,7 @@ from tests.cli.conftest import Run
 from tests.course.conftest import Solve
 from tiny_llm.cli import main
 from tiny_llm.course import progress, quiz, views, watch
+from tiny_llm.course.catalog import course
 from tiny_llm.course.desk import Desk
 
 
@@ -86,6 +87,16 @@ def test_a_task_that_passed_and_fails_again_is_open_again(run: Run, solve: Solve
     path.write_text(path.read_text().replace("key <= query", "key < query"))
     run("course", "test")
     assert run("course", "next").out.startswith("w1.1.1 ")
+
+
+def test_when_all_is_done(run: Run, checkout: Path) -> None:
+    lines = [
+        f"{task.id} {state} 0\n" for task, state in zip(course().tasks, ["skipped"] + 27 * ["passed"], strict=True)
+    ]
+    (checkout / progress.FILE).write_text("".join(lines))
+    assert run("course", "next").out == "nothing: every task is passed or skipped\n"
+    assert run("course", "status").out.splitlines()[0] == "Week 1 █████████░ 27/28 · all done"
+    assert run("course", "hint").err == "error: no open task is left; name one, such as w1.1.1\n"
 
 
 def test_hints_go_one_level_further_each_time(run: Run) -> None:

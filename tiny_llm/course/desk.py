@@ -61,7 +61,10 @@ class Desk:
         print("\n".join(views.overview(self.course, passed, self.progress.skipped)))
 
     def next(self) -> None:
-        """Tell what is to be done next. Tasks that are done but were never tested come first."""
+        """Tell what is to be done next."""
+        if all(self.progress.of(task.id).state != "open" for task in self.course.tasks):
+            print("nothing: every task is passed or skipped")
+            return
         task = self.task(None)
         print(f"{task.id}    {task.title} (about {task.minutes} min)")
         print(f"write     {task.symbol} in {self.place(task)}")

@@ -64,6 +64,6 @@ def _kernels() -> Finding:
 
 
 def _weights() -> Finding:
-    if WEIGHTS.is_dir():
+    if (WEIGHTS / "config.json").is_file():
         return Finding("weights", "ok", "the small model is inside; --model qwen3-0.6b takes a larger one")
     return Finding("weights", "warn", "no model inside this version", "tiny-llm models download qwen3-0.6b")
