@@ -55,8 +55,8 @@ def gate() -> Drawing:
         drawing.text(place(0, y)[0] - 8, place(0, y)[1], str(y), 10, "end", GREY)
     drawing.line([place(-6, 0), place(0, 0), place(4, 4)], AMBER, 1.5, dash="5 4")
     drawing.line([place(x, y) for x, y in zip(xs, ys, strict=True)], BLUE, 2.5)
-    drawing.text(*place(2.4, 3.4), "ReLU", 12, "end", AMBER)
-    drawing.text(*place(3.1, 2.2), "SiLU", 12, "start", BLUE)
+    drawing.text(*place(2.4, 3.4), "ReLU", 12, "end")
+    drawing.text(*place(3.1, 2.2), "SiLU", 12, "start")
     return drawing
 
 

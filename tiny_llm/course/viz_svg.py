@@ -64,8 +64,9 @@ class Drawing:
         bold: bool = False,
     ) -> None:
         """Words whose middle line is at y."""
-        weight = {"font_weight": "bold"} if bold else {}
-        look = {"x": x, "y": y + size * 0.35, "font_size": size, "text_anchor": anchor, "fill": colour} | weight
+        look: dict[str, Any] = {"x": x, "y": y + size * 0.35, "font_size": size, "text_anchor": anchor}
+        look |= {"fill": "currentColor", "fill_opacity": 0.65} if colour == GREY else {"fill": colour}
+        look |= {"font_weight": "bold"} if bold else {}
         self._shapes.append(f"<text{_attributes(look)}>{escape(words)}</text>")
 
     def line(
