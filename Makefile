@@ -9,7 +9,7 @@ MDBOOK_VERSION := 0.5.4
 MDBOOK := .mdbook/$(MDBOOK_VERSION)/bin/mdbook
 
 .DEFAULT_GOAL := help
-.PHONY: help venv chat test check format book bench lock clean
+.PHONY: help venv chat test check format book bench pocket lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.* ## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -54,7 +54,10 @@ $(MDBOOK):
 	cargo install mdbook --version $(MDBOOK_VERSION) --locked --no-default-features --features search --quiet --root .mdbook/$(MDBOOK_VERSION)
 
 bench: $(READY) ## measure: each script in bench, one after the other
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+	@for script in $(filter-out bench/common.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+pocket: $(READY) ## train the model that ships inside again: make pocket ARGS="--size draft"
+	$(BIN)/tiny-llm pocket train $(ARGS)
 
 lock: ## pin the newest versions of all packages (needs uv)
 	uv pip compile --quiet --universal --upgrade --python-version 3.10 --generate-hashes --no-emit-index-url \
