@@ -1,10 +1,11 @@
 """Record a real chat as docs/terminal.svg: the answers are the shipped model's own.
 
-    python docs/terminal.py
+python docs/terminal.py
 """
 
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,7 @@ def main() -> None:
     done = subprocess.run(command, input="\n".join(QUESTIONS), check=True, capture_output=True, text=True)
     answers = done.stdout.strip().split("\n")
     assert len(answers) == len(QUESTIONS), done.stdout
-    console = Console(record=True, width=100, file=open("/dev/null", "w"))
+    console = Console(record=True, width=100, file=StringIO())
     console.print(Text("$ make chat", style="bold"))
     for question, answer in zip(QUESTIONS, answers, strict=True):
         console.print(Text(f"> {question}", style="bold cyan"))
