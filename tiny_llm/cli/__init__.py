@@ -14,6 +14,7 @@ from tiny_llm.cli.course import app as course
 from tiny_llm.cli.doctor import doctor
 from tiny_llm.cli.errors import report
 from tiny_llm.cli.generate import generate
+from tiny_llm.cli.kernels import kernels
 from tiny_llm.cli.models import models
 from tiny_llm.cli.pocket import app as pocket
 from tiny_llm.cli.viz import viz
@@ -31,6 +32,7 @@ app = typer.Typer(
 for command in (chat, generate, bench, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
+app.add_typer(kernels, name="kernels")
 app.add_typer(course, name="course")
 app.add_typer(pocket, name="pocket")
 app.add_typer(viz, name="viz")

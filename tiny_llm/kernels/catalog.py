@@ -20,7 +20,8 @@ Arguments = tuple[Any, ...]
 class Entry:
     """`examples` are arguments of awkward sizes, `typical` those of a small Qwen's prompt; both by dtype, before `on`.
 
-    `operations` counts arithmetic per element of the first argument, each function as one.
+    The first example is large enough for each barrier to matter. `operations` counts arithmetic per element of the
+    first argument, each function as one.
     """
 
     kernel: Kernel
@@ -62,14 +63,14 @@ CATALOG = {
         Entry(
             RMS_NORM,
             rms_norm,
-            lambda t: [norm_arguments(t, *shape) for shape in ((1, 1), (67, 37), (2, 301))],
+            lambda t: [norm_arguments(t, *shape) for shape in ((67, 300), (1, 1), (67, 37))],
             lambda t: norm_arguments(t, 1024, 128),
             4,
         ),
         Entry(
             RESIDUAL_RMS_NORM,
             residual_rms_norm,
-            lambda t: [residual_arguments(t, *shape) for shape in ((67, 37), (2, 301))],
+            lambda t: [residual_arguments(t, *shape) for shape in ((67, 300), (67, 37))],
             lambda t: residual_arguments(t, 1024, 128),
             5,
         ),
@@ -90,7 +91,7 @@ CATALOG = {
         Entry(
             SOFTMAX,
             softmax,
-            lambda t: [(4 * normal(t, *shape),) for shape in ((3, 1), (4, 333), (2, 17001))],
+            lambda t: [(4 * normal(t, *shape),) for shape in ((4, 333), (3, 1), (2, 17001))],
             lambda t: (normal(t, 64, 1024),),
             6,
         ),

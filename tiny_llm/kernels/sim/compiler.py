@@ -23,7 +23,7 @@ from tiny_llm.kernels.sim.source import Source
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
 NATIVE = HERE / "native"
-SANITIZE = ("-fsanitize=thread", "-DSIM_CHECK")
+SANITIZE = ("-fsanitize=thread,alignment", "-DSIM_CHECK")
 PRELUDE = '#include "mlx/backend/metal/kernels/utils.h"\n#include "sim/context.h"\nusing namespace metal;\n'
 COMMON = (
     *("-std=c++17", "-O2", "-fPIC", "-g1", "-gdwarf-4", "-w"),
@@ -49,7 +49,8 @@ def is_clang() -> bool:
 def flags() -> tuple[str, ...]:
     """As Metal computes: literals are float, no contraction, wrapping integers."""
     single = ("-Xclang", "-cl-single-precision-constant") if is_clang() else ("-fsingle-precision-constant",)
-    return (*COMMON, *single, *architecture(), f"-I{INCLUDE}", f"-I{mlx_include()}")
+    probe = () if sys.platform == "darwin" else ("-fstack-clash-protection",)  # a large array meets the guard page
+    return (*COMMON, *single, *probe, *architecture(), f"-I{INCLUDE}", f"-I{mlx_include()}")
 
 
 def architecture() -> tuple[str, ...]:

@@ -65,10 +65,11 @@ def describe(
 
 
 def without_consequences(found: Sequence[CFinding]) -> list[CFinding]:
-    """Races first; without the uninitialised reads that are but a race seen from the other side."""
+    """Races first, of them those that an unfit barrier lets through; without the uninitialised reads that are but a
+    race seen from the other side."""
     races = {(f.buffer, f.name) for f in found if KINDS[f.kind] == "race"}
     kept = [f for f in found if KINDS[f.kind] != "uninitialised read" or (f.buffer, f.name) not in races]
-    return sorted(kept, key=lambda f: KINDS[f.kind] != "race")
+    return sorted(kept, key=lambda f: (KINDS[f.kind] != "race", f.cause == 0))
 
 
 def other(found: CFinding, line: int, threadgroup: Sequence[int]) -> str:

@@ -43,7 +43,8 @@ class Simulator:
     check: look at every access, for faults and byte counts. trace: also count requests by line (implies check).
     seed: 0 runs threads in their order, others shuffle threads, simdgroups and groups. seconds: the time limit.
     strict: raise KernelError for findings; otherwise they are in the report only, unless the launch could not go on.
-    replace: other sources for kernels, by name.
+    replace: other sources for kernels, by name. whole_groups: enlarge the grid until no group is smaller than others,
+    as CUDA does: a body must check its bounds.
     """
 
     check: bool = False
@@ -52,6 +53,7 @@ class Simulator:
     seconds: float = 20.0
     strict: bool = True
     threadgroup_limit: int = 32 * 1024
+    whole_groups: bool = False
     replace: Mapping[str, Path] = field(default_factory=dict)
     reports: list[Report] = field(default_factory=list)
 
@@ -89,7 +91,7 @@ class Simulator:
     ) -> tuple[CLaunch, bool, float]:
         run = CLaunch(
             entry=ctypes.cast(library.sim_entry, ctypes.c_void_p),
-            grid=dispatch.grid,
+            grid=whole(dispatch) if self.whole_groups else dispatch.grid,
             threadgroup=dispatch.threadgroup,
             buffers=(CBuffer * len(buffers))(*buffers),
             buffer_count=len(buffers),
@@ -108,6 +110,11 @@ class Simulator:
             begin = time.perf_counter()
             completed = runtime.sim_launch(ctypes.byref(run)) == 0
             return run, completed, time.perf_counter() - begin
+
+
+def whole(dispatch: Dispatch) -> tuple[int, ...]:
+    sizes = zip(dispatch.grid, dispatch.threadgroup, strict=True)
+    return tuple(-(-threads // group) * group for threads, group in sizes)
 
 
 def load_runtime() -> ctypes.CDLL:

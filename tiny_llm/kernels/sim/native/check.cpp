@@ -274,6 +274,22 @@ void* __tsan_memmove(void* to, const void* from, unsigned long n) {
   sim::access(to, n, true, CALLER);
   return memmove(to, from, n);
 }
+// -fsanitize=alignment: a pointer to something wider than where it points allows
+struct TypeMismatch {
+  struct { const char* file; sim::u32 line, column; } place;
+  const void* type;
+  unsigned char log_alignment, kind;
+};
+void __ubsan_handle_type_mismatch_v1(const TypeMismatch* found, void* address) {
+  if (!address) return;  // a null pointer faults by itself
+  sim::Access a = {static_cast<sim::u8*>(address), sim::u64(1) << found->log_alignment, found->kind == 1, false, CALLER};
+  sim::Finding f = sim::finding_at(a, sim::MISALIGNED);
+  f.line = int32_t(found->place.line);
+  sim::fail(f);
+}
+void __ubsan_handle_type_mismatch_v1_abort(const TypeMismatch* found, void* address) {
+  __ubsan_handle_type_mismatch_v1(found, address);
+}
 void sim_atomic(const void* address, unsigned size, int writes) {
   sim::access(const_cast<void*>(address), size, writes, CALLER, true, size);
 }

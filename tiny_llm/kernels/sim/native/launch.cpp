@@ -98,10 +98,11 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
   for (u32 i = 0; i < launched->buffer_count; i++) {
     const Buffer& b = launched->buffers[i];
     const u8 *low = static_cast<const u8*>(b.data), *high = low + b.size;
-    u64 distance = address < low ? low - address : address < high ? 0 : address - high;
+    bool inside = address >= low && address < high;
+    u64 distance = address < low ? low - address : inside ? 0 : address - high;
     if (distance >= nearest) continue;
     nearest = distance;
-    finding.kind = distance ? OUT_OF_BOUNDS : b.role == INPUT ? WRITE_TO_INPUT : MEMORY_FAULT;
+    finding.kind = !inside ? OUT_OF_BOUNDS : b.role == INPUT ? WRITE_TO_INPUT : MEMORY_FAULT;
     finding.buffer = int32_t(i);
     finding.index = address >= low ? (address - low) / b.item : -i64((low - address + b.item - 1) / b.item);
     finding.limit = i64(b.size / b.item);

@@ -52,5 +52,6 @@ SIM_BFLOAT_COMPARE(==) SIM_BFLOAT_COMPARE(!=)
 
 constexpr bfloat operator-(bfloat a) { return bfloat(-float(a)); }
 constexpr bfloat operator+(bfloat a) { return a; }
-constexpr bfloat operator""_bf(long double value) { return bfloat(float(value)); }
-constexpr half operator""_h(long double value) { return half(value); }
+constexpr bfloat operator""bf(long double value) { return bfloat(float(value)); }
+constexpr half operator""h(long double value) { return half(value); }
+constexpr half operator""H(long double value) { return half(value); }

@@ -1,0 +1,43 @@
+"""Each barrier of each kernel is needed: without it check mode finds a race; and so it does with a weaker one."""
+
+import re
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from tiny_llm.kernels.catalog import CATALOG
+from tiny_llm.kernels.sim import KernelError, Simulator
+
+BARRIER = re.compile(r"threadgroup_barrier\(mem_flags::mem_threadgroup\);")
+PLACES = [
+    (name, number)
+    for name, entry in CATALOG.items()
+    for number, _ in enumerate(BARRIER.finditer(entry.kernel.path.read_text()))
+]
+WEAKER = {
+    "removed": "",
+    "of one simdgroup": "simdgroup_barrier(mem_flags::mem_threadgroup);",
+    "of device memory": "threadgroup_barrier(mem_flags::mem_device);",
+}
+
+
+def test_there_are_barriers() -> None:
+    assert len(PLACES) >= 5
+
+
+@pytest.mark.parametrize("weaker", WEAKER)
+@pytest.mark.parametrize(("name", "number"), PLACES)
+def test_a_weaker_barrier_is_found(name: str, number: int, weaker: str, tmp_path: Path) -> None:
+    entry = CATALOG[name]
+    text = entry.kernel.path.read_text()
+    place = list(BARRIER.finditer(text))[number]
+    mutant = tmp_path / f"{name}.metal"
+    mutant.write_text(text[: place.start()] + WEAKER[weaker] + text[place.end() :])
+    line = text[: place.start()].count("\n") + 1
+    with pytest.raises(KernelError) as caught:
+        entry.run(entry.examples(mx.float32)[0], Simulator(check=True, replace={name: mutant}))
+    races = [finding for finding in caught.value.findings if finding.kind == "race"]
+    assert races
+    assert all(finding.file == mutant.name for finding in races)
+    assert any(abs(at - line) <= 6 for finding in races for at in (finding.line, finding.other_line))
