@@ -100,6 +100,8 @@ struct Fiber {
 };
 struct Simdgroup {
   alignas(SLOT) u8 slots[2][LANES * SLOT];  // a fast lane may fill the next round while others read the last
+  alignas(SLOT) u8 combined[2][SLOT];
+  bool is_combined[2];
   u32 active;
   int round;
 };

@@ -95,6 +95,7 @@ static bool release_simdgroup(u32 simdgroup) {
   for (u32 i = 0; i < count; i++)
     if (active >> i & 1u) lanes[i].state = RUNNABLE;
   simdgroups[simdgroup].active = active;
+  simdgroups[simdgroup].is_combined[simdgroups[simdgroup].round] = false;
   simdgroups[simdgroup].round ^= 1;
   if (state == AT_SIMD_BARRIER) {
     launched->counters.simd_barriers++;
@@ -171,6 +172,16 @@ const u8* sim_exchange(const void* value, unsigned size, unsigned* active, int o
   wait(self);
   *active = group.active;
   return slots;
+}
+
+void sim_combine(const void* value, unsigned size, void (*combine)(const u8*, unsigned, void*), void* result, int line) {
+  unsigned active;
+  const u8* slots = sim_exchange(value, size, &active, 1, line);
+  Simdgroup& group = simdgroups[fibers[current].index / LANES];
+  int round = slots == group.slots[1];
+  if (!group.is_combined[round]) combine(slots, active, group.combined[round]);
+  group.is_combined[round] = true;
+  memcpy(result, group.combined[round], size);
 }
 
 // result += A B of 8 × 8 matrices; each lane brings two elements of A, then two of B (include/sim/matrix.h)

@@ -4,6 +4,9 @@ extern "C" {
 void sim_barrier(int whole_group, int flags, int line);
 // Leave `size` bytes for the other lanes, wait for them; returns their slots and, in `active`, who came.
 const unsigned char* sim_exchange(const void* value, unsigned size, unsigned* active, int operation, int line);
+// The same, with `combine` called once for all lanes: what it leaves in `result` each lane gets.
+void sim_combine(const void* value, unsigned size, void (*combine)(const unsigned char*, unsigned, void*), void* result,
+                 int line);
 void* sim_threadgroup(void* tag, unsigned long size, unsigned long granularity, unsigned long item,
                       const char* name);
 unsigned sim_lane();
@@ -48,22 +51,24 @@ constexpr mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a
 SIM_INTERNAL void threadgroup_barrier(mem_flags flags, SIM_LINE) { sim_barrier(1, int(flags), line); }
 SIM_INTERNAL void simdgroup_barrier(mem_flags flags, SIM_LINE) { sim_barrier(0, int(flags), line); }
 
-// Reductions of the active lanes from `first` to `end`; sums in the order of a tree, as hardware does
-template <class T> SIM_INTERNAL T sim_tree_sum(const sim::Lanes& lanes) {
+// Reductions of the active lanes; sums in the order of a tree, as hardware does
+template <class T> SIM_INTERNAL void sim_all_sum(const unsigned char* slots, unsigned active, void* result) {
+  sim::Lanes lanes = {slots, active};
   T sum[32];
   for (unsigned i = 0; i < 32; i++) sum[i] = lanes.has(i) ? lanes.of<T>(i) : T(0);
   for (unsigned half_ = 16; half_; half_ >>= 1)
     for (unsigned i = 0; i < half_; i++) sum[i] = sum[i] + sum[i + half_];
-  return sum[0];
+  __builtin_memcpy(result, sum, sizeof(T));
 }
-template <class T> SIM_INTERNAL T simd_sum(T v, SIM_LINE) {
-  return sim_tree_sum<T>(sim::exchange(v, sim::REDUCE, line));
-}
+#define SIM_SIMD_REDUCTION(name)                                                                         \
+  template <class T> SIM_INTERNAL T simd_##name(T v, SIM_LINE) {                                         \
+    sim_combine(&v, sizeof(T), sim_all_##name<T>, &v, line);                                             \
+    return v;                                                                                            \
+  }
 #define SIM_REDUCTION(name, combined)                                                                    \
-  template <class T> SIM_INTERNAL T sim_##name(T v, unsigned begin, unsigned end, sim::Operation o, int line) { \
-    sim::Lanes lanes = sim::exchange(v, o, line);                                                        \
+  template <class T> SIM_INTERNAL T sim_##name(const sim::Lanes& lanes, unsigned begin, unsigned end) {  \
     bool first = true;                                                                                   \
-    T a = v;                                                                                             \
+    T a = T();                                                                                           \
     for (unsigned i = begin; i < end; i++) {                                                             \
       if (!lanes.has(i)) continue;                                                                       \
       T b = lanes.of<T>(i);                                                                              \
@@ -74,14 +79,18 @@ template <class T> SIM_INTERNAL T simd_sum(T v, SIM_LINE) {
   }                                                                                                      \
   template <class T> SIM_INTERNAL T quad_##name(T v, SIM_LINE) {                                         \
     unsigned quad = sim_lane() & ~3u;                                                                    \
-    return sim_##name(v, quad, quad + 4, sim::QUAD, line);                                               \
+    return sim_##name<T>(sim::exchange(v, sim::QUAD, line), quad, quad + 4);                             \
   }
-#define SIM_SIMD_REDUCTION(name, combined)                                                               \
+#define SIM_REDUCTIONS(name, combined)                                                                   \
   SIM_REDUCTION(name, combined)                                                                          \
-  template <class T> SIM_INTERNAL T simd_##name(T v, SIM_LINE) { return sim_##name(v, 0, 32, sim::REDUCE, line); }
-SIM_REDUCTION(sum, a + b) SIM_SIMD_REDUCTION(product, a * b)
-SIM_SIMD_REDUCTION(max, b > a ? b : a) SIM_SIMD_REDUCTION(min, b < a ? b : a)
-SIM_SIMD_REDUCTION(and, a & b) SIM_SIMD_REDUCTION(or, a | b) SIM_SIMD_REDUCTION(xor, a ^ b)
+  template <class T> SIM_INTERNAL void sim_all_##name(const unsigned char* slots, unsigned active, void* result) { \
+    T a = sim_##name<T>(sim::Lanes{slots, active}, 0, 32);                                               \
+    __builtin_memcpy(result, &a, sizeof(T));                                                             \
+  }                                                                                                      \
+  SIM_SIMD_REDUCTION(name)
+SIM_REDUCTION(sum, a + b) SIM_SIMD_REDUCTION(sum) SIM_REDUCTIONS(product, a * b)
+SIM_REDUCTIONS(max, b > a ? b : a) SIM_REDUCTIONS(min, b < a ? b : a)
+SIM_REDUCTIONS(and, a & b) SIM_REDUCTIONS(or, a | b) SIM_REDUCTIONS(xor, a ^ b)
 
 #define SIM_PREFIX(name, start, combined)                                                                \
   template <class T> SIM_INTERNAL T sim_prefix_##name(T v, unsigned begin, unsigned end, sim::Operation o, int line) { \
