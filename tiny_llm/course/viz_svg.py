@@ -96,7 +96,8 @@ class Drawing:
         """The whole element."""
         return "\n".join(
             (
-                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {number(self.width)} {number(self.height)}" '
+                f'<svg xmlns="http://www.w3.org/2000/svg" width="{number(self.width)}" '
+                f'viewBox="0 0 {number(self.width)} {number(self.height)}" '
                 f'role="img" aria-labelledby="{self.name}-title {self.name}-desc" font-family="sans-serif" '
                 'color="currentColor">',
                 f'<title id="{self.name}-title">{escape(self.title)}</title>',
