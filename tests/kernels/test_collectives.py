@@ -66,6 +66,12 @@ OPERATIONS |= {
     "all": (32, "int(simd_all(v > @))", lambda v, k: np.full(32, int((v > k).all()))),
     "any": (32, "int(simd_any(v > @))", lambda v, k: np.full(32, int((v > k).any()))),
     "is_first": (32, "int(simd_is_first()) + v", lambda v, k: (LANES == 0) + v),
+    "quad_first": (4, "quad_broadcast_first(v)", lambda v, k: v[LANES // 4 * 4]),
+    "quad_is_first": (4, "int(quad_is_first()) + v", lambda v, k: (LANES % 4 == 0) + v),
+    "quad_all": (32, "int(quad_all(v > @ * 999))", lambda v, k: reduced(v > k * 999, 4, np.all)),
+    "quad_any": (32, "int(quad_any(v > @ * 999))", lambda v, k: reduced(v > k * 999, 4, np.any)),
+    "quad_ballot": (
+        4, "int(uint(quad_ballot(v % 3 == 0)))", lambda v, k: reduced((v % 3 == 0) << (LANES % 4), 4, np.sum)),
 }  # fmt: skip
 
 

@@ -48,7 +48,11 @@ def is_clang() -> bool:
 @cache
 def flags() -> tuple[str, ...]:
     """As Metal computes: literals are float, no contraction, wrapping integers."""
-    single = ("-Xclang", "-cl-single-precision-constant") if is_clang() else ("-fsingle-precision-constant",)
+    single = (
+        ("-Xclang", "-cl-single-precision-constant", "-Wno-reserved-user-defined-literal")
+        if is_clang()
+        else ("-fsingle-precision-constant",)
+    )
     probe = () if sys.platform == "darwin" else ("-fstack-clash-protection",)  # a large array meets the guard page
     return (*COMMON, *single, *probe, *architecture(), f"-I{INCLUDE}", f"-I{mlx_include()}")
 
@@ -124,7 +128,10 @@ def prelude(check: bool) -> Path:
     path.write_text(PRELUDE)
     with tempfile.TemporaryDirectory(dir=path.parent) as making:
         new = Path(making) / made.name
-        run([compiler(), *flags(), *instrumentation(check), "-x", "c++-header", path, "-o", new], "the Metal headers")
+        run(
+            [compiler(), *flags(), *instrumentation(check), "-x", "c++-header", path, "-o", new],
+            "the simulator's Metal library",
+        )
         os.replace(new, made)
     return path
 

@@ -25,7 +25,12 @@ struct alignas(16) Triple { u32 x, y, z, padding; };
 typedef void (*Entry)(void* const* arguments, const Context<Triple>* thread);
 
 constexpr u32 MAX_THREADS = 1024, LANES = 32, MAX_SIMDGROUPS = MAX_THREADS / LANES, SLOT = 64;
-constexpr size_t STACK = 64 * 1024, PAGE = 4096, RED_ZONE = 64 * 1024;
+#if defined(__aarch64__)
+constexpr size_t PAGE = 16 * 1024;  // Apple's; also a multiple of Linux's usual
+#else
+constexpr size_t PAGE = 4 * 1024;
+#endif
+constexpr size_t STACK = 64 * 1024, RED_ZONE = 64 * 1024;
 
 // ---- shared with Python (sim/runtime.py mirrors the layout and the order)
 enum Kind : int32_t {

@@ -36,7 +36,11 @@ typedef unsigned char uchar;
 typedef unsigned short ushort;
 typedef unsigned int uint;
 typedef unsigned long ulong;
+#if defined(__aarch64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+typedef __fp16 half;  // rounds where it is stored, not at each operation
+#else
 typedef _Float16 half;
+#endif
 
 #define INFINITY __builtin_inff()
 #define NAN __builtin_nanf("")

@@ -181,4 +181,26 @@ SIM_INTERNAL bool simd_is_first(SIM_LINE) {
   simd_vote r;
   return sim_lane() == unsigned(__builtin_ctz(sim_ballot(true, r, line).active));
 }
+
+// the same in a quad: votes and lanes count from its first
+SIM_INTERNAL unsigned sim_quad_ballot(bool vote, simd_vote& result, int line) {
+  sim::Lanes lanes = sim::exchange(vote, sim::QUAD, line);
+  unsigned quad = sim_lane() & ~3u, active = lanes.active >> quad & 0xfu;
+  result.votes = 0;
+  for (unsigned i = 0; i < 4; i++) if (active >> i & 1u && lanes.of<bool>(quad + i)) result.votes |= 1u << i;
+  return active;
+}
+SIM_INTERNAL simd_vote quad_ballot(bool vote, SIM_LINE) { simd_vote r; sim_quad_ballot(vote, r, line); return r; }
+SIM_INTERNAL simd_vote quad_active_threads_mask(SIM_LINE) { simd_vote r; sim_quad_ballot(true, r, line); return r; }
+SIM_INTERNAL bool quad_all(bool vote, SIM_LINE) { simd_vote r; return sim_quad_ballot(vote, r, line) == r.votes; }
+SIM_INTERNAL bool quad_any(bool vote, SIM_LINE) { simd_vote r; sim_quad_ballot(vote, r, line); return r.votes != 0; }
+SIM_INTERNAL bool quad_is_first(SIM_LINE) {
+  simd_vote r;
+  return (sim_lane() & 3u) == unsigned(__builtin_ctz(sim_quad_ballot(true, r, line)));
+}
+template <class T> SIM_INTERNAL T quad_broadcast_first(T v, SIM_LINE) {
+  sim::Lanes lanes = sim::exchange(v, sim::QUAD, line);
+  unsigned quad = sim_lane() & ~3u;
+  return lanes.of<T>(quad + __builtin_ctz(lanes.active >> quad & 0xfu));
+}
 }  // namespace metal
