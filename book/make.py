@@ -1,4 +1,4 @@
-"""Write what the book's pages include: pictures from figures/*.py, questions from quizzes.toml.
+"""Write what the book's pages include: pictures from figures/*.py, questions from quizzes.toml, the tasks' contracts.
 
     python book/make.py [--check]
 
@@ -8,7 +8,8 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -16,6 +17,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE / "figures")]
 
 import tiny_llm  # noqa: E402, F401  activates the BLAS before MLX  # isort: skip
 
+from tiny_llm.course import learner, stubs  # noqa: E402
+from tiny_llm.course.catalog import course  # noqa: E402
 from tiny_llm.course.quiz import Question, read  # noqa: E402
 
 DRAWINGS = ("engine_map", "attention", "rope", "mlp", "model", "generate", "sampling")  # modules in figures/
@@ -27,9 +30,24 @@ def made() -> dict[Path, str]:
     drawn = [drawing for name in DRAWINGS for drawing in importlib.import_module(name).drawings()]
     chapters = dict.fromkeys(question.chapter for question in questions)
     pictures = {src / "figures" / f"{drawing.name}.svg": drawing.svg() for drawing in drawn}
-    return pictures | {
+    asked = {
         src / "quiz" / f"{chapter}.md": markdown([q for q in questions if q.chapter == chapter]) for chapter in chapters
     }
+    files = stubs.generate()
+    taught = {src / "contracts" / f"{chapter}.txt": contracts(chapter, files) for chapter in chapters}
+    return pictures | asked | taught
+
+
+def contracts(chapter: str, files: Mapping[str, str]) -> str:
+    """Signature and docstring of each task of a chapter, as in the learner's file, anchored like w1-1-1."""
+    parts = []
+    for task in course().chapter(chapter):
+        function = learner.find(learner.parse(files[task.file], Path(task.file)), task.symbol)
+        assert function, task.symbol
+        lines = files[task.file].splitlines()[function.lineno - 1 : function.body[0].end_lineno]
+        name = task.id.replace(".", "-")
+        parts += [f"# ANCHOR: {name}", textwrap.dedent("\n".join(lines)), f"# ANCHOR_END: {name}"]
+    return "\n".join(parts) + "\n"
 
 
 def markdown(questions: Sequence[Question]) -> str:
@@ -61,6 +79,7 @@ def main() -> None:
             sys.exit(f"{', '.join(names)}: not fresh; run python book/make.py")
         return
     for path, text in made().items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 

@@ -52,6 +52,53 @@ def without_code(text: str) -> str:
     return re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
 
 
+def code_share(text: str) -> float:
+    """The share of lines that are code or console in a page with its includes in place, blank lines left out.
+
+    Pictures and formulas count for neither side.
+    """
+    text = re.sub(r"<figure>.*?</figure>|^```math\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    code = [line for _, body in FENCE.findall(text) for line in body.splitlines() if line.strip()]
+    rest = [line for line in FENCE.sub("", text).splitlines() if line.strip()]
+    return len(code) / (len(code) + len(rest))
+
+
+TEMPLATE = {
+    "minutes, memory and back ends": r"\A# .+\n\n\*About \d+ minutes, of which \d+ are coding\. Memory: [^*]+back end",
+    "where you are": r"^## Where you are\n\n<figure>\n\{\{#include \.\./figures/map-",
+    "what you will see at the end": r"\s[Aa]t\s+the\s+end\s+of\s+this\s+chapter\s",
+    "three invariants": r"^## Before you begin\n(?:.*\n)+?1\. \*\*(?:.*\n)+?2\. \*\*(?:.*\n)+?3\. \*\*",
+    "a prediction": r"^\*Predict:\*",
+    "by hand": r"^## .*by hand",
+    "tasks": r"^## Task",
+    "the learner's file": r"`(?:code/week1/)?\w+\.py`",
+    "contract": r"^```python\n\{\{#include \.\./contracts/",
+    "the test's command": r"`tiny-llm course test",
+    "what you should see": r"\*What you should see",
+    "folded hints": r"<details><summary>Hint",
+    "run the chat": r"^## Run the chat on your code\n\n```sh\ntiny-llm chat --code mine",
+    "measure": r"^## Measure\n",
+    "the measuring command": r"`python bench/week1\.py --chapter",
+    "the measured table": r"^\{\{#include \.\./measured/",
+    "checkpoint": r"^## Checkpoint\n\n- ",
+    "questions": r"^## Check your understanding\n\n\{\{#include \.\./quiz/",
+    "in production": r"^## In production\n",
+    "further reading": r"^\*\*Further reading\.\*\* .*(?:\n.+)*https?://",
+}
+
+
+def missing_parts(text: str) -> list[str]:
+    """The parts of the chapter template that a page, its includes not expanded, lacks or has before their turn."""
+    missing, at = [], 0
+    for part, pattern in TEMPLATE.items():
+        found = re.compile(pattern, re.MULTILINE).search(text, at)
+        if found is None:
+            missing.append(part)
+        elif pattern.startswith("^## "):
+            at = found.start()
+    return missing
+
+
 def words(page: Path) -> int:
     """What there is to read: prose, tables and questions; no code, formulas or pictures."""
     text = re.sub(r"<svg.*?</svg>", "", expanded(page), flags=re.DOTALL)
