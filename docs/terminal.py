@@ -3,6 +3,7 @@
 python docs/terminal.py
 """
 
+import re
 import subprocess
 import sys
 from io import StringIO
@@ -11,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-QUESTIONS = ("What is a KV cache?", "Why is decoding slow?", "Who are you?")
+QUESTIONS = ("What is a KV cache?", "What is continuous batching?", "What is paged attention?")
 
 
 def main() -> None:
@@ -24,7 +25,9 @@ def main() -> None:
     for question, answer in zip(QUESTIONS, answers, strict=True):
         console.print(Text(f"> {question}", style="bold cyan"))
         console.print(Text(answer))
-    console.save_svg(str(Path(__file__).with_suffix(".svg")), title="tiny-llm, its own pocket model, offline")
+    svg = console.export_svg(title="tiny-llm, its own pocket model, offline")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # fonts of another site
+    Path(__file__).with_suffix(".svg").write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":
