@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -18,8 +18,9 @@ from tiny_llm.cli.options import (
     settings_of,
     with_options,
 )
-from tiny_llm.cli.session import timing
+from tiny_llm.cli.session import AnswerView, timing
 from tiny_llm.cli.terminal import note, printable
+from tiny_llm.cli.thinking import ThinkingSplitter, starts_thinking
 
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM, Completion, Prompt
@@ -93,9 +94,18 @@ def messages(text: str, system: str | None) -> list[dict[str, str]]:
 
 
 def show_stream(llm: "LLM", request: "Prompt", template: dict[str, Any], settings: dict[str, Any]) -> None:
-    for delta in llm.stream(request, template=template, **settings):
-        print(printable(delta.text, sys.stdout), end="", flush=True)
-    print()
+    """Write the answer as it comes; thinking goes where chat puts it. A raw text is continued as it is."""
+    if isinstance(request, str):
+        for delta in llm.stream(request, **settings):
+            print(printable(delta.text, sys.stdout), end="", flush=True)
+        print()
+    else:
+        view = AnswerView()
+        splitter = ThinkingSplitter(starts_thinking(llm.tokenizer.render(cast(Any, request), **template)))
+        for delta in llm.stream(request, template=template, **settings):
+            view.show(splitter.add(delta.text))
+        view.show(splitter.finish())
+        view.finish()
     if llm.last_stats is not None:
         note(timing(llm.last_stats))
 
