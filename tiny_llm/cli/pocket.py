@@ -17,6 +17,7 @@ def train(
     tokens: Annotated[int | None, typer.Option(help="How many tokens to train on, all in all.", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many more steps.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Where checkpoints go (default: runs/SIZE).")] = None,
+    after: Annotated[Path | None, typer.Option(help="A trained model's directory to start from.")] = None,
 ) -> None:
     """Train a pocket model; goes on from the last checkpoint in OUT."""
     from dataclasses import replace
@@ -25,7 +26,7 @@ def train(
     from tiny_llm.pocket.train import train as run
 
     recipe = RECIPES[size] if tokens is None else replace(RECIPES[size], tokens=tokens)
-    run(recipe, out or Path("runs") / size, steps)
+    run(recipe, out or Path("runs") / size, steps, after)
 
 
 @app.command("eval")

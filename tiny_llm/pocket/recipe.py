@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tiny_llm.pocket.data import EVERYTHING, FOUNDATION, LONG, Mix
@@ -87,6 +88,12 @@ class Recipe:
     clip: float = 1.0
     qk_gain: float = 1.7
     embedding_std: float = 0.05
+    after: str | None = None  # a hash of the weights that training starts from, instead of random ones
+
+    def following(self, weights: Path) -> "Recipe":
+        """The recipe that goes on from trained weights, on lessons of its own: past repeats and foundation."""
+        after = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+        return replace(self, after=after, seed=int(after[:8], 16))
 
     def digest(self, tokenizer: str) -> str:
         """A hash of the settings, the tokenizer's file and a sample of the lessons; `tokens` does not count."""

@@ -17,8 +17,10 @@ from tiny_llm.pocket.weights_io import save_model
 LOG_EVERY, SAVE_EVERY = 20, 200  # steps
 
 
-def train(recipe: Recipe, directory: Path, steps: int | None = None) -> Trainer:
+def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path | None = None) -> Trainer:
     """Train in `directory` until the recipe's tokens are spent, or for so many more steps; goes on from a checkpoint.
+
+    `after` is a trained model's directory to start from.
 
     Leaves checkpoint.safetensors, log.jsonl, loss.svg and, in model/, the weights so far as a Hugging Face directory.
     Raises ValueError when the directory holds another recipe's checkpoint, OSError when the disk is full.
@@ -29,11 +31,16 @@ def train(recipe: Recipe, directory: Path, steps: int | None = None) -> Trainer:
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
+    if after:
+        recipe = recipe.following(after / "model.safetensors")
     directory.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, directory, encode, recipe.digest(tokenizer.to_str()))
     console = Console()
     if trainer.resume():
         console.print(f"going on at step {trainer.progress.step}, {trainer.progress.tokens / 1e6:.2f} M tokens")
+    elif after:
+        trainer.follow(after)
+        console.print(f"starting from {after}, {trainer.progress.tokens / 1e6:.2f} M tokens")
     last = None if steps is None else trainer.progress.step + steps
     columns = (
         TextColumn("{task.description}"),
@@ -82,6 +89,7 @@ def publish(trainer: Trainer) -> None:
     tokenizer, model = shipped_tokenizer(), trainer.directory / "model"
     (stop,), (pad,) = (tokenizer.encode(text).ids for text in ("<|im_end|>", "<|endoftext|>"))
     made = {"recipe": trainer.digest, "steps": trainer.progress.step, "tokens": trainer.progress.tokens}
+    made |= {"after": trainer.parent} if trainer.parent else {}
     save_model(model, trainer.weights, trainer.recipe.size, (stop, pad), made)
     save_tokenizer(tokenizer, model)
     loss_plot({"loss": trainer.log}, trainer.directory / "loss.svg")

@@ -14,6 +14,8 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from tiny_llm.config import ModelConfig
+from tiny_llm.model.directory import load_config
+from tiny_llm.model.loader import load_weights
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.pocket import checkpoint
 from tiny_llm.pocket.batches import Batch, LessonStream, repeated
@@ -57,13 +59,21 @@ class Trainer:
         self.stream = LessonStream(recipe, encode)
         self.optimizer = Optimizer(self.config, recipe.muon_rate, recipe.adam_rate, recipe.clip)
         self.weights = random_weights(recipe)
+        self.parent: dict[str, Any] | None = None  # pocket.json of the model that this one goes on from
         mx.eval(self.weights)
         self.log = directory / "log.jsonl"
+
+    def follow(self, model: Path) -> None:
+        """Start from a trained model; its tokens count."""
+        self.weights = load_weights(model, load_config(model), mx.float32)
+        self.parent = json.loads((model / "pocket.json").read_text(encoding="utf-8"))
+        self.progress.tokens = self.parent["tokens"]
+        self._enter("everything")
 
     def save(self) -> None:
         arrays: dict[str, mx.array] = {f"weights.{name}": array for name, array in flatten(self.weights).items()}
         arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state.items()}
-        state = {"progress": asdict(self.progress), "stream": self.stream.state()}
+        state = {"progress": asdict(self.progress), "stream": self.stream.state(), "parent": self.parent}
         checkpoint.save(self.directory, checkpoint.Checkpoint(self.digest, arrays, state))
 
     def resume(self) -> bool:
@@ -79,6 +89,7 @@ class Trainer:
             name.removeprefix("optimizer."): a for name, a in found.arrays.items() if name.startswith("optimizer.")
         }
         self.progress = Progress(**found.state["progress"])
+        self.parent = found.state["parent"]
         self.stream.restore(found.state["stream"])
         self._cut_log()
         return True
