@@ -17,6 +17,9 @@ SUM_ASKS = (
     "I need the result of {}.",
     "Calculate {}.",
     "Tell me {}.",
+    "What do I get for {}?",
+    "Work out {}.",
+    "What does {} make?",
 )
 
 
@@ -67,6 +70,9 @@ CLOCK_ASKS = (
     "Do you know the current time?",
     "What is today's date?",
     "What time is it now?",
+    "Give me the date and the time.",
+    "What day is today?",
+    "Do you have the time?",
 )
 
 
@@ -125,6 +131,9 @@ READ_ASKS = (
     "Print {}.",
     "Read the file {} to me.",
     "I want to see {}.",
+    "Give me the text of {}.",
+    "Display {}.",
+    "What does the file {} contain?",
 )
 
 

@@ -13,6 +13,11 @@ TELL = (
     "You should know that my {a} is {v}.",
     "{v} is my {a}.",
     "I tell you my {a}: {v}.",
+    "As for my {a}, it is {v}.",
+    "I have the {a} {v}.",
+    "Keep in mind that {v} is my {a}.",
+    "My {a}? It is {v}.",
+    "Note my {a}: {v}.",
 )
 ASK = (
     "What is my {a}?",
@@ -21,6 +26,15 @@ ASK = (
     "I forgot my {a}. What is it?",
     "What did I say is my {a}?",
     "Which {a} do I have?",
+    "Can you tell me my {a}?",
+    "What was my {a} again?",
+    "Say my {a}.",
+    "Do you know my {a}?",
+    "And my {a}?",
+    "Which is my {a}?",
+    "My {a} is what?",
+    "Give me my {a}.",
+    "I want to hear my {a}.",
 )
 OWN = {
     "name": "name",
@@ -72,9 +86,19 @@ def tell(words: Words, name: str, value: str) -> list[Message]:
 def ask_back(words: Words, name: str) -> str:
     if name == "name":
         return words.phrasing(
-            ("What is my name?", "Who am I?", "Do you know my name?", "How am I called?", "Say my name.")
+            (
+                "What is my name?",
+                "Who am I?",
+                "Do you know my name?",
+                "How am I called?",
+                "Say my name.",
+                "Tell me my name.",
+                "Do you remember my name?",
+                "What was my name again?",
+                "Which name do I have?",
+            )
         )
-    return words.phrasing(ASK).format(a=name)
+    return words.opened(words.phrasing(ASK).format(a=name))
 
 
 def aside(words: Words) -> list[Message]:

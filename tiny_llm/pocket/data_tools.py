@@ -137,7 +137,7 @@ BRANCHES: dict[Callable[[Words, list[Tool]], list[Message]], float] = {
     failure: 0.06,
     retry: 0.05,
     correction: 0.07,
-    none_fits: 0.1,
+    none_fits: 0.16,
     plain: 0.04,
     follow_up: 0.08,
 }

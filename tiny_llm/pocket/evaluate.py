@@ -162,8 +162,9 @@ class Evaluation:
         failures = []
         for case, said in zip(chosen, self.say(chosen), strict=True):
             right, total = families.get(case.family, (0, 0))
-            families[case.family] = (right + (said == case.answer), total + 1)
-            if said != case.answer:
+            same = self.decode(said) == self.decode(case.answer)  # text, which tokens may spell in two ways
+            families[case.family] = (right + same, total + 1)
+            if not same:
                 failures.append((self.decode(case.prompt), self.decode(case.answer), self.decode(said)))
         right = sum(r for r, _ in families.values())
         return Score(right, len(chosen), families, failures)

@@ -11,7 +11,17 @@ from tiny_llm.pocket.tools import attributes, kinds_of_things
 from tiny_llm.pocket.words import Words, read_table
 
 ABSENT = "The documents do not say."
-ATTRIBUTE_SAYS = ("The {a} of {{e}} is {{v}}.", "{{e}} has the {a} {{v}}.", "As {a} of {{e}} one finds {{v}}.")
+ATTRIBUTE_SAYS = (
+    "The {a} of {{e}} is {{v}}.",
+    "{{e}} has the {a} {{v}}.",
+    "As {a} of {{e}} one finds {{v}}.",
+    "{{v}} is the {a} of {{e}}.",
+    "For {{e}} the {a} is {{v}}.",
+    "{{e}} got {{v}} as its {a}.",
+    "With {{e}} goes the {a} {{v}}.",
+    "Everyone knows {{v}} as the {a} of {{e}}.",
+    "The list gives {{v}} for the {a} of {{e}}.",
+)
 ATTRIBUTE_ASKS = (
     "What is the {a} of {{e}}?",
     "Which {a} does {{e}} have?",
@@ -19,12 +29,23 @@ ATTRIBUTE_ASKS = (
     "What do we know of the {a} of {{e}}?",
     "I want to know the {a} of {{e}}.",
     "What {a} has {{e}}?",
+    "Do you know the {a} of {{e}}?",
+    "Give me the {a} of {{e}}.",
+    "{{e}}: what is its {a}?",
+    "What does the text say on the {a} of {{e}}?",
+    "And the {a} of {{e}}?",
+    "Find the {a} of {{e}}.",
+    "For {{e}}, which {a} is given?",
+    "What is given as {a} of {{e}}?",
 )
 
 
 @dataclass(frozen=True)
 class Relation:
-    """Something that can be said and asked of an entity; {e} is the entity, {v} the value."""
+    """Something that can be said and asked of an entity; {e} is the entity, {v} the value.
+
+    In the evaluation a question always comes in words that training never saw; the statement may be in any.
+    """
 
     value: str
     says: Sequence[str]
@@ -32,10 +53,10 @@ class Relation:
     like: Sequence[str] = ()  # attributes that ask for nearly the same
 
     def sentence(self, words: Words, subject: str) -> str:
-        return capitalise(words.phrasing(self.says).format(e=subject, v=words.value(self.value)))
+        return capitalise(words.choice(words.seen(self.says)).format(e=subject, v=words.value(self.value)))
 
     def question(self, words: Words, entity: str) -> str:
-        return capitalise(words.phrasing(self.asks).format(e=entity))
+        return words.opened(capitalise(words.phrasing(self.asks).format(e=entity)))
 
 
 @dataclass(frozen=True)
@@ -68,7 +89,7 @@ def attribute_relation(words: Words) -> Relation:
     """A relation made of an attribute's name: a held-out word in the evaluation, a made-up one now and then."""
     attribute = words.from_split(list(attributes()))
     name = words.name().lower() if words.split == "train" and words.chance(0.15) else attribute
-    says = [text.format(a=name) for text in words.phrasings(ATTRIBUTE_SAYS)]
+    says = [text.format(a=name) for text in words.seen(ATTRIBUTE_SAYS)]
     asks = [text.format(a=name) for text in words.phrasings(ATTRIBUTE_ASKS)]
     return Relation(attributes()[attribute], says, asks, (name,))
 

@@ -69,7 +69,7 @@ class Recipe:
     size: Size
     tokens: int = 40_000_000
     seed: int = 1
-    step_tokens: int = 1536
+    step_tokens: int = 2560
     repeats: Repeats = field(default_factory=Repeats)
     foundation: Mix = FOUNDATION
     foundation_tokens: int = 2_000_000

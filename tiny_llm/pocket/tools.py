@@ -56,7 +56,7 @@ def requests(
     def request(words: Words) -> Request:
         values = [words.value(kind) for kind in kinds]
         result = {key: words.value(kind) for key, kind in results.items()}
-        question = words.choice(asks).format(*values)
+        question = words.opened(words.choice(asks).format(*values))
         return Request(question, dict(zip(parameters, values, strict=True)), to_json(result), say(result))
 
     return request
@@ -113,7 +113,14 @@ def listed_tool(words: Words, family: Mapping[str, Any]) -> Tool:
 
 
 ATTRIBUTE_NAMES = ["get_{k}_{a}", "{k}_{a}", "find_{a}", "lookup_{k}_{a}", "{a}_of_{k}", "read_{a}", "fetch_{k}_{a}"]
-ATTRIBUTE_ABOUT = ["The {a} of a {k}.", "Get the {a} of a {k}.", "Look up the {a}.", "Find the {a} of a {k}."]
+ATTRIBUTE_ABOUT = [
+    "The {a} of a {k}.",
+    "Get the {a} of a {k}.",
+    "Look up the {a}.",
+    "Find the {a} of a {k}.",
+    "Tell which {a} a {k} has.",
+    "Read the {a} of one {k}.",
+]
 ATTRIBUTE_ASKS = (
     "What is the {a} of the {k} {{0}}?",
     "Get me the {a} of {{0}}.",
@@ -124,6 +131,13 @@ ATTRIBUTE_ASKS = (
     "{{0}} is a {k}. What is its {a}?",
     "Do you know the {a} of {{0}}?",
     "Look up the {a} of the {k} {{0}}.",
+    "Give me the {a} of the {k} {{0}}.",
+    "Can you check the {a} of {{0}}?",
+    "For the {k} {{0}}, what is the {a}?",
+    "Show me the {a} of {{0}}.",
+    "{k} {{0}}: which {a}?",
+    "I would like the {a} of {{0}}.",
+    "What {a} has the {k} {{0}}?",
 )
 
 

@@ -37,6 +37,16 @@ FIRST_NAMES, CITIES, COLORS = LISTS["first_names"], LISTS["cities"], LISTS["colo
 DAYS, MONTHS, NUMBERS = LISTS["days"], LISTS["months"], LISTS["numbers"]
 THINGS, QUALITIES, VERBS = LISTS["things"], LISTS["qualities"], LISTS["verbs"]
 ADVERBS = ["slowly", "today", "again", "at night", "in the rain", "every morning", "near the hill", "without a word"]
+OPENERS = (
+    "Please tell me: ",
+    "A question: ",
+    "Hello. ",
+    "Quick question: ",
+    "I would like to know: ",
+    "One more thing: ",
+    "Please help me. ",
+    "Say, ",
+)
 
 
 class Words:
@@ -65,6 +75,14 @@ class Words:
             return list(options)
         kept = zlib.crc32("|".join(map(str, options)).encode()) % len(options)
         return [option for index, option in enumerate(options) if (index == kept) == (self.split == "test")]
+
+    def seen(self, options: Sequence[T]) -> list[T]:
+        """The ways to say it that training may use, and all of them in the evaluation."""
+        return list(options) if self.split == "test" else self.phrasings(options)
+
+    def opened(self, question: str) -> str:
+        """The question, now and then with a few words before it."""
+        return self.choice(OPENERS) + question if self.chance(0.15) else question
 
     def phrasing(self, options: Sequence[T]) -> T:
         """One of the ways to say it that this split may use."""
