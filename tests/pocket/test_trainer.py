@@ -90,6 +90,34 @@ def test_steps_after_the_last_checkpoint_are_done_again(tmp_path: Path, whole: T
     assert run(tmp_path).log.read_text() == whole.log.read_text()
 
 
+def test_training_goes_on_from_a_trained_model(tmp_path: Path) -> None:
+    """Tokens add up, lessons are new ones, and the model says what it was made from."""
+    train(TINY, tmp_path / "first", steps=3)
+    model = tmp_path / "first" / "model"
+    first = json.loads((model / "pocket.json").read_text())
+    trainer = train(TINY, tmp_path / "second", steps=2, after=model)
+    made = json.loads((tmp_path / "second" / "model" / "pocket.json").read_text())
+    assert made["after"] == first and made["tokens"] > first["tokens"] and made["steps"] == 2
+    assert trainer.progress.stage == "everything"
+    assert trainer.recipe.seed != TINY.seed and trainer.digest != Trainer(TINY, tmp_path, encode, "x").digest
+    again = train(TINY, tmp_path / "second", steps=1, after=model)
+    assert again.progress.step == 3 and again.parent == first
+
+
+def test_what_is_no_pocket_model_of_this_size_is_not_gone_on_from(tmp_path: Path) -> None:
+    train(TINY, tmp_path / "first", steps=1)
+    model = tmp_path / "first" / "model"
+    with pytest.raises(ValueError, match="another size than this recipe's: choose the fitting --size"):
+        Trainer(RECIPES["draft"], tmp_path, encode, "x").follow(model)
+    with pytest.raises(
+        ValueError, match=r"nowhere/model\.safetensors: not there: name the directory of a trained model"
+    ):
+        train(TINY, tmp_path / "second", after=tmp_path / "nowhere")
+    (model / "pocket.json").unlink()
+    with pytest.raises(ValueError, match=r"pocket\.json: not there, so this is no pocket model"):
+        Trainer(TINY, tmp_path, encode, "x").follow(model)
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     Trainer(TINY, tmp_path, encode, "tiny").save()
     with pytest.raises(

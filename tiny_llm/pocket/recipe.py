@@ -91,7 +91,12 @@ class Recipe:
     after: str | None = None  # a hash of the weights that training starts from, instead of random ones
 
     def following(self, weights: Path) -> "Recipe":
-        """The recipe that goes on from trained weights, on lessons of its own: past repeats and foundation."""
+        """The recipe that goes on from trained weights, on lessons of its own: past repeats and foundation.
+
+        Raises ValueError when the file is not there.
+        """
+        if not weights.is_file():
+            raise ValueError(f"{weights}: not there: name the directory of a trained model, such as runs/target/model")
         after = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
         return replace(self, after=after, seed=int(after[:8], 16))
 

@@ -64,9 +64,17 @@ class Trainer:
         self.log = directory / "log.jsonl"
 
     def follow(self, model: Path) -> None:
-        """Start from a trained model; its tokens count."""
-        self.weights = load_weights(model, load_config(model), mx.float32)
-        self.parent = json.loads((model / "pocket.json").read_text(encoding="utf-8"))
+        """Start from a trained model; its tokens count.
+
+        Raises ValueError when it is no pocket model, or one of another size.
+        """
+        made, found = model / "pocket.json", load_config(model)
+        if not made.exists():
+            raise ValueError(f"{made}: not there, so this is no pocket model: name the model/ of a run")
+        if found != self.config:
+            raise ValueError(f"{model}: another size than this recipe's: choose the fitting --size")
+        self.weights = load_weights(model, found, mx.float32)
+        self.parent = json.loads(made.read_text(encoding="utf-8"))
         self.progress.tokens = self.parent["tokens"]
         self._enter("everything")
 
