@@ -13,7 +13,7 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.model.ops import PLAIN
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.pocket import evaluate
-from tiny_llm.pocket.card import ROWS
+from tiny_llm.pocket.card import ROWS, runs
 from tiny_llm.pocket.differentiable import EVALUATION
 from tiny_llm.pocket.evaluate import TASKS, Case, Evaluation, acceptance, cases, write_card
 from tiny_llm.pocket.greedy import agreement, answers
@@ -137,6 +137,22 @@ def test_all_figures_and_the_card(directory: Path, monkeypatch: pytest.MonkeyPat
     card = (directory / "README.md").read_text()
     assert f"{figures['params']:,} parameters" in card
     assert all(meaning in card for meaning in ROWS.values())
+    assert "4,000 tokens, runs one after the other: 7 steps by recipe `r`" in card
+
+
+def test_the_card_names_every_run() -> None:
+    made = {"recipe": "c", "steps": 3, "after": {"recipe": "b", "steps": 2000, "after": {"recipe": "a", "steps": 1}}}
+    assert list(runs(made)) == ["1 steps by recipe `a`", "2,000 steps by recipe `b`", "3 steps by recipe `c`"]
+
+
+def test_a_text_is_right_however_its_tokens_spell_it(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models found their own spelling of a word and were counted wrong for it."""
+    word, letters = encode(" drum"), [token for letter in " drum" for token in encode(letter)]
+    assert word != letters
+    evaluation = Evaluation(directory)
+    monkeypatch.setattr(evaluation, "cases", lambda task, number: [Case("a", [1], word)])
+    monkeypatch.setattr(evaluation, "say", lambda cases: [letters])
+    assert evaluation.score("faq", 1).right == 1
 
 
 def test_evaluation_operations_are_the_plain_ones_up_to_rounding() -> None:

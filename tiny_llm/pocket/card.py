@@ -1,6 +1,6 @@
 """The model card that lies beside the pocket model's weights, written from its figures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 ROWS = {
@@ -33,11 +33,12 @@ model: `tiny-llm chat --model qwen3-0.6b`.
 | attention | {heads} heads of {head_dim}, {kv_heads} KV heads |
 | vocabulary | {vocab:,}, embeddings tied |
 | file | {bytes:,} bytes, bfloat16 |
-| training | {steps:,} steps, {tokens:,} tokens, recipe `{recipe}` |
+| training | {tokens:,} tokens, runs one after the other: {runs} |
 | data | made by `tiny_llm/pocket/data*.py` from a seed; no other text |
 | licence | Apache-2.0, weights and data |
 
-Make it again with `tiny-llm pocket train --size {name}`, measure it with `tiny-llm pocket eval`.
+`tiny-llm pocket train --size {name}` makes such a model in one run, `--after DIR` goes on from a trained one;
+`tiny-llm pocket eval` measures it.
 
 ## Results
 
@@ -55,6 +56,13 @@ digits fail. It reads up to 4,096 tokens but was trained on at most {longest:,}.
 """
 
 
+def runs(made: Mapping[str, Any]) -> Iterator[str]:
+    """The training runs behind a model, the first one first."""
+    if "after" in made:
+        yield from runs(made["after"])
+    yield f"{made['steps']:,} steps by recipe `{made['recipe']}`"
+
+
 def model_card(
     name: str, size: Mapping[str, Any], made: Mapping[str, Any], figures: Mapping[str, Any], number: int, longest: int
 ) -> str:
@@ -65,9 +73,8 @@ def model_card(
     return CARD.format(
         name=name,
         params=made["params"],
-        steps=made["steps"],
         tokens=made["tokens"],
-        recipe=made["recipe"],
+        runs=", ".join(runs(made)),
         layers=size["num_hidden_layers"],
         hidden=size["hidden_size"],
         heads=size["num_attention_heads"],
