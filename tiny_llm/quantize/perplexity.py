@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
@@ -34,8 +34,10 @@ def perplexity(
 
 def losses_of(model: Qwen3, text: Text, cache: Attends, chunk: int | None = None) -> list[float]:
     """-log p of each predicted token of one text. Raises ValueError for a start outside of it."""
-    pieces = predictions(model, text, cache, chunk)
-    return [loss for logits, targets in pieces for loss in token_losses(logits, targets).tolist()]
+    losses: list[float] = []
+    for logits, targets in predictions(model, text, cache, chunk):
+        losses += cast(list[float], token_losses(logits, targets).tolist())
+    return losses
 
 
 def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
