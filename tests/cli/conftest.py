@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import make_model
 from tiny_llm.cli import main
+from tiny_llm.cli.options import NO_MODEL
 from tiny_llm.engine import llm as engine
 
 Run = Callable[..., "Result"]
@@ -17,11 +18,12 @@ Run = Callable[..., "Result"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a user gets back."""
+    """What a user gets back; `inside` when told that the model inside answers, a line that `err` then lacks."""
 
     code: int
     out: str
     err: str
+    inside: bool
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +58,7 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> R
         except SystemExit as exit:
             code = int(exit.code or 0)
         captured = capfd.readouterr()
-        return Result(code, captured.out, captured.err)
+        line = NO_MODEL + "\n"
+        return Result(code, captured.out, captured.err.replace(line, "", 1), line in captured.err)
 
     return run

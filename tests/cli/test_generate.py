@@ -91,3 +91,9 @@ def test_stop_strings(run: Run, model_dir: Path) -> None:
     text = run(*arguments).out.removesuffix("\n")
     stop = next(character for character in text[2:] if character.isascii() and character.isalnum())
     assert run(*arguments, "--stop", stop).out == text[: text.index(stop)] + "\n"
+
+
+@pytest.mark.parametrize("line", ["chat", "generate hello"])
+def test_who_names_no_model_is_told_which_one_answers(run: Run, model_dir: Path, line: str) -> None:
+    assert run(*line.split(), stdin="hello\n").inside
+    assert not run(*line.split(), "--model", str(model_dir), stdin="hello\n").inside

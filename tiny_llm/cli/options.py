@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from tiny_llm.cli.errors import usage
-from tiny_llm.cli.terminal import note
+from tiny_llm.cli.terminal import dim, note
 from tiny_llm.config import EngineConfig, SamplingParams
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ def with_options(command: Callable[..., Result]) -> Callable[..., Result]:
 
 def option(help: str, *names: str, metavar: str | None = None) -> Any:
     return typer.Option(*names, help=help, metavar=metavar, show_default=False)
+
+
+NO_MODEL = "no model named: this is the small one that ships inside; --model takes another"
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class EngineOptions:
 
         loaded = llm.load(self.model, config=config)
         if self.model is None:
-            note("no model named: this is the small one that ships inside; --model takes another")
+            print(dim(NO_MODEL, sys.stderr), file=sys.stderr, flush=True)
         return loaded
 
 
