@@ -147,4 +147,4 @@ def test_each_symbol_holds_its_region() -> None:
     for task in course().tasks:
         path = ROOT / task.source
         lines = learner.function_lines(path.read_text(encoding="utf-8"), task.symbol, path)
-        assert [line for line in lines if f"# TASK {task.id}: " in line], task.id
+        assert [line for line in lines if f" TASK {task.id}: " in line], task.id

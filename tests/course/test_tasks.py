@@ -1,6 +1,5 @@
 """Each task: unsolved it fails as not done, the reference passes, each catalogued mistake is noticed and named."""
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,20 @@ import pytest
 from tests.course.conftest import ROOT, solved
 from tiny_llm.course import learner, markers, mistakes, runner, stubs
 from tiny_llm.course.catalog import Task, course, read_source
+from tiny_llm.course.kernel import under_test
 from tiny_llm.course.overlay import Overlay
 
 TASKS = course().tasks
 ALTERNATIVES = Path(__file__).parent / "alternatives"
 MISTAKES = [(task, name) for task in TASKS for name in mistakes.names(task)]
+
+
+@pytest.fixture(autouse=True)
+def cache_of_kernels(request: pytest.FixtureRequest) -> None:
+    """Where a test runs a kernel; without a compiler it is skipped."""
+    parameters = getattr(request.node, "callspec", None)
+    if parameters is None or parameters.params["task"].is_kernel:
+        request.getfixturevalue("kernel_cache")
 
 
 def name(value: object) -> str:
@@ -29,7 +37,7 @@ def test_unsolved_it_is_not_done_and_nothing_else(task: Task) -> None:
 
 @pytest.mark.parametrize("task", TASKS, ids=name)
 def test_the_reference_passes(task: Task) -> None:
-    result = runner.run_task(task, importlib.import_module(task.module))
+    result = runner.run_task(task, under_test(task))
     assert result.message == ""
     assert result.state == "passed"
 

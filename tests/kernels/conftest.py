@@ -10,19 +10,24 @@ import pytest
 from tiny_llm.kernels.sim import Simulator, compiler, metal_kernel
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     try:
         compiler.compiler()
     except ValueError as error:
         pytest.skip(str(error))
     before = os.environ.get("TINY_LLM_CACHE")
-    os.environ["TINY_LLM_CACHE"] = str(tmp_path_factory.mktemp("kernels"))
+    os.environ["TINY_LLM_CACHE"] = str(tmp_path_factory.getbasetemp() / "kernels")  # one, whoever takes the fixture
     yield
     if before is None:
         del os.environ["TINY_LLM_CACHE"]
     else:
         os.environ["TINY_LLM_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def own_cache(kernel_cache: None) -> None:
+    """Every test of this room runs kernels."""
 
 
 Run = Callable[..., list[mx.array]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tiny_llm.course import CourseError, markers
+from tiny_llm.course import CourseError, learner, markers
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +42,10 @@ class Task:
     @property
     def module(self) -> str:
         return module_of(self.source)
+
+    @property
+    def is_kernel(self) -> bool:
+        return self.source.endswith(learner.METAL)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from tiny_llm.course import NotDone, mistakes
+from tiny_llm.course import NotDone, kernel, mistakes
 from tiny_llm.course.catalog import Task
 from tiny_llm.course.compare import as_numpy, difference
 from tiny_llm.course.overlay import describe, place
@@ -37,7 +37,10 @@ class Raised:
     error: Exception
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Raised) and describe(self.error) == describe(other.error)
+        return isinstance(other, Raised) and self.known_by() == other.known_by()
+
+    def known_by(self) -> object:
+        return kernel.signature(self.error) or describe(self.error)
 
 
 def task(task_id: str) -> Callable[[Test], Test]:
@@ -85,6 +88,9 @@ class Checker:
         raise CheckFailed("\n".join([*lines, f"try: tiny-llm course hint {self.task.id}"])) from cause
 
     def _raised(self, got: Raised) -> list[str]:
+        path = self.code / self.task.file if self.code and self.task.is_kernel else None
+        if told := kernel.lesson(got.error, path):
+            return told
         where = place(got.error, self.code) if self.code else None
         return [f"raised an error{' at ' + where if where else ''}", describe(got.error)]
 

@@ -82,7 +82,8 @@ class Desk:
             return f"{learner.short(path)} (missing: `tiny-llm course reset {path.name}` makes it)"
         text = learner.read(path)
         marked = [i for i, line in enumerate(text.splitlines(), 1) if f"YOUR CODE ({task.id})" in line]
-        node = None if marked else learner.find(learner.parse(text, path), task.symbol)
+        kernel = path.suffix == learner.METAL
+        node = None if marked or kernel else learner.find(learner.parse(text, path), task.symbol)
         return f"{learner.short(path)}:{marked[0] if marked else node.lineno if node else 1}"
 
     def _page(self, task: Task) -> str:
@@ -139,6 +140,8 @@ class Desk:
     def reset(self, what: str) -> None:
         """Put back the stub of a task or of a whole file. What was there is copied first."""
         file = next((file for file in self.course.files if what in (file, Path(file).name)), None)
+        if not file and self.course.task(what).is_kernel:
+            file = self.course.task(what).file
         tasks = self.course.of_file(file) if file else [self.course.task(what)]
         copy = stubs.reset_file(self.code, file) if file else stubs.reset_task(self.code, tasks[0])
         for task in tasks:

@@ -1,11 +1,14 @@
 """What a learner's file says, found out by reading it, not by running it."""
 
 import ast
+import re
 from pathlib import Path
 
 from tiny_llm.course import CourseError
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+METAL = ".metal"  # a kernel's file: its functions are not told apart, the file is one
+NOT_DONE = re.compile(r'^[ \t]*#error "NotDone: (w\d+\.\d+\.\d+)"[ \t]*$', re.MULTILINE)
 
 
 def parse(text: str, path: Path) -> ast.Module:
@@ -18,11 +21,13 @@ def parse(text: str, path: Path) -> ast.Module:
         raise CourseError(f"{short(path)}:{error.lineno}: syntax error, {error.msg}{shown}") from error
 
 
-def undone(tree: ast.AST) -> set[str]:
-    """The ids in `raise NotDone("…")`."""
+def undone(text: str, path: Path) -> set[str]:
+    """The ids in `raise NotDone("…")`, or `#error "NotDone: …"`. Raises CourseError as `parse` does."""
+    if path.suffix == METAL:
+        return set(NOT_DONE.findall(text))
     return {
         argument.value
-        for node in ast.walk(tree)
+        for node in ast.walk(parse(text, path))
         if isinstance(node, ast.Raise) and isinstance(call := node.exc, ast.Call)
         if isinstance(call.func, ast.Name) and call.func.id == "NotDone"
         for argument in call.args
@@ -52,6 +57,8 @@ def extent(node: Function) -> slice:
 
 def function_lines(text: str, symbol: str, path: Path) -> list[str]:
     """The source of one function. Raises CourseError where it is not there."""
+    if path.suffix == METAL:
+        return text.splitlines()
     node = find(parse(text, path), symbol)
     if node is None:
         raise CourseError(f"{short(path)}: {symbol} is missing; `tiny-llm course reset` puts it back")
@@ -60,6 +67,8 @@ def function_lines(text: str, symbol: str, path: Path) -> list[str]:
 
 def with_function(text: str, symbol: str, new: list[str], path: Path) -> str:
     """`text` with one function replaced."""
+    if path.suffix == METAL:
+        return "\n".join(new) + "\n"
     node = find(parse(text, path), symbol)
     if node is None:
         raise CourseError(f"{short(path)}: {symbol} is missing; reset the whole file: {path.name}")

@@ -10,6 +10,7 @@ from types import ModuleType
 
 from tiny_llm.course import CourseError, markers
 from tiny_llm.course.catalog import HERE, Task, load_toml, read_source, source_path
+from tiny_llm.course.kernel import Launchers
 
 
 @functools.cache
@@ -40,7 +41,11 @@ def mistaken_source(task: Task, name: str) -> str:
 
 
 def as_module(text: str, task: Task) -> ModuleType:
-    """A module of the task's own name, made from other source text; it is not entered among the imported ones."""
+    """A module of the task's own name, made from other source text; it is not entered among the imported ones.
+
+    For a `.metal` text the launchers that run it."""
+    if task.is_kernel:
+        return Launchers(task, text)
     module = ModuleType(task.module)
     module.__file__ = str(source_path(task.source))
     module.__package__ = task.module.rpartition(".")[0]

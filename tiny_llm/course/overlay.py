@@ -7,7 +7,7 @@ learner's, and a table that already holds it (`ops.PLAIN`) holds the right one.
 
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -15,11 +15,13 @@ from importlib.util import spec_from_file_location
 from operator import attrgetter
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
 import tiny_llm
-from tiny_llm.course import CourseError, learner
+from tiny_llm.course import CourseError, kernel, learner
 from tiny_llm.course.catalog import Course, Task, course, module_of, read_source, source_path
 
+LAUNCH = "tiny_llm.kernels.launch"  # asks for other sources of its kernels
 STAYS = {"", "_blas", "cli", "config", "course", "doctor", "pocket"}  # rooms that hold no learner's code
 
 
@@ -34,11 +36,18 @@ class Overlay(MetaPathFinder, Loader):
         present = {file: code / file for file in self.course.files if (code / file).is_file()}
         if not present:
             raise CourseError(f"{code}: none of the course's files is here, such as {next(iter(self.course.files))}")
-        self.paths = {module_of(self.course.files[file]): path for file, path in present.items()}
+        sources = {path: self.course.files[file] for file, path in present.items()}
+        self.paths = {module_of(source): path for path, source in sources.items() if path.suffix != learner.METAL}
         self.undone = {task.id for task in self.course.tasks if task.file not in present}
         for path in present.values():
-            self.undone |= learner.undone(learner.parse(learner.read(path), path))
+            self.undone |= learner.undone(learner.read(path), path)
         self.borrowed = self.undone | set(skipped)
+        self.kernels = [path for path in present.values() if path.suffix == learner.METAL]
+        for path in self.kernels:
+            tasks = {task.id for task in self.course.of_file(path.relative_to(code).as_posix())}
+            self.borrowed |= tasks if tasks & (self.borrowed - self.undone) else set()
+        if self.kernels:
+            self.paths[LAUNCH] = source_path("tiny_llm/kernels/launch.py")
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in self.paths:
@@ -59,6 +68,8 @@ class Overlay(MetaPathFinder, Loader):
             raise
         except Exception as error:
             raise CourseError(f"{place(error, path) or learner.short(path)}: {describe(error)}") from error
+        if module.__name__ == LAUNCH:
+            module.replaced.update(self._sources(module))
         mine = [task for task in self.course.tasks if task.module == module.__name__]
         for task in mine:
             check_presence(module, task, path)
@@ -66,13 +77,21 @@ class Overlay(MetaPathFinder, Loader):
             if task.id in self.borrowed:
                 borrow(module, task)
 
+    def _sources(self, launch: ModuleType) -> Mapping[str, Any]:
+        """The learner's kernels as the launcher wants them, what is not done filled in."""
+        made = {}
+        for path in self.kernels:
+            tasks = self.course.of_file(path.relative_to(self.code).as_posix())
+            made[path.stem] = launch.Source.parse(kernel.filled(learner.read(path), tasks, self.borrowed), path)
+        return made
+
     def __str__(self) -> str:
         """`yours: attention, apply_rope · reference: the rest`. Whole chapters go by their titles."""
-        yours = []
+        yours: list[str] = []
         for chapter, title in self.course.chapters.items():
             tasks = self.course.chapter(chapter)
             done = [task.symbol for task in tasks if task.id not in self.borrowed]
-            yours += [title] if len(done) == len(tasks) else done
+            yours += [title] if len(done) == len(tasks) else dict.fromkeys(done)
         return f"yours: {', '.join(yours) or 'nothing yet'} · reference: the rest"
 
 

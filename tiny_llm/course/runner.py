@@ -13,6 +13,7 @@ from typing import Any, Literal
 from tiny_llm.course import CourseError, NotDone
 from tiny_llm.course.catalog import Task
 from tiny_llm.course.check import Checker, CheckFailed
+from tiny_llm.course.kernel import under_test
 from tiny_llm.course.overlay import Overlay, engine_anew
 
 State = Literal["passed", "failed", "undone"]
@@ -36,7 +37,7 @@ def run(tasks: Iterable[Task], root: Path, overlay: Overlay) -> Iterator[Result]
                 yield Result(task, "undone", str(NotDone(task.id)))
                 continue
             try:
-                result = run_task(task, importlib.import_module(task.module), overlay.code)
+                result = run_task(task, under_test(task), overlay.code)
             except CourseError as error:  # a file that can't be imported, this one or one that its tests need
                 result = Result(task, "failed", str(error))
             yield result

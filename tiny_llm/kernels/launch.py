@@ -16,6 +16,7 @@ from tiny_llm.kernels.sim import Dispatch, Interface, Simulator, Source
 FOLDER = Path(__file__).parent / "metal"
 BACK_ENDS = ("metal", "cuda", "sim", "plain")
 On = str | Simulator | None
+replaced: dict[str, Source] = {}  # other sources by kernel, such as a learner's; put here before the first launch
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Kernel:
     @property
     def path(self) -> Path:
         return FOLDER / f"{self.name}.metal"
+
+    @property
+    def source(self) -> Source:
+        return replaced.get(self.name) or source(self.path)
 
     @property
     def interface(self) -> Interface:
@@ -54,7 +59,7 @@ class Kernel:
         if back_end == "sim" or isinstance(back_end, Simulator):
             simulator = back_end if isinstance(back_end, Simulator) else Simulator()
             dispatch = Dispatch(shapes, dtypes, grid, threadgroup, arguments)
-            return simulator.launch(self.interface, source(self.path), inputs, dispatch)
+            return simulator.launch(self.interface, self.source, inputs, dispatch)
         arrays = [x if isinstance(x, mx.array) else mx.array(x) for x in inputs]
         scalars = tuple(name for name, x in zip(self.interface.inputs, arrays, strict=True) if x.ndim == 0)
         outputs: list[mx.array] = compiled(self, back_end, scalars)(
@@ -76,7 +81,7 @@ def source(path: Path) -> Source:
 @cache
 def compiled(kernel: Kernel, back_end: str, scalars: tuple[str, ...]) -> Any:
     """MLX's kernel object; MLX compiles it once for each set of dtypes and template arguments."""
-    text, interface = source(kernel.path), kernel.interface
+    text, interface = kernel.source, kernel.interface
     if back_end == "cuda":
         return cuda.kernel(interface, text, scalars)
     return mx.fast.metal_kernel(

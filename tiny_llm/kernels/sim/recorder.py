@@ -20,6 +20,6 @@ class Recorder(Simulator):
     def launch(
         self, interface: Interface, source: Source, inputs: Sequence[Any], dispatch: Dispatch, verbose: bool = False
     ) -> list[mx.array]:
-        source = Source.read(self.replace[interface.name]) if interface.name in self.replace else source
+        source = self.replacement(interface.name) or source
         self.calls.append((interface, source, [as_array(x) for x in inputs], dispatch))
         return [mx.zeros(s, d) for s, d in zip(dispatch.output_shapes, dispatch.output_dtypes, strict=True)]

@@ -43,8 +43,8 @@ class Simulator:
     check: look at every access, for faults and byte counts. trace: also count requests by line (implies check).
     seed: 0 runs threads in their order, others shuffle threads, simdgroups and groups. seconds: the time limit.
     strict: raise KernelError for findings; otherwise they are in the report only, unless the launch could not go on.
-    replace: other sources for kernels, by name. whole_groups: enlarge the grid until no group is smaller than others,
-    as CUDA does: a body must check its bounds.
+    replace: other sources for kernels, by name, as a file or as text that was read already. whole_groups: enlarge the
+    grid until no group is smaller than others, as CUDA does: a body must check its bounds.
     """
 
     check: bool = False
@@ -54,15 +54,14 @@ class Simulator:
     strict: bool = True
     threadgroup_limit: int = 32 * 1024
     whole_groups: bool = False
-    replace: Mapping[str, Path] = field(default_factory=dict)
+    replace: Mapping[str, Path | Source] = field(default_factory=dict)
     reports: list[Report] = field(default_factory=list)
 
     def launch(
         self, interface: Interface, source: Source, inputs: Sequence[Any], dispatch: Dispatch, verbose: bool = False
     ) -> list[mx.array]:
         """Run one kernel; inputs are arrays or Python scalars. Raises ValueError, KernelError, CompileError."""
-        if path := self.replace.get(interface.name):
-            source = Source.read(path)
+        source = self.replacement(interface.name) or source
         arrays = [as_array(x) for x in inputs]
         validate(interface, arrays, dispatch)
         signature = generate(interface, source.body, arrays, dispatch.output_dtypes, dispatch.template)
@@ -80,6 +79,10 @@ class Simulator:
                 raise KernelError(report.findings)
             shapes = zip(outputs, dispatch.output_shapes, dispatch.output_dtypes, strict=True)
             return [buffers.read(address, shape, dtype) for address, shape, dtype in shapes]
+
+    def replacement(self, kernel: str) -> Source | None:
+        other = self.replace.get(kernel)
+        return Source.read(other) if isinstance(other, Path) else other
 
     def _run(
         self,

@@ -21,14 +21,17 @@ class Source:
 
     @classmethod
     def read(cls, path: Path) -> "Source":
-        """A `.metal` file: helper functions, then a line `// BODY`, then the body; without that line all is body.
-
-        Raises ValueError where the file can't be read or has two such lines.
-        """
+        """A `.metal` file. Raises ValueError where it can't be read, and as `parse` does."""
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+        return cls.parse(text, path)
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> "Source":
+        """The text of a `.metal` file: helper functions, then a line `// BODY`, then the body; without that line all
+        is body. Raises ValueError where there are two such lines."""
         lines = text.split("\n")
         marks = [number for number, line in enumerate(lines) if line.strip() == BODY_MARK]
         if len(marks) > 1:
