@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from tiny_llm.course import NotDone
 from tiny_llm.model.attention import causal_attention
+from tiny_llm.model.cached_attention import masked_attention, packed_attention
 from tiny_llm.model.rope import apply_rope
 
 Weight = dict[str, Any]
@@ -84,6 +85,8 @@ class Ops(NamedTuple):
     swiglu: Callable[[mx.array], mx.array]
     attention: Callable[..., mx.array]
     compile: Callable[[Callable[..., Any]], Callable[..., Any]]
+    masked_attention: Callable[..., mx.array] = masked_attention
+    packed_attention: Callable[..., mx.array] = packed_attention
 
 
 PLAIN = Ops(linear, embedding, rms_norm, apply_rope, swiglu, causal_attention, lambda function: function)

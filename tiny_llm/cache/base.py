@@ -21,8 +21,12 @@ class KVCache(Protocol):
         """Append k and v (T, Hkv, D); what q (T, Hq, D) sees of the whole sequence, (T, Hq, D)."""
         # ANCHOR_END: attend
 
+    @property
+    def trimmable(self) -> int:
+        """How many of the last tokens can be forgotten so that the rest is as if they had never come."""
+
     def trim(self, num_tokens: int) -> None:
-        """Forget the last tokens. Raises ValueError beyond `offset`."""
+        """Forget the last tokens. Raises ValueError beyond `trimmable`; forgetting all always works."""
 
     def fork(self) -> "KVCache":
         """A cache that goes on from here by itself; nothing is copied until one of the two writes."""

@@ -37,10 +37,10 @@ class ContiguousCache:
         if layer == len(self.keys):  # the first step
             self.keys.append(mx.zeros((k.shape[1], 0, k.shape[2]), k.dtype))
             self.values.append(mx.zeros((v.shape[1], 0, v.shape[2]), v.dtype))
-        keys, values = self._write(self.keys, layer, k), self._write(self.values, layer, v)
+        keys, values = self.write(self.keys, layer, k), self.write(self.values, layer, v)
         return self.ops.attention(q, keys, values, self.config.head_dim**-0.5, self.config.window_of(layer))
 
-    def _write(self, buffers: list[mx.array], layer: int, new: mx.array) -> mx.array:
+    def write(self, buffers: list[mx.array], layer: int, new: mx.array) -> mx.array:
         """Put new (T, Hkv, D) behind what is there; returns all that is there now, (Hkv, offset, D)."""
         buffer = buffers[layer]  # (Hkv, capacity, D)
         heads, room, dim = buffer.shape
@@ -49,6 +49,10 @@ class ContiguousCache:
             buffer = mx.concatenate([buffer[:, : self.start], extra], axis=1) if self.start else extra
         buffers[layer] = mx.slice_update(buffer, new.swapaxes(0, 1), self._at, [1])
         return buffers[layer][:, : self.offset]
+
+    @property
+    def trimmable(self) -> int:
+        return self.offset
 
     def trim(self, num_tokens: int) -> None:
         self.offset = check_trim(num_tokens, self.offset)

@@ -25,6 +25,10 @@ class RecomputeCache:
         return self.ops.attention(q, keys, values, self.config.head_dim**-0.5, self.config.window_of(layer))
         # ANCHOR_END: recompute
 
+    @property
+    def trimmable(self) -> int:
+        return 0
+
     def trim(self, num_tokens: int) -> None:
         """Nothing is kept, so nothing is forgotten."""
 

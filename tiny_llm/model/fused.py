@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from tiny_llm.model import ops as plain
 from tiny_llm.model.attention import causal_mask
+from tiny_llm.model.cached_attention import packed_attention_cpu, packed_attention_product
 from tiny_llm.model.ops import Ops, Weight
 from tiny_llm.model.rope import Rotation, apply_rope
 
@@ -112,18 +113,50 @@ def _attend_tile(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -
     return mixed.reshape(shape) / e.sum(axis=-1, keepdims=True)
 
 
+def masked_attention_cpu(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+    """`cached_attention.masked_attention` as one tile: its caller keeps the number of queries small."""
+    num_queries, num_heads, dim = q.shape
+    q = (q * scale).reshape(num_queries, k.shape[0], -1, dim).transpose(1, 2, 0, 3)  # (Hkv, G, T, D)
+    return _attend_tile(q, k, v, mask).transpose(2, 0, 1, 3).reshape(num_queries, num_heads, dim)
+
+
+def masked_attention_gpu(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
+    """`cached_attention.masked_attention` by MLX's fused kernel."""
+    out = mx.fast.scaled_dot_product_attention(q.swapaxes(0, 1)[None], k[None], v[None], scale=scale, mask=mask)
+    return out[0].swapaxes(0, 1)
+
+
 def attention_gpu(q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None = None) -> mx.array:
     """`attention.causal_attention` by MLX's fused kernel."""
     num_queries, num_keys = q.shape[0], k.shape[1]
     mask: mx.array | str | None = "causal" if num_queries > 1 else None
     if window is not None and num_keys > window:
         mask = causal_mask(num_queries, num_keys, window)
-    out = mx.fast.scaled_dot_product_attention(q.swapaxes(0, 1)[None], k[None], v[None], scale=scale, mask=mask)
-    return out[0].swapaxes(0, 1)
+    return masked_attention_gpu(q, k, v, scale, mask)
 
 
-GPU = Ops(plain.linear, plain.embedding, mx.fast.rms_norm, rope_gpu, plain.swiglu, attention_gpu, mx.compile)
-CPU = Ops(linear, plain.embedding, mx.fast.rms_norm, apply_rope, swiglu_cpu, attention_cpu, mx.compile)
+GPU = Ops(
+    plain.linear,
+    plain.embedding,
+    mx.fast.rms_norm,
+    rope_gpu,
+    plain.swiglu,
+    attention_gpu,
+    mx.compile,
+    masked_attention_gpu,
+    packed_attention_product,
+)
+CPU = Ops(
+    linear,
+    plain.embedding,
+    mx.fast.rms_norm,
+    apply_rope,
+    swiglu_cpu,
+    attention_cpu,
+    mx.compile,
+    masked_attention_cpu,
+    packed_attention_cpu,
+)
 
 
 def choose(name: str) -> Ops:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from tiny_llm.model.attention import causal_attention
+from tiny_llm.model.cached_attention import masked_attention, packed_attention
 from tiny_llm.model.rope import apply_rope
 
 Weight = dict[str, Any]
@@ -114,6 +115,8 @@ class Ops(NamedTuple):
     swiglu: Callable[[mx.array], mx.array]
     attention: Callable[..., mx.array]
     compile: Callable[[Callable[..., Any]], Callable[..., Any]]
+    masked_attention: Callable[..., mx.array] = masked_attention
+    packed_attention: Callable[..., mx.array] = packed_attention
 
 
 PLAIN = Ops(linear, embedding, rms_norm, apply_rope, swiglu, causal_attention, lambda function: function)

@@ -1,0 +1,48 @@
+"""A contiguous cache whose keys and values take 8 or 4 bits each: a group of neighbours along D shares scale and bias.
+
+A token is packed when it comes and never unpacked as a whole again: attention reads codes (`ops.packed_attention`).
+"""
+
+import mlx.core as mx
+
+from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.config import ModelConfig
+from tiny_llm.config.fields import require
+from tiny_llm.model.cached_attention import Packed
+from tiny_llm.model.ops import Ops
+
+BITS = (8, 4)
+GROUP_SIZES = (64, 32, 128)  # the first that divides head_dim is taken where none is asked for
+
+
+def group_size_for(head_dim: int, wanted: int | None = None) -> int:
+    """The group size for heads `head_dim` wide. Raises ValueError where the wanted one, or all, do not divide it."""
+    known = GROUP_SIZES if wanted is None else (wanted,)
+    require(wanted is None or wanted in GROUP_SIZES, f"kv_group_size: expected 32, 64 or 128, found {wanted}")
+    fits = [size for size in known if head_dim % size == 0]
+    require(
+        bool(fits),
+        f"kv_group_size: expected a divisor of head_dim ({head_dim}) among {', '.join(map(str, sorted(GROUP_SIZES)))}, "
+        f"found {'none' if wanted is None else wanted}; without --cache quantized any width will do",
+    )
+    return fits[0]
+
+
+class QuantizedCache(ContiguousCache):
+    """The KV cache of one sequence with `bits` for each number; three buffers hold a layer's keys, three its values."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, bits: int = 8, group_size: int | None = None, step: int = 256):
+        require(bits in BITS, f"kv_bits: expected 8 or 4, found {bits}")
+        super().__init__(config, ops, step)
+        self.bits, self.group_size = bits, group_size_for(config.head_dim, group_size)
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        keys, values = self._pack(self.keys, layer, k), self._pack(self.values, layer, v)
+        return self.ops.packed_attention(q, keys, values, self.config.head_dim**-0.5, self.config.window_of(layer))
+
+    def _pack(self, buffers: list[mx.array], layer: int, new: mx.array) -> Packed:
+        """Append new (T, Hkv, D) packed; returns all that is there now."""
+        arrays = mx.quantize(new, group_size=self.group_size, bits=self.bits)
+        if 3 * layer == len(buffers):
+            buffers += [mx.zeros((a.shape[1], 0, a.shape[2]), a.dtype) for a in arrays]
+        return Packed(*(self.write(buffers, 3 * layer + i, array) for i, array in enumerate(arrays)))
