@@ -1,0 +1,163 @@
+"""The paged pool: any mix of sequences in one step gives each of them the logits of its own whole run."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.model.parity import close, ours, prompt
+from tests.support import make_model
+from tiny_llm.cache.paged import PagedBatch, PagedPool, block_nbytes, num_blocks_for, spans
+from tiny_llm.cache.recompute import RecomputeCache
+from tiny_llm.model.qwen3 import Qwen3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Qwen3:
+    return ours(make_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Qwen3:
+    """Layer 0 sees all, layer 1 the last five tokens."""
+    window = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+    return ours(make_model(tmp_path_factory.mktemp("model"), "qwen2", **window))
+
+
+def whole(model: Qwen3, tokens: list[int]) -> np.ndarray:
+    return np.array(model(mx.array(tokens), RecomputeCache(model.config, model.ops)))
+
+
+def pool_of(model: Qwen3, num_blocks: int, block_size: int) -> PagedPool:
+    return PagedPool(model.config, model.ops, num_blocks, block_size)
+
+
+def scattered(sequences: list[list[int]], block_size: int, seed: int = 0) -> tuple[list[list[int]], int]:
+    """A block table for each sequence, its blocks anywhere in the pool, and how large that must be."""
+    counts = [-(-len(tokens) // block_size) for tokens in sequences]
+    free = np.random.default_rng(seed).permutation(sum(counts) + 3).tolist()
+    return [[free.pop() for _ in range(count)] for count in counts], sum(counts) + 3
+
+
+plans = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(plan=plans, block_size=st.sampled_from([1, 3, 4, 16]), order=st.randoms(use_true_random=False))
+def test_any_mix_gives_each_its_own_logits(model: Qwen3, plan, block_size: int, order) -> None:
+    """Every sequence is cut in its own way; each step takes the next piece of some of them, in any order."""
+    check_mix(model, plan, block_size, order)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(plan=plans, order=st.randoms(use_true_random=False))
+def test_and_so_with_a_sliding_window(windowed: Qwen3, plan, order) -> None:
+    check_mix(windowed, plan, 4, order)
+
+
+def check_mix(model: Qwen3, plan: list[list[int]], block_size: int, order) -> None:
+    sequences = [prompt(sum(sizes), seed=i) for i, sizes in enumerate(plan)]
+    tables, num_blocks = scattered(sequences, block_size)
+    pool, done, left = pool_of(model, num_blocks, block_size), [0] * len(plan), [list(sizes) for sizes in plan]
+    got: list[list[np.ndarray]] = [[] for _ in plan]
+    while any(left):
+        chosen = [i for i in range(len(plan)) if left[i] and order.random() < 0.7]
+        order.shuffle(chosen)
+        if order.random() < 0.5:
+            chosen.sort(key=lambda i: left[i][0])  # the decoding ones together, in front
+        if not chosen:
+            continue
+        lengths = [left[i].pop(0) for i in chosen]
+        row = [t for i, n in zip(chosen, lengths, strict=True) for t in sequences[i][done[i] : done[i] + n]]
+        batch = PagedBatch(pool, [tables[i] for i in chosen], [done[i] for i in chosen], lengths)
+        logits = np.array(model(mx.array(row), batch))
+        for i, n, part in zip(chosen, lengths, np.split(logits, np.cumsum(lengths)[:-1]), strict=True):
+            got[i].append(part)
+            done[i] += n
+    for parts, tokens in zip(got, sequences, strict=True):
+        close(mx.array(np.concatenate(parts)), whole(model, tokens))
+
+
+def test_thirty_rows_of_very_different_lengths(model: Qwen3) -> None:
+    """More rows than one group takes, each against its own run."""
+    sequences = [prompt(n, seed=n) for n in (1, 2, 3, 200, 7, 300, 33, *range(40, 130, 4))]
+    tables, num_blocks = scattered(sequences, 2)
+    pool = pool_of(model, num_blocks, 2)
+    filled = [len(tokens) - 1 for tokens in sequences]
+    row = mx.array([t for tokens in sequences for t in tokens[:-1]])
+    some = [i for i, n in enumerate(filled) if n]
+    model.hidden_states(row, PagedBatch(pool, [tables[i] for i in some], [0] * len(some), [filled[i] for i in some]))
+    batch = PagedBatch(pool, tables, filled, [1] * len(sequences))
+    assert len(batch._groups) > 2
+    logits = model(mx.array([tokens[-1] for tokens in sequences]), batch)
+    for tokens, row in zip(sequences, logits, strict=True):
+        close(row, whole(model, tokens)[-1])
+
+
+@pytest.mark.parametrize("lengths", [[1] * 8, [1, 1, 40], [64]])
+def test_a_step_writes_in_place(model: Qwen3, lengths: list[int]) -> None:
+    """Also when the next step is built before the last one's result is read, as the engine does."""
+    pool = pool_of(model, 1 << 14, 16)
+    tables = [list(range(i * 16, i * 16 + 16)) for i in range(len(lengths))]
+
+    def step(number: int) -> mx.array:
+        starts = [number * length for length in lengths]
+        return model(mx.zeros(sum(lengths), mx.int32), PagedBatch(pool, tables, starts, lengths)).sum()
+
+    mx.eval(step(0))
+    mx.reset_peak_memory()
+    before, running = mx.get_active_memory(), step(1)
+    for number in (2, 3):
+        mx.async_eval(running)
+        following = step(number)
+        running.item()
+        running = following
+    mx.eval(running)
+    assert pool.keys[0].nbytes > 1 << 25
+    assert mx.get_peak_memory() - before < pool.keys[0].nbytes / 4
+
+
+def test_blocks_are_copied_whole_and_in_place(model: Qwen3) -> None:
+    pool = pool_of(model, 1 << 12, 16)
+    table = list(range(4))
+    tokens = prompt(40)
+    model.hidden_states(mx.array(tokens), PagedBatch(pool, [table], [0], [40]))
+    mx.eval(pool.state)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    pool.copy_blocks([(2, 9), (0, 1000)])
+    assert mx.get_peak_memory() - before < pool.keys[0].nbytes / 4
+    for buffer in pool.state:
+        got = np.array(buffer)
+        np.testing.assert_array_equal(got[:, [9, 1000]], got[:, [2, 0]])
+        assert np.abs(got[:, [9, 1000]]).sum() > 0 and np.abs(got[:, 10:1000]).sum() == 0
+
+
+def test_a_chain_of_copies_takes_what_was_there_before(model: Qwen3) -> None:
+    pool = pool_of(model, 4, 2)
+    pool.keys[0][:, 0], pool.keys[0][:, 1] = 1.0, 2.0
+    pool.copy_blocks([(0, 1), (1, 2)])
+    assert [pool.keys[0][0, block, 0, 0].item() for block in range(3)] == [1.0, 1.0, 2.0]
+    pool.copy_blocks([])
+
+
+def test_a_budget_in_bytes_is_kept(model: Qwen3) -> None:
+    config = model.config
+    each = block_nbytes(config, 16, mx.float32)
+    assert each == 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 16 * 4
+    count = num_blocks_for(config, 10 * each + each // 2, 16, mx.float32)
+    assert count == 10
+    assert PagedPool(config, model.ops, count, 16).nbytes == 10 * each
+    assert num_blocks_for(config, 10 * each, 16, mx.float16) == 20
+    with pytest.raises(ValueError, match=f"at least {each} bytes.*found 100"):
+        num_blocks_for(config, 100, 16, mx.float32)
+    with pytest.raises(ValueError, match="0 blocks of 16"):
+        PagedPool(config, model.ops, 0, 16)
+
+
+@given(st.lists(st.integers(1, 40), max_size=40), st.integers(0, 30))
+def test_spans_waste_no_more_than_they_may(widths: list[int], spare: int) -> None:
+    found = spans(widths, spare)
+    assert [i for a, b in found for i in range(a, b)] == list(range(len(widths)))
+    assert all(max(widths[a:b]) * (b - a) - sum(widths[a:b]) <= spare for a, b in found)

@@ -1,0 +1,85 @@
+"""Attention over keys and values that lie in blocks of a pool. (PagedAttention: arXiv:2309.06180)
+
+A pool is (Hkv, num_blocks, block, D); a sequence's block table says which block holds its tokens 0 … block - 1, which
+one the next, and so on.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from tiny_llm.model.fused import exp_nonpositive
+
+MASKED = -1e30
+
+
+class Pages(NamedTuple):
+    """Where R sequences stand in a pool: `tables` (R, M) int32, rows filled up with 0, and `ends` (R,) int32, the
+    number of keys that the last query of each sees at most. The rest is the same, ready for the twins' products."""
+
+    tables: mx.array
+    ends: mx.array
+    places: mx.array  # (Hkv, R, M): the blocks, where all heads' blocks are counted through
+    rows: mx.array  # (Hkv, R, M): the query of each, counted in the same way
+    visible: mx.array  # (R, M, 1, block): keys that the last query sees
+
+    @classmethod
+    def of(
+        cls, tables: npt.NDArray[np.int32], ends: npt.NDArray[np.int32], pool: mx.array, window: int | None = None
+    ) -> "Pages":
+        """For pools shaped like `pool`. `window`: how many keys a query sees at most, itself included."""
+        heads, num_blocks, size, _ = pool.shape
+        rows, width = tables.shape
+        head = np.arange(heads)[:, None, None]
+        key = np.arange(width * size)
+        visible = key < ends[:, None]
+        if window is not None:
+            visible &= key >= ends[:, None] - window
+        return cls(
+            mx.array(tables),
+            mx.array(ends),
+            mx.array((head * num_blocks + tables).astype(np.uint32)),
+            mx.array(np.broadcast_to(head * rows + np.arange(rows)[:, None], (heads, rows, width)).astype(np.uint32)),
+            mx.array(visible.reshape(rows, width, 1, size)),
+        )
+
+
+@mx.compile
+def _shifted_exp(scores: mx.array, visible: mx.array, top: mx.array) -> mx.array:
+    return exp_nonpositive(mx.where(visible, scores - top, MASKED))
+
+
+@mx.compile
+def _masked(scores: mx.array, visible: mx.array) -> mx.array:
+    return mx.where(visible, scores, MASKED)
+
+
+def paged_decode_plain(q: mx.array, keys: mx.array, values: mx.array, pages: Pages, scale: float) -> mx.array:
+    """Attention of one query for each sequence, all of them in two products. q and result (R, Hq, D).
+
+    `gather_mm` reads the blocks where they lie: three times as fast on a CPU as gathering them first.
+    """
+    heads, _, size, dim = keys.shape
+    rows, width = pages.tables.shape
+    places = pages.places
+    if q.dtype != mx.float32:  # MLX's CPU product by index knows no other type: take the blocks out
+        flat = places.reshape(-1)
+        keys, values = (x.reshape(-1, size, dim)[flat].astype(mx.float32) for x in (keys, values))
+        places = mx.arange(flat.size, dtype=mx.uint32).reshape(places.shape)
+    queries = (q.astype(mx.float32) * scale).reshape(rows, heads, -1, dim).swapaxes(0, 1).reshape(heads * rows, -1, dim)
+    scores = mx.gather_mm(queries, keys.reshape(-1, size, dim).swapaxes(1, 2), pages.rows, places)  # (Hkv, R, M, G, B)
+    top = _masked(scores, pages.visible).max(axis=(2, 4), keepdims=True)
+    e = _shifted_exp(scores, pages.visible, top)
+    each = mx.arange(heads * rows * width, dtype=mx.uint32).reshape(heads, rows, width)
+    mixed = mx.gather_mm(e.reshape(-1, *e.shape[3:]), values.reshape(-1, size, dim), each, places).sum(axis=2)
+    out = mixed / e.sum(axis=(2, 4))[..., None]  # (Hkv, R, G, D)
+    return out.swapaxes(0, 1).reshape(q.shape).astype(q.dtype)
+
+
+def gathered(pool: mx.array, table: Sequence[int], length: int) -> mx.array:
+    """The first `length` slots of a sequence as one array, (Hkv, length, D)."""
+    heads, _, _, dim = pool.shape
+    return pool[:, mx.array(table)].reshape(heads, -1, dim)[:, :length]
