@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,10 +41,21 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Count:
+    """Something that is counted, not timed: `call` gives a number of `unit`, of which `least` are needed."""
+
+    name: str
+    call: Callable[[], float]
+    least: float
+    unit: str
+
+
+@dataclass(frozen=True)
 class Row:
     case: str
-    milliseconds: float
+    value: float
     bound: float
+    unit: str = "milliseconds"
 
 
 def random(*shape: int) -> mx.array:
@@ -168,7 +179,10 @@ def sampling() -> Iterator[Case]:
         yield Case(name, lambda s=sampler: s(logits, [0]).tokens, 0, logits.nbytes)
 
 
-MAKERS = dict(zip(CHAPTERS, (attention, positions, groups, operations, forward, generation, sampling), strict=True))
+Makers = Mapping[str, Callable[[], Iterator[Case | Count]]]
+MAKERS: Makers = dict(
+    zip(CHAPTERS, (attention, positions, groups, operations, forward, generation, sampling), strict=True)
+)
 
 
 def small_model(path: Path, kind: str):
@@ -212,20 +226,25 @@ def machine(rounds: int) -> tuple[float, float]:
     return 2 * 1024**3 / seconds(lambda: a @ b, rounds), a.nbytes / seconds(lambda: a @ x, rounds)
 
 
-def measure(chapters: Sequence[str], rounds: int) -> tuple[dict[str, list[Row]], float, float]:
+def measure(makers: Makers, rounds: int) -> tuple[dict[str, list[Row]], float, float]:
     """The rows of each chapter, and the machine's speeds: of everything the best of some passes over all chapters."""
     seen: list[tuple[float, float]] = []
     best: dict[tuple[str, str], float] = {}
-    work: dict[tuple[str, str], Case] = {}
+    work: dict[tuple[str, str], Case | Count] = {}
     for _ in range(PASSES):
-        for chapter in chapters:
+        for chapter, maker in makers.items():
             seen.append(machine(rounds))
-            for case in MAKERS[chapter]():
+            for case in maker():
                 key = chapter, case.name
-                work[key], best[key] = case, min(best.get(key, 1e9), seconds(case.call, rounds))
+                work[key] = case
+                if isinstance(case, Case):
+                    best[key] = min(best.get(key, 1e9), seconds(case.call, rounds))
     speed, bandwidth = map(max, zip(*seen, strict=True))
-    rows: dict[str, list[Row]] = {chapter: [] for chapter in chapters}
+    rows: dict[str, list[Row]] = {chapter: [] for chapter in makers}
     for (chapter, name), case in work.items():
+        if isinstance(case, Count):
+            rows[chapter].append(Row(name, case.call(), case.least, case.unit))
+            continue
         bound = max(case.flops / speed, case.moved / bandwidth)
         rows[chapter].append(Row(name, best[chapter, name] * 1e3, bound * 1e3))
     return rows, speed, bandwidth
@@ -233,8 +252,8 @@ def measure(chapters: Sequence[str], rounds: int) -> tuple[dict[str, list[Row]],
 
 def table(rows: list[Row]) -> str:
     """Markdown with an empty column for the reader."""
-    lines = ["| milliseconds | your machine | reference | bound |", "| --- | --- | --- | --- |"]
-    lines += [f"| {row.case} | | {digits(row.milliseconds)} | {digits(row.bound)} |" for row in rows]
+    lines = [f"| {rows[0].unit} | your machine | reference | bound |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row.case} | | {digits(row.value)} | {digits(row.bound)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -243,9 +262,9 @@ def digits(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{max(value, 0.001):.2g}"
 
 
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chapter", choices=CHAPTERS, help="only this chapter")
+def options(makers: Makers, about: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chapter", choices=list(makers), help="only this chapter")
     parser.add_argument("--code", choices=("reference", "mine"), default="reference", help="whose files to measure")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each case (default: %(default)s)")
@@ -253,13 +272,15 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    given = options()
+def main(makers: Makers, about: str | None) -> None:
+    """Measure and print what the command line asks for; also for the other weeks' scripts."""
+    given = options(makers, about)
     if given.code == "mine":
         from tiny_llm.course.desk import install
 
         print(install("mine"))
-    found, speed, bandwidth = measure([given.chapter] if given.chapter else CHAPTERS, given.rounds)
+    chosen = {given.chapter: makers[given.chapter]} if given.chapter else makers
+    found, speed, bandwidth = measure(chosen, given.rounds)
     facts = {"gflops": round(speed / 1e9), "gigabytes_per_second": round(bandwidth / 1e9, 1)}
     if given.json:
         print(json.dumps({"chapters": {c: [asdict(row) for row in rows] for c, rows in found.items()}, **facts}))
@@ -273,4 +294,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(MAKERS, __doc__)

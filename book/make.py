@@ -7,6 +7,7 @@
 
 import argparse
 import importlib
+import inspect
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE / "figures")]
 
 import tiny_llm  # noqa: E402, F401  activates the BLAS before MLX  # isort: skip
 
+from tiny_llm import kernels  # noqa: E402
 from tiny_llm.course import learner, stubs  # noqa: E402
 from tiny_llm.course.catalog import course  # noqa: E402
 from tiny_llm.course.quiz import Question, read  # noqa: E402
@@ -39,15 +41,24 @@ def made() -> dict[Path, str]:
 
 
 def contracts(chapter: str, files: Mapping[str, str]) -> str:
-    """Signature and docstring of each task of a chapter, as in the learner's file, anchored like w1-1-1."""
+    """Signature and docstring of each task of a chapter, as in the learner's file, anchored like w1-1-1.
+
+    For a kernel those of its launcher.
+    """
     parts = []
     for task in course().chapter(chapter):
-        function = learner.find(learner.parse(files[task.file], Path(task.file)), task.symbol)
+        text = launcher_source(task.symbol) if task.is_kernel else files[task.file]
+        function = learner.find(learner.parse(text, Path(task.file).with_suffix(".py")), task.symbol)
         assert function, task.symbol
-        lines = files[task.file].splitlines()[function.lineno - 1 : function.body[0].end_lineno]
+        lines = text.splitlines()[function.lineno - 1 : function.body[0].end_lineno]
         name = task.id.replace(".", "-")
         parts += [f"# ANCHOR: {name}", textwrap.dedent("\n".join(lines)), f"# ANCHOR_END: {name}"]
     return "\n".join(parts) + "\n"
+
+
+def launcher_source(symbol: str) -> str:
+    """The module that defines the kernel's function."""
+    return inspect.getsource(inspect.getmodule(getattr(kernels, symbol)))
 
 
 def markdown(questions: Sequence[Question]) -> str:

@@ -15,7 +15,7 @@ SRC = ROOT / "book" / "src"
 INCLUDE = re.compile(r"\{\{#include ([^}:]+)(?::([\w-]+))?\}\}")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CONSOLE = re.compile(r"(?:<!-- code: (.*?) -->\n+)?^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-CHAPTERS = sorted((SRC / "week1").glob("*.md"))
+CHAPTERS = sorted(SRC.glob("week*/*.md"))
 
 
 def pages() -> list[Path]:
@@ -71,14 +71,14 @@ TEMPLATE = {
     "a prediction": r"^\*Predict:\*",
     "by hand": r"^## .*by hand",
     "tasks": r"^## Task",
-    "the learner's file": r"`(?:code/week1/)?\w+\.py`",
+    "the learner's file": r"`(?:code/week\d/)?(?:kernels/)?\w+\.(?:py|metal)`",
     "contract": r"^```python\n\{\{#include \.\./contracts/",
     "the test's command": r"`tiny-llm course test",
     "what you should see": r"\*What you should see",
     "folded hints": r"<details><summary>Hint",
     "run the chat": r"^## Run the chat on your code\n\n```sh\ntiny-llm chat --code mine",
     "measure": r"^## Measure\n",
-    "the measuring command": r"`python bench/week1\.py --chapter",
+    "the measuring command": r"`python bench/week\d\.py --chapter",
     "the measured table": r"^\{\{#include \.\./measured/",
     "checkpoint": r"^## Checkpoint\n\n- ",
     "questions": r"^## Check your understanding\n\n\{\{#include \.\./quiz/",
