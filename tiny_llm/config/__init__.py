@@ -6,5 +6,6 @@ All classes are frozen; each checks itself when it is made and refuses what it d
 from tiny_llm.config.engine import EngineConfig
 from tiny_llm.config.model import ModelConfig, QuantizationConfig, RopeConfig
 from tiny_llm.config.sampling import SamplingParams
+from tiny_llm.config.scheduler import SchedulerConfig
 
-__all__ = ["EngineConfig", "ModelConfig", "QuantizationConfig", "RopeConfig", "SamplingParams"]
+__all__ = ["EngineConfig", "ModelConfig", "QuantizationConfig", "RopeConfig", "SamplingParams", "SchedulerConfig"]

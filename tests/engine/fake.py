@@ -1,0 +1,52 @@
+"""A runner without arrays: blocks hold (position, token) pairs, and a next token is a function of all tokens before."""
+
+from collections.abc import Sequence
+
+from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.lifecycle import Step
+
+VOCAB = 50
+
+
+def next_token(tokens: Sequence[int], sample: int) -> int:
+    """What this model says after `tokens`, as the sample-th continuation."""
+    return hash((tuple(tokens), sample)) % VOCAB
+
+
+def solo(prompt: Sequence[int], num_tokens: int, sample: int = 0, stops: frozenset[int] = frozenset()) -> list[int]:
+    """The oracle: a request by itself."""
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(next_token(tokens, sample))
+        if tokens[-1] in stops:
+            break
+    return tokens[len(prompt) :]
+
+
+class FakeRunner:
+    """Runs a step on a pool of remembered tokens, and insists that each sequence finds its own tokens there."""
+
+    def __init__(self, pool: BlockPool):
+        self.pool = pool
+        self.slots: list[dict[int, tuple[int, int]]] = [{} for _ in range(pool.num_blocks)]
+        self.computed = 0
+
+    def run(self, step: Step) -> list[int | None]:
+        for source, target in step.copies:
+            self.slots[target] = dict(self.slots[source])
+        written: dict[tuple[int, int], int] = {}
+        for i, (s, start, length, _) in enumerate(step.entries):
+            for position in range(start, start + length):
+                place = (s.block_table[position // self.pool.block_size], position % self.pool.block_size)
+                assert written.setdefault(place, i) == i, "two sequences write one slot"
+                assert self.pool.writable(place[0]), "a shared block is written"
+                self.slots[place[0]][place[1]] = (position, s.tokens[position])
+            self.computed += length
+        return [self._sample(*entry) for entry in step.entries]
+
+    def _sample(self, s, start: int, length: int, samples: bool) -> int | None:
+        size = self.pool.block_size
+        seen = [self.slots[s.block_table[p // size]][p % size] for p in range(start + length)]
+        assert seen == list(enumerate(s.tokens[: start + length])), "a sequence reads what is not its own"
+        assert samples == (start + length == len(s.tokens))
+        return next_token([token for _, token in seen], s.index) if samples else None

@@ -1,0 +1,40 @@
+"""How the serving engine shares a step, the pool and the waiting line."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tiny_llm.config.fields import require
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """How the serving engine shares a step, the pool and the waiting line.
+
+    `token_budget`: tokens a step may hold, decodes and prompt chunks together. `max_sequences`: sequences that run at
+    once. `max_context`: tokens a sequence may have. `patience`: seconds after which a request without a deadline is
+    due. `priority_seconds`: how much earlier one level of priority makes a request due. `weights`: a tenant's share of
+    the tokens beside the others', 1 unless given.
+    """
+
+    token_budget: int = 512
+    max_sequences: int = 32
+    max_context: int = 32768
+    patience: float = 10.0
+    priority_seconds: float = 10.0
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("token_budget", "max_sequences", "max_context"):
+            value = getattr(self, name)
+            ok = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            require(ok, f"{name}: expected an integer of at least 1, found {value!r}")
+        require(
+            self.token_budget >= self.max_sequences,
+            f"token_budget: expected at least max_sequences ({self.max_sequences}), a token for each sequence, "
+            f"found {self.token_budget}",
+        )
+        for name, value in (("patience", self.patience), ("priority_seconds", self.priority_seconds)):
+            require(0 <= value < math.inf, f"{name}: expected seconds from 0 up, found {value!r}")
+        for tenant, weight in self.weights.items():
+            require(0 < weight < math.inf, f"weights: expected a number above 0 for {tenant!r}, found {weight!r}")

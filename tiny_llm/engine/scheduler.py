@@ -1,0 +1,133 @@
+"""Who computes what in the next step: pure policy, no arrays, a function of the calls and of the clock passed in.
+
+schedule   decodes first, then who waits, then chunks of prompts: one ragged batch of at most `token_budget` tokens
+finish     the batch's tokens are here: append, share what was computed, end what has ended
+"""
+
+from collections.abc import Sequence as Row
+
+from tiny_llm.config import SchedulerConfig
+from tiny_llm.engine.lifecycle import Lifecycle, Step
+from tiny_llm.engine.request import Request, Sequence, State
+
+
+class Scheduler(Lifecycle):
+    """Continuous batching over a pool of blocks (Orca, OSDI 2022) with chunked prefill (arXiv:2308.16369).
+
+    `running` is sorted by rank: who was due first is served first and preempted last. A step costs O(running), however
+    many wait. What a sequence goes through (started, forked, preempted, stopped) is in `lifecycle`.
+    """
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def add(self, request: Request, now: float) -> list[Sequence]:
+        """Let a request wait; returns its sequences. Raises ValueError, with the numbers, for what can never run."""
+        self._refuse(request)
+        self.arrivals += 1
+        serial, due = self.arrivals * 1024, due_time(request, self.config)
+        sequences = [Sequence(request, i, (due, serial + i)) for i in range(request.params.n)]
+        sequences[0].followers = sequences[1:]
+        self.requests[request.id] = sequences
+        self.waiting.push(sequences[0])
+        self._tell(now, "arrival", sequences[0], tokens=len(request.tokens))
+        return sequences
+
+    def schedule(self, now: float) -> Step:
+        """The next step; it is empty only where nothing is left to do. The step before must be finished."""
+        self.steps += 1
+        step = Step(self.steps)
+        self._decode(step, now)
+        self._admit(step, now)
+        self._prefill(step, now)
+        while self.running and not step.entries:  # prompts hold each other's blocks: the last one gives way
+            self._preempt(self.running[-1], step, now)
+            self._prefill(step, now)
+        return step
+
+    def finish(self, step: Step, sampled: Row[int | None], now: float) -> list[Sequence]:
+        """Take in what a step computed: for each entry the token sampled, None where it samples none.
+
+        Returns the sequences that ended; `stop` ends others, such as at a stop string.
+        """
+        self._tell(now, "step", tokens=step.num_tokens)
+        for entry, token in zip(step.entries, sampled, strict=True):
+            sequence = entry.sequence
+            if sequence.state is not State.RUNNING:
+                continue  # cancelled under way
+            sequence.computed = entry.start + entry.length
+            if entry.length > 1:
+                self._keep(sequence, now)
+            if entry.samples:
+                assert token is not None, "this entry samples"
+                self._fork(sequence, now)
+                self._append(sequence, token, now)
+        return [entry.sequence for entry in step.entries if entry.sequence.state is State.FINISHED]
+
+    def _decode(self, step: Step, now: float) -> None:
+        """One token for every sequence with only one to compute, best rank first."""
+        for sequence in list(self.running):
+            while sequence.state is State.RUNNING and sequence.remaining == 1:
+                if self._enter(sequence, 1, step, now):
+                    break
+                self._preempt(self.running[-1], step, now)  # perhaps the sequence itself
+
+    def _admit(self, step: Step, now: float) -> None:
+        """Let in who waits, in turn, while there are slots, and blocks for the whole prompt beside those promised."""
+        owed = sum(self.blocks.blocks_for(len(s.tokens)) - len(s.block_table) for s in self.running)
+        slots = sum(1 + len(s.followers) for s in self.running)
+        while not step.preempted and (sequence := self.waiting.peek()) is not None:
+            slots += 1 + len(sequence.followers)
+            if slots > self.config.max_sequences:
+                return
+            found = self._find(sequence)
+            need = self.blocks.blocks_for(len(sequence.tokens)) - len(found.blocks)
+            idle = sum(self.blocks.writable(block) for block in found.blocks)  # evictable until they are shared
+            growth = slots if self.running else 0  # a block more for each sequence
+            if need + idle + owed + growth > self.blocks.num_available:
+                return
+            self._start(self.waiting.pop(), found, step, now)
+            owed += need
+
+    def _prefill(self, step: Step, now: float) -> None:
+        """Prompts get what the decodes left of the budget: half goes to the eldest, the rest to the shortest first."""
+        left = self.config.token_budget - step.num_tokens
+        entered = {id(entry.sequence) for entry in step.entries}
+        prompts = self._distinct([s for s in self.running if id(s) not in entered], now)
+        if not prompts:
+            return
+        reserved = min(prompts[0].remaining, (left + 1) // 2)
+        for sequence in sorted(prompts[1:], key=lambda s: s.remaining):
+            left -= self._enter(sequence, left - reserved, step, now)
+        self._enter(prompts[0], left, step, now)
+
+    def _distinct(self, prompts: list[Sequence], now: float) -> list[Sequence]:
+        """Share what others have computed by now, and leave out who would compute the same block as another."""
+        if self.tree is None:
+            return prompts
+        distinct: dict[object, Sequence] = {}
+        for sequence in prompts:
+            size, table = self.blocks.block_size, sequence.block_table
+            if sequence.computed == len(table) * size:
+                found = self.tree.match(sequence.tokens, table)
+                if found.blocks:
+                    self._tell(now, "share", sequence, sequence.computed, found.num_tokens, found.blocks)
+                    self._share(sequence, found)
+            at = sequence.computed
+            whole = at == len(table) * size and at + size < len(sequence.tokens)
+            following = (table[-1] if table else None, *sequence.tokens[at : at + size])
+            distinct.setdefault(following if whole else id(sequence), sequence)
+        return list(distinct.values())
+
+
+def due_time(request: Request, config: SchedulerConfig) -> float:
+    """When a request should be running. The least goes first, so waiting is ageing: no new arrival can stay ahead for ever.
+
+    `patience` after its arrival, or at its deadline if that is sooner, but not before it came; each level of priority
+    makes it earlier by `priority_seconds`.
+    """
+    due = request.arrival + config.patience
+    if request.deadline is not None:
+        due = min(due, max(request.deadline, request.arrival))
+    return due - request.priority * config.priority_seconds
