@@ -82,4 +82,4 @@ def paged_decode_plain(q: mx.array, keys: mx.array, values: mx.array, pages: Pag
 def gathered(pool: mx.array, table: Sequence[int], length: int) -> mx.array:
     """The first `length` slots of a sequence as one array, (Hkv, length, D)."""
     heads, _, _, dim = pool.shape
-    return pool[:, mx.array(table)].reshape(heads, -1, dim)[:, :length]
+    return pool[:, mx.array(list(table))].reshape(heads, -1, dim)[:, :length]
