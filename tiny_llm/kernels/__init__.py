@@ -6,7 +6,17 @@ and without that the device: Metal or CUDA where MLX's default device is one, el
 
 from tiny_llm.kernels.elementwise import axpby, swiglu
 from tiny_llm.kernels.norm import residual_rms_norm, rms_norm
+from tiny_llm.kernels.quantized import quantized_matvec, quantized_rows
 from tiny_llm.kernels.rope import rope
 from tiny_llm.kernels.softmax import softmax
 
-__all__ = ["axpby", "residual_rms_norm", "rms_norm", "rope", "softmax", "swiglu"]
+__all__ = [
+    "axpby",
+    "quantized_matvec",
+    "quantized_rows",
+    "residual_rms_norm",
+    "rms_norm",
+    "rope",
+    "softmax",
+    "swiglu",
+]

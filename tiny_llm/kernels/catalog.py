@@ -9,6 +9,7 @@ import mlx.core as mx
 from tiny_llm.kernels.elementwise import AXPBY, SWIGLU, axpby, swiglu
 from tiny_llm.kernels.launch import Kernel
 from tiny_llm.kernels.norm import RESIDUAL_RMS_NORM, RMS_NORM, residual_rms_norm, rms_norm
+from tiny_llm.kernels.quantized import QUANTIZED_MATVEC, QUANTIZED_ROWS, quantized_matvec, quantized_rows
 from tiny_llm.kernels.rope import ROPE, rope
 from tiny_llm.kernels.softmax import SOFTMAX, softmax
 
@@ -21,7 +22,7 @@ class Entry:
     """`examples` are arguments of awkward sizes, `typical` those of a small Qwen's prompt; both by dtype, before `on`.
 
     The first example is large enough for each barrier to matter. `operations` counts arithmetic per element of the
-    first argument, each function as one.
+    first argument, each function as one. `once` names the inputs that are read once; empty: all of them are.
     """
 
     kernel: Kernel
@@ -29,6 +30,7 @@ class Entry:
     examples: Callable[[mx.Dtype], list[Arguments]]
     typical: Callable[[mx.Dtype], Arguments]
     operations: float
+    once: str = ""
 
     def run(self, arguments: Arguments, on: Any) -> list[mx.array]:
         outputs = self.launch(*arguments, on=on)
@@ -54,6 +56,10 @@ def rope_arguments(dtype: mx.Dtype, tokens: int, heads: int, dim: int, halves: b
 
 def sums(dtype: mx.Dtype, n: int) -> Arguments:
     return normal(dtype, n), normal(dtype, n, seed=1), 2.5, -0.75
+
+
+def quantized_arguments(dtype: mx.Dtype, rows: int, outputs: int, width: int, bits: int, group: int) -> Arguments:
+    return normal(dtype, rows, width), *mx.quantize(normal(dtype, outputs, width, seed=1), group, bits)
 
 
 CATALOG = {
@@ -94,6 +100,27 @@ CATALOG = {
             lambda t: [(4 * normal(t, *shape),) for shape in ((4, 333), (3, 1), (2, 17001))],
             lambda t: (normal(t, 64, 1024),),
             6,
+        ),
+        Entry(
+            QUANTIZED_MATVEC,
+            quantized_matvec,
+            lambda t: [
+                quantized_arguments(t, 1, *shape)
+                for shape in ((70, 2112, 4, 64), (9, 1056, 3, 32), (33, 384, 8, 128), (2, 32, 2, 32), (5, 96, 6, 32))
+            ],
+            lambda t: quantized_arguments(t, 1, 4096, 256, 4, 64),
+            2 * 4096,
+        ),
+        Entry(
+            QUANTIZED_ROWS,
+            quantized_rows,
+            lambda t: [
+                quantized_arguments(t, *shape)
+                for shape in ((2, 70, 1344, 4, 64), (16, 9, 96, 2, 32), (7, 33, 384, 8, 128), (8, 5, 96, 6, 32))
+            ],
+            lambda t: quantized_arguments(t, 4, 4096, 256, 4, 64),
+            2 * 4096,
+            once="weight scales biases",
         ),
     )
 }

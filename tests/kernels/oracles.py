@@ -1,0 +1,63 @@
+"""The definition of each kernel in numpy's float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+
+def float64(x: Any) -> Any:
+    """Floats to float64; whole numbers, which may be packed, as they are."""
+    if not isinstance(x, mx.array):
+        return x
+    return np.array(x) if mx.issubdtype(x.dtype, mx.integer) else np.array(x.astype(mx.float32), np.float64)
+
+
+def rms(x: Any, weight: Any, eps: float) -> Any:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
+
+
+def turn(x: Any, cosine: Any, sine: Any, halves: bool) -> Any:
+    """As a product of complex numbers."""
+    dim = x.shape[-1]
+    pairs = [(i, i + dim // 2) if halves else (2 * i, 2 * i + 1) for i in range(dim // 2)]
+    left, right = np.array(pairs).T
+    turned = (x[..., left] + 1j * x[..., right]) * (cosine + 1j * sine)[:, None]
+    out = np.empty_like(x)
+    out[..., left], out[..., right] = turned.real, turned.imag
+    return out
+
+
+def soft(x: Any) -> Any:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def swish(gate_up: Any) -> Any:
+    gate, up = np.split(gate_up, 2, -1)
+    return gate / (1 + np.exp(-gate)) * up
+
+
+def dequantized(weight: Any, scales: Any, biases: Any, width: int) -> Any:
+    """Rows of `width` numbers: a packed row is a string of bits, the lowest of each number first."""
+    bits, group = weight.shape[-1] * 32 // width, width // scales.shape[-1]
+    string = np.unpackbits(np.ascontiguousarray(weight).astype("<u4").view(np.uint8), axis=-1, bitorder="little")
+    q = string.reshape(*string.shape[:-1], width, bits) @ (1 << np.arange(bits))
+    return q * np.repeat(scales, group, -1) + np.repeat(biases, group, -1)
+
+
+def product(x: Any, weight: Any, scales: Any, biases: Any) -> Any:
+    return x @ dequantized(weight, scales, biases, x.shape[-1]).swapaxes(-1, -2)
+
+
+ORACLES: dict[str, Callable[..., list[Any]]] = {
+    "axpby": lambda x, y, a, b: [a * x + b * y],
+    "rms_norm": lambda x, w, eps: [rms(x, w, eps)],
+    "residual_rms_norm": lambda x, r, w, eps: [x + r, rms(x + r, w, eps)],
+    "rope": lambda *arguments: [turn(*arguments)],
+    "swiglu": lambda x: [swish(x)],
+    "softmax": lambda x: [soft(x)],
+    "quantized_matvec": lambda *arguments: [product(*arguments)],
+    "quantized_rows": lambda *arguments: [product(*arguments)],
+}
