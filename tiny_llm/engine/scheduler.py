@@ -122,7 +122,7 @@ class Scheduler(Lifecycle):
 
 
 def due_time(request: Request, config: SchedulerConfig) -> float:
-    """When a request should be running. The least goes first, so waiting is ageing: no new arrival can stay ahead for ever.
+    """When a request should be running. The least goes first: who waits gets older, and no newcomer passes for ever.
 
     `patience` after its arrival, or at its deadline if that is sooner, but not before it came; each level of priority
     makes it earlier by `priority_seconds`.
