@@ -52,9 +52,9 @@ def test_engine_options_arrive(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         return FakeLLM("x")
 
     monkeypatch.setattr(engine, "load", load)
-    line = "--model m --ops plain --dtype bfloat16 --max-context 99 --prefill-chunk 7"
+    line = "--model m --ops plain --dtype bfloat16 --max-context 99 --prefill-chunk 7 --kernels sim"
     assert run("generate", "hi", *line.split()).code == 0
-    assert loaded == [("m", EngineConfig("plain", "bfloat16", 7, 99))]
+    assert loaded == [("m", EngineConfig("plain", "bfloat16", 7, 99, "sim"))]
 
 
 def test_settings_of_leaves_out_what_is_none() -> None:

@@ -54,6 +54,10 @@ class EngineOptions:
     ops: Annotated[
         Literal["fused", "plain"] | None, option("Fastest or readable implementation of each operation.")
     ] = None
+    kernels: Annotated[
+        Literal["metal", "cuda", "sim", "plain"] | None,
+        option("Run norm, rotation and gate as our Metal kernels; sim is slow and runs anywhere."),
+    ] = None
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"] | None, option("Number format of weights and arithmetic.")
     ] = None

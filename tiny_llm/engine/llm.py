@@ -12,6 +12,7 @@ from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams
 from tiny_llm.decode.beam import beam_search
 from tiny_llm.decode.generate import Delta, FinishReason, TokenLogprobs, check_prompt, stop_tokens, stream
+from tiny_llm.kernels.table import with_kernels
 from tiny_llm.model import fused, hub, loader
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
@@ -72,7 +73,8 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
     dtype = _dtype(config)
     loader.check_memory(path, shape, dtype, context if config.max_context else min(context, 4096))
     weights = loader.load_weights(path, shape, dtype)
-    qwen = Qwen3(shape, weights, fused.choose(config.ops))
+    ops = fused.choose(config.ops)
+    qwen = Qwen3(shape, weights, with_kernels(ops, config.kernels) if config.kernels else ops)
     defaults = loader.load_generation_defaults(path)
     return LLM(qwen, Tokenizer.from_dir(path), path=path, config=config, defaults=defaults, max_context=context)
 
