@@ -30,7 +30,34 @@ TITLES = {
     "1.5": "the whole model",
     "1.6": "the generation loop",
     "1.7": "the sampler",
+    "2.1": "what a step costs",
+    "2.2": "RMSNorm as a kernel",
+    "2.3": "the small operations, fused",
+    "2.4": "the KV cache",
+    "2.5": "the KV cache and its price",
+    "2.6": "the weights in few bits",
+    "2.7": "weights times one token",
+    "2.8": "weights times many tokens",
+    "2.9": "attention over a prompt",
+    "2.10": "attention of one token",
 }
+CACHE = "KV cache"
+FASTER = {  # the boxes that a chapter of week 2 makes faster or smaller
+    "2.1": {"N layers", "norm, head", CACHE},
+    "2.2": {"norm"},
+    "2.3": {"norm", "SwiGLU", "o, add"},
+    "2.4": {CACHE},
+    "2.5": {CACHE},
+    "2.6": {"q, k, v", "o, add", "SwiGLU", "down, add", "norm, head"},
+    "2.7": {"q, k, v", "o, add", "SwiGLU", "down, add", "norm, head"},
+    "2.8": {"q, k, v", "o, add", "SwiGLU", "down, add"},
+    "2.9": {"attention"},
+    "2.10": {"attention", CACHE},
+}
+
+
+def is_here(label: str, chapters: tuple[str, ...], chapter: str | None) -> bool:
+    return chapter in chapters or label in FASTER.get(chapter or "", ())
 
 
 def engine_map(chapter: str | None) -> Drawing:
@@ -53,8 +80,9 @@ def engine_map(chapter: str | None) -> Drawing:
     inner = _row(drawing, LAYER, 184, chapter)
     drawing.text(WIDTH / 2, 150, "one layer", 12, colour=GREY)
     middle = inner[3] + BOX / 2 - 2
-    drawing.rect(middle - 62, 226, 124, 24, GREEN, 0.2, rx=4)
-    drawing.text(middle, 238, "KV cache (week 2)", 11)
+    here_too = {"stroke": AMBER, "stroke_width": 2.5} if is_here(CACHE, (), chapter) else {}
+    drawing.rect(middle - 62, 226, 124, 24, AMBER if here_too else GREEN, 0.4 if here_too else 0.2, rx=4, **here_too)
+    drawing.text(middle, 238, "KV cache (week 2)", 11, bold=bool(here_too))
     drawing.line([(middle, 226), (middle, 206)], arrow=True)
     return drawing
 
@@ -72,7 +100,7 @@ def _row(
     gap = (WIDTH - 2 * margin - BOX * len(boxes)) / max(len(boxes) - 1, 1)
     xs = [margin + i * (BOX + gap) for i in range(len(boxes))]
     for i, ((label, chapters), x) in enumerate(zip(boxes, xs, strict=True)):
-        here = chapter in chapters
+        here = is_here(label, chapters, chapter)
         border = {"stroke": AMBER, "stroke_width": 2.5} if here else {}
         drawing.rect(x, y - HEIGHT / 2, BOX, HEIGHT, AMBER if here else BLUE, 0.4 if here else 0.12, rx=5, **border)
         drawing.text(x + BOX / 2, y - (7 if chapters else 0), label, 13, bold=here)
