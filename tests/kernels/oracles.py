@@ -51,6 +51,26 @@ def product(x: Any, weight: Any, scales: Any, biases: Any) -> Any:
     return x @ dequantized(weight, scales, biases, x.shape[-1]).swapaxes(-1, -2)
 
 
+def attention_parts(q: Any, k: Any, v: Any, lengths: Any, scale: float, window: int, chunk: int) -> list[Any]:
+    """Head by head and chunk by chunk: Σ exp(s - top) v, top = max s, Σ exp(s - top)."""
+    rows = []
+    for b, h in np.ndindex(*q.shape[:2]):
+        seen = slice(max(0, lengths[b] - window) if window else 0, lengths[b])
+        keys, values = (x[b, h * x.shape[1] // q.shape[1], seen] for x in (k, v))
+        parts = []
+        for begin in range(0, len(keys), chunk):
+            scores = scale * keys[begin : begin + chunk] @ q[b, h]
+            p = np.exp(scores - scores.max())
+            parts.append((p @ values[begin : begin + chunk], scores.max(), p.sum()))
+        rows.append(tuple(np.array(x) for x in zip(*parts, strict=True)))
+    return [np.stack(x) for x in zip(*rows, strict=True)]
+
+
+def merged(parts: Any, tops: Any, sums: Any, _: Any) -> Any:
+    factors = np.exp(tops)
+    return np.einsum("rs,rsd->rd", factors, parts) / (factors * sums).sum(1, keepdims=True)
+
+
 ORACLES: dict[str, Callable[..., list[Any]]] = {
     "axpby": lambda x, y, a, b: [a * x + b * y],
     "rms_norm": lambda x, w, eps: [rms(x, w, eps)],
@@ -60,4 +80,6 @@ ORACLES: dict[str, Callable[..., list[Any]]] = {
     "softmax": lambda x: [soft(x)],
     "quantized_matvec": lambda *arguments: [product(*arguments)],
     "quantized_rows": lambda *arguments: [product(*arguments)],
+    "decode_attention": attention_parts,
+    "merge_attention": lambda *arguments: [merged(*arguments)],
 }

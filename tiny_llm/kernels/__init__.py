@@ -4,6 +4,7 @@ Each function takes `on`: "metal", "cuda", "sim", "plain" or a `sim.Simulator`. 
 and without that the device: Metal or CUDA where MLX's default device is one, else the plain twin.
 """
 
+from tiny_llm.kernels.decode_attention import decode_attention
 from tiny_llm.kernels.elementwise import axpby, swiglu
 from tiny_llm.kernels.norm import residual_rms_norm, rms_norm
 from tiny_llm.kernels.quantized import quantized_matvec, quantized_rows
@@ -12,6 +13,7 @@ from tiny_llm.kernels.softmax import softmax
 
 __all__ = [
     "axpby",
+    "decode_attention",
     "quantized_matvec",
     "quantized_rows",
     "residual_rms_norm",

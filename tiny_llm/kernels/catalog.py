@@ -6,6 +6,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from tiny_llm.kernels.decode_attention import (
+    DECODE_ATTENTION,
+    MERGE_ATTENTION,
+    decode_attention_parts,
+    merge_attention,
+)
 from tiny_llm.kernels.elementwise import AXPBY, SWIGLU, axpby, swiglu
 from tiny_llm.kernels.launch import Kernel
 from tiny_llm.kernels.norm import RESIDUAL_RMS_NORM, RMS_NORM, residual_rms_norm, rms_norm
@@ -60,6 +66,20 @@ def sums(dtype: mx.Dtype, n: int) -> Arguments:
 
 def quantized_arguments(dtype: mx.Dtype, rows: int, outputs: int, width: int, bits: int, group: int) -> Arguments:
     return normal(dtype, rows, width), *mx.quantize(normal(dtype, outputs, width, seed=1), group, bits)
+
+
+def decode_arguments(
+    dtype: mx.Dtype, heads: int, kv_heads: int, dim: int, lengths: list[int], window: int, chunk: int
+) -> Arguments:
+    batch, most = len(lengths), max(lengths)
+    shared = (batch, kv_heads, most, dim)
+    q, k, v = normal(dtype, batch, heads, dim), normal(dtype, *shared, seed=1), normal(dtype, *shared, seed=2)
+    return q, k, v, mx.array(lengths, mx.int32), dim**-0.5, window, chunk
+
+
+def parts_arguments(dtype: mx.Dtype, rows: int, splits: int, dim: int) -> Arguments:
+    parts, tops = normal(mx.float32, rows, splits, dim), normal(mx.float32, rows, splits, seed=1)
+    return parts, tops, mx.exp(normal(mx.float32, rows, splits, seed=2)), dtype
 
 
 CATALOG = {
@@ -121,6 +141,26 @@ CATALOG = {
             lambda t: quantized_arguments(t, 4, 4096, 256, 4, 64),
             2 * 4096,
             once="weight scales biases",
+        ),
+        Entry(
+            DECODE_ATTENTION,
+            decode_attention_parts,
+            lambda t: [
+                decode_arguments(t, *shape)
+                for shape in (
+                    *((14, 2, 80, [70, 67], 0, 32), (7, 7, 64, [33], 20, 16), (2, 1, 8, [1], 0, 8)),
+                    (4, 1, 256, [9, 8, 7], 7, 8),
+                )
+            ],
+            lambda t: decode_arguments(t, 16, 8, 128, [512], 0, 0),
+            4 * 512,
+        ),
+        Entry(
+            MERGE_ATTENTION,
+            merge_attention,
+            lambda t: [parts_arguments(t, *shape) for shape in ((3, 33, 80), (1, 1, 256), (5, 2, 7))],
+            lambda t: parts_arguments(t, 32, 16, 128),
+            2,
         ),
     )
 }

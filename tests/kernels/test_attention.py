@@ -1,0 +1,63 @@
+"""The attention kernels as they are called: whole, over ragged lengths, with windows, by chunks that part anywhere."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from tests.kernels.oracles import attention_parts, float64, merged
+from tiny_llm.kernels import decode_attention
+from tiny_llm.kernels.catalog import decode_arguments
+from tiny_llm.kernels.sim import Simulator
+
+
+def rounded(dtype: mx.Dtype) -> float:
+    return {mx.float32: 1e-6, mx.float16: 2e-3, mx.bfloat16: 1.5e-2}[dtype]
+
+
+@pytest.mark.parametrize("on", ["sim", "plain"])
+@pytest.mark.parametrize(
+    ("dtype", "heads", "kv_heads", "dim", "lengths", "window", "chunk"),
+    [
+        (mx.float32, 14, 2, 80, [31, 32, 33, 1], 0, 32),  # parts that are empty for the short ones
+        (mx.float16, 7, 7, 64, [63, 64, 65], 33, 32),
+        (mx.bfloat16, 8, 1, 128, [40, 3], 0, 16),
+        (mx.float32, 2, 2, 256, [5], 5, 64),
+        (mx.float32, 4, 4, 7, [17], 1, 8),
+    ],
+)
+def test_decode_attention_is_exact(
+    dtype: mx.Dtype, heads: int, kv_heads: int, dim: int, lengths: list[int], window: int, chunk: int, on: str
+) -> None:
+    arguments = decode_arguments(dtype, heads, kv_heads, dim, lengths, window, chunk)
+    got = decode_attention(*arguments, on=Simulator(check=True, seed=2) if on == "sim" else on)
+    parts = attention_parts(*map(float64, arguments[:-1]), chunk=10**6)
+    truth = merged(*parts, None).reshape(got.shape)
+    assert got.dtype == dtype
+    np.testing.assert_allclose(float64(got), truth, rtol=0, atol=rounded(dtype) * np.abs(truth).max())
+
+
+def test_decode_attention_equals_mlx() -> None:
+    q, k, v, lengths, scale, *_ = decode_arguments(mx.float32, 14, 2, 64, [100, 100], 0, 0)
+    expected = mx.fast.scaled_dot_product_attention(q[:, :, None], k, v, scale=scale)[:, :, 0]
+    for chunk in (1, 99, 100, 0):
+        got = decode_attention(q, k, v, lengths, scale, 0, chunk, on="sim")
+        np.testing.assert_allclose(np.array(got), np.array(expected), atol=2e-6)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(16, 8, 128), (32, 8, 128), (14, 2, 64)])
+def test_keys_and_values_are_read_once_for_a_group_of_heads(heads: int, kv_heads: int, dim: int) -> None:
+    """Both launches together, the parts written and read again included. Qwen3-0.6B, 4B and Qwen2.5-0.5B, in half."""
+    arguments, simulator = decode_arguments(mx.float16, heads, kv_heads, dim, [1024], 0, 0), Simulator(check=True)
+    decode_attention(*arguments, on=simulator)
+    q, k, v = arguments[:3]
+    assert sum(report.traffic for report in simulator.reports) / (k.nbytes + v.nbytes + 2 * q.nbytes) <= 1.05
+    shared = {b.name: b for b in simulator.reports[0].buffers}
+    assert shared["k"].read == k.nbytes
+    assert shared["v"].read == v.nbytes
+
+
+def test_huge_scores_do_not_overflow() -> None:
+    q, k, v, lengths, *_ = decode_arguments(mx.float32, 1, 1, 64, [40], 0, 16)
+    got = decode_attention(q, k, v, lengths, 1000.0, 0, 16, on="sim")
+    best = (q[0, 0] @ k[0, 0].T).argmax().item()
+    np.testing.assert_allclose(np.array(got[0, 0]), np.array(v[0, 0, best]), atol=1e-5)

@@ -1,0 +1,25 @@
+// The parts of an attention that was split over its keys become one: softmax's own rule for two parts, over all.
+// parts (R, SPLITS, D), tops, sums (R, SPLITS) float: Σ exp(s - top) v, top = max s, Σ exp(s - top); out (R, D) of T.
+// out = Σ exp(top_i - top) parts_i / Σ exp(top_i - top) sums_i. One simdgroup for each row.
+// BODY
+constexpr int EACH = (D + 31) / 32;
+const int row = threadgroup_position_in_grid.x, lane = thread_index_in_simdgroup;
+float top = -INFINITY, sum = 0.0f, mix[EACH] = {0.0f};
+for (int s = lane; s < SPLITS; s += 32) {
+  top = max(top, tops[row * SPLITS + s]);
+}
+top = simd_max(top);
+for (int begin = 0; begin < SPLITS; begin += 32) {
+  const int s = begin + lane;  // this lane's part, whose factor all lanes need
+  const float factor = s < SPLITS ? metal::exp(tops[row * SPLITS + s] - top) : 0.0f;
+  sum += simd_sum(s < SPLITS ? factor * sums[row * SPLITS + s] : 0.0f);
+  for (int i = 0; i < min(32, SPLITS - begin); i++) {
+    const float f = simd_shuffle(factor, ushort(i));
+    for (int c = lane, j = 0; c < D; c += 32, j++) {
+      mix[j] += f * parts[(row * SPLITS + begin + i) * D + c];
+    }
+  }
+}
+for (int c = lane, j = 0; c < D; c += 32, j++) {
+  out[row * D + c] = T(mix[j] / sum);
+}
