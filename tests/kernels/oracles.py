@@ -71,6 +71,20 @@ def merged(parts: Any, tops: Any, sums: Any, _: Any) -> Any:
     return np.einsum("rs,rsd->rd", factors, parts) / (factors * sums).sum(1, keepdims=True)
 
 
+def causal_attention(q: Any, k: Any, v: Any, spans: Any, scale: float, window: int) -> Any:
+    """Query by query."""
+    out, row, start = np.empty_like(q), 0, 0
+    for new, total in spans:
+        for i in range(new):
+            end = total - new + i + 1
+            seen = slice(start + (max(0, end - window) if window else 0), start + end)
+            for h in range(q.shape[1]):
+                kv_head = h * k.shape[0] // q.shape[1]
+                out[row + i, h] = soft(scale * k[kv_head, seen] @ q[row + i, h]) @ v[kv_head, seen]
+        row, start = row + new, start + total
+    return out
+
+
 ORACLES: dict[str, Callable[..., list[Any]]] = {
     "axpby": lambda x, y, a, b: [a * x + b * y],
     "rms_norm": lambda x, w, eps: [rms(x, w, eps)],
@@ -80,6 +94,7 @@ ORACLES: dict[str, Callable[..., list[Any]]] = {
     "softmax": lambda x: [soft(x)],
     "quantized_matvec": lambda *arguments: [product(*arguments)],
     "quantized_rows": lambda *arguments: [product(*arguments)],
+    "flash_attention": lambda *arguments: [causal_attention(*arguments)],
     "decode_attention": attention_parts,
     "merge_attention": lambda *arguments: [merged(*arguments)],
 }

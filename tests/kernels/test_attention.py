@@ -4,9 +4,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.kernels.oracles import attention_parts, float64, merged
-from tiny_llm.kernels import decode_attention
-from tiny_llm.kernels.catalog import decode_arguments
+from tests.kernels.oracles import attention_parts, causal_attention, float64, merged
+from tiny_llm.kernels import decode_attention, flash_attention
+from tiny_llm.kernels.catalog import decode_arguments, flash_arguments
+from tiny_llm.kernels.flash_attention import QUERIES, keys_for, tiles_of
 from tiny_llm.kernels.sim import Simulator
 
 
@@ -61,3 +62,62 @@ def test_huge_scores_do_not_overflow() -> None:
     got = decode_attention(q, k, v, lengths, 1000.0, 0, 16, on="sim")
     best = (q[0, 0] @ k[0, 0].T).argmax().item()
     np.testing.assert_allclose(np.array(got[0, 0]), np.array(v[0, 0, best]), atol=1e-5)
+
+
+@pytest.mark.parametrize("on", ["sim", "plain"])
+@pytest.mark.parametrize(
+    ("dtype", "heads", "kv_heads", "dim", "spans", "window"),
+    [
+        (mx.float32, 2, 1, 64, [(31, 31), (32, 32), (33, 33), (1, 1)], 0),
+        (mx.float16, 7, 7, 80, [(1, 64), (5, 17)], 16),
+        (mx.bfloat16, 4, 1, 128, [(15, 16), (17, 48)], 0),
+        (mx.float32, 14, 2, 24, [(0, 3), (34, 65)], 33),
+        (mx.float32, 1, 1, 256, [(10, 10)], 1),
+    ],
+)
+def test_flash_attention_is_exact(
+    dtype: mx.Dtype, heads: int, kv_heads: int, dim: int, spans: list[tuple[int, int]], window: int, on: str
+) -> None:
+    arguments = flash_arguments(dtype, heads, kv_heads, dim, spans, window)
+    got = flash_attention(*arguments, on=Simulator(check=True, seed=2) if on == "sim" else on)
+    truth = causal_attention(*map(float64, arguments))
+    assert got.dtype == dtype
+    np.testing.assert_allclose(float64(got), truth, rtol=0, atol=rounded(dtype) * np.abs(truth).max())
+
+
+def test_flash_attention_equals_mlx() -> None:
+    q, k, v, spans, scale, _ = flash_arguments(mx.float32, 4, 2, 64, [(40, 70)], 0)
+    got = flash_attention(q, k, v, spans, scale, on="sim")
+    batch = (x[None] for x in (q.swapaxes(0, 1), k, v))
+    expected = mx.fast.scaled_dot_product_attention(*batch, scale=scale, mask="causal")[0].swapaxes(0, 1)
+    np.testing.assert_allclose(np.array(got), np.array(expected), atol=2e-6)
+
+
+@pytest.mark.parametrize(("dim", "tokens", "window"), [(64, 100, 0), (128, 70, 24)])
+def test_flash_attention_moves_what_the_paper_says(dim: int, tokens: int, window: int) -> None:
+    """Q and O once; K and V once for each tile of queries that sees them (arXiv:2205.14135, theorem 2: N² d / rows of
+    a tile). With the scores in memory there would be 4 H N² elements more."""
+    arguments = flash_arguments(mx.float16, 2, 1, dim, [(tokens, tokens)], window)
+    simulator = Simulator(check=True)
+    q = arguments[0]
+    flash_attention(*arguments, on=simulator)
+    seen = 0
+    for first, count, _, _ in tiles_of([(tokens, tokens)]):
+        seen += first + count - (max(0, first - window + 1) if window else 0)
+    read = {b.name: b.read for b in simulator.reports[0].buffers}
+    assert read["k"] == read["v"] == seen * 2 * dim * 2  # both heads
+    assert read["q"] == q.nbytes
+    if not window:
+        assert seen <= tokens**2 / (2 * QUERIES) + 2 * tokens
+    assert simulator.reports[0].threadgroup_bytes <= 32 * 1024
+
+
+def test_keys_and_values_fit_into_a_threadgroup_s_memory() -> None:
+    assert all(2 * 4 * keys_for(dim) * -(-dim // 8) * 8 <= 16 * 1024 for dim in range(1, 257))
+
+
+def test_flash_attention_of_huge_scores() -> None:
+    q, k, v, spans, *_ = flash_arguments(mx.float32, 1, 1, 64, [(1, 40)], 0)
+    got = flash_attention(q, k, v, spans, 1000.0, on="sim")
+    best = (q[0, 0] @ k[0].T).argmax().item()
+    np.testing.assert_allclose(np.array(got[0, 0]), np.array(v[0, best]), atol=1e-5)

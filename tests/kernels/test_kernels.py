@@ -59,6 +59,8 @@ def test_the_weight_of_a_single_row_is_read_once() -> None:
 @pytest.mark.parametrize("name", CATALOG)
 def test_empty_input_gives_empty_output(name: str) -> None:
     arguments = CATALOG[name].examples(mx.float32)[-1]
+    if name == "flash_attention":
+        arguments = (*arguments[:3], [(0, arguments[1].shape[1])], *arguments[4:])
     rows = arguments[0].shape[0]
     empty = tuple(
         a[:0] if isinstance(a, mx.array) and (i == 0 or (name in ALIKE and a.shape[0] == rows)) else a
@@ -98,6 +100,9 @@ def test_softmax_of_huge_and_masked_rows() -> None:
         ("decode_attention", lambda a: (a[0][:, :3], mx.zeros((3, 2, 9, 256)), *a[2:]), "3 query heads of 256 over 2"),
         ("decode_attention", lambda a: (*a[:3], a[3][:1], *a[4:]), r"lengths: expected shape \(3\)"),
         ("decode_attention", lambda a: (*a[:5], -1, 8), "window of at least 0, found 8 and -1"),
+        ("flash_attention", lambda a: (*a[:3], [(9, 17)], *a[4:]), "do not add up to 9 queries and 18 keys"),
+        ("flash_attention", lambda a: (*a[:3], [(9, 8), (0, 10)], *a[4:]), "new tokens among all"),
+        ("flash_attention", lambda a: (mx.zeros((9, 1, 257)), *[mx.zeros((1, 18, 257))] * 2, *a[3:]), "1 heads of 257"),
         ("merge_attention", lambda a: (a[0], a[1][:1], *a[2:]), "merge_attention tops: expected"),
         ("quantized_matvec", lambda a: (a[0].astype(mx.float16), *a[1:]), "scales: expected .* of float16"),
     ],

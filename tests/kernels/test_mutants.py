@@ -9,25 +9,25 @@ import pytest
 from tiny_llm.kernels.catalog import CATALOG
 from tiny_llm.kernels.sim import KernelError, Simulator
 
-BARRIER = re.compile(r"threadgroup_barrier\(mem_flags::mem_threadgroup\);")
-PLACES = [
-    (name, number)
-    for name, entry in CATALOG.items()
-    for number, _ in enumerate(BARRIER.finditer(entry.kernel.path.read_text()))
-]
+BARRIER = re.compile(r"(threadgroup|simdgroup)_barrier\(mem_flags::mem_threadgroup\);")
 WEAKER = {
     "removed": "",
     "of one simdgroup": "simdgroup_barrier(mem_flags::mem_threadgroup);",
     "of device memory": "threadgroup_barrier(mem_flags::mem_device);",
 }
+PLACES = [
+    (name, number, weaker)
+    for name, entry in CATALOG.items()
+    for number, barrier in enumerate(BARRIER.finditer(entry.kernel.path.read_text()))
+    for weaker in (WEAKER if barrier[1] == "threadgroup" else ["removed"])
+]
 
 
 def test_there_are_barriers() -> None:
-    assert len(PLACES) >= 5
+    assert len(PLACES) >= 30
 
 
-@pytest.mark.parametrize("weaker", WEAKER)
-@pytest.mark.parametrize(("name", "number"), PLACES)
+@pytest.mark.parametrize(("name", "number", "weaker"), PLACES)
 def test_a_weaker_barrier_is_found(name: str, number: int, weaker: str, tmp_path: Path) -> None:
     entry = CATALOG[name]
     text = entry.kernel.path.read_text()

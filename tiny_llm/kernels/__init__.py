@@ -6,6 +6,7 @@ and without that the device: Metal or CUDA where MLX's default device is one, el
 
 from tiny_llm.kernels.decode_attention import decode_attention
 from tiny_llm.kernels.elementwise import axpby, swiglu
+from tiny_llm.kernels.flash_attention import flash_attention
 from tiny_llm.kernels.norm import residual_rms_norm, rms_norm
 from tiny_llm.kernels.quantized import quantized_matvec, quantized_rows
 from tiny_llm.kernels.rope import rope
@@ -14,6 +15,7 @@ from tiny_llm.kernels.softmax import softmax
 __all__ = [
     "axpby",
     "decode_attention",
+    "flash_attention",
     "quantized_matvec",
     "quantized_rows",
     "residual_rms_norm",

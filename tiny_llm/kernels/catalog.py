@@ -13,6 +13,7 @@ from tiny_llm.kernels.decode_attention import (
     merge_attention,
 )
 from tiny_llm.kernels.elementwise import AXPBY, SWIGLU, axpby, swiglu
+from tiny_llm.kernels.flash_attention import FLASH_ATTENTION, flash_attention
 from tiny_llm.kernels.launch import Kernel
 from tiny_llm.kernels.norm import RESIDUAL_RMS_NORM, RMS_NORM, residual_rms_norm, rms_norm
 from tiny_llm.kernels.quantized import QUANTIZED_MATVEC, QUANTIZED_ROWS, quantized_matvec, quantized_rows
@@ -80,6 +81,14 @@ def decode_arguments(
 def parts_arguments(dtype: mx.Dtype, rows: int, splits: int, dim: int) -> Arguments:
     parts, tops = normal(mx.float32, rows, splits, dim), normal(mx.float32, rows, splits, seed=1)
     return parts, tops, mx.exp(normal(mx.float32, rows, splits, seed=2)), dtype
+
+
+def flash_arguments(
+    dtype: mx.Dtype, heads: int, kv_heads: int, dim: int, spans: list[tuple[int, int]], window: int
+) -> Arguments:
+    tokens, keys = sum(new for new, _ in spans), sum(total for _, total in spans)
+    k, v = normal(dtype, kv_heads, keys, dim, seed=1), normal(dtype, kv_heads, keys, dim, seed=2)
+    return normal(dtype, tokens, heads, dim), k, v, spans, dim**-0.5, window
 
 
 CATALOG = {
@@ -161,6 +170,20 @@ CATALOG = {
             lambda t: [parts_arguments(t, *shape) for shape in ((3, 33, 80), (1, 1, 256), (5, 2, 7))],
             lambda t: parts_arguments(t, 32, 16, 128),
             2,
+        ),
+        Entry(
+            FLASH_ATTENTION,
+            flash_attention,
+            lambda t: [
+                flash_arguments(t, *shape)
+                for shape in (
+                    *((2, 1, 80, [(33, 40), (1, 5)], 0), (7, 7, 7, [(17, 17)], 3)),
+                    (1, 1, 256, [(9, 18)], 0),
+                )
+            ],
+            lambda t: flash_arguments(t, 4, 2, 128, [(128, 128)], 0),
+            4 * 64,
+            once="q",
         ),
     )
 }
