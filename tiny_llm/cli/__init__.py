@@ -17,6 +17,7 @@ from tiny_llm.cli.generate import generate
 from tiny_llm.cli.kernels import kernels
 from tiny_llm.cli.models import models
 from tiny_llm.cli.pocket import app as pocket
+from tiny_llm.cli.quantize import quantize
 from tiny_llm.cli.viz import viz
 
 PROGRAM = "tiny-llm"
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (chat, generate, bench, doctor):
+for command in (chat, generate, bench, quantize, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
 app.add_typer(kernels, name="kernels")

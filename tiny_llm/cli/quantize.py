@@ -1,0 +1,150 @@
+"""`tiny-llm quantize`: store a model's weights in fewer bits, and say what that costs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tiny_llm.cli.errors import usage
+from tiny_llm.cli.options import option, with_options
+from tiny_llm.cli.terminal import note, size, table
+
+if TYPE_CHECKING:
+    from tiny_llm.config import QuantizationConfig
+    from tiny_llm.engine.llm import LLM
+    from tiny_llm.quantize.plan import Matrix
+
+CALIBRATION = 1024  # tokens
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How many bits a weight gets."""
+
+    bits: Annotated[int, typer.Option(help="Bits of a weight: 2, 3, 4, 6 or 8.")] = 4
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 64
+    predicate: Annotated[
+        Literal["all", "body", "sensitive"],
+        typer.Option(help="What to quantize: all, all but embedding and head, or all, with more bits where it hurts."),
+    ] = "all"
+    high_bits: Annotated[int, typer.Option(help="With --predicate sensitive: bits where it hurts.")] = 8
+    target_bits: Annotated[
+        float | None, option("With --predicate sensitive: bits a weight on average, scales and biases included.")
+    ] = None
+
+    def plan(self, found: "Sequence[Matrix]") -> "QuantizationConfig":
+        """The plan without what must be measured. Raises ValueError for settings that can't be."""
+        from tiny_llm.quantize import plan, sensitive
+
+        if (self.predicate == "sensitive") != (self.target_bits is not None):
+            given = "no --target-bits" if self.target_bits is None else "one"
+            raise ValueError(f"--predicate {self.predicate}: --target-bits goes with sensitive alone, found {given}")
+        if self.target_bits is None:
+            return plan.uniform(found, self.bits, self.group_size, "body" if self.predicate == "body" else "all")
+        plan.uniform(found, self.high_bits, self.group_size)
+        sensitive.choose([], self.bits, self.high_bits, self.group_size, self.target_bits)
+        return plan.uniform(found, self.bits, self.group_size)
+
+    def measured(self, llm: "LLM") -> "QuantizationConfig":
+        """The plan of --predicate sensitive, by texts that have nothing in common with those of the report."""
+        from tiny_llm.cache.recompute import RecomputeCache
+        from tiny_llm.quantize import sensitive
+
+        assert self.target_bits is not None
+        note("looking for the layers that suffer most …")
+        model, calibration = llm.model, texts(llm, "train", CALIBRATION)
+        cache = lambda: RecomputeCache(model.config, model.ops)  # noqa: E731
+        units = sensitive.measure(model, calibration, cache, self.bits, self.group_size)
+        return sensitive.choose(units, self.bits, self.high_bits, self.group_size, self.target_bits)
+
+
+@with_options
+def quantize(
+    model: Annotated[str, typer.Argument(help="A directory, a hub name, an alias, or pocket for the model inside.")],
+    precision: Precision,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to make.")],
+    tokens: Annotated[int, typer.Option(help="Length of the texts to measure on; 0 for none.", min=0)] = 2048,
+    overwrite: Annotated[bool, option("Replace a quantized model that is there.", "--overwrite")] = False,
+    as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
+) -> None:
+    """Write a quantized copy of a model, in MLX's format, and measure both.
+
+    The perplexity is that of answers in conversations made by tiny-llm, in wordings that the model inside never saw.
+    """
+    from tiny_llm.engine import llm as engine
+    from tiny_llm.model.hub import resolve
+    from tiny_llm.quantize import plan as plans
+    from tiny_llm.quantize.write import check_place, write_quantized
+
+    with usage():
+        source = engine.POCKET if model == "pocket" else resolve(model)
+        check_place(source, out, overwrite)
+        found = plans.matrices(source)
+        plan = precision.plan(found)
+    results: dict[str, list[float | None]] = {"before": [stored_bytes(source), None], "after": []}
+    if tokens or precision.target_bits is not None:
+        note(f"loading {model} …")
+        llm = engine.load(str(source))
+        results["before"][1] = perplexity(llm, tokens)
+        plan = plan if precision.target_bits is None else precision.measured(llm)
+        del llm
+    write_quantized(source, out, plan, overwrite=overwrite)
+    results["after"] = [stored_bytes(out), perplexity(engine.load(str(out)), tokens) if tokens else None]
+    show(out, plan, found, results, as_json)
+
+
+def texts(llm: "LLM", split: Literal["train", "test"], tokens: int) -> list[Any]:
+    from tiny_llm.pocket.texts import conversations
+    from tiny_llm.quantize.perplexity import Text
+
+    return [Text(*each) for each in conversations(split, tokens, llm.tokenizer.encode)]
+
+
+def perplexity(llm: "LLM", tokens: int) -> float | None:
+    """On held-out conversations of so many tokens; None for 0 of them."""
+    from tiny_llm.cache.recompute import RecomputeCache
+    from tiny_llm.quantize.perplexity import perplexity
+
+    if not tokens:
+        return None
+    note("measuring …")
+    return perplexity(llm.model, texts(llm, "test", tokens), lambda: RecomputeCache(llm.config, llm.model.ops))
+
+
+def stored_bytes(directory: Path) -> int:
+    """All tensors of a model directory."""
+    from tiny_llm.model.directory import load_config
+    from tiny_llm.model.safetensors import read_entries
+
+    entries = read_entries(directory, load_config(directory).tie_word_embeddings)
+    return sum(entry.end - entry.begin for entry in entries.values())
+
+
+def show(
+    out: Path,
+    plan: "QuantizationConfig",
+    found: "Sequence[Matrix]",
+    results: dict[str, list[float | None]],
+    as_json: bool,
+) -> None:
+    """What was done and what it costs. `results` are (bytes, perplexity or None)."""
+    from tiny_llm.quantize.plan import as_json as table_of
+    from tiny_llm.quantize.plan import bits_per_weight
+
+    if as_json:
+        figures = {name: {"bytes": a, "perplexity": b} for name, (a, b) in results.items()}
+        print(json.dumps(figures | {"bits_per_weight": bits_per_weight(found, plan), "quantization": table_of(plan)}))
+        return
+    own = [plan.layers.get(matrix.path, plan) for matrix in found]
+    kinds = sorted({0 if q is None else q.bits for q in own})
+    counts = {bits: sum(bits == (0 if q is None else q.bits) for q in own) for bits in kinds}
+    named = [f"{count} {f'in {bits} bits' if bits else 'left dense'}" for bits, count in counts.items()]
+    average = bits_per_weight(found, plan)
+    print(f"{out}: {len(found)} matrices, {', '.join(named)}; groups of {plan.group_size}, {average:.2f} bits a weight")
+    rows = [["", *results], ["weights", *(size(a or 0) for a, _ in results.values())]]
+    if None not in (measured := [b for _, b in results.values()]):
+        rows.append(["perplexity", *(f"{b:.4f}" for b in measured)])
+    table(rows)
