@@ -145,3 +145,69 @@ def test_refusals(path: Path, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None
         load()
     with pytest.raises(ValueError, match="nowhere"):
         load(path / "nowhere")
+
+
+KINDS = {
+    "rotating": EngineConfig(cache="rotating", window=32, sinks=2),
+    "8 bits": EngineConfig(cache="quantized", kv_group_size=32),
+    "4 bits": EngineConfig(cache="quantized", kv_bits=4),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_caches_go_on_from_what_they_hold(path: Path, kind: str) -> None:
+    """A second turn, a shorter prompt, and one that a window has moved past: each as from an empty cache."""
+    held, long = load(path, config=KINDS[kind]), [(7 * i) % 300 for i in range(400)]
+    prompts = [[5, 6, 7, 8], [5, 6, 7, 8, 9, 10], [5, 6], long, long[:390], long[:40], [1, *long]]
+    for prompt in prompts:
+        answer = held.generate(prompt, GREEDY)
+        want = load(path, config=KINDS[kind]).generate(prompt, GREEDY)
+        if kind == "rotating":
+            assert answer.tokens == want.tokens
+        assert answer.stats.cached_tokens <= len(prompt) - 1 and want.stats.cached_tokens == 0
+        assert len(answer.tokens) == len(want.tokens)
+    assert held._cache.offset == 401 + 11
+
+
+def test_a_window_bounds_the_memory(path: Path) -> None:
+    llm = load(path, config=KINDS["rotating"])
+    llm.generate([(7 * i) % 300 for i in range(450)], GREEDY)
+    assert llm._cache.nbytes == (32 + 256) * 2 * 2 * 2 * 32 * 4  # slots; K and V, layers, heads, width, bytes
+
+
+def test_a_request_goes_on_from_a_file(path: Path, llm: LLM, tmp_path: Path) -> None:
+    tokens, file = llm.encode(CHAT), tmp_path / "prompt.safetensors"
+    first = llm.generate(tokens, GREEDY)
+    llm.save_cache(file)
+    again = load(path)
+    assert again.load_cache(file) == len(tokens) + 11
+    answer = again.generate([*tokens, *first.tokens, 5], GREEDY)
+    assert answer.stats.cached_tokens == len(tokens) + 11
+    assert answer.text == fresh(path, [*tokens, *first.tokens, 5])
+    other = load(make_model(tmp_path / "other", seed=1))
+    with pytest.raises(ValueError, match="is of another model"):
+        other.load_cache(file)
+    assert other.generate(tokens, GREEDY).stats.cached_tokens == 0
+
+
+def test_what_a_cache_cannot_hold_is_said_before_loading(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_module.loader, "load_weights", None)
+    with pytest.raises(ValueError, match=r"kv_group_size: .* head_dim \(32\), found 64"):
+        load(path, config=EngineConfig(cache="quantized", kv_group_size=64))
+
+
+def test_the_estimate_knows_the_cache(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs: list[int] = []
+    check = llm_module.loader.check_memory
+
+    def noted(*args, **options):
+        needs.append(check(*args, **options).kv_cache)
+
+    monkeypatch.setattr(llm_module.loader, "check_memory", noted)
+    token = 2 * 2 * 2 * 32  # K and V, layers, heads, width
+    for config in (EngineConfig(), KINDS["rotating"], KINDS["8 bits"], KINDS["4 bits"]):
+        load(path, config=config)
+    width = 4 if llm_module.mx.default_device() != llm_module.mx.gpu else 2
+    want = [512 * token * width, (32 + 256) * token * width]
+    want += [512 * token * bits // 8 + 512 * token // 32 * 2 * width for bits in (8, 4)]
+    assert needs == want

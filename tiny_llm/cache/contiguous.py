@@ -20,6 +20,9 @@ from tiny_llm.model.ops import Ops
 class ContiguousCache:
     """The KV cache of one sequence; `step` is the number of slots by which it grows."""
 
+    SETTINGS: tuple[str, ...] = ()  # attributes that a saved cache must share with the one that takes its place
+    COUNTERS: tuple[str, ...] = ("offset",)  # and those that are saved with it
+
     def __init__(self, config: ModelConfig, ops: Ops, step: int = 256):
         self.config, self.ops, self.step = config, ops, step
         self.start = self.offset = self.capacity = 0

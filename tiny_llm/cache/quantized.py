@@ -6,24 +6,24 @@ A token is packed when it comes and never unpacked as a whole again: attention r
 import mlx.core as mx
 
 from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.cache.memory import STEP
 from tiny_llm.config import ModelConfig
+from tiny_llm.config.engine import check_packing
 from tiny_llm.config.fields import require
 from tiny_llm.model.cached_attention import Packed
 from tiny_llm.model.ops import Ops
 
-BITS = (8, 4)
-GROUP_SIZES = (64, 32, 128)  # the first that divides head_dim is taken where none is asked for
+PREFERRED = (64, 32)  # of these the first that divides head_dim is taken
 
 
 def group_size_for(head_dim: int, wanted: int | None = None) -> int:
-    """The group size for heads `head_dim` wide. Raises ValueError where the wanted one, or all, do not divide it."""
-    known = GROUP_SIZES if wanted is None else (wanted,)
-    require(wanted is None or wanted in GROUP_SIZES, f"kv_group_size: expected 32, 64 or 128, found {wanted}")
-    fits = [size for size in known if head_dim % size == 0]
+    """The group size for heads `head_dim` wide. Raises ValueError where the wanted one, or each, does not divide it."""
+    sizes = PREFERRED if wanted is None else (wanted,)
+    fits = [size for size in sizes if head_dim % size == 0]
     require(
         bool(fits),
-        f"kv_group_size: expected a divisor of head_dim ({head_dim}) among {', '.join(map(str, sorted(GROUP_SIZES)))}, "
-        f"found {'none' if wanted is None else wanted}; without --cache quantized any width will do",
+        f"kv_group_size: expected a divisor of the model's head_dim ({head_dim}), found {', '.join(map(str, sizes))}; "
+        "set one that divides it, or take a cache that is not quantized",
     )
     return fits[0]
 
@@ -31,8 +31,10 @@ def group_size_for(head_dim: int, wanted: int | None = None) -> int:
 class QuantizedCache(ContiguousCache):
     """The KV cache of one sequence with `bits` for each number; three buffers hold a layer's keys, three its values."""
 
-    def __init__(self, config: ModelConfig, ops: Ops, bits: int = 8, group_size: int | None = None, step: int = 256):
-        require(bits in BITS, f"kv_bits: expected 8 or 4, found {bits}")
+    SETTINGS = ("bits", "group_size")
+
+    def __init__(self, config: ModelConfig, ops: Ops, bits: int = 8, group_size: int | None = None, step: int = STEP):
+        check_packing(bits, group_size)
         super().__init__(config, ops, step)
         self.bits, self.group_size = bits, group_size_for(config.head_dim, group_size)
 

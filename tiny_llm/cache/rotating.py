@@ -15,7 +15,9 @@ import mlx.core as mx
 
 from tiny_llm.cache.base import check_trim
 from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.cache.memory import SPARE, STEP
 from tiny_llm.config import ModelConfig
+from tiny_llm.config.engine import SINKS, WINDOW, check_window
 from tiny_llm.config.fields import require
 from tiny_llm.model.ops import Ops
 
@@ -42,20 +44,23 @@ def visible(positions: mx.array, held: mx.array, sinks: int, recent: int) -> mx.
     return (held <= query) & ((slots < sinks) | near)
 
 
-def check_window(window: int, sinks: int, spare: int = 0) -> None:
-    """Refuse a window that holds no token besides the sinks."""
-    require(sinks >= 0, f"sinks: expected 0 or more, found {sinks}")
-    require(spare >= 0, f"spare: expected 0 or more, found {spare}")
-    require(window > sinks, f"window: expected more than the {sinks} sinks that it includes, found {window}")
-
-
 class RotatingCache(ContiguousCache):
     """The KV cache of one sequence in `window + spare` slots; grows by `step` up to there."""
 
+    SETTINGS = ("window", "sinks", "spare")
+    COUNTERS = ("offset", "written")
+
     def __init__(
-        self, config: ModelConfig, ops: Ops, window: int = 1024, sinks: int = 4, spare: int = 256, step: int = 256
+        self,
+        config: ModelConfig,
+        ops: Ops,
+        window: int = WINDOW,
+        sinks: int = SINKS,
+        spare: int = SPARE,
+        step: int = STEP,
     ):
-        check_window(window, sinks, spare)
+        check_window(window, sinks)
+        require(spare >= 0, f"spare: expected 0 or more, found {spare}")
         super().__init__(config, ops, step)
         self.window, self.sinks, self.spare = window, sinks, spare
         self.full = window + spare

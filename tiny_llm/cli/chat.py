@@ -9,7 +9,14 @@ import typer
 
 from tiny_llm.cli.commands import Commands
 from tiny_llm.cli.errors import report
-from tiny_llm.cli.options import DialogueOptions, EngineOptions, SamplingOptions, settings_of, with_options
+from tiny_llm.cli.options import (
+    DialogueOptions,
+    EngineOptions,
+    KeepOptions,
+    SamplingOptions,
+    settings_of,
+    with_options,
+)
 from tiny_llm.cli.session import Session, remark
 from tiny_llm.cli.terminal import note
 
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @with_options
-def chat(engine: EngineOptions, sampling: SamplingOptions, dialogue: DialogueOptions) -> None:
+def chat(engine: EngineOptions, sampling: SamplingOptions, dialogue: DialogueOptions, keep: KeepOptions) -> None:
     """Talk to a model.
 
     /help lists what can be typed besides messages. If the input is not a terminal, each of its lines is a message
@@ -27,10 +34,14 @@ def chat(engine: EngineOptions, sampling: SamplingOptions, dialogue: DialogueOpt
     settings = settings_of(sampling)
     llm = engine.load()
     session = Session(llm, settings, dialogue.template(), dialogue.system)
-    if sys.stdin.isatty():
-        note(f"{llm.name}, context of {llm.max_context} tokens. /help lists the commands, /quit ends.")
-        talk(session)
-    elif not relay(session, sys.stdin):
+    with keep.kept(llm):
+        if sys.stdin.isatty():
+            note(f"{llm.name}, context of {llm.max_context} tokens. /help lists the commands, /quit ends.")
+            talk(session)
+            answered = True
+        else:
+            answered = relay(session, sys.stdin)
+    if not answered:
         raise typer.Exit(1)
 
 

@@ -12,6 +12,7 @@ import typer
 from tiny_llm.cli.options import (
     DialogueOptions,
     EngineOptions,
+    KeepOptions,
     SamplingOptions,
     SearchOptions,
     option,
@@ -32,6 +33,7 @@ def generate(
     sampling: SamplingOptions,
     search: SearchOptions,
     dialogue: DialogueOptions,
+    keep: KeepOptions,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads it from stdin.")] = None,
     file: Annotated[Path | None, option("Read the prompt from a file.", "--file", "-f")] = None,
     raw: Annotated[
@@ -58,10 +60,11 @@ def generate(
         note("the model has no chat template: it continues the text")
         raw = True
     request = text if raw else messages(text, dialogue.system)
-    if stream is not False and not several and not as_json:
-        show_stream(llm, request, dialogue.template(), settings)
-        return
-    answer = llm.generate(request, template=dialogue.template(), **settings)
+    with keep.kept(llm):
+        if stream is not False and not several and not as_json:
+            show_stream(llm, request, dialogue.template(), settings)
+            return
+        answer = llm.generate(request, template=dialogue.template(), **settings)
     completions = answer if isinstance(answer, list) else [answer]
     if as_json:
         print(json.dumps(as_data(llm, completions), ensure_ascii=False, allow_nan=False))

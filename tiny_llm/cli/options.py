@@ -3,8 +3,10 @@
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
@@ -65,6 +67,16 @@ class EngineOptions:
         None
     )
     prefill_chunk: Annotated[int | None, option("Prompt tokens per forward pass.")] = None
+    cache: Annotated[
+        Literal["contiguous", "rotating", "quantized"] | None,
+        option("Keep every token, the first and newest ones, or all in few bits."),
+    ] = None
+    window: Annotated[int | None, option("With a rotating cache: tokens that are seen, sinks included; 1024.")] = None
+    sinks: Annotated[int | None, option("With a rotating cache: first tokens that stay in sight; 4.")] = None
+    kv_bits: Annotated[int | None, option("With a quantized cache: 8 or 4 bits a number; 8.")] = None
+    kv_group_size: Annotated[
+        int | None, option("With a quantized cache: numbers that share a scale, 32, 64 or 128; 64 where it fits.")
+    ] = None
     code: Annotated[
         str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")
     ] = None
@@ -97,6 +109,33 @@ class EngineOptions:
         if self.model is None:
             print(dim(NO_MODEL, sys.stderr), file=sys.stderr, flush=True)
         return loaded
+
+
+@dataclass(frozen=True)
+class KeepOptions:
+    """What outlives the process."""
+
+    prompt_cache: Annotated[
+        Path | None,
+        option("Keep what is computed of the conversation in a file: read if it is there, written at the end."),
+    ] = None
+
+    @contextmanager
+    def kept(self, llm: "LLM") -> Iterator[None]:
+        """Within it `llm` goes on from the file, and when it ends without a failure the file is as the model left it.
+
+        Raises ValueError for a file that won't do, before anything is computed.
+        """
+        path = self.prompt_cache
+        if path is None:
+            yield
+            return
+        if not path.parent.is_dir():
+            raise typer.BadParameter(f"{path.parent}: expected a folder, found none", param_hint="--prompt-cache")
+        if path.exists():
+            note(f"{llm.load_cache(path)} tokens are in {path}")
+        yield
+        llm.save_cache(path)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,15 @@
 """How the engine runs a model."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tiny_llm.config.fields import require
+from tiny_llm.config.model import GROUP_SIZES
+
+CACHES = ("contiguous", "rotating", "quantized")
+KV_BITS = (8, 4)
+WINDOW, SINKS = 1024, 4  # of a rotating cache, if not set; the sinks are StreamingLLM's
+BELONGS = {"window": "rotating", "sinks": "rotating", "kv_bits": "quantized", "kv_group_size": "quantized"}
 
 
 @dataclass(frozen=True)
@@ -14,6 +20,9 @@ class EngineConfig:
     `dtype`: of weights and arithmetic; "auto" is float32 on a CPU and the files' own on a GPU.
     `prefill_chunk`: prompt tokens per forward pass. `max_context`: tokens a sequence may hold, None for the model's.
     `kernels`: the back end on which norm, rotation and gate run as our Metal kernels; None leaves them to `ops`.
+    `cache`: "contiguous" keeps every token; "rotating" the first `sinks` and the newest, `window` in all (1024 and 4
+    if not set); "quantized" keeps `kv_bits` (8 or 4, 8 if not set) for each number, in groups of `kv_group_size`
+    (64 if not set and head_dim allows it).
     """
 
     ops: Literal["fused", "plain"] = "fused"
@@ -21,6 +30,11 @@ class EngineConfig:
     prefill_chunk: int = 2048
     max_context: int | None = None
     kernels: Literal["metal", "cuda", "sim", "plain"] | None = None
+    cache: Literal["contiguous", "rotating", "quantized"] = "contiguous"
+    window: int | None = None
+    sinks: int | None = None
+    kv_bits: int | None = None
+    kv_group_size: int | None = None
 
     def __post_init__(self) -> None:
         require(self.ops in ("fused", "plain"), f"ops: expected fused or plain, found {self.ops!r}")
@@ -35,3 +49,37 @@ class EngineConfig:
             self.kernels is None or self.kernels in back_ends,
             f"kernels: expected one of {', '.join(back_ends)}, found {self.kernels!r}",
         )
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        require(self.cache in CACHES, f"cache: expected one of {', '.join(CACHES)}, found {self.cache!r}")
+        for name, kind in BELONGS.items():
+            value = getattr(self, name)
+            require(
+                value is None or self.cache == kind,
+                f"{name}: {value!r} is for the {kind} cache, found the {self.cache} one; set cache to {kind}",
+            )
+        check_window(**self.cache_settings("window", "sinks"))
+        check_packing(self.kv_bits, self.kv_group_size)
+
+    def cache_settings(self, *names: str) -> dict[str, Any]:
+        """Those of the named settings that are set; the caches know what holds for the others."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def check_window(window: int = WINDOW, sinks: int = SINKS) -> None:
+    """Refuse a window that holds no token besides the sinks."""
+    for name, value, least in (("sinks", sinks, 0), ("window", window, 1)):
+        require(
+            type(value) is int and value >= least, f"{name}: expected an integer of at least {least}, found {value!r}"
+        )
+    require(window > sinks, f"window: expected more than the {sinks} sinks that it includes, found {window}")
+
+
+def check_packing(bits: int | None, group_size: int | None) -> None:
+    """Refuse bits and groups that keys and values can't be packed into."""
+    require(bits is None or bits in KV_BITS, f"kv_bits: expected 8 or 4, found {bits!r}")
+    sizes = ", ".join(map(str, GROUP_SIZES))
+    require(
+        group_size is None or group_size in GROUP_SIZES, f"kv_group_size: expected one of {sizes}, found {group_size!r}"
+    )

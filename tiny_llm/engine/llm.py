@@ -3,17 +3,21 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 
+from tiny_llm.cache import disk
+from tiny_llm.cache.choose import new_cache, slot_bytes, slots_at_most
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams
 from tiny_llm.decode.beam import beam_search
 from tiny_llm.decode.generate import Delta, FinishReason, TokenLogprobs, check_prompt, stop_tokens, stream
 from tiny_llm.kernels.table import with_kernels
 from tiny_llm.model import fused, hub, loader
+from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
@@ -71,7 +75,8 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
     shape = loader.load_config(path)
     context = min(config.max_context or shape.max_position_embeddings, shape.max_position_embeddings)
     dtype = _dtype(config)
-    loader.check_memory(path, shape, dtype, context if config.max_context else min(context, 4096))
+    cache = partial(slot_bytes, shape, config), slots_at_most(config)
+    loader.check_memory(path, shape, dtype, context if config.max_context else min(context, 4096), cache=cache)
     weights = loader.load_weights(path, shape, dtype)
     ops = fused.choose(config.ops)
     qwen = Qwen3(shape, weights, with_kernels(ops, config.kernels) if config.kernels else ops)
@@ -200,6 +205,8 @@ class LLM:
         limit = min(len(tokens) - 1, len(self._cached), self._cache.offset)
         while agreed < limit and tokens[agreed] == self._cached[agreed]:
             agreed += 1
+        if self._cache.offset - agreed > self._cache.trimmable:
+            agreed = 0  # what stood in the window then is gone
         self._cache.trim(self._cache.offset - agreed)
         self._cached = list(tokens)
         return agreed
@@ -227,7 +234,23 @@ class LLM:
             yield Delta(text, last, index, "stop" if beam.finished else "length")
 
     def _new_cache(self) -> ContiguousCache:
-        return ContiguousCache(self.config, self.model.ops)
+        return new_cache(self.config, self.model.ops, self.engine_config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this model's saved caches from others'."""
+        return fingerprint(self.config, self.model.weights)
+
+    def save_cache(self, path: Path) -> None:
+        """Write what is computed of the last request, so that another process need not. Raises OSError."""
+        disk.save(path, self._cache, self._cached, self.fingerprint)
+
+    def load_cache(self, path: Path) -> int:
+        """Go on from what `save_cache` wrote; returns its tokens. Raises ValueError where the file won't do."""
+        cache = self._new_cache()
+        self._cached = disk.load(path, cache, self.fingerprint)
+        self._cache = cache
+        return cache.offset
 
 
 def _join(deltas: list[Delta], stats: Stats) -> Completion:

@@ -1,5 +1,6 @@
 """How much memory a model will take, and whether the machine has it: told before loading."""
 
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,13 @@ class MemoryBytes(NamedTuple):
         return self.weights + self.kv_cache + self.working
 
 
-def estimate_bytes(directory: Path, config: ModelConfig, dtype: mx.Dtype | None, context: int) -> MemoryBytes:
+# A cache that is not contiguous: bytes of a slot for a width of activations, and slots at most (None: all tokens)
+CacheCost = tuple[Callable[[int], int], int | None]
+
+
+def estimate_bytes(
+    directory: Path, config: ModelConfig, dtype: mx.Dtype | None, context: int, cache: CacheCost | None = None
+) -> MemoryBytes:
     """What loading a model and computing `context` tokens will take, from the files' headers alone.
 
     `dtype` as in `load_weights`. Raises ValueError for broken files.
@@ -37,10 +44,13 @@ def estimate_bytes(directory: Path, config: ModelConfig, dtype: mx.Dtype | None,
     norm = entries.get("model.norm.weight")
     width = dtype.size if dtype else WIDTHS[norm.dtype] if norm else 4
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
+    slots = context
+    if cache is not None:
+        per_token, slots = cache[0](width), min(context, cache[1] or context)
     largest = max((entry.end - entry.begin for entry in entries.values()), default=0)  # twice there when converted
     return MemoryBytes(
         weights=sum(_loaded(entry, dtype) for entry in entries.values()),
-        kv_cache=per_token * context,
+        kv_cache=per_token * slots,
         working=max(_prefill_bytes(config, width, context), largest),
         per_token=per_token,
     )
@@ -77,10 +87,15 @@ def available_bytes() -> int | None:
 
 
 def check_memory(
-    directory: Path, config: ModelConfig, dtype: mx.Dtype | None, context: int, available: int | None = None
+    directory: Path,
+    config: ModelConfig,
+    dtype: mx.Dtype | None,
+    context: int,
+    available: int | None = None,
+    cache: CacheCost | None = None,
 ) -> MemoryBytes:
     """The estimate, if it fits into `available` bytes (None asks the system). Raises ValueError with advice."""
-    need = estimate_bytes(directory, config, dtype, context)
+    need = estimate_bytes(directory, config, dtype, context, cache)
     available = available_bytes() if available is None else available
     if available is None or need.total <= available:
         return need

@@ -1,0 +1,163 @@
+"""A cache on disk: back as it was, or refused; and what was there before stays whole when writing fails."""
+
+import errno
+import os
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.cache.kinds import CONFIG, KINDS, inputs, oracle, step
+from tiny_llm.cache import disk
+from tiny_llm.cache.quantized import QuantizedCache
+from tiny_llm.cache.rotating import RotatingCache
+from tiny_llm.model.ops import PLAIN
+
+MODEL = "a" * 64
+TOKENS = list(range(100, 150))
+
+
+def filled(kind: str, length: int, trimmed: int = 0):
+    cache, layers = KINDS[kind](CONFIG, PLAIN), [inputs(CONFIG, 50, seed) for seed in (0, 1)]
+    if length:
+        step(cache, layers, 0, length)
+    cache.trim(trimmed)
+    return cache, layers
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "prompt.safetensors"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("length", "trimmed"), [(0, 0), (1, 0), (5, 2), (20, 0), (40, 1)])
+def test_round_trip_and_on_from_there(path: Path, kind: str, length: int, trimmed: int) -> None:
+    cache, layers = filled(kind, length, trimmed)
+    disk.save(path, cache, TOKENS, MODEL)
+    back, kept = KINDS[kind](CONFIG, PLAIN), length - trimmed
+    assert disk.load(path, back, MODEL) == TOKENS[:kept]
+    assert (back.offset, back.trimmable) == (cache.offset, cache.trimmable)
+    got = np.array(mx.concatenate([step(back, layers, at, at + 1)[1] for at in range(kept, 50)]))
+    np.testing.assert_allclose(got, oracle(kind, *layers[1])[kept:], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_half_precision_comes_back_bit_by_bit(path: Path, dtype: mx.Dtype) -> None:
+    cache, back = (KINDS["contiguous"](CONFIG, PLAIN) for _ in range(2))
+    step(cache, [tuple(x.astype(dtype) for x in inputs(CONFIG, 9))], 0, 9)
+    disk.save(path, cache, TOKENS, MODEL)
+    disk.load(path, back, MODEL)
+    for a, b in zip(cache.state, back.state, strict=True):
+        assert b.dtype == dtype and mx.array_equal(a[:, :9], b)
+
+
+def test_the_file_is_safetensors_and_holds_no_spare_room(path: Path) -> None:
+    cache, _ = filled("contiguous", 10)
+    disk.save(path, cache, TOKENS, MODEL)
+    arrays, about = mx.load(str(path), return_metadata=True)
+    assert sorted(arrays) == ["keys.0", "keys.1", "tokens", "values.0", "values.1"]
+    assert arrays["keys.1"].shape == (2, 10, 32)
+    assert about["format"] == "tiny-llm prompt cache" and about["offset"] == "10"
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "rotating", "4 bits"])
+def test_cut_off_anywhere_it_is_refused(path: Path, kind: str) -> None:
+    disk.save(path, filled(kind, 3)[0], TOKENS, MODEL)
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for length in {*range(header + 40), *range(header, len(whole), 97), len(whole) - 1}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=f"{path}: .*delete it, and it will be written anew"):
+            disk.load(path, KINDS[kind](CONFIG, PLAIN), MODEL)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(ValueError, match="damaged"):
+        disk.load(path, KINDS[kind](CONFIG, PLAIN), MODEL)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The bytes of a file of each kind."""
+    path = tmp_path_factory.mktemp("saved") / "x"
+    files = {}
+    for kind in ("contiguous", "rotating", "8 bits"):
+        disk.save(path, filled(kind, 3)[0], TOKENS, MODEL)
+        files[kind] = path.read_bytes()
+    return files
+
+
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_changed_byte_anywhere_is_noticed(path: Path, saved: dict[str, bytes], data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(sorted(saved)))
+    whole = bytearray(saved[kind])
+    header = 8 + int.from_bytes(whole[:8], "little")
+    at = data.draw(st.one_of(st.integers(0, header - 1), st.integers(header, len(whole) - 1)))
+    whole[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(whole)
+    cache = KINDS[kind](CONFIG, PLAIN)
+    with pytest.raises(ValueError, match=f"{path}: "):
+        disk.load(path, cache, MODEL)
+    assert (cache.offset, cache.state) == (0, [])
+
+
+def test_every_byte_of_the_header_counts(path: Path) -> None:
+    disk.save(path, filled("contiguous", 2)[0], TOKENS, MODEL)
+    whole = path.read_bytes()
+    for at in range(8 + int.from_bytes(whole[:8], "little")):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=f"{path}: "):
+            disk.load(path, KINDS["contiguous"](CONFIG, PLAIN), MODEL)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 100, b"\xff" * 100, b"\x02\0\0\0\0\0\0\0{}"])
+def test_other_files_are_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="expected a tiny-llm prompt cache"):
+        disk.load(path, KINDS["contiguous"](CONFIG, PLAIN), MODEL)
+    with pytest.raises(ValueError, match="expected a file, found something else"):
+        disk.load(path.parent, KINDS["contiguous"](CONFIG, PLAIN), MODEL)
+
+
+def test_other_models_versions_and_settings_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.save(path, filled("rotating", 3)[0], TOKENS, MODEL)
+    with pytest.raises(ValueError, match="is of another model"):
+        disk.load(path, KINDS["rotating"](CONFIG, PLAIN), "b" * 64)
+    for other, message in (
+        (KINDS["contiguous"](CONFIG, PLAIN), "cache: expected contiguous .* found rotating"),
+        (RotatingCache(CONFIG, PLAIN, window=10, sinks=2, spare=5), "window: expected 10 .* found 9"),
+        (RotatingCache(CONFIG, PLAIN, window=9, sinks=3, spare=5), "sinks: expected 3 .* found 2"),
+    ):
+        with pytest.raises(ValueError, match=f"{path}: {message}"):
+            disk.load(path, other, MODEL)
+    disk.save(path, filled("4 bits", 3)[0], TOKENS, MODEL)
+    with pytest.raises(ValueError, match="bits: expected 8 .* found 4"):
+        disk.load(path, QuantizedCache(CONFIG, PLAIN, 8), MODEL)
+    monkeypatch.setattr(disk, "VERSION", 2)
+    with pytest.raises(ValueError, match="version: expected 2, found '1'"):
+        disk.load(path, KINDS["4 bits"](CONFIG, PLAIN), MODEL)
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_whole(path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    disk.save(path, filled("contiguous", 3)[0], TOKENS, MODEL)
+    before = path.read_bytes()
+
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, failing, full)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        disk.save(path, filled("contiguous", 9)[0], TOKENS, MODEL)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_named(path: Path) -> None:
+    with pytest.raises(OSError, match=f"No such file or directory: '{path.parent}/none/x'"):
+        disk.save(path.parent / "none" / "x", filled("contiguous", 3)[0], TOKENS, MODEL)
