@@ -115,8 +115,8 @@ def search(words: Words) -> Tool:
         if words.chance(0.2) and document.unanswered:
             question, answer = words.choice(document.unanswered), ABSENT
         else:
-            question, place, sentence = words.choice(document.answered)
-            answer = cited(sentence, place)
+            question, place, found = words.choice(document.answered)
+            answer = cited(found, place)
         return Request(words.phrasing(SEARCH_ASKS).format(q=question), {label: question}, lines, answer)
 
     return Tool("search", schema(name, about, {label: parameter(words, label, "word")}), request)

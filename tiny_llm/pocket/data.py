@@ -56,6 +56,6 @@ class Mix:
 
 FOUNDATION = Mix({"copy": 0.4, "context": 0.25, "needle": 0.25, "memory": 0.1})
 EVERYTHING = Mix(
-    {"tool": 0.3, "context": 0.26, "needle": 0.06, "faq": 0.15, "text": 0.07, "memory": 0.1, "think": 0.06}
+    {"tool": 0.32, "context": 0.27, "needle": 0.06, "faq": 0.12, "text": 0.06, "memory": 0.11, "think": 0.06}
 )
 LONG = Mix({**EVERYTHING.weights, "long_needle": 0.05})

@@ -71,8 +71,8 @@ def context_lesson(words: Words, branches: int) -> list[Dialogue]:
     system = [{"role": "system", "content": words.choice(SYSTEMS)}] if words.chance(0.25) else []
     absent = min(len(document.unanswered), max(1, round(branches * 0.35)))
     questions = [(question, ABSENT) for question in words.sample(document.unanswered, absent)]
-    for question, number, sentence in words.sample(document.answered, branches - absent):
-        questions.append((question, cited(sentence, number)))
+    for question, number, answer in words.sample(document.answered, branches - absent):
+        questions.append((question, cited(answer, number)))
     lesson = []
     for question, answer in questions:
         task = "context_absent" if answer == ABSENT else "context_answer"

@@ -1,4 +1,4 @@
-"""Made-up facts as passages, and questions on them that are answered by the sentence that says it."""
+"""Made-up facts as passages, and questions on them, each answered by the value and its passage's number."""
 
 import re
 from collections.abc import Sequence
@@ -52,8 +52,11 @@ class Relation:
     asks: Sequence[str]
     like: Sequence[str] = ()  # attributes that ask for nearly the same
 
-    def sentence(self, words: Words, subject: str) -> str:
-        return capitalise(words.choice(words.seen(self.says)).format(e=subject, v=words.value(self.value)))
+    def sentence(self, words: Words, subject: str) -> tuple[str, str]:
+        """(a sentence that says it, the value as it stands there)."""
+        value = str(words.value(self.value))
+        text = capitalise(words.choice(words.seen(self.says)).format(e=subject, v=value))
+        return text, value if value in text else capitalise(value)
 
     def question(self, words: Words, entity: str) -> str:
         return words.opened(capitalise(words.phrasing(self.asks).format(e=entity)))
@@ -61,7 +64,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Document:
-    """Passages; the questions that they answer, as (question, passage's number, sentence); some that they don't."""
+    """Passages; the questions that they answer, as (question, passage's number, answer); some that they don't."""
 
     passages: tuple[str, ...]
     answered: tuple[tuple[str, int, str], ...]
@@ -72,9 +75,9 @@ def capitalise(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def cited(sentence: str, number: int) -> str:
-    """The sentence with its passage's number: "The bridge is old [2]."."""
-    return f"{sentence.rstrip('.')} [{number}]."
+def cited(answer: str, number: int) -> str:
+    """The answer with its passage's number: "1907 [2]."."""
+    return f"{answer.rstrip('.')} [{number}]."
 
 
 @cache
@@ -126,8 +129,9 @@ def facts(words: Words, count: int) -> Document:
         stated = words.sample(pool, words.choice((1, 2, 2, 3)))
         lines = []
         for place, relation in enumerate(stated):
-            lines.append(relation.sentence(words, "it" if place and words.chance(0.4) else entity))
-            answered.append((relation.question(words, entity), number, lines[-1]))
+            line, value = relation.sentence(words, "it" if place and words.chance(0.4) else entity)
+            lines.append(line)
+            answered.append((relation.question(words, entity), number, value))
         passages.append(" ".join(lines))
         missing += [relation.question(words, entity) for relation in pool if relation not in stated]
     stranger = words.choice(subjects[-1:] + entities(words, kinds_of_things(), 1))
