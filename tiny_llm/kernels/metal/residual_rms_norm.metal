@@ -1,27 +1,21 @@
 // sum = x + residual, out = sum / sqrt(mean(sum²) + eps) weight over each row: two operations, one pass over memory.
 // x, residual, sum, out (rows, D) of T; weight (D,) of T; eps float; rows and rows_each int.
-// As rms_norm.metal; what is normalised is the rounded sum, so that both outputs agree.
-template <int SIMDGROUPS>
-inline float sum_of_group(float value, threadgroup float* parts, uint simdgroup, uint lane) {
-  value = simd_sum(value);
-  if (lane == 0) {
-    parts[simdgroup] = value;
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  value = simd_sum(lane < SIMDGROUPS ? parts[lane] : 0.0f);
-  threadgroup_barrier(mem_flags::mem_threadgroup);  // before the next row writes parts
-  return value;
-}
+// As rms_norm.metal, a threadgroup takes `rows_each` rows; what is normalised is the rounded sum, so that both agree.
 // BODY
 threadgroup float parts[THREADS / 32];
 const uint t = thread_index_in_threadgroup, group = threadgroup_position_in_grid.x;
 const uint simdgroup = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup;
-T scale[EACH];
+T scale[EACH];  // the thread's elements of the weight: columns t, t + THREADS, t + 2 THREADS, …
 for (int k = 0; k < EACH; k++) {
   const uint c = t + k * THREADS;
   scale[k] = c < D ? weight[c] : T(0);
 }
 for (uint row = group * rows_each; row < min((group + 1) * rows_each, uint(rows)); row++) {
+  // TASK w2.3.2: one row: add, write the sum, and norm what is still in the registers
+  // HINT 1: How often would two kernels read the sum? Where can it wait meanwhile?
+  // HINT 2: Two outputs, `sum` and `out`. Round to T when you add, write that, and keep the same number as a float.
+  //   The sum over the threadgroup goes as in chapter 2.2: simd_sum, parts, two barriers.
+  // HINT 3: const T total = x[at] + residual[at]; sum[at] = total; held[k] = float(total); then as in rms_norm
   float held[EACH];
   float squares = 0.0f;
   for (int k = 0; k < EACH; k++) {
@@ -34,12 +28,15 @@ for (uint row = group * rows_each; row < min((group + 1) * rows_each, uint(rows)
     }
     squares += held[k] * held[k];
   }
-  squares = sum_of_group<THREADS / 32>(squares, parts, simdgroup, lane);
+  const float part = simd_sum(squares);
+  if (lane == 0) parts[simdgroup] = part;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  squares = simd_sum(lane < THREADS / 32 ? parts[lane] : 0.0f);
+  threadgroup_barrier(mem_flags::mem_threadgroup);  // before the next row writes parts
   const float inverse = metal::precise::rsqrt(squares / float(D) + eps);
   for (int k = 0; k < EACH; k++) {
     const uint c = t + k * THREADS;
-    if (c < D) {
-      out[row * D + c] = T(held[k] * inverse) * scale[k];
-    }
+    if (c < D) out[row * D + c] = T(held[k] * inverse) * scale[k];
   }
+  // END TASK
 }
