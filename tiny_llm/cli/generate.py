@@ -60,16 +60,13 @@ def generate(
         note("the model has no chat template: it continues the text")
         raw = True
     request = text if raw else messages(text, dialogue.system)
+    whole = stream is False or several or as_json
     with keep.kept(llm):
-        if stream is not False and not several and not as_json:
+        if not whole:
             show_stream(llm, request, dialogue.template(), settings)
             return
         answer = llm.generate(request, template=dialogue.template(), **settings)
-    completions = answer if isinstance(answer, list) else [answer]
-    if as_json:
-        print(json.dumps(as_data(llm, completions), ensure_ascii=False, allow_nan=False))
-    else:
-        show(completions)
+    show(llm, answer if isinstance(answer, list) else [answer], as_json)
 
 
 def read_prompt(argument: str | None, file: Path | None) -> str:
@@ -113,7 +110,10 @@ def show_stream(llm: "LLM", request: "Prompt", template: dict[str, Any], setting
         note(timing(llm.last_stats))
 
 
-def show(completions: Sequence["Completion"]) -> None:
+def show(llm: "LLM", completions: Sequence["Completion"], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(as_data(llm, completions), ensure_ascii=False, allow_nan=False))
+        return
     for place, completion in enumerate(completions, 1):
         if len(completions) > 1:
             print(f"--- {place} of {len(completions)} ({completion.finish_reason})")
