@@ -9,6 +9,8 @@ import numpy as np
 
 def float64(x: Any) -> Any:
     """Floats to float64; whole numbers, which may be packed, as they are."""
+    if isinstance(x, tuple):
+        return tuple(map(float64, x))
     if not isinstance(x, mx.array):
         return x
     return np.array(x) if mx.issubdtype(x.dtype, mx.integer) else np.array(x.astype(mx.float32), np.float64)
@@ -66,6 +68,10 @@ def attention_parts(q: Any, k: Any, v: Any, lengths: Any, scale: float, window: 
     return [np.stack(x) for x in zip(*rows, strict=True)]
 
 
+def packed_parts(q: Any, k: Any, v: Any, *rest: Any) -> list[Any]:
+    return attention_parts(q, dequantized(*k, q.shape[-1]), dequantized(*v, q.shape[-1]), *rest)
+
+
 def merged(parts: Any, tops: Any, sums: Any, _: Any) -> Any:
     factors = np.exp(tops)
     return np.einsum("rs,rsd->rd", factors, parts) / (factors * sums).sum(1, keepdims=True)
@@ -96,5 +102,6 @@ ORACLES: dict[str, Callable[..., list[Any]]] = {
     "quantized_rows": lambda *arguments: [product(*arguments)],
     "flash_attention": lambda *arguments: [causal_attention(*arguments)],
     "decode_attention": attention_parts,
+    "packed_attention": packed_parts,
     "merge_attention": lambda *arguments: [merged(*arguments)],
 }

@@ -11,8 +11,8 @@ from tests.kernels.oracles import ORACLES, float64
 from tiny_llm.kernels.catalog import CATALOG, DTYPES
 from tiny_llm.kernels.sim import Simulator
 
-ALIKE = ("axpby", "residual_rms_norm", "rope", "decode_attention", "merge_attention")  # arguments of as many rows
-PARTIAL = ("decode_attention",)  # their results go to another kernel, in float32
+ALIKE = ("axpby", "residual_rms_norm", "rope", "decode_attention", "packed_attention", "merge_attention")
+PARTIAL = ("decode_attention", "packed_attention")  # their results go to another kernel, in float32
 ROUNDING = {mx.float32: 2.0**-23, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
 
 
@@ -62,10 +62,13 @@ def test_empty_input_gives_empty_output(name: str) -> None:
     if name == "flash_attention":
         arguments = (*arguments[:3], [(0, arguments[1].shape[1])], *arguments[4:])
     rows = arguments[0].shape[0]
-    empty = tuple(
-        a[:0] if isinstance(a, mx.array) and (i == 0 or (name in ALIKE and a.shape[0] == rows)) else a
-        for i, a in enumerate(arguments)
-    )
+
+    def first_none(a: Any) -> Any:
+        if isinstance(a, tuple):
+            return tuple(map(first_none, a))
+        return a[:0] if isinstance(a, mx.array) and a.shape[0] == rows else a
+
+    empty = (arguments[0][:0], *(first_none(a) if name in ALIKE else a for a in arguments[1:]))
     for out in CATALOG[name].run(empty, Simulator()):
         assert out.shape[0] == 0
 
@@ -100,6 +103,8 @@ def test_softmax_of_huge_and_masked_rows() -> None:
         ("decode_attention", lambda a: (a[0][:, :3], mx.zeros((3, 2, 9, 256)), *a[2:]), "3 query heads of 256 over 2"),
         ("decode_attention", lambda a: (*a[:3], a[3][:1], *a[4:]), r"lengths: expected shape \(3\)"),
         ("decode_attention", lambda a: (*a[:5], -1, 8), "window of at least 0, found 8 and -1"),
+        ("packed_attention", lambda a: (a[0][..., :128], *a[1:]), "128 dimensions, codes .* make no format"),
+        ("packed_attention", lambda a: (*a[:2], (*a[2][:2], a[2][2][:1]), *a[3:]), "v's biases: expected"),
         ("flash_attention", lambda a: (*a[:3], [(9, 17)], *a[4:]), "do not add up to 9 queries and 18 keys"),
         ("flash_attention", lambda a: (*a[:3], [(9, 8), (0, 10)], *a[4:]), "new tokens among all"),
         ("flash_attention", lambda a: (mx.zeros((9, 1, 257)), *[mx.zeros((1, 18, 257))] * 2, *a[3:]), "1 heads of 257"),

@@ -8,6 +8,7 @@ from tiny_llm.kernels.decode_attention import decode_attention
 from tiny_llm.kernels.elementwise import axpby, swiglu
 from tiny_llm.kernels.flash_attention import flash_attention
 from tiny_llm.kernels.norm import residual_rms_norm, rms_norm
+from tiny_llm.kernels.packed_attention import packed_attention
 from tiny_llm.kernels.quantized import quantized_matvec, quantized_rows
 from tiny_llm.kernels.rope import rope
 from tiny_llm.kernels.softmax import softmax
@@ -16,6 +17,7 @@ __all__ = [
     "axpby",
     "decode_attention",
     "flash_attention",
+    "packed_attention",
     "quantized_matvec",
     "quantized_rows",
     "residual_rms_norm",

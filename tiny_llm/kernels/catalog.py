@@ -16,6 +16,7 @@ from tiny_llm.kernels.elementwise import AXPBY, SWIGLU, axpby, swiglu
 from tiny_llm.kernels.flash_attention import FLASH_ATTENTION, flash_attention
 from tiny_llm.kernels.launch import Kernel
 from tiny_llm.kernels.norm import RESIDUAL_RMS_NORM, RMS_NORM, residual_rms_norm, rms_norm
+from tiny_llm.kernels.packed_attention import PACKED_ATTENTION, packed_parts
 from tiny_llm.kernels.quantized import QUANTIZED_MATVEC, QUANTIZED_ROWS, quantized_matvec, quantized_rows
 from tiny_llm.kernels.rope import ROPE, rope
 from tiny_llm.kernels.softmax import SOFTMAX, softmax
@@ -76,6 +77,13 @@ def decode_arguments(
     shared = (batch, kv_heads, most, dim)
     q, k, v = normal(dtype, batch, heads, dim), normal(dtype, *shared, seed=1), normal(dtype, *shared, seed=2)
     return q, k, v, mx.array(lengths, mx.int32), dim**-0.5, window, chunk
+
+
+def packed_arguments(dtype: mx.Dtype, *shape: Any) -> Arguments:
+    """The shape of `decode_arguments`, then bits and group size."""
+    q, k, v, *rest = decode_arguments(dtype, *shape[:-2])
+    bits, group = shape[-2:]
+    return q, tuple(mx.quantize(k, group, bits)), tuple(mx.quantize(v, group, bits)), *rest
 
 
 def parts_arguments(dtype: mx.Dtype, rows: int, splits: int, dim: int) -> Arguments:
@@ -162,6 +170,19 @@ CATALOG = {
                 )
             ],
             lambda t: decode_arguments(t, 16, 8, 128, [512], 0, 0),
+            4 * 512,
+        ),
+        Entry(
+            PACKED_ATTENTION,
+            packed_parts,
+            lambda t: [
+                packed_arguments(t, *shape)
+                for shape in (
+                    *((14, 2, 96, [70, 67], 0, 32, 4, 32), (7, 7, 64, [33], 20, 16, 8, 64)),
+                    *((2, 1, 32, [1], 0, 8, 4, 32), (4, 1, 256, [9, 8, 7], 7, 8, 8, 128)),
+                )
+            ],
+            lambda t: packed_arguments(t, 16, 8, 128, [512], 0, 0, 4, 64),
             4 * 512,
         ),
         Entry(
