@@ -45,9 +45,17 @@ class PagedPool:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"pool: expected blocks of at least 1 slot, found {num_blocks} blocks of {block_size}")
         self.config, self.ops, self.num_blocks, self.block_size = config, ops, num_blocks, block_size
-        shape = (config.num_key_value_heads, num_blocks, block_size, config.head_dim)
-        self.keys = [mx.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [mx.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
+        self.dtype = dtype
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything; the old buffers go before the new ones come."""
+        config = self.config
+        shape = (config.num_key_value_heads, self.num_blocks, self.block_size, config.head_dim)
+        self.keys: list[mx.array] = []
+        self.values: list[mx.array] = []
+        for buffers in (self.keys, self.values):
+            buffers += [mx.zeros(shape, self.dtype) for _ in range(config.num_hidden_layers)]
         mx.eval(self.state)
 
     def write(self, layer: int, blocks: mx.array, slots: mx.array, k: mx.array, v: mx.array) -> None:
@@ -59,7 +67,9 @@ class PagedPool:
         """Copy whole blocks, source to target, in all layers. A target that is also a source gives its old content."""
         if not pairs:
             return
-        sources, targets = (mx.array(side) for side in zip(*pairs, strict=True))
+        targets, sources = (
+            mx.array(list(side)) for side in ({b: 0 for _, b in pairs}, {b: a for a, b in pairs}.values())
+        )
         for buffers in (self.keys, self.values):
             for buffer in buffers:
                 copied = buffer[:, sources]

@@ -164,11 +164,11 @@ def stream(
         branch = cache if index == params.n - 1 else cache.fork()
         sampler = Sampler([params], model.config.vocab_size, [prompt], samples=[index])
         tokens = generate_tokens(model, logits, branch, sampler, len(prompt), limit, stops)
-        yield from _text(tokens, tokenizer, params.stop, stops, limit, index)
+        yield from deltas_of(tokens, tokenizer, params.stop, stops, limit, index)
 
 
 # ANCHOR: text
-def _text(
+def deltas_of(
     tokens: Iterator[Token], tokenizer: Tokenizer, stop: Sequence[str], stops: Collection[int], limit: int, index: int
 ) -> Iterator[Delta]:
     """Tokens to text, up to a stop token, a stop string or `limit` tokens."""

@@ -1,0 +1,27 @@
+"""How much the serving engine may use, and how it shares it."""
+
+from dataclasses import dataclass, field
+
+from tiny_llm.config.fields import require
+from tiny_llm.config.scheduler import SchedulerConfig
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """How much the serving engine may use, and how it shares it.
+
+    `kv_bytes`: memory of the block pool, all of it taken at the start; None for room for `max_sequences` whole
+    contexts of at most 4,096 tokens, but no more than a quarter of the memory that is free. `block_size`: tokens of a
+    block. `prefix_cache`: keep what was computed for prompts that begin alike. `scheduler`: who runs when.
+    """
+
+    kv_bytes: int | None = None
+    block_size: int = 32
+    prefix_cache: bool = True
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("kv_bytes", "block_size"):
+            value = getattr(self, name)
+            ok = (value is None and name == "kv_bytes") or (isinstance(value, int) and value >= 1)
+            require(ok, f"{name}: expected an integer of at least 1, found {value!r}")

@@ -1,0 +1,114 @@
+"""From a step of the scheduler to arrays and back: one forward pass and one sampling for the whole ragged batch."""
+
+from collections.abc import Sequence as Row
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+
+from tiny_llm.cache.paged import PagedBatch, PagedPool
+from tiny_llm.decode.generate import Token, TokenLogprobs
+from tiny_llm.decode.sampler import Sampled, Sampler
+from tiny_llm.engine.lifecycle import Entry, Step
+from tiny_llm.engine.request import Sequence
+from tiny_llm.model.qwen3 import Qwen3
+
+
+@dataclass(frozen=True)
+class Running:
+    """A step under way: `places` are the entries, by their number in the step, whose tokens `sampled` holds."""
+
+    step: Step
+    places: list[int]
+    sampled: Sampled | None
+
+
+class Runner:
+    """Runs steps on one model and one pool, in the thread that made both."""
+
+    def __init__(self, model: Qwen3, pool: PagedPool):
+        self.model, self.pool = model, pool
+        self._sampler: Sampler | None = None
+        self._sampling: list[Sequence] = []
+
+    def launch(self, step: Step) -> Running:
+        """Build a step and start it; the host is free while the device works. The step before must have been read."""
+        self.pool.copy_blocks(step.copies)
+        order = sorted(range(len(step.entries)), key=lambda i: _cost(step.entries[i]))
+        entries = [step.entries[i] for i in order]
+        batch = PagedBatch(
+            self.pool,
+            [entry.sequence.block_table for entry in entries],
+            [entry.start for entry in entries],
+            [entry.length for entry in entries],
+        )
+        row = mx.array([t for e in entries for t in e.sequence.tokens[e.start : e.start + e.length]], mx.int32)
+        hidden = self.model.hidden_states(row, batch)  # (T, hidden)
+        last, at = [], -1
+        for entry in entries:
+            at += entry.length
+            last.append(at)
+        places = [place for place, entry in enumerate(entries) if entry.samples]
+        if not places:
+            mx.async_eval(*self.pool.state)  # type: ignore[no-untyped-call]
+            return Running(step, [], None)
+        rows = [last[place] for place in places]
+        logits = self.model.logits(hidden if len(rows) == len(row) else hidden[mx.array(rows)])
+        sampled = self._sample(logits, [entries[place] for place in places])
+        arrays = [array for array in sampled if array is not None]
+        mx.async_eval(*arrays, *self.pool.state)  # type: ignore[no-untyped-call]
+        return Running(step, [order[place] for place in places], sampled)
+
+    def read(self, running: Running) -> list[Token | None]:
+        """Wait for a step; the token of each entry, None where it samples none."""
+        tokens: list[Token | None] = [None] * len(running.step.entries)
+        if running.sampled is None:
+            mx.eval(self.pool.state)
+        else:
+            for place, token in zip(running.places, _tokens_of(running.sampled), strict=True):
+                asked = running.step.entries[place].sequence.request.params.logprobs
+                top = token.logprobs and token.logprobs.top[:asked]
+                logprobs = (
+                    None
+                    if asked is None or token.logprobs is None
+                    else TokenLogprobs(token.logprobs.logprob, top or ())
+                )
+                tokens[place] = Token(token.id, logprobs)
+        return tokens
+
+    def reset(self) -> None:
+        """After a step that failed: what it left half done must not be built upon."""
+        self._sampler = None
+
+    def _sample(self, logits: mx.array, entries: Row[Entry]) -> Sampled:
+        """One token for each entry. The sampler, which counts tokens for penalties, is kept while the rows are."""
+        sequences = [entry.sequence for entry in entries]
+        if self._sampler is None or self._sampling != sequences:
+            requests = [sequence.request for sequence in sequences]
+            self._sampling = sequences
+            self._sampler = Sampler(
+                [request.params for request in requests],
+                self.model.config.vocab_size,
+                [request.tokens for request in requests],
+                outputs=[sequence.output for sequence in sequences],
+                samples=[sequence.index for sequence in sequences],
+            )
+        return self._sampler(logits, [entry.start + entry.length for entry in entries])
+
+
+def _cost(entry: Entry) -> tuple[bool, int]:
+    """Decodes first, the shorter before the longer: what `PagedBatch` computes with the least filling up."""
+    return entry.length > 1, entry.start
+
+
+def _tokens_of(sampled: Sampled) -> list[Token]:
+    ids = cast(list[int], sampled.tokens.tolist())
+    if sampled.logprobs is None:
+        return [Token(token) for token in ids]
+    chosen = cast(list[float], sampled.logprobs.tolist())
+    tops: list[tuple[tuple[int, float], ...]] = [()] * len(ids)
+    if sampled.top_tokens is not None and sampled.top_logprobs is not None:
+        tokens = cast(list[list[int]], sampled.top_tokens.tolist())
+        logprobs = cast(list[list[float]], sampled.top_logprobs.tolist())
+        tops = [tuple(zip(*row, strict=True)) for row in zip(tokens, logprobs, strict=True)]
+    return [Token(*row) for row in zip(ids, map(TokenLogprobs, chosen, tops), strict=True)]
