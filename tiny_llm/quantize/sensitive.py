@@ -39,9 +39,10 @@ def measure(
     model: Qwen3, texts: Sequence[Text], new_cache: Callable[[], Attends], bits: int, group_size: int
 ) -> list[Unit]:
     """The damage that quantizing each unit alone does, in nats a token, in the order of the model."""
+    texts = [text for text in texts if text.start < len(text.tokens)]
+    require(bool(texts), "calibration: expected texts with at least one token to predict, found none")
     dense = [log_probs(model, text, new_cache()) for text in texts]
     count = sum(each.shape[0] for each in dense)
-    require(count > 0, "calibration: expected texts with at least one token to predict, found none")
     units = []
     for holder, name, paths in _places(model.weights):
         kept: Weight = holder[name]
@@ -81,16 +82,17 @@ def choose(units: Sequence[Unit], low: int, high: int, group_size: int, target: 
 
 def rounded(w: Weight, bits: int, group_size: int) -> Weight:
     """A dense weight with the values that it would have after quantizing: it computes as fast as before."""
-    q = quantize(w["weight"].astype(mx.bfloat16), group_size, bits)  # as the files' weights are
-    dense = dequantize(q["weight"], q["scales"], q["biases"], group_size, bits).astype(w["weight"].dtype)
+    matrix = w["weight"]
+    q = quantize(matrix.astype(mx.bfloat16), group_size, bits)  # as it is written
+    scales, biases = q["scales"].astype(matrix.dtype), q["biases"].astype(matrix.dtype)  # and loaded
+    dense = dequantize(q["weight"], scales, biases, group_size, bits)
     mx.eval(dense)
     return w | {"weight": dense}
 
 
 def log_probs(model: Qwen3, text: Text, cache: Attends) -> mx.array:
     """log p over the vocabulary at each predicted token of a text, float32 (R, vocab), evaluated."""
-    parts = [logits.astype(mx.float32) for logits, _ in predictions(model, text, cache)]
-    logits = mx.concatenate([*parts, mx.zeros((0, model.config.vocab_size))])
+    logits = mx.concatenate([logits.astype(mx.float32) for logits, _ in predictions(model, text, cache)])
     out = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     mx.eval(out)
     return out
