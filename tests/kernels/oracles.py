@@ -91,6 +91,12 @@ def causal_attention(q: Any, k: Any, v: Any, spans: Any, scale: float, window: i
     return out
 
 
+def split_product(x: Any, weight: Any, scales: Any, biases: Any, splits: int) -> Any:
+    w = dequantized(weight, scales, biases, x.shape[1])
+    depth = -(-x.shape[1] // splits // 32) * 32
+    return np.stack([x[:, k : k + depth] @ w[:, k : k + depth].T for k in range(0, x.shape[1], depth)])
+
+
 ORACLES: dict[str, Callable[..., list[Any]]] = {
     "axpby": lambda x, y, a, b: [a * x + b * y],
     "rms_norm": lambda x, w, eps: [rms(x, w, eps)],
@@ -100,6 +106,8 @@ ORACLES: dict[str, Callable[..., list[Any]]] = {
     "softmax": lambda x: [soft(x)],
     "quantized_matvec": lambda *arguments: [product(*arguments)],
     "quantized_rows": lambda *arguments: [product(*arguments)],
+    "quantized_tiles": lambda *arguments: [split_product(*arguments)],
+    "split_sum": lambda parts, _: [parts.sum(0)],
     "flash_attention": lambda *arguments: [causal_attention(*arguments)],
     "decode_attention": attention_parts,
     "packed_attention": packed_parts,

@@ -27,7 +27,11 @@ def test_equals_its_twin_and_is_clean_in_check_mode(name: str, dtype: mx.Dtype) 
         exact = ORACLES[name](*map(float64, arguments))
         assert len(got) == len(twin) == len(exact)
         for ours, plain, truth in zip(got, twin, exact, strict=True):
-            assert ours.dtype == plain.dtype == (mx.float32 if name in PARTIAL else dtype)
+            assert (
+                ours.dtype
+                == plain.dtype
+                == (mx.float32 if name in PARTIAL or (name == "quantized_tiles" and arguments[-1] > 1) else dtype)
+            )
             assert ours.shape == plain.shape == truth.shape
             size = np.abs(truth).max()
             # a result rounds once, the sum and the weight of a norm once each; the row's own length in float32
@@ -44,9 +48,11 @@ def test_moves_little_more_than_it_must(name: str) -> None:
     entry.run(entry.typical(mx.float32), simulator)
     (report,) = simulator.reports
     assert report.minimum > 0
-    moved = [b for b in report.buffers if (b.name in entry.once.split() if entry.once else not b.constant)]
-    asked, least = sum(b.read + b.written for b in moved), sum(b.unique_read + b.unique_written for b in moved)
-    assert asked / least <= (1 if entry.once else 1.05)
+    if entry.once is None:
+        assert report.traffic / report.minimum <= 1.05
+        return
+    read = {b.name: b for b in report.buffers}
+    assert all(read[name].read == read[name].unique_read for name in entry.once.split())
 
 
 def test_the_weight_of_a_single_row_is_read_once() -> None:
@@ -69,8 +75,10 @@ def test_empty_input_gives_empty_output(name: str) -> None:
         return a[:0] if isinstance(a, mx.array) and a.shape[0] == rows else a
 
     empty = (arguments[0][:0], *(first_none(a) if name in ALIKE else a for a in arguments[1:]))
+    if name == "split_sum":
+        empty = (arguments[0][:, :0], *arguments[1:])
     for out in CATALOG[name].run(empty, Simulator()):
-        assert out.shape[0] == 0
+        assert out.size == 0
 
 
 def test_softmax_of_huge_and_masked_rows() -> None:
@@ -103,6 +111,7 @@ def test_softmax_of_huge_and_masked_rows() -> None:
         ("decode_attention", lambda a: (a[0][:, :3], mx.zeros((3, 2, 9, 256)), *a[2:]), "3 query heads of 256 over 2"),
         ("decode_attention", lambda a: (*a[:3], a[3][:1], *a[4:]), r"lengths: expected shape \(3\)"),
         ("decode_attention", lambda a: (*a[:5], -1, 8), "window of at least 0, found 8 and -1"),
+        ("quantized_tiles", lambda a: (*a[:-1], 2), "32 columns make no 2 splits"),
         ("packed_attention", lambda a: (a[0][..., :128], *a[1:]), "128 dimensions, codes .* make no format"),
         ("packed_attention", lambda a: (*a[:2], (*a[2][:2], a[2][2][:1]), *a[3:]), "v's biases: expected"),
         ("flash_attention", lambda a: (*a[:3], [(9, 17)], *a[4:]), "do not add up to 9 queries and 18 keys"),

@@ -7,9 +7,9 @@ and without that the device: Metal or CUDA where MLX's default device is one, el
 from tiny_llm.kernels.decode_attention import decode_attention
 from tiny_llm.kernels.elementwise import axpby, swiglu
 from tiny_llm.kernels.flash_attention import flash_attention
+from tiny_llm.kernels.matmul import quantized_matmul
 from tiny_llm.kernels.norm import residual_rms_norm, rms_norm
 from tiny_llm.kernels.packed_attention import packed_attention
-from tiny_llm.kernels.quantized import quantized_matvec, quantized_rows
 from tiny_llm.kernels.rope import rope
 from tiny_llm.kernels.softmax import softmax
 
@@ -18,8 +18,7 @@ __all__ = [
     "decode_attention",
     "flash_attention",
     "packed_attention",
-    "quantized_matvec",
-    "quantized_rows",
+    "quantized_matmul",
     "residual_rms_norm",
     "rms_norm",
     "rope",

@@ -15,6 +15,7 @@ from tiny_llm.kernels.decode_attention import (
 from tiny_llm.kernels.elementwise import AXPBY, SWIGLU, axpby, swiglu
 from tiny_llm.kernels.flash_attention import FLASH_ATTENTION, flash_attention
 from tiny_llm.kernels.launch import Kernel
+from tiny_llm.kernels.matmul import QUANTIZED_TILES, SPLIT_SUM, quantized_tiles, split_sum
 from tiny_llm.kernels.norm import RESIDUAL_RMS_NORM, RMS_NORM, residual_rms_norm, rms_norm
 from tiny_llm.kernels.packed_attention import PACKED_ATTENTION, packed_parts
 from tiny_llm.kernels.quantized import QUANTIZED_MATVEC, QUANTIZED_ROWS, quantized_matvec, quantized_rows
@@ -30,7 +31,7 @@ class Entry:
     """`examples` are arguments of awkward sizes, `typical` those of a small Qwen's prompt; both by dtype, before `on`.
 
     The first example is large enough for each barrier to matter. `operations` counts arithmetic per element of the
-    first argument, each function as one. `once` names the inputs that are read once; empty: all of them are.
+    first argument, each function as one. `once` names the inputs that are read once; None: all are.
     """
 
     kernel: Kernel
@@ -38,7 +39,7 @@ class Entry:
     examples: Callable[[mx.Dtype], list[Arguments]]
     typical: Callable[[mx.Dtype], Arguments]
     operations: float
-    once: str = ""
+    once: str | None = None
 
     def run(self, arguments: Arguments, on: Any) -> list[mx.array]:
         outputs = self.launch(*arguments, on=on)
@@ -158,6 +159,27 @@ CATALOG = {
             lambda t: quantized_arguments(t, 4, 4096, 256, 4, 64),
             2 * 4096,
             once="weight scales biases",
+        ),
+        Entry(
+            QUANTIZED_TILES,
+            quantized_tiles,
+            lambda t: [
+                (*quantized_arguments(t, *shape), splits)
+                for shape, splits in (
+                    *(((33, 70, 96, 4, 32), 2), ((17, 33, 256, 8, 128), 1), ((31, 9, 64, 3, 32), 1)),
+                    *(((1, 32, 192, 6, 64), 3), ((2, 1, 32, 2, 32), 1)),
+                )
+            ],
+            lambda t: (*quantized_arguments(t, 64, 64, 512, 4, 64), 2),
+            2 * 64,
+            once="",
+        ),
+        Entry(
+            SPLIT_SUM,
+            split_sum,
+            lambda t: [(normal(mx.float32, *shape), t) for shape in ((3, 33, 9), (1, 1, 1))],
+            lambda t: (normal(mx.float32, 4, 64, 256), t),
+            1,
         ),
         Entry(
             DECODE_ATTENTION,

@@ -78,5 +78,7 @@ def packing(q: mx.array, k: Packed, v: Packed) -> tuple[int, int]:
 
 def unpack(x: Packed, bits: int, group: int) -> mx.array:
     codes, scales, biases = x
+    if not codes.size:
+        return mx.zeros((*codes.shape[:-1], codes.shape[-1] * 32 // bits))
     wide = (codes, scales.astype(mx.float32), biases.astype(mx.float32))
     return mx.dequantize(*wide, group_size=group, bits=bits)

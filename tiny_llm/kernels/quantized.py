@@ -2,11 +2,11 @@
 
 import mlx.core as mx
 
-from tiny_llm.kernels.launch import Kernel, On, expect, expect_float, short
+from tiny_llm.config.model import GROUP_SIZES, QUANTIZED_BITS
+from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
 
 QUANTIZED_MATVEC = Kernel("quantized_matvec", "x weight scales biases", "out")
 QUANTIZED_ROWS = Kernel("quantized_rows", "x weight scales biases", "out")
-BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 EACH = 4  # rows of W that a simdgroup takes together
 THREADGROUPS = 32  # from here on a group takes more rows of W instead, which share its copy of x
 MAX_SIMDGROUPS = 32
@@ -32,10 +32,10 @@ def format_of(name: str, x: mx.array, weight: mx.array, scales: mx.array, biases
     expect(f"{name} biases", biases, scales.shape, x.dtype)
     bits, left = divmod(weight.shape[1] * 32, max(1, columns))
     group, over = divmod(columns, max(1, scales.shape[1]))
-    if left or over or bits not in BITS or group not in GROUPS:
+    if left or over or bits not in QUANTIZED_BITS or group not in GROUP_SIZES:
+        known = f"{', '.join(map(str, QUANTIZED_BITS))} bits in groups of {', '.join(map(str, GROUP_SIZES))}"
         raise ValueError(
-            f"{name}: x of {columns} columns, weight {weight.shape} of {short(weight.dtype)} and scales {scales.shape} "
-            f"make no format of {', '.join(map(str, BITS))} bits in groups of {', '.join(map(str, GROUPS))}"
+            f"{name}: x of {columns} columns, weight {weight.shape} and scales {scales.shape} make no format of {known}"
         )
     return bits, group
 

@@ -1,0 +1,69 @@
+"""Products with quantized weights as they are called: the kernel that suits the rows, against MLX and in bytes."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from tests.kernels.oracles import float64, product
+from tiny_llm.kernels import quantized_matmul
+from tiny_llm.kernels.catalog import quantized_arguments
+from tiny_llm.kernels.matmul import quantized_tiles, splits_for
+from tiny_llm.kernels.quantized import quantized_matvec, quantized_rows
+from tiny_llm.kernels.sim import Simulator
+
+
+@pytest.mark.parametrize(("rows", "kernels"), [
+    (1, ["quantized_matvec"]), (2, ["quantized_rows"]), (16, ["quantized_rows"]),
+    (17, ["quantized_tiles", "split_sum"]), (33, ["quantized_tiles", "split_sum"]),
+])  # fmt: skip
+def test_the_rows_choose_the_kernel(rows: int, kernels: list[str]) -> None:
+    arguments, simulator = quantized_arguments(mx.float32, rows, 40, 512, 4, 64), Simulator(check=True)
+    got = quantized_matmul(*arguments, on=simulator)
+    assert [report.kernel for report in simulator.reports] == kernels
+    np.testing.assert_allclose(float64(got), product(*map(float64, arguments)), atol=1e-4)
+    mlx = mx.quantized_matmul(*arguments, group_size=64, bits=4)
+    np.testing.assert_allclose(np.array(got), np.array(mlx), atol=1e-4)
+
+
+def test_of_three_bits_a_group_holds_no_more_than_eight_rows() -> None:
+    for rows, kernel in ((8, "quantized_rows"), (9, "quantized_tiles")):
+        simulator = Simulator(check=True)
+        quantized_matmul(*quantized_arguments(mx.float16, rows, 33, 96, 3, 32), on=simulator)
+        assert simulator.reports[0].kernel == kernel
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_each_packing_of_one_row(bits: int, group: int) -> None:
+    """Columns that end within a simdgroup's step, as many rows as end within a group's."""
+    arguments = quantized_arguments(mx.float32, 1, 11, 3 * group, bits, group)
+    got = quantized_matvec(*arguments, on=Simulator(check=True))
+    np.testing.assert_allclose(float64(got), product(*map(float64, arguments)), atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [2, 5, 16])
+def test_weights_are_read_once_for_all_rows(rows: int) -> None:
+    """A kernel that takes the rows one by one would read `rows` times as much."""
+    arguments, simulator = quantized_arguments(mx.float16, rows, 256, 512, 4, 64), Simulator(check=True)
+    quantized_rows(*arguments, on=simulator)
+    read = {b.name: b.read for b in simulator.reports[0].buffers}
+    for name, x in zip(("weight", "scales", "biases"), arguments[1:], strict=True):
+        assert read[name] == x.nbytes
+
+
+def test_tiles_read_what_their_formula_says() -> None:
+    rows, outputs = 70, 96
+    arguments, simulator = quantized_arguments(mx.float16, rows, outputs, 256, 4, 64), Simulator(check=True)
+    x, weight = arguments[:2]
+    quantized_tiles(*arguments, on=simulator)
+    read = {b.name: b.read for b in simulator.reports[0].buffers}
+    assert read["x"] == x.nbytes * (outputs // 32)
+    assert read["weight"] == weight.nbytes * -(-rows // 32)
+    assert simulator.reports[0].threadgroup_bytes <= 32 * 1024
+
+
+def test_k_is_split_while_the_tiles_are_few() -> None:
+    assert splits_for(32, 1024, 3072) == 4
+    assert splits_for(512, 1024, 3072) == 1
+    assert splits_for(32, 32, 512) == 2
+    assert splits_for(32, 32, 96) == 1

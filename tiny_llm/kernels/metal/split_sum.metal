@@ -1,0 +1,11 @@
+// out = Σ parts over the splits. parts (SPLITS, n) float, out (n,) of T; n is an int. One thread for each element.
+// BODY
+const uint i = thread_position_in_grid.x;
+if (i >= uint(n)) {
+  return;
+}
+float sum = 0.0f;
+for (int s = 0; s < SPLITS; s++) {
+  sum += parts[s * n + int(i)];
+}
+out[i] = T(sum);
