@@ -1,6 +1,7 @@
-"""What happened in the engine, one record for each happening: a scheduler's, and of all views.
+"""What happened in the engine, one record for each happening: written by the scheduler, read by all views.
 
 kind     what it says                                          blocks                    start, tokens
+pool     the beginning (note: the scheduler's settings)        -                         size of a block, how many
 arrival  a request came                                        -                         0, length of the prompt
 admit    a sequence runs (note: why its prefix is no longer)   those it shares           0, tokens found in them
 share    running, it takes over blocks known by now            those                     tokens before, tokens found
@@ -8,15 +9,20 @@ chunk    its part of a step, a decode is a chunk of 1          those newly taken
 copy     copy-on-write                                         source, target            -
 step     a step is done                                        -                         0, tokens in it
 token    a token was sampled                                   -                         its place, 1
-keep     the prefix tree keeps its blocks                      above, kept, in table     tokens before, tokens kept
+keep     the prefix tree keeps its blocks                      above (or -1), then kept  tokens before, tokens kept
 preempt  it gives up its blocks and waits again                those                     0, tokens lost
 evict    the tree gives up blocks                              those                     -
 finish   a sequence ends (note: why)                           those                     0, tokens generated
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TextIO
 
-KINDS = tuple("arrival admit share chunk copy step token keep preempt evict finish".split())
+from tiny_llm.config.fields import require
+
+KINDS = frozenset("pool arrival admit share chunk copy step token keep preempt evict finish".split())
 
 
 @dataclass(frozen=True)
@@ -32,3 +38,45 @@ class Event:
     tokens: int = 0
     blocks: tuple[int, ...] = ()
     note: str = ""
+
+    def line(self) -> str:
+        """As one line of JSON; what has its default is left out."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return json.dumps(given, ensure_ascii=False)
+
+
+class JsonLines:
+    """Writes each event that it is called with as a line; the stream is the caller's to close."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __call__(self, event: Event) -> None:
+        self.stream.write(event.line() + "\n")
+
+
+def read(path: Path) -> list[Event]:
+    """The events of a log. Raises ValueError, with the line's number, for what is not one."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    events = [_parse(line, f"{path.name}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    require(bool(events), f"{path.name}: expected events, found an empty file")
+    return events
+
+
+_KINDS_OF = {"str": str, "int": int, "float": int | float, "tuple[int, ...]": list}
+
+
+def _parse(line: str, place: str) -> Event:
+    try:
+        found: Any = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place}: expected JSON, found something else: {error}") from error
+    require(isinstance(found, dict), f"{place}: expected an object, found {line:.40}")
+    kinds = {f.name: _KINDS_OF[str(f.type)] for f in fields(Event)}
+    for name, value in found.items():
+        require(name in kinds, f"{place}: unknown field {name!r}")
+        require(isinstance(value, kinds[name]), f"{place}: {name}: unexpected value {value!r:.40}")
+    require(found.get("kind") in KINDS and "time" in found, f"{place}: expected a time and a known kind")
+    blocks = found.pop("blocks", [])
+    require(all(isinstance(block, int) for block in blocks), f"{place}: blocks: expected numbers")
+    return Event(**found, blocks=tuple(blocks))

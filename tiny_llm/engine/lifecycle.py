@@ -59,6 +59,8 @@ class Lifecycle:
         self.waiting = Waiting(config.weights)
         self.requests: dict[str, list[Sequence]] = {}  # the unfinished ones with all their sequences
         self.steps = self.arrivals = 0
+        settings = f"token_budget {config.token_budget}, max_sequences {config.max_sequences}"
+        self._tell(0.0, "pool", None, blocks.block_size, blocks.num_blocks, note=settings)
 
     def _refuse(self, request: Request) -> None:
         """Raise ValueError, with the numbers, for a request that could never run."""

@@ -1,0 +1,148 @@
+"""Anything may happen in any order: after each step the blocks, tables, tree and contents agree."""
+
+from collections import Counter
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.engine.fake import FakeRunner, solo
+from tiny_llm.config import SamplingParams, SchedulerConfig
+from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.events import KINDS, Event
+from tiny_llm.engine.radix import RadixTree
+from tiny_llm.engine.request import Request
+from tiny_llm.engine.scheduler import Scheduler
+
+PREFIX = (1, 2, 3, 4, 1, 2, 3, 4, 1, 2)
+STOPS = frozenset({0})
+SEEN: Counter[str] = Counter()
+
+
+class Engine(RuleBasedStateMachine):
+    """Add, step, cancel, stop, abandon, evict, on a small pool, so that sharing and preemption are common."""
+
+    @initialize(
+        blocks=st.integers(8, 24), size=st.integers(1, 4), slots=st.integers(1, 6), tree=st.integers(0, 3).map(bool)
+    )
+    def begin(self, blocks: int, size: int, slots: int, tree: bool) -> None:
+        self.now, self.count = 0.0, 0
+        self.events: list[Event] = []
+        self.pool = BlockPool(blocks, size)
+        config = SchedulerConfig(slots + 5, slots, 60, weights={"a": 3.0})
+        self.scheduler = Scheduler(config, self.pool, RadixTree(self.pool) if tree else None, self.events.append)
+        self.runner = FakeRunner(self.pool)
+
+    @rule(
+        shared=st.integers(0, len(PREFIX)),
+        tail=st.lists(st.integers(0, 3), max_size=6),
+        longest=st.integers(1, 24),
+        n=st.integers(1, 3),
+        twins=st.integers(1, 3),
+        priority=st.integers(-1, 1),
+        tenant=st.sampled_from("ab"),
+        deadline=st.none() | st.floats(0, 20),
+    )
+    def add(self, shared: int, tail: list[int], longest: int, n: int, twins: int, **more: Any) -> None:
+        prompt = (*PREFIX[:shared], *tail) or (5,)
+        params = SamplingParams(max_tokens=longest, n=n)
+        fits = self.pool.blocks_for(len(prompt) + longest - 1) <= self.pool.num_blocks
+        fits &= n <= self.scheduler.config.max_sequences and len(prompt) + longest <= 60
+        for _ in range(twins):
+            self.count += 1
+            request = Request(f"r{self.count}", prompt, params, arrival=self.now, stop_tokens=STOPS, **more)
+            try:
+                self.scheduler.add(request, self.now)
+                assert fits
+            except ValueError:
+                assert not fits
+
+    @precondition(lambda self: self.scheduler.has_work)
+    @rule(times=st.integers(1, 6))
+    def run(self, times: int) -> None:
+        for _ in range(times):
+            if self.scheduler.has_work:
+                self.step()
+
+    def step(self) -> None:
+        self.now += 1
+        step = self.scheduler.schedule(self.now)
+        SEEN["preempted for room"] += len(step.preempted)
+        assert 0 < step.num_tokens <= self.scheduler.config.token_budget
+        assert len(self.scheduler.running) <= self.scheduler.config.max_sequences
+        for s in self.scheduler.finish(step, self.runner.run(step), self.now):
+            assert s.output == solo(s.request.tokens, s.request.params.max_tokens, s.index, STOPS)
+        self.scheduler.check()
+
+    @precondition(lambda self: self.scheduler.has_work)
+    @rule(data=st.data())
+    def interrupted_step(self, data: st.DataObject) -> None:
+        """A request is cancelled while the device works."""
+        step = self.scheduler.schedule(self.now)
+        sampled = self.runner.run(step)
+        self.cancel(data)
+        self.scheduler.finish(step, sampled, self.now)
+
+    @precondition(lambda self: self.scheduler.has_work)
+    @rule()
+    def failed_step(self) -> None:
+        self.scheduler.abandon(self.scheduler.schedule(self.now), self.now)
+
+    @precondition(lambda self: self.scheduler.requests)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.scheduler.requests)))
+        assert self.scheduler.cancel(name, self.now)
+        assert not self.scheduler.cancel(name, self.now)
+
+    @precondition(lambda self: self.scheduler.requests)
+    @rule(data=st.data())
+    def stop(self, data: st.DataObject) -> None:
+        """One continuation ends, as at a stop string; it may be any, in any state."""
+        sequences = [s for name in sorted(self.scheduler.requests) for s in self.scheduler.requests[name]]
+        self.scheduler.stop(data.draw(st.sampled_from(sequences)), "stop", self.now)
+
+    @precondition(lambda self: self.scheduler.tree)
+    @rule(count=st.integers(1, 5))
+    def evict(self, count: int) -> None:
+        assert self.scheduler.tree is not None
+        expected = min(count, self.pool.num_evictable)
+        assert len(self.scheduler.tree.evict(count)) == expected
+
+    @invariant()
+    def agrees(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check()
+
+    def teardown(self) -> None:
+        """Whatever is left comes to its end, and every block with it."""
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(2000):
+            if not self.scheduler.has_work:
+                break
+            self.step()
+        assert not self.scheduler.requests, "something never ends"
+        assert self.pool.num_available == self.pool.num_blocks
+        SEEN.update(event.kind for event in self.events)
+
+
+Engine.TestCase.settings = settings(
+    max_examples=300, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+
+
+def test_any_order_of_calls() -> None:
+    """Ten thousand steps, in which everything happened that can."""
+    SEEN.clear()
+    run_state_machine_as_test(Engine)
+    assert SEEN["step"] >= 10_000, SEEN
+    assert all(SEEN[kind] >= 30 for kind in KINDS | {"preempted for room"}), SEEN

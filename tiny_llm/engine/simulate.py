@@ -1,0 +1,85 @@
+"""The scheduler on a clock of paper: no model, and a step takes what a cost model says."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from tiny_llm.engine.lifecycle import Step
+from tiny_llm.engine.request import Request, Sequence
+from tiny_llm.engine.scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes, in seconds: each time, for each token, and for each token that a token looks back at."""
+
+    step: float = 0.004
+    token: float = 0.0002
+    look: float = 2e-8
+
+    def of(self, step: Step) -> float:
+        looks = sum(length * start + length * (length + 1) // 2 for _, start, length, _ in step.entries)
+        return self.step + self.token * step.num_tokens + self.look * looks
+
+    def most(self, token_budget: int, context: int) -> float:
+        """No step of this budget takes longer while no sequence has more tokens than `context`."""
+        return self.step + (self.token + self.look * context) * token_budget
+
+
+@dataclass
+class Answer:
+    """When a sequence's tokens came. `preempted`: how often it lost its blocks."""
+
+    sequence: Sequence
+    times: list[float] = field(default_factory=list)
+    preempted: int = 0
+    finished: float | None = None
+
+    @property
+    def first(self) -> float:
+        """Time to first token (TTFT)."""
+        return self.times[0] - self.sequence.request.arrival
+
+    @property
+    def gaps(self) -> list[float]:
+        """Times between tokens (ITL)."""
+        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+
+
+def babble(sequence: Sequence) -> int:
+    """A next token without meaning."""
+    return (7 * len(sequence.tokens) + 31 * sequence.index) % 1000
+
+
+def simulate(
+    scheduler: Scheduler,
+    requests: Iterable[Request],
+    cost: Cost | None = None,
+    say: Callable[[Sequence], int] = babble,
+    watch: Callable[[Step, float], None] | None = None,
+) -> list[Answer]:
+    """Serve `requests`, each from its arrival on; returns the answers in their order. `watch` is shown every step.
+
+    Raises what `Scheduler.add` does.
+    """
+    cost, now = cost or Cost(), 0.0
+    coming = sorted(requests, key=lambda r: r.arrival)[::-1]
+    answers: dict[tuple[str, int], Answer] = {}
+    while coming or scheduler.has_work:
+        if not scheduler.has_work:
+            now = max(now, coming[-1].arrival)
+        while coming and coming[-1].arrival <= now:
+            for sequence in scheduler.add(coming.pop(), now):
+                answers[sequence.request.id, sequence.index] = Answer(sequence)
+        step = scheduler.schedule(now)
+        for sequence in step.preempted:
+            answers[sequence.request.id, sequence.index].preempted += 1
+        now += cost.of(step)
+        if watch:
+            watch(step, now)
+        ended = scheduler.finish(step, [say(e.sequence) if e.samples else None for e in step.entries], now)
+        for entry in step.entries:
+            if entry.samples:
+                answers[entry.sequence.request.id, entry.sequence.index].times.append(now)
+        for sequence in ended:
+            answers[sequence.request.id, sequence.index].finished = now
+    return list(answers.values())
