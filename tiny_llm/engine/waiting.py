@@ -33,7 +33,8 @@ class Waiting:
             self._lines[tenant] = []
             self.counters[tenant] = max(self.counters[tenant], self._now)
         heappush(self._lines[tenant], (sequence.rank, sequence))
-        heappush(self._heads, (self.counters[tenant], self._lines[tenant][0][0], tenant))
+        if self._lines[tenant][0][1] is sequence:
+            heappush(self._heads, (self.counters[tenant], sequence.rank, tenant))
         self.size += 1
 
     def peek(self) -> Sequence | None:

@@ -1,0 +1,59 @@
+"""What a scheduling step costs in Python, by how many requests wait and how many run.
+
+    python bench/scheduler.py [--json] [--rounds 5]
+
+A step is `schedule` and `finish` without a model. Waiting: 32 sequences decode. Running: 100 requests wait.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.common import arguments, race, report
+from tiny_llm.config import SamplingParams, SchedulerConfig
+from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.radix import RadixTree
+from tiny_llm.engine.request import Request
+from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.simulate import babble
+
+STEPS = 200
+
+
+def step_time(waiting: int, running: int) -> Callable[[], float]:
+    """Mean microseconds of a step in which `running` sequences decode while `waiting` requests wait."""
+
+    def measure() -> float:
+        pool = BlockPool(running * 32 + 64, 16)
+        scheduler = Scheduler(SchedulerConfig(1024, running), pool, RadixTree(pool))
+        for i in range(running + waiting):
+            tokens = tuple(range(i, i + 20))
+            scheduler.add(Request(str(i), tokens, SamplingParams(max_tokens=400), tenant=f"t{i % 8}"), 0.0)
+        while len(scheduler.running) < running or any(s.remaining > 1 for s in scheduler.running):
+            one(scheduler)
+        begin = time.perf_counter()
+        for _ in range(STEPS):
+            one(scheduler)
+        return (time.perf_counter() - begin) / STEPS * 1e6
+
+    return measure
+
+
+def one(scheduler: Scheduler) -> None:
+    step = scheduler.schedule(0.0)
+    scheduler.finish(step, [babble(e.sequence) if e.samples else None for e in step.entries], 0.0)
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", rounds=5)
+    cases = [(f"{waiting:,} waiting, 32 running", waiting, 32) for waiting in (10, 100, 1_000, 10_000)]
+    cases += [(f"100 waiting, {running} running", 100, running) for running in (1, 8, 32, 128)]
+    rows = [race(name, "µs", step_time(waiting, running), rounds=options.rounds) for name, waiting, running in cases]
+    report(rows, options.json, steps=STEPS)
+
+
+if __name__ == "__main__":
+    main()
