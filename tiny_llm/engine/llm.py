@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,52 +12,27 @@ import mlx.core as mx
 from tiny_llm.cache import disk
 from tiny_llm.cache.choose import new_cache, slot_bytes, slots_at_most
 from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.cache.paged import block_nbytes
 from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams
+from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.beam import beam_search
-from tiny_llm.decode.generate import Delta, FinishReason, TokenLogprobs, check_prompt, stop_tokens, stream
+from tiny_llm.decode.generate import Delta, check_prompt, stop_tokens, stream
+from tiny_llm.engine.batch import kv_bytes_for, run_all
+from tiny_llm.engine.completion import Completion as Completion
+from tiny_llm.engine.completion import Stats as Stats
+from tiny_llm.engine.completion import completions_of, join
+from tiny_llm.engine.loop import Loop
+from tiny_llm.engine.request import Request
 from tiny_llm.kernels.table import with_kernels
 from tiny_llm.model import fused, hub, loader
 from tiny_llm.model.fingerprint import fingerprint
+from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
 POCKET = Path(__file__).parent.parent / "pocket" / "weights" / "target"
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Messages | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What one request took. Times in seconds, `peak_memory` in bytes."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    time_to_first_token: float
-    decode_time: float
-    peak_memory: int
-
-    @property
-    def prefill_tps(self) -> float:
-        """Prompt tokens computed per second, up to the first token."""
-        return (self.prompt_tokens - self.cached_tokens) / self.time_to_first_token
-
-    @property
-    def decode_tps(self) -> float:
-        """Tokens per second after the first; 0 where there was only one."""
-        return (self.generated_tokens - 1) / self.decode_time if self.generated_tokens > 1 else 0.0
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One whole answer. `tokens` includes the stop token that ended it, `text` does not."""
-
-    text: str
-    tokens: list[int]
-    finish_reason: FinishReason
-    index: int
-    logprobs: list[TokenLogprobs] | None
-    stats: Stats
 
 
 def load(model: str | Path | None = None, *, config: EngineConfig | None = None) -> "LLM":
@@ -91,8 +66,13 @@ def _dtype(config: EngineConfig) -> mx.Dtype | None:
     return None if mx.default_device() == mx.gpu else mx.float32
 
 
+def many(prompt: Any) -> bool:
+    """Whether this is a list of prompts: of texts, of lists of token ids, or of lists of messages."""
+    return not isinstance(prompt, str) and len(prompt) > 0 and all(isinstance(p, (str, list, tuple)) for p in prompt)
+
+
 class LLM:
-    """A loaded model with its tokenizer, for one request at a time, in the thread that loaded it.
+    """A loaded model with its tokenizer, for one caller at a time, in the thread that loaded it.
 
     The KV cache of the last request is kept: the next one computes only what differs from it, so that a chat
     does not read its history again. `defaults` are the sampling settings of the model's generation_config.json.
@@ -134,22 +114,58 @@ class LLM:
 
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Sequence[Prompt],
         params: SamplingParams | None = None,
         *,
         template: Mapping[str, Any] | None = None,
+        progress: bool = False,
         **overrides: Any,
     ) -> Completion | list[Completion]:
-        """The answer to a prompt; a list of them with n > 1 or beams.
+        """The answer to a prompt; a list of them with n > 1 or beams, and for a list of prompts, run side by side.
 
-        Settings come from `params` or, without it, from `overrides` over the model's defaults.
+        Settings come from `params` or, without it, from `overrides` over the model's defaults. `progress` shows a line
+        on stderr while a list of prompts runs.
         """
+        if many(prompt):
+            return self._all(cast(Sequence[Prompt], prompt), self.resolve(params, overrides), template, progress)
         answers: dict[int, list[Delta]] = {}
-        for delta in self.stream(prompt, params, template=template, **overrides):
+        for delta in self.stream(cast(Prompt, prompt), params, template=template, **overrides):
             answers.setdefault(delta.index, []).append(delta)
         assert self.last_stats is not None
-        completions = [_join(deltas, self.last_stats) for deltas in answers.values()]
+        completions = [join(deltas, self.last_stats) for deltas in answers.values()]
         return completions if len(completions) > 1 else completions[0]
+
+    def _all(
+        self, prompts: Sequence[Prompt], params: SamplingParams, template: Mapping[str, Any] | None, progress: bool
+    ) -> list[Completion]:
+        """Many prompts through the serving engine's loop, in this thread and with a pool for this call alone."""
+        if params.beam_width > 1:
+            return [c for p in prompts for c in cast(list[Completion], self.generate(p, params, template=template))]
+        requests = [self.request(str(i), prompt, params, template) for i, prompt in enumerate(prompts)]
+        config = self.serving_config()
+        each = block_nbytes(self.config, config.block_size, self.model.weights["norm"]["weight"].dtype)
+        need, free = kv_bytes_for(requests, config.scheduler, config.block_size, each), available_bytes()
+        loop = Loop(self.model, self.tokenizer, replace(config, kv_bytes=min(need, free // 2) if free else need))
+        return [c for collected in run_all(loop, requests, progress) for c in completions_of(collected)]
+
+    def request(
+        self, name: str, prompt: Prompt, params: SamplingParams, template: Mapping[str, Any] | None = None
+    ) -> Request:
+        """A prompt as the serving engine takes it. Raises ValueError as `stream` does."""
+        tokens = self.encode(prompt, template)
+        check_prompt(tokens, self.max_context, self.config.vocab_size)
+        params = replace(params, max_tokens=min(params.max_tokens, self.max_context - len(tokens)))
+        return Request(name, tuple(tokens), params, stop_tokens=stop_tokens(self.tokenizer, params))
+
+    def serving_config(self, config: ServingConfig | None = None) -> ServingConfig:
+        """The serving engine's settings for this model. Raises ValueError for a cache that it does not know."""
+        config, kind = config or ServingConfig(), self.engine_config.cache
+        if kind != "contiguous":
+            raise ValueError(
+                f"cache: requests side by side keep all tokens in blocks of a pool; found the {kind} cache"
+            )
+        context = min(config.scheduler.max_context, self.max_context)
+        return replace(config, scheduler=replace(config.scheduler, max_context=context))
 
     def stream(
         self,
@@ -251,17 +267,3 @@ class LLM:
         self._cached = disk.load(path, cache, self.fingerprint)
         self._cache = cache
         return cache.offset
-
-
-def _join(deltas: list[Delta], stats: Stats) -> Completion:
-    logprobs = [delta.logprobs for delta in deltas if delta.logprobs is not None]
-    reason = deltas[-1].finish_reason
-    assert reason is not None
-    return Completion(
-        "".join(delta.text for delta in deltas),
-        [delta.token for delta in deltas if delta.token is not None],
-        reason,
-        deltas[-1].index,
-        logprobs or None,
-        stats,
-    )

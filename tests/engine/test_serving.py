@@ -1,0 +1,153 @@
+"""The engine's thread, and `LLM.generate` for many prompts: what callers see from outside."""
+
+import asyncio
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support import make_model
+from tiny_llm import LLM, SamplingParams, load
+from tiny_llm.config import EngineConfig, SchedulerConfig
+from tiny_llm.config.serving import ServingConfig
+from tiny_llm.engine.events import Event
+from tiny_llm.engine.serving import Engine
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+LONG = replace(GREEDY, max_tokens=400)
+CHAT = [{"role": "user", "content": "hello there"}]
+PROMPTS = ["the quick", "the lazy dog", CHAT, [5, 6, 7]]
+SERVING = ServingConfig(kv_bytes=2**20, block_size=8, scheduler=SchedulerConfig(token_budget=64, max_sequences=8))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path) -> LLM:
+    return load(path)
+
+
+@pytest.fixture(scope="module")
+def engine(path: Path):
+    with Engine(path, serving=SERVING) as engine:
+        yield engine
+
+
+def test_many_prompts_at_once(llm: LLM, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = [llm.generate(prompt, GREEDY) for prompt in PROMPTS]
+    together = llm.generate(PROMPTS, GREEDY, progress=True)
+    assert [c.tokens for c in together] == [c.tokens for c in alone]
+    assert [c.text for c in together] == [c.text for c in alone]
+    assert "4/4 · 48 tokens" in capsys.readouterr().err
+    served = engine.generate(PROMPTS, GREEDY, progress=True)
+    assert [c.text for (c,) in served] == [c.text for c in alone]
+    assert "4/4" in capsys.readouterr().err
+    stats = together[2].stats
+    assert (stats.prompt_tokens, stats.generated_tokens) == (len(llm.encode(CHAT)), 12)
+    assert stats.time_to_first_token > 0 and stats.decode_time > 0
+
+
+def test_n_answers_to_each_prompt_lie_flat(llm: LLM) -> None:
+    params = SamplingParams(n=2, max_tokens=5, seed=3)
+    assert [c.index for c in llm.generate(PROMPTS[:2], params)] == [0, 1, 0, 1]
+    beams = SamplingParams(beam_width=2, n=2, max_tokens=5)
+    assert len(llm.generate(PROMPTS[:2], beams)) == 4
+
+
+def test_many_prompts_keep_to_the_context_and_the_cache(path: Path) -> None:
+    short = load(path, config=EngineConfig(max_context=16))
+    assert [len(c.tokens) for c in short.generate([[1] * 10, [2] * 15], GREEDY)] == [6, 1]
+    with pytest.raises(ValueError, match="leave no room"):
+        short.generate([[1], [2] * 16], GREEDY)
+    with pytest.raises(ValueError, match="found the rotating cache"):
+        load(path, config=EngineConfig(cache="rotating", window=64)).generate(["a", "b"], GREEDY)
+
+
+def test_streams_from_several_threads(llm: LLM, engine: Engine) -> None:
+    texts: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        params = SamplingParams(max_tokens=10, ignore_eos=True, seed=number)
+        texts[number] = "".join(delta.text for delta in engine.stream("the quick", params, tenant=f"t{number % 2}"))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for number, text in texts.items():
+        assert text == llm.generate("the quick", SamplingParams(max_tokens=10, ignore_eos=True, seed=number)).text
+    assert len(texts) == 6
+
+
+def test_the_async_form(llm: LLM, engine: Engine) -> None:
+    async def one(prompt) -> str:
+        return "".join([delta.text async for delta in engine.astream(prompt, GREEDY)])
+
+    async def ask() -> tuple[list[str], list]:
+        return await asyncio.gather(*map(one, PROMPTS)), await engine.agenerate("the quick", GREEDY, priority=3)
+
+    texts, whole = asyncio.run(ask())
+    assert texts == [llm.generate(prompt, GREEDY).text for prompt in PROMPTS]
+    assert [completion.text for completion in whole] == texts[:1]
+
+
+def test_leaving_a_stream_frees_its_blocks(path: Path) -> None:
+    events: list[Event] = []
+    with Engine(path, serving=SERVING, emit=events.append) as engine:
+        stream = engine.stream("the quick", LONG)
+        next(stream)
+        stream.close()
+
+        async def leave() -> None:
+            async for _ in engine.astream("the lazy", LONG):
+                break
+
+        asyncio.run(leave())
+        assert engine.generate(["the dog"], GREEDY)
+    assert [event.note for event in events if event.kind == "finish"] == ["cancelled", "cancelled", "length"]
+
+
+def test_refusals_reach_the_caller_and_nobody_else(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        engine.stream([])
+    with pytest.raises(ValueError, match="temprature: unknown"):
+        engine.stream("a", temprature=1)
+    with pytest.raises(ValueError, match="deadline"):
+        next(engine.stream("a", GREEDY, deadline=float("nan")))
+    with pytest.raises(ValueError, match=r"at most max_sequences \(8\)"):
+        next(engine.stream("a", replace(GREEDY, n=9)))
+    assert engine.generate(["a"], max_tokens=3, ignore_eos=True)[0][0].finish_reason == "length"
+
+
+def test_what_fails_in_loading_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        Engine(tmp_path / "nowhere")
+
+
+def test_a_closed_engine_says_so(path: Path) -> None:
+    engine = Engine(path, serving=SERVING)
+    stream = engine.stream("a", LONG)
+    next(stream)
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed before the answer"):
+        list(stream)
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        engine.stream("a", GREEDY)
+
+
+def test_a_fault_of_the_thread_reaches_who_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(path, serving=SERVING)
+    stream = engine.stream("a", LONG)
+    next(stream)
+    monkeypatch.setattr("tiny_llm.engine.loop.Loop.step", lambda _: 1 / 0)
+    with pytest.raises(RuntimeError, match="closed before") as caught:
+        list(stream)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        engine.stream("a", GREEDY)
