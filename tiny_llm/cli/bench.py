@@ -51,7 +51,7 @@ def bench(
             f"found {prompt_tokens} + {max_tokens}"
         )
     stats = [run(llm, prompt_tokens, max_tokens, seed) for seed in range(runs + 1)][1:]
-    figures = summarize(stats)
+    figures = [*summarize(stats), at_most(llm, prompt_tokens + max_tokens)]
     if as_json:
         about = {"model": llm.name, "prompt_tokens": prompt_tokens, "max_tokens": max_tokens, "runs": runs}
         print(json.dumps(about | {"rows": [vars(figure) for figure in figures]}))
@@ -71,6 +71,16 @@ def run(llm: "LLM", prompt_tokens: int, max_tokens: int, seed: int) -> "Stats":
     assert llm.last_stats is not None
     note(f"run {seed}" if seed else "warm-up")
     return llm.last_stats
+
+
+def at_most(llm: "LLM", context: int) -> Figure:
+    """Tokens per second that this machine's memory and arithmetic, as measured now, allow one sequence."""
+    from tiny_llm.kernels.roofline import bound, step_bytes, step_operations, this_machine, weight_bits
+
+    bits = 8.0 * llm.model.weights["norm"]["weight"].dtype.size
+    moved = step_bytes(llm.config, context, 1, weight_bits(llm.config, bits), bits)
+    least = bound(this_machine(moved), moved, step_operations(llm.config, context))
+    return Figure(f"decode by {least.by}", *3 * (1 / least.seconds,), "tokens/s")
 
 
 def summarize(stats: "list[Stats]") -> list[Figure]:

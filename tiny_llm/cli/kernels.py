@@ -1,5 +1,6 @@
 """`tiny-llm kernels`: check and profile Metal kernels in the simulator, on any machine."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,3 +85,42 @@ def profile(file: File) -> None:
     simulator = Simulator(trace=True, replace=replace)
     entry.run(arguments, simulator)
     print(profile(simulator.reports[0], entry.operations * arguments[0].size))
+
+
+@kernels.command()
+def roofline(
+    model: Annotated[
+        str | None, option("A model directory, hub name or alias; the small one inside if not set.")
+    ] = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")] = 1024,
+    rows: Annotated[int, typer.Option(min=1, help="Sequences that get a token in one step.")] = 1,
+    bits: Annotated[float | None, option("Bits of a weight; as the model's files have them if not set.")] = None,
+    code: Annotated[
+        str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")
+    ] = None,
+) -> None:
+    """What a decode step of a model costs at least, and how many tokens per second that allows on some chips."""
+    if code is not None:
+        from tiny_llm.course.desk import install
+
+        print(install(code), file=sys.stderr, flush=True)
+    from tiny_llm.engine.llm import POCKET
+    from tiny_llm.kernels import roofline as costs
+    from tiny_llm.kernels.chips import CHIPS
+    from tiny_llm.kernels.profile import table
+    from tiny_llm.model import hub, loader
+
+    path = hub.resolve(model) if model else POCKET
+    config = loader.load_config(path)
+    width = bits or costs.weight_bits(config)
+    moved, operations = costs.step_bytes(config, context, rows, width), costs.step_operations(config, context, rows)
+    print(f"{model or 'pocket'}: {costs.matrix_weights(config):,} weights of {width:g} bits, {rows} · {context} tokens")
+    print(
+        f"{moved / 1e6:,.1f} MB and {operations / 1e6:,.1f} million operations: {operations / moved:.2f} for each byte"
+    )
+    found: list[tuple[object, ...]] = [("chip", "GB/s", "TFLOP/s", "bound by", "tokens/s at most")]
+    for chip in (*CHIPS, costs.this_machine(moved)):
+        least = costs.bound(chip, moved, operations)
+        flops = f"{chip.teraflops:.3g}" if chip.teraflops else "-"
+        found.append((chip.name, f"{chip.bandwidth:,.4g}", flops, least.by, int(rows / least.seconds)))
+    print(table(found))

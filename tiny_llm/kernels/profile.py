@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from tiny_llm.kernels.chips import CHIPS
+from tiny_llm.kernels.roofline import bound
 from tiny_llm.kernels.sim.report import Report, SiteCount
 
 SHADES = " ░▒▓█"
@@ -108,9 +109,7 @@ def roofline_lines(report: Report, operations: float) -> Iterator[str]:
     )
     rows: list[Sequence[object]] = [("chip", "GB/s", "TFLOP/s", "bound by", "µs", "source")]
     for chip in CHIPS:
-        arithmetic = chip.balance is not None and operations / max(1, report.minimum) > chip.balance
-        microseconds = f"{chip.seconds(report.minimum, operations) * 1e6:.2f}"
+        least = bound(chip, report.minimum, operations)
         flops = f"{chip.teraflops:g}" if chip.teraflops else "-"
-        bound = "arithmetic" if arithmetic else "memory"
-        rows.append((chip.name, f"{chip.bandwidth:g}", flops, bound, microseconds, chip.source))
+        rows.append((chip.name, f"{chip.bandwidth:g}", flops, least.by, f"{least.seconds * 1e6:.2f}", chip.source))
     yield table(rows)
