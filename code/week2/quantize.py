@@ -1,0 +1,95 @@
+"""Group-affine quantization: w ≈ scale · value + bias, a scale and a bias for each `group_size` weights of a row.
+
+Values of 2, 3, 4, 6 or 8 bits stand one behind the other, lowest bit first, as one row of bits cut into words of 32:
+
+    4 bits   word 0: v0 v1 v2 v3 v4 v5 v6 v7
+    3 bits   word 0: v0 v1 … v9 and two bits of v10   word 1: the third bit of v10, v11 …   word 2: … v31
+
+All of it is bit-equal to mx.quantize and mx.dequantize (github.com/ml-explore/mlx, quantized.cpp), so that a file
+written here is read by every program that reads MLX's.
+"""
+
+import mlx.core as mx
+
+from tiny_llm.config.fields import require
+from tiny_llm.config.model import GROUP_SIZES, QUANTIZED_BITS
+from tiny_llm.course import NotDone
+from tiny_llm.model.ops import Ops, Weight, quantization_of
+
+WORD = 32  # bits
+SMALLEST = 1e-7  # a scale's size at least: a group of equal weights has no span
+
+
+def check_fit(columns: int, group_size: int, bits: int, name: str = "weight") -> None:
+    """Raises ValueError for bits or a group size that the format lacks, or that do not fit rows of `columns`."""
+    known = " or ".join(map(str, QUANTIZED_BITS))
+    require(bits in QUANTIZED_BITS, f"bits: expected {known}, found {bits}")
+    known = " or ".join(map(str, GROUP_SIZES))
+    require(group_size in GROUP_SIZES, f"group size: expected {known}, found {group_size}")
+    fitting = [size for size in GROUP_SIZES if columns % size == 0]
+    remedy = f"take {' or '.join(map(str, fitting))}" if fitting else "leave this layer dense"
+    require(
+        columns % group_size == 0,
+        f"{name}: expected a group size that divides its rows of {columns}, found {group_size}: {remedy}",
+    )
+
+
+def quantize_groups(w: mx.array, group_size: int, bits: int) -> tuple[mx.array, mx.array, mx.array]:
+    """Values 0 … 2^bits - 1 (rows, columns) uint32, scales and biases (rows, columns / group_size) in w's dtype.
+
+    The end of a group that is farther from zero becomes its bias, value 0; the scale is such that zero has a value of
+    its own. w (rows, columns) of float32, float16 or bfloat16.
+    """
+    # YOUR CODE (w2.6.1): a scale, a bias and the nearest value for each weight
+    raise NotDone("w2.6.1")
+
+
+def pack(values: mx.array, bits: int) -> mx.array:
+    """Values (rows, columns) uint32 below 2^bits as words (rows, columns · bits / 32) uint32."""
+    # YOUR CODE (w2.6.2): one row of bits, cut into words
+    raise NotDone("w2.6.2")
+
+
+def unpack(packed: mx.array, bits: int) -> mx.array:
+    """The values (rows, columns) uint32 of words (rows, columns · bits / 32): what `pack` was given."""
+    # YOUR CODE (w2.6.3): the way back
+    raise NotDone("w2.6.3")
+
+
+def dequantize(packed: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int) -> mx.array:
+    """scale · value + bias: (rows, columns) in the scales' dtype, which the arithmetic is done in as well."""
+    # YOUR CODE (w2.6.4): weights again
+    raise NotDone("w2.6.4")
+
+
+def quantized_linear(x: mx.array, w: Weight) -> mx.array:
+    """y = x Wᵀ + bias for a packed weight {"weight", "scales", "biases"[, "bias"]}. x (T, in), result (T, out)."""
+    # YOUR CODE (w2.6.5): unpack, then multiply
+    raise NotDone("w2.6.5")
+
+
+def quantized_embedding(tokens: mx.array, w: Weight, hidden_size: int) -> mx.array:
+    """Row `token` of a packed table for each token. tokens (T,), result (T, hidden_size)."""
+    group_size, bits = quantization_of(w, hidden_size)
+    return dequantize(w["weight"][tokens], w["scales"][tokens], w["biases"][tokens], group_size, bits)
+
+
+def quantize(w: mx.array, group_size: int, bits: int) -> Weight:
+    """A matrix (rows, columns) as {"weight", "scales", "biases"}. Raises ValueError as `check_fit`."""
+    check_fit(w.shape[-1], group_size, bits)
+    values, scales, biases = quantize_groups(w, group_size, bits)
+    return {"weight": pack(values, bits), "scales": scales, "biases": biases}
+
+
+def unfused(ops: Ops) -> Ops:
+    """The table with this file's functions for packed weights, in the place of MLX's kernels."""
+
+    def linear(x: mx.array, w: Weight) -> mx.array:
+        if "parts" in w:
+            return mx.concatenate([linear(x, part) for part in w["parts"]], axis=-1)
+        return quantized_linear(x, w) if "scales" in w else ops.linear(x, w)
+
+    def embedding(tokens: mx.array, w: Weight, hidden_size: int) -> mx.array:
+        return (quantized_embedding if "scales" in w else ops.embedding)(tokens, w, hidden_size)
+
+    return ops._replace(linear=linear, embedding=embedding)
