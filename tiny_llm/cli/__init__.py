@@ -18,7 +18,7 @@ from tiny_llm.cli.kernels import kernels
 from tiny_llm.cli.models import models
 from tiny_llm.cli.pocket import app as pocket
 from tiny_llm.cli.quantize import quantize
-from tiny_llm.cli.viz import viz
+from tiny_llm.cli.viz_engine import viz
 
 PROGRAM = "tiny-llm"
 

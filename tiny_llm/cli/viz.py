@@ -30,15 +30,17 @@ def borrow(code: str | None) -> None:
         typer.echo(install(code), err=True)
 
 
-def write(name: str, title: str, drawings: Sequence["Drawing"], out: Path | None, words: str = "") -> None:
-    """Save the pictures and print what they show."""
+def write(
+    name: str, title: str, drawings: Sequence["Drawing"], out: Path | None, words: str = "", stepper: bool = False
+) -> None:
+    """Save the pictures, all at once or in the page one by one, and print what they show."""
     from tiny_llm.course.viz_svg import page
 
     path = Path(f"{name}.html") if out is None else out
     if path.suffix not in (".html", ".svg") or (path.suffix == ".svg" and len(drawings) > 1):
         suffixes = ".html" if len(drawings) > 1 else ".html or .svg"
         raise typer.BadParameter(f"expected a name that ends in {suffixes}, found {path.name}", param_hint="--out")
-    text = drawings[0].svg() if path.suffix == ".svg" else page(title, drawings, words)
+    text = drawings[0].svg() if path.suffix == ".svg" else page(title, drawings, words, stepper)
     path.write_text(text, encoding="utf-8")
     print(words or "\n".join(drawing.alt for drawing in drawings))
     print(f"picture: {path}")

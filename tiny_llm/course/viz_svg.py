@@ -26,6 +26,22 @@ pre {{ overflow-x: auto }}
 {body}
 </html>
 """
+STEPPER = """<p><button id="back">← back</button> <button id="on">on →</button> <output id="at"></output></p>
+<script>
+addEventListener("DOMContentLoaded", () => {
+  const frames = [...document.querySelectorAll("figure")];
+  let at = 0;
+  const show = (to) => {
+    at = Math.max(0, Math.min(to, frames.length - 1));
+    frames.forEach((frame, i) => { frame.hidden = i !== at; });
+    document.getElementById("at").textContent = `${at + 1} of ${frames.length}`;
+  };
+  document.getElementById("back").onclick = () => show(at - 1);
+  document.getElementById("on").onclick = () => show(at + 1);
+  addEventListener("keydown", (e) => show(at + (e.key === "ArrowRight") - (e.key === "ArrowLeft")));
+  show(0);
+});
+</script>"""
 
 
 def number(value: float) -> str:
@@ -115,8 +131,12 @@ def _attributes(values: Mapping[str, Any]) -> str:
     )
 
 
-def page(title: str, drawings: Sequence[Drawing], note: str = "") -> str:
-    """One HTML file that needs no other: the pictures, each with its alternative in words, then `note` as it is."""
-    parts = [f"<figure>\n{d.svg()}<figcaption>{escape(d.alt)}</figcaption></figure>" for d in drawings]
+def page(title: str, drawings: Sequence[Drawing], note: str = "", stepper: bool = False) -> str:
+    """One HTML file that needs no other: the pictures, each with its alternative in words, then `note` as it is.
+
+    As a stepper it shows one picture at a time, where scripts may run.
+    """
+    parts = [STEPPER] if stepper else []
+    parts += [f"<figure>\n{d.svg()}<figcaption>{escape(d.alt)}</figcaption></figure>" for d in drawings]
     parts += [f"<pre>{escape(note)}</pre>"] if note else []
     return PAGE.format(title=escape(title), body="\n".join(parts))

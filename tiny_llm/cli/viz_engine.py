@@ -1,0 +1,77 @@
+"""`tiny-llm viz schedule|pages|radix`: pictures of the serving engine from its event log."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tiny_llm.cli.errors import usage
+from tiny_llm.cli.options import option
+from tiny_llm.cli.viz import Code, Out, borrow, viz, write
+
+__all__ = ["viz"]
+
+Log = Annotated[Path | None, option("An event log (JSON lines); a small simulated load if not given.", "--log")]
+First = Annotated[int, option("The first step to show.")]
+Last = Annotated[int | None, option("The last step to show; the log's last if not given.")]
+Blocks = Annotated[int, option("Without --log: blocks in the pool.")]
+Budget = Annotated[int, option("Without --log: tokens a step may hold.")]
+
+
+@viz.command()
+def schedule(
+    log: Log = None,
+    first: First = 1,
+    last: Last = None,
+    blocks: Blocks = 22,
+    budget: Budget = 8,
+    trace: Annotated[Path | None, option("Write a Chrome trace, too (open it in ui.perfetto.dev).")] = None,
+    code: Code = None,
+    out: Out = None,
+) -> None:
+    """Who computes what in each step: decodes and chunks of prompts by slot."""
+    borrow(code)
+    from tiny_llm.course import viz_replay, viz_schedule
+    from tiny_llm.engine.trace import chrome_trace
+
+    with usage():
+        events = viz_replay.load(log, blocks, budget)
+        drawing = viz_schedule.draw("schedule", events, first, last)
+    if trace:
+        trace.write_text(chrome_trace(events), encoding="utf-8")
+    write("schedule", "Slots, step by step", [drawing], out)
+
+
+@viz.command()
+def pages(
+    log: Log = None,
+    first: First = 1,
+    last: Last = None,
+    blocks: Blocks = 22,
+    budget: Budget = 8,
+    code: Code = None,
+    out: Out = None,
+) -> None:
+    """The pool's blocks by request and the block tables, step by step (arrow keys in the page)."""
+    borrow(code)
+    from tiny_llm.course import viz_pages, viz_replay
+
+    with usage():
+        drawings = viz_pages.frames(viz_replay.load(log, blocks, budget), first, last)
+    write("pages", "The pool, step by step", drawings, out, drawings[-1].alt, stepper=True)
+
+
+@viz.command()
+def radix(
+    log: Log = None,
+    step: Annotated[int | None, option("The step to show; the log's last if not given.")] = None,
+    blocks: Blocks = 22,
+    budget: Budget = 8,
+    code: Code = None,
+    out: Out = None,
+) -> None:
+    """The prefix tree, who reads it, and why prefixes were not found."""
+    borrow(code)
+    from tiny_llm.course import viz_radix, viz_replay
+
+    with usage():
+        drawing = viz_radix.draw("radix", viz_replay.load(log, blocks, budget), step)
+    write("radix", "The prefix tree", [drawing], out)
