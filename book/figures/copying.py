@@ -90,10 +90,18 @@ def curves() -> Drawing:
     return drawing
 
 
+def share(head: dict[str, Any], back: int) -> float:
+    """The mean weight that the second round, but for its last token, gives to the token so many places back."""
+    weights: list[list[float]] = head["weights"]
+    period = len(weights) // 2
+    return statistics.mean(weights[t][t - back] for t in range(period, 2 * period - 1))
+
+
 def chosen() -> tuple[dict[str, Any], dict[str, Any]]:
     """The head that looks most at the token before, and the one that looks most at the token to copy."""
-    found = read("pocket_heads")["heads"]
-    return max(found, key=lambda head: head["previous"]), max(found, key=lambda head: head["next"])
+    data = read("pocket_heads")
+    found, behind = data["heads"], len(data["tokens"]) // 2 - 1
+    return max(found, key=lambda head: share(head, 1)), max(found, key=lambda head: share(head, behind))
 
 
 def heads() -> Drawing:
@@ -139,6 +147,20 @@ def half(run: dict[str, Any]) -> str:
     return next((f"{point[0] / 1e6:.2f} M" for point in run["log"] if point[3] >= 0.5), "never")
 
 
+def head_table() -> str:
+    """Where each head looks, and the exam without it."""
+    data = read("pocket_heads")
+    behind = len(data["tokens"]) // 2 - 1
+    lines = [
+        "| layer, head | itself | one back | behind the same token | exam without it |",
+        "| --- " + "| ---: " * 4 + "|",
+    ]
+    for head in data["heads"]:
+        shares = " | ".join(f"{share(head, back):.2f}" for back in (0, 1, behind))
+        lines.append(f"| {head['layer'] + 1}, {head['head'] + 1} | {shares} | {head['right_without']:.2f} |")
+    return "\n".join(lines)
+
+
 def card() -> str:
     """The results in the model card of the weights that ship."""
     text = CARD.read_text(encoding="utf-8")
@@ -147,7 +169,8 @@ def card() -> str:
 
 def tables() -> dict[str, str]:
     """Markdown by file name, for the chapter to include."""
-    return {"copying.md": table() + "\n", "pocket-card.md": card() + "\n"}
+    made = {"copying": table(), "copying-heads": head_table(), "pocket-card": card()}
+    return {f"{name}.md": text + "\n" for name, text in made.items()}
 
 
 def drawings() -> list[Drawing]:
