@@ -111,7 +111,9 @@ def _checked(path: Path) -> dict[str, str]:
 
 def _settings(cache: ContiguousCache) -> dict[str, str]:
     """What makes a cache of one kind and size unlike another."""
-    return {"cache": type(cache).__name__.removesuffix("Cache").lower()} | {name: str(getattr(cache, name)) for name in cache.SETTINGS}
+    return {"cache": type(cache).__name__.removesuffix("Cache").lower()} | {
+        name: str(getattr(cache, name)) for name in cache.SETTINGS
+    }
 
 
 @contextlib.contextmanager
