@@ -38,6 +38,13 @@ def resolve(file: Path) -> "tuple[Entry, dict[str, Path]]":
     return entry, {entry.kernel.name: file}
 
 
+def undone(file: Path) -> set[str]:
+    """The exercises that a learner's file still leaves to do."""
+    from tiny_llm.course import learner
+
+    return learner.undone(learner.read(file), file) if file.suffix and file.is_file() else set()
+
+
 @kernels.command()
 def check(
     files: Files = None,
@@ -62,6 +69,10 @@ def check(
     failed = 0
     for file in files or [Path(name) for name in CATALOG]:
         entry, replace = resolve(file)
+        if todo := undone(file):
+            failed += 1
+            print(f"{entry.kernel.name}: to do: {', '.join(sorted(todo))}")
+            continue
         faults = check_kernel(entry, replace, seed) + (strict_faults(entry, replace) if strict else [])
         failed += bool(faults)
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}" if faults else "clean"

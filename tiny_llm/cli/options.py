@@ -100,7 +100,10 @@ class EngineOptions:
         if self.code is not None:
             from tiny_llm.course.desk import install
 
-            print(install(self.code), file=sys.stderr, flush=True)
+            overlay = install(self.code)
+            print(overlay, file=sys.stderr, flush=True)
+            if overlay.own_kernels and self.kernels is None:
+                print(f"{', '.join(overlay.own_kernels)}: not in use; --kernels sim runs them", file=sys.stderr)
         if self.model is not None:
             note(f"loading {self.model} …")
         from tiny_llm.engine import llm

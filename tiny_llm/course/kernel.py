@@ -78,11 +78,16 @@ def filled(text: str, tasks: Iterable[Task], borrowed: Collection[str]) -> str:
         return reference
     regions = {region.task: region for region in markers.regions(reference, source)}
     lines = text.split("\n")
-    for number, line in reversed(list(enumerate(lines))):
+    for number, line in enumerate(lines):
         if found := learner.NOT_DONE.fullmatch(line):
-            solution = markers.solution(reference, regions[found[1]])
-            lines[number : number + 1] = ['#line 1 "borrowed"', *solution, f'#line {number + 2} "{Path(source).name}"']
+            lines[number] = in_one_line(markers.solution(reference, regions[found[1]]))
     return "\n".join(lines)
+
+
+def in_one_line(lines: Iterable[str]) -> str:
+    """Statements without their comments and line breaks, so that what stands below keeps its number."""
+    bare = [re.sub(r"//.*", "", line).strip() for line in lines]
+    return " ".join(f"\n{line}\n" if line.startswith("#") else line for line in bare)
 
 
 def signature(error: Exception) -> list[tuple[str, str, str]]:
@@ -106,7 +111,7 @@ def lesson(error: Exception, path: Path | None) -> list[str] | None:
                                       for line in rest)]  # fmt: skip
     first = findings[0]
     place = f"{learner.short(path) if path else first.file}{f':{first.line}' if first.line else ''}"
-    lines = [f"{first.kind} at {place}", f"{first.text}."]
+    lines = [f"{first.kind} at {place}", first.text]
     if path and 0 < first.line <= len(text := learner.read(path).splitlines()):
         lines.append(f"  {first.line} | {text[first.line - 1].strip()}")
     lines += [why] if (why := LESSONS.get(first.kind)) else []

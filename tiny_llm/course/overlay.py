@@ -85,6 +85,12 @@ class Overlay(MetaPathFinder, Loader):
             made[path.stem] = launch.Source.parse(kernel.filled(learner.read(path), tasks, self.borrowed), path)
         return made
 
+    @property
+    def own_kernels(self) -> list[str]:
+        """The kernels of which a part is the learner's."""
+        done = [task.symbol for task in self.course.tasks if task.is_kernel and task.id not in self.borrowed]
+        return list(dict.fromkeys(done))
+
     def __str__(self) -> str:
         """`yours: attention, apply_rope · reference: the rest`. Whole chapters go by their titles."""
         yours: list[str] = []
