@@ -135,3 +135,29 @@ def divergence(
     write("divergence", "Yours against the reference", [viz_divergence.draw("divergence", rows)], out, words)
     if any(row.differs for row in rows):
         raise typer.Exit(1)
+
+
+@viz.command()
+def kv(
+    tokens: Annotated[int, option("Memory up to this many tokens.")] = 4096,
+    window: Annotated[int, option("The window of the rotating cache.")] = 1024,
+    slots: Annotated[int, option("Slots of the ring that is drawn, sinks included.")] = 8,
+    sinks: Annotated[int, option("How many of them hold the first tokens for good.")] = 2,
+    recent: Annotated[int, option("How many of the newest tokens are seen.")] = 4,
+    steps: Annotated[int, option("Tokens that go round in it.")] = 12,
+    model: Model = None,
+    code: Code = None,
+    out: Out = None,
+) -> None:
+    """What a KV cache costs as the text grows, and how a ring of slots with sinks goes round."""
+    borrow(code)
+    from tiny_llm.course import viz_kv, viz_record
+    from tiny_llm.model import loader
+
+    path = viz_record.find(model)
+    config = loader.load_config(path)
+    name = "pocket" if model is None else path.name
+    with usage():
+        growth = viz_kv.draw_growth("kv-growth", f"KV cache of {name}", viz_kv.curves(config, 2, tokens, window))
+        ring = viz_kv.draw_ring("kv-ring", steps, sinks, recent, slots)
+    write("kv", f"KV cache of {name}", [growth, ring], out)
