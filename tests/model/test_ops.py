@@ -41,8 +41,10 @@ def test_quantized_linear_and_embedding(table: Ops, bits: int, group_size: int) 
     packed = mx.quantize(mx.array(normal(40, width)), group_size=group_size, bits=bits)
     w = dict(zip(("weight", "scales", "biases"), packed, strict=True))
     dense = np.array(mx.dequantize(*packed, group_size=group_size, bits=bits)).astype(np.float64)
-    x = normal(5, width)
-    close(table.linear(mx.array(x), w), x @ dense.T, atol=1e-4)
+    for rows in (5, fused.UNPACKED_ROWS, fused.FEW_ROWS + 1):
+        x, bias = normal(rows, width), normal(40)
+        close(table.linear(mx.array(x), w), x @ dense.T, atol=1e-4)
+        close(table.linear(mx.array(x), w | {"bias": mx.array(bias)}), x @ dense.T + bias, atol=1e-4)
     close(table.embedding(mx.array([3, 39, 0, 3]), w, width), dense[[3, 39, 0, 3]])
 
 

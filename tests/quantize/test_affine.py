@@ -1,11 +1,16 @@
 """Group-affine weights: every bit as MLX has it, and by definition in numpy."""
 
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import make_model
+from tiny_llm import load
+from tiny_llm.config import EngineConfig
 from tiny_llm.model import ops
 from tiny_llm.quantize import affine
 
@@ -136,6 +141,19 @@ def test_the_unfused_table_takes_every_kind_of_weight() -> None:
     for w in (dense, packed):
         tokens = mx.array([2, 2, 0])
         assert mx.array_equal(table.embedding(tokens, w, 64), ops.PLAIN.embedding(tokens, w, 64))
+
+
+def test_plain_operations_run_it_in_the_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a learner writes is what answers."""
+    path = make_model(tmp_path, quantize={"bits": 4, "group_size": 32, "model.layers.0.self_attn.v_proj": False})
+    texts = {
+        ops: load(path, config=EngineConfig(ops=ops)).generate("hello", max_tokens=8, temperature=0.0).tokens
+        for ops in ("plain", "fused")
+    }
+    assert texts["plain"] == texts["fused"]
+    monkeypatch.setattr(affine, "unpack", lambda packed, bits: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load(path, config=EngineConfig(ops="plain")).generate("hello", max_tokens=8)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
+from tiny_llm.quantize.affine import unfused
 
 POCKET = Path(__file__).parent.parent / "pocket" / "weights" / "target"
 Messages = Sequence[Mapping[str, Any]]
@@ -53,7 +54,7 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
     cache = partial(slot_bytes, shape, config), slots_at_most(config)
     loader.check_memory(path, shape, dtype, context if config.max_context else min(context, 4096), cache=cache)
     weights = loader.load_weights(path, shape, dtype)
-    ops = fused.choose(config.ops)
+    ops = unfused(fused.choose(config.ops)) if config.ops == "plain" else fused.choose(config.ops)
     qwen = Qwen3(shape, weights, with_kernels(ops, config.kernels) if config.kernels else ops)
     defaults = loader.load_generation_defaults(path)
     return LLM(qwen, Tokenizer.from_dir(path), path=path, config=config, defaults=defaults, max_context=context)

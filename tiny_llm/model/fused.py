@@ -14,16 +14,31 @@ from tiny_llm.model.ops import Ops, Weight
 from tiny_llm.model.rope import Rotation, apply_rope
 
 FEW_ROWS = 64  # up to here a matmul is bound by reading the weights, and OpenBLAS reads them fastest as W xᵀ
+UNPACKED_ROWS = 8  # from here unpacking a whole weight is faster than doing it in each row's product
 QUERY_TILE = 128  # queries per tile of the CPU's attention
 SCALAR_EXP_LIMIT = 2048  # below this many scores one softmax call costs less than its vectorised parts
 
 
 def linear(x: mx.array, w: Weight) -> mx.array:
-    """`ops.linear`, as (W xᵀ)ᵀ where there are few rows: OpenBLAS then takes its matrix-vector kernels."""
-    if "parts" in w or "scales" in w or x.shape[0] > FEW_ROWS:
+    """`ops.linear`, as (W xᵀ)ᵀ where there are few rows: OpenBLAS then takes its matrix-vector kernels.
+
+    MLX's CPU product unpacks a packed weight for each row again: where there are many it is unpacked once.
+    """
+    if "parts" in w:
+        return mx.concatenate([linear(x, part) for part in w["parts"]], axis=-1)
+    if "scales" in w and x.shape[0] >= UNPACKED_ROWS:
+        w = unpacked(w, x.shape[-1])
+    if "scales" in w or x.shape[0] > FEW_ROWS:
         return plain.linear(x, w)
     y: mx.array = (w["weight"] @ x.T).T
     return y + w["bias"] if "bias" in w else y
+
+
+def unpacked(w: Weight, width: int) -> Weight:
+    """A packed weight, whose rows are `width` long, as a dense one."""
+    group_size, bits = plain.quantization_of(w, width)
+    dense = mx.dequantize(w["weight"], w["scales"], w["biases"], group_size=group_size, bits=bits)
+    return {"weight": dense} | ({"bias": w["bias"]} if "bias" in w else {})
 
 
 def exp_nonpositive(x: mx.array) -> mx.array:
