@@ -23,7 +23,18 @@ from tiny_llm.course import learner, stubs  # noqa: E402
 from tiny_llm.course.catalog import course  # noqa: E402
 from tiny_llm.course.quiz import Question, read  # noqa: E402
 
-DRAWINGS = ("engine_map", "attention", "rope", "mlp", "model", "generate", "sampling")  # modules in figures/
+DRAWINGS = (  # modules in figures/
+    "engine_map",
+    "attention",
+    "rope",
+    "mlp",
+    "model",
+    "generate",
+    "sampling",
+    "roofline",
+    "first_kernel",
+    "fusing",
+)
 
 
 def made() -> dict[Path, str]:
