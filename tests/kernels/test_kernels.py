@@ -11,8 +11,8 @@ from tests.kernels.oracles import ORACLES, float64
 from tiny_llm.kernels.catalog import CATALOG, DTYPES
 from tiny_llm.kernels.sim import Simulator
 
-ALIKE = ("axpby", "residual_rms_norm", "rope", "decode_attention", "packed_attention", "merge_attention")
-PARTIAL = ("decode_attention", "packed_attention")  # their results go to another kernel, in float32
+ALIKE = ("axpby", "residual_rms_norm", "rope", "decode_attention", "packed_attention", "merge_attention", "paged_decode")
+PARTIAL = ("decode_attention", "packed_attention", "paged_decode")  # their results go to another kernel, in float32
 ROUNDING = {mx.float32: 2.0**-23, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
 
 
@@ -67,6 +67,8 @@ def test_empty_input_gives_empty_output(name: str) -> None:
     arguments = CATALOG[name].examples(mx.float32)[-1]
     if name == "flash_attention":
         arguments = (*arguments[:3], [(0, arguments[1].shape[1])], *arguments[4:])
+    if name == "paged_prefill":
+        arguments = (*arguments[:4], [(0, 18)], *arguments[5:])
     rows = arguments[0].shape[0]
 
     def first_none(a: Any) -> Any:
@@ -111,12 +113,19 @@ def test_softmax_of_huge_and_masked_rows() -> None:
         ("decode_attention", lambda a: (a[0][:, :3], mx.zeros((3, 2, 9, 256)), *a[2:]), "3 query heads of 256 over 2"),
         ("decode_attention", lambda a: (*a[:3], a[3][:1], *a[4:]), r"lengths: expected shape \(3\)"),
         ("decode_attention", lambda a: (*a[:5], -1, 8), "window of at least 0, found 8 and -1"),
-        ("quantized_tiles", lambda a: (*a[:-1], 2), "32 columns make no 2 splits"),
+        ("quantized_tiles", lambda a: (*a[:-1], 9), "256 columns make no 9 splits"),
         ("packed_attention", lambda a: (a[0][..., :128], *a[1:]), "128 dimensions, codes .* make no format"),
         ("packed_attention", lambda a: (*a[:2], (*a[2][:2], a[2][2][:1]), *a[3:]), "v's biases: expected"),
         ("flash_attention", lambda a: (*a[:3], [(9, 17)], *a[4:]), "do not add up to 9 queries and 18 keys"),
         ("flash_attention", lambda a: (*a[:3], [(9, 8), (0, 10)], *a[4:]), "new tokens among all"),
         ("flash_attention", lambda a: (mx.zeros((9, 1, 257)), *[mx.zeros((1, 18, 257))] * 2, *a[3:]), "1 heads of 257"),
+        ("paged_decode", lambda a: (a[0][:, :3], mx.zeros((2, 5, 4, 256)), mx.zeros((2, 5, 4, 256)), *a[3:]), "3 of 256"),
+        ("paged_decode", lambda a: (*a[:3], a[3][:1], *a[4:]), r"tables: expected shape \(3, any\)"),
+        ("paged_decode", lambda a: (*a[:4], a[4][:1], *a[5:]), r"lengths: expected shape \(3\)"),
+        ("paged_decode", lambda a: (*a[:6], -1, 8), "window of at least 0, found 8 and -1"),
+        ("paged_prefill", lambda a: (*a[:4], [(9, 33)], *a[5:]), "of sequences of up to 32"),
+        ("paged_prefill", lambda a: (*a[:4], [(8, 18)], *a[5:]), "expected 9 new tokens"),
+        ("paged_prefill", lambda a: (*a[:2], a[2][:, 1:], *a[3:]), "values: expected"),
         ("merge_attention", lambda a: (a[0], a[1][:1], *a[2:]), "merge_attention tops: expected"),
         ("quantized_matvec", lambda a: (a[0].astype(mx.float16), *a[1:]), "scales: expected .* of float16"),
     ],

@@ -18,6 +18,7 @@ from tiny_llm.kernels.launch import Kernel
 from tiny_llm.kernels.matmul import QUANTIZED_TILES, SPLIT_SUM, quantized_tiles, split_sum
 from tiny_llm.kernels.norm import RESIDUAL_RMS_NORM, RMS_NORM, residual_rms_norm, rms_norm
 from tiny_llm.kernels.packed_attention import PACKED_ATTENTION, packed_parts
+from tiny_llm.kernels.paged_attention import PAGED_DECODE, PAGED_PREFILL, paged_decode_parts, paged_prefill
 from tiny_llm.kernels.quantized import QUANTIZED_MATVEC, QUANTIZED_ROWS, quantized_matvec, quantized_rows
 from tiny_llm.kernels.rope import ROPE, rope
 from tiny_llm.kernels.softmax import SOFTMAX, softmax
@@ -87,6 +88,30 @@ def packed_arguments(dtype: mx.Dtype, *shape: Any) -> Arguments:
     return q, tuple(mx.quantize(k, group, bits)), tuple(mx.quantize(v, group, bits)), *rest
 
 
+def pages(dtype: mx.Dtype, lengths: list[int], kv_heads: int, block: int, dim: int) -> tuple[mx.array, ...]:
+    """Keys and values of a pool with two blocks too many, and tables of its blocks in no order."""
+    width, count = -(-max(lengths) // block), sum(-(-n // block) for n in lengths) + 2
+    shuffled = [int(i) for i in mx.random.permutation(count, key=mx.random.key(7)).tolist()]  # type: ignore[union-attr]
+    tables = [[shuffled.pop() if i * block < n else 0 for i in range(width)] for n in lengths]
+    shape = (kv_heads, count, block, dim)
+    return normal(dtype, *shape, seed=1), normal(dtype, *shape, seed=2), mx.array(tables, mx.int32)
+
+
+def paged_decode_arguments(
+    dtype: mx.Dtype, heads: int, kv_heads: int, dim: int, lengths: list[int], block: int, window: int, chunk: int
+) -> Arguments:
+    q = normal(dtype, len(lengths), heads, dim)
+    held = pages(dtype, lengths, kv_heads, block, dim)
+    return q, *held, mx.array(lengths, mx.int32), dim**-0.5, window, chunk
+
+
+def paged_prefill_arguments(
+    dtype: mx.Dtype, heads: int, kv_heads: int, dim: int, spans: list[tuple[int, int]], block: int, window: int
+) -> Arguments:
+    q = normal(dtype, sum(new for new, _ in spans), heads, dim)
+    return q, *pages(dtype, [total for _, total in spans], kv_heads, block, dim), spans, dim**-0.5, window
+
+
 def parts_arguments(dtype: mx.Dtype, rows: int, splits: int, dim: int) -> Arguments:
     parts, tops = normal(mx.float32, rows, splits, dim), normal(mx.float32, rows, splits, seed=1)
     return parts, tops, mx.exp(normal(mx.float32, rows, splits, seed=2)), dtype
@@ -143,8 +168,7 @@ CATALOG = {
             QUANTIZED_MATVEC,
             quantized_matvec,
             lambda t: [
-                quantized_arguments(t, 1, *shape)
-                for shape in ((70, 2112, 4, 64), (9, 1056, 3, 32), (33, 384, 8, 128), (2, 32, 2, 32), (5, 96, 6, 32))
+                quantized_arguments(t, 1, *shape) for shape in ((70, 2112, 4, 64), (9, 1056, 3, 32), (5, 384, 8, 128))
             ],
             lambda t: quantized_arguments(t, 1, 4096, 256, 4, 64),
             2 * 4096,
@@ -154,7 +178,7 @@ CATALOG = {
             quantized_rows,
             lambda t: [
                 quantized_arguments(t, *shape)
-                for shape in ((2, 70, 1344, 4, 64), (16, 9, 96, 2, 32), (7, 33, 384, 8, 128), (8, 5, 96, 6, 32))
+                for shape in ((2, 70, 1344, 4, 64), (16, 9, 96, 2, 32), (8, 5, 96, 6, 32))
             ],
             lambda t: quantized_arguments(t, 4, 4096, 256, 4, 64),
             2 * 4096,
@@ -165,10 +189,7 @@ CATALOG = {
             quantized_tiles,
             lambda t: [
                 (*quantized_arguments(t, *shape), splits)
-                for shape, splits in (
-                    *(((33, 70, 96, 4, 32), 2), ((17, 33, 256, 8, 128), 1), ((31, 9, 64, 3, 32), 1)),
-                    *(((1, 32, 192, 6, 64), 3), ((2, 1, 32, 2, 32), 1)),
-                )
+                for shape, splits in (*(((33, 70, 96, 4, 32), 2), ((31, 9, 64, 3, 64), 1), ((1, 1, 256, 8, 128), 3)),)
             ],
             lambda t: (*quantized_arguments(t, 64, 64, 512, 4, 64), 2),
             2 * 64,
@@ -206,6 +227,34 @@ CATALOG = {
             ],
             lambda t: packed_arguments(t, 16, 8, 128, [512], 0, 0, 4, 64),
             4 * 512,
+        ),
+        Entry(
+            PAGED_DECODE,
+            paged_decode_parts,
+            lambda t: [
+                paged_decode_arguments(t, *shape)
+                for shape in (
+                    *((14, 2, 80, [70, 67], 16, 0, 32), (7, 7, 64, [33], 5, 20, 16)),
+                    (4, 1, 256, [9, 8, 7], 4, 7, 8),
+                )
+            ],
+            lambda t: paged_decode_arguments(t, 16, 8, 128, [512], 32, 0, 0),
+            4 * 512,
+            once="q keys values",
+        ),
+        Entry(
+            PAGED_PREFILL,
+            paged_prefill,
+            lambda t: [
+                paged_prefill_arguments(t, *shape)
+                for shape in (
+                    *((2, 1, 80, [(33, 40), (1, 5)], 8, 0), (7, 7, 7, [(17, 17)], 3, 3)),
+                    (1, 1, 256, [(9, 18)], 16, 0),
+                )
+            ],
+            lambda t: paged_prefill_arguments(t, 4, 2, 128, [(128, 128)], 32, 0),
+            4 * 64,
+            once="q",
         ),
         Entry(
             MERGE_ATTENTION,

@@ -2,6 +2,7 @@
 typedef unsigned int uint;
 typedef unsigned short ushort;
 typedef unsigned char uchar;
+typedef unsigned long ulong;
 typedef __half half;
 typedef __half float16_t;
 typedef __nv_bfloat16 bfloat;
@@ -51,6 +52,50 @@ __device__ inline bool simd_any(bool v) { return __any_sync(ALL_LANES, v); }
 // Metal makes a vector by calling its type
 __device__ inline float2 make_vector(float x, float y) { return make_float2(x, y); }
 #define float2(...) make_vector(__VA_ARGS__)
+#define ulong2(...) make_ulong2(__VA_ARGS__)
+
+// simdgroup_matrix by shuffles: lane l holds columns 2 (l % 4) and the next of row l / 4. No tensor cores.
+template <class T, int Rows, int Columns> struct simdgroup_matrix { T held[2]; };
+typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
+template <class T, int R, int C> __device__ inline simdgroup_matrix<T, R, C> make_filled_simdgroup_matrix(T value) {
+  return {{value, value}};
+}
+#define MATRIX_PLACE(k)                                                                                             \
+  (transposed ? (origin.x + column + k) * stride + origin.y + row : (origin.y + row) * stride + origin.x + column + k)
+#define MATRIX_LANE                                                                                                 \
+  const ulong row = thread_index_in_simdgroup / 4, column = thread_index_in_simdgroup % 4 * 2;
+template <class T>
+__device__ inline void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const T* from, ulong stride = 8,
+                                      ulong2 origin = make_ulong2(0, 0), bool transposed = false) {
+  MATRIX_LANE
+  for (int k = 0; k < 2; k++) m.held[k] = from[MATRIX_PLACE(k)];
+}
+template <class T>
+__device__ inline void simdgroup_store(const simdgroup_matrix<T, 8, 8>& m, T* to, ulong stride = 8,
+                                       ulong2 origin = make_ulong2(0, 0), bool transposed = false) {
+  MATRIX_LANE
+  for (int k = 0; k < 2; k++) to[MATRIX_PLACE(k)] = m.held[k];
+}
+template <class T>
+__device__ inline void simdgroup_multiply_accumulate(simdgroup_matrix<T, 8, 8>& d, const simdgroup_matrix<T, 8, 8>& a,
+                                                     const simdgroup_matrix<T, 8, 8>& b,
+                                                     const simdgroup_matrix<T, 8, 8>& c) {
+  const int lane = thread_index_in_simdgroup;
+  T x = c.held[0], y = c.held[1];
+#pragma unroll
+  for (int j = 0; j < 8; j++) {
+    T left = __shfl_sync(ALL_LANES, a.held[j % 2], lane / 4 * 4 + j / 2);
+    x += left * __shfl_sync(ALL_LANES, b.held[0], j * 4 + lane % 4);
+    y += left * __shfl_sync(ALL_LANES, b.held[1], j * 4 + lane % 4);
+  }
+  d.held[0] = x;
+  d.held[1] = y;
+}
+template <class T>
+__device__ inline void simdgroup_multiply(simdgroup_matrix<T, 8, 8>& d, const simdgroup_matrix<T, 8, 8>& a,
+                                          const simdgroup_matrix<T, 8, 8>& b) {
+  simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<T, 8, 8>(T(0)));
+}
 
 #define METAL_MATH(name, f) __device__ inline float name(float x) { return f(x); }
 namespace metal {

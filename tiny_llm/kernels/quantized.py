@@ -7,9 +7,9 @@ from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
 
 QUANTIZED_MATVEC = Kernel("quantized_matvec", "x weight scales biases", "out")
 QUANTIZED_ROWS = Kernel("quantized_rows", "x weight scales biases", "out")
-EACH = 4  # rows of W that a simdgroup takes together
+EACH, MAX_SIMDGROUPS = 8, 16  # rows of W that a simdgroup takes together, and simdgroups of a threadgroup
 THREADGROUPS = 32  # from here on a group takes more rows of W instead, which share its copy of x
-MAX_SIMDGROUPS = 32
+HELD = 64  # numbers of W that a lane holds unpacked, at most: 256 threads leave it 128 registers on any GPU
 TILE = 2048  # columns of x that a group holds, over all rows of x
 MOST_ROWS = 16  # half of it where a lane takes 32 columns at once, for want of threadgroup memory
 
@@ -47,8 +47,8 @@ def most_rows(bits: int) -> int:
 def quantized_matvec(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, on: On = None) -> mx.array:
     """x Wᵀ for one row. x (1, K), the result (1, N); W as `format_of` says, in float32.
 
-    Reads W once, and x once for each threadgroup, of which there are about 32 while a group's rows suffice. Raises
-    ValueError for other shapes.
+    Reads W once, and x once for each threadgroup, which takes up to 128 rows of W. Raises ValueError for other
+    shapes.
     """
     form = format_of("quantized_matvec", x, weight, scales, biases)
     if x.shape[0] > 1:
@@ -59,8 +59,8 @@ def quantized_matvec(x: mx.array, weight: mx.array, scales: mx.array, biases: mx
 def quantized_rows(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, on: On = None) -> mx.array:
     """x Wᵀ for up to 16 rows, with one pass over W. x (M, K), the result (M, N); W as `format_of` says, in float32.
 
-    Reads W once for all rows, and x once for each threadgroup. Raises ValueError for other shapes, and for more than 8
-    rows where the bits do not divide 32.
+    Reads W once for all rows, and x once for each threadgroup, which takes up to 64 rows of W. Raises ValueError for
+    other shapes, and for more than 8 rows where the bits do not divide 32.
     """
     form = format_of("quantized_rows", x, weight, scales, biases)
     if x.shape[0] > (most := most_rows(form[0])):
@@ -72,18 +72,19 @@ def few_rows(
     kernel: Kernel, form: tuple[int, int], x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, on: On
 ) -> mx.array:
     (bits, group), (count, columns), rows = form, x.shape, weight.shape[0]
-    simdgroups = max(2, min(MAX_SIMDGROUPS, rows // (EACH * THREADGROUPS)))
     step = 32 * 32 // (1 if 32 % bits else bits)  # columns that a simdgroup takes at once
+    each = EACH if count <= 1 else min(EACH, HELD // (step // 32), HELD // count)
+    simdgroups = max(2, min(MAX_SIMDGROUPS if count <= 1 else MAX_SIMDGROUPS // 2, rows // (each * THREADGROUPS)))
     tile = max(1, TILE // max(1, count) // step) * step
     return kernel(
         *(x, weight, scales, biases),
         plain=lambda: [quantized_plain(x, weight, scales, biases)],
         like=[((count, rows), x.dtype)],
-        grid=(max(1, -(-rows // (simdgroups * EACH))) * simdgroups * 32, 1, 1),
+        grid=(max(1, -(-rows // (simdgroups * each))) * simdgroups * 32, 1, 1),
         threadgroup=(simdgroups * 32, 1, 1),
         template={
             **{"T": x.dtype, "BITS": bits, "GROUP": group, "M": count, "N": rows, "K": columns},
-            **{"SIMDGROUPS": simdgroups, "ROWS": EACH, "TILE": tile},
+            **{"SIMDGROUPS": simdgroups, "ROWS": each, "TILE": tile},
         },
         on=on,
     )[0]

@@ -48,14 +48,17 @@ for (int position = begin + simdgroup; position < end; position += SIMDGROUPS) {
     }
   }
 }
+#pragma unroll
 for (int h = 0; h < HEADS; h++) {  // the simdgroups' results of one head become one
   threadgroup_barrier(mem_flags::mem_threadgroup);  // the last head's have been read
   if (lane == 0) {
     group_tops[simdgroup] = top[h];
     group_sums[simdgroup] = sum[h];
   }
-  for (int c = lane, j = 0; c < D; c += 32, j++) {
-    mixes[simdgroup][c] = mix[h][j];
+  for (int j = 0; j < EACH; j++) {
+    if (lane + j * 32 < D) {
+      mixes[simdgroup][lane + j * 32] = mix[h][j];
+    }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   const int part = (head + h) * SPLITS + split;

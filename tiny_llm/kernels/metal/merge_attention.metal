@@ -15,11 +15,14 @@ for (int begin = 0; begin < SPLITS; begin += 32) {
   sum += simd_sum(s < SPLITS ? factor * sums[row * SPLITS + s] : 0.0f);
   for (int i = 0; i < min(32, SPLITS - begin); i++) {
     const float f = simd_shuffle(factor, ushort(i));
-    for (int c = lane, j = 0; c < D; c += 32, j++) {
-      mix[j] += f * parts[(row * SPLITS + begin + i) * D + c];
+    for (int j = 0; j < EACH; j++) {
+      const int c = lane + j * 32;
+      mix[j] += c < D ? f * parts[(row * SPLITS + begin + i) * D + c] : 0.0f;
     }
   }
 }
-for (int c = lane, j = 0; c < D; c += 32, j++) {
-  out[row * D + c] = T(mix[j] / sum);
+for (int j = 0; j < EACH; j++) {
+  if (lane + j * 32 < D) {
+    out[row * D + lane + j * 32] = T(mix[j] / sum);
+  }
 }

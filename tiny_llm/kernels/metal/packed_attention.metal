@@ -69,6 +69,7 @@ for (int step = begin; step < end; step += PARTS) {
     }
   }
 }
+#pragma unroll
 for (int h = 0; h < HEADS; h++) {  // the parts of one head become one
   threadgroup_barrier(mem_flags::mem_threadgroup);  // the last head's have been read
   if (w == 0) {
