@@ -102,7 +102,7 @@ def test_softmax_of_huge_and_masked_rows() -> None:
         ("rope", lambda a: (a[0], a[1][:1], *a[2:]), "rope cosine"),
         ("swiglu", lambda a: (mx.zeros((2, 3)),), "even width"),
         ("softmax", lambda a: (mx.zeros((2, 0)),), "at least one element"),
-        ("quantized_matvec", lambda a: (mx.zeros((2, 96)), *a[1:]), "expected one row, found 2; use quantized_matmul"),
+        ("quantized_matvec", lambda a: (mx.zeros((2, 384)), *a[1:]), "expected one row, found 2; use quantized_matmul"),
         ("quantized_rows", lambda a: (mx.zeros((9, 96)), *a[1:]), "up to 8 rows, found 9; use quantized_matmul"),
         (
             "quantized_matvec",
