@@ -46,26 +46,26 @@ def reduction() -> Drawing:
     drawing = Drawing("reduction", 660, 214, "A sum over a threadgroup", alt)
     rows = ((24, "squares"), (76, "simd_sum, lane 0 writes parts"), (150, "everyone reads parts"))
     for y, words in rows:
-        drawing.text(150, y + 13, words, 12, "end")
+        drawing.text(190, y + 13, words, 12, "end")
     for s, pair in enumerate(values):
         for lane, value in enumerate(pair):
-            x = 180 + 150 * s + 56 * lane
+            x = 210 + 150 * s + 56 * lane
             drawing.rect(x, 24, 48, 26, BLUE, 0.3, rx=4)
             drawing.text(x + 24, 37, f"{value:.0f}", 13)
             drawing.rect(x, 150, 48, 26, GREEN, 0.3, rx=4)
             drawing.text(x + 24, 163, f"{sum(sums):.0f}", 13)
-            drawing.line([(x + 24, 50), (208 + 150 * s + 24, 74)], GREY, 0.8, arrow=True)
-        drawing.rect(208 + 150 * s, 76, 48, 26, AMBER, 0.4, rx=4)
-        drawing.text(232 + 150 * s, 89, f"{sums[s]:.0f}", 13, bold=True)
-        drawing.text(208 + 150 * s + 24, 10, f"simdgroup {s}", 11, colour=GREY)
+            drawing.line([(x + 24, 50), (238 + 150 * s + 24, 74)], GREY, 0.8, arrow=True)
+        drawing.rect(238 + 150 * s, 76, 48, 26, AMBER, 0.4, rx=4)
+        drawing.text(262 + 150 * s, 89, f"{sums[s]:.0f}", 13, bold=True)
+        drawing.text(238 + 150 * s + 24, 10, f"simdgroup {s}", 11, colour=GREY)
     for s in range(2):
         for t in range(2):
             for lane in range(2):
-                x = 204 + 150 * t + 56 * lane
-                drawing.line([(232 + 150 * s, 102), (x, 148)], GREY, 0.4)
-    for y, words in ((126, "barrier: all have written"), (192, "barrier: all have read, the next row may write")):
-        drawing.line([(170, y), (450, y)], RED, 2, dash="6 4")
-        drawing.text(458, y, words, 11, "start")
+                x = 234 + 150 * t + 56 * lane
+                drawing.line([(262 + 150 * s, 102), (x, 148)], GREY, 0.4)
+    for y, words in ((126, "barrier: all have written"), (192, "barrier: all have read")):
+        drawing.line([(200, y), (480, y)], RED, 2, dash="6 4")
+        drawing.text(488, y, words, 11, "start")
     return drawing
 
 

@@ -8,7 +8,7 @@ from tiny_llm.kernels.chips import CHIPS
 from tiny_llm.kernels.roofline import bound, matrix_weights, step_bytes, step_operations
 
 QWEN3_06B = ModelConfig("qwen3", 1024, 28, 3072, 16, 8, 128, 151_936, 40_960, 1e-6, RopeConfig(1e6), True, False, True)
-CHIP = next(chip for chip in CHIPS if chip.name == "M1 Max")
+CHIP = next(chip for chip in CHIPS if chip.name == "M1")
 CONTEXT = 500
 
 
@@ -28,23 +28,23 @@ def roofline() -> Drawing:
 
     def place(intensity: float) -> tuple[float, float]:
         speed = min(CHIP.bandwidth * intensity / 1e3, CHIP.teraflops or 0)  # TFLOP/s
-        return 70 + 150 * (log10(intensity) + 0.3), 200 - 62 * (log10(speed) + 1)
+        return 70 + 150 * (log10(intensity) + 0.3), 200 - 62 * (log10(speed) + 1.5)
 
     drawing.line([(62, 205), (605, 205)], GREY, 0.7)
     drawing.line([(62, 205), (62, 20)], GREY, 0.7)
     for x in (1, 10, 100, 1000):
         drawing.text(place(x)[0], 216, f"{x}", 11, colour=GREY)
     drawing.text(330, 236, "operations for each byte read", 12, colour=GREY)
-    for speed in (0.1, 1, 10):
-        drawing.text(56, 200 - 62 * (log10(speed) + 1), f"{speed:g}", 11, "end", GREY)
+    for speed in (0.1, 1):
+        drawing.text(56, 200 - 62 * (log10(speed) + 1.5), f"{speed:g}", 11, "end", GREY)
     drawing.text(70, 12, "TFLOP/s", 12, "start", GREY)
     drawing.line([place(0.6), place(balance), place(1800)], BLUE, 2.5)
-    drawing.text(place(2)[0] - 8, place(2)[1] - 16, f"memory: {CHIP.bandwidth:g} GB/s", 12, "end")
+    drawing.text(place(5)[0] - 12, place(5)[1] - 12, f"memory: {CHIP.bandwidth:g} GB/s", 12, "end")
     drawing.text(place(300)[0], place(300)[1] - 14, f"arithmetic: {CHIP.teraflops:g} TFLOP/s", 12)
     for name, intensity, _ in steps:
         x, y = place(intensity)
         drawing.add("circle", cx=x, cy=y, r=5, fill=AMBER, stroke="currentColor", stroke_width=0.7)
-        drawing.text(x + 10, y + 14, name, 12, "start", bold=True)
+        drawing.text(x + 10, y + 16, name, 12, "middle" if intensity > 100 else "start", bold=True)
     return drawing
 
 
