@@ -12,7 +12,7 @@ import mlx.core as mx
 from tiny_llm.model.attention import causal_mask, grouped_attention
 
 BLOCK = 256  # slots that are unpacked at a time
-FEW_ROWS = 8  # up to here MLX's CPU product with a packed matrix beats unpacking it (bench/cache.py)
+FEW_ROWS = 4  # of queries on a K/V head: up to here MLX's CPU product beats unpacking blocks (bench/cache.py)
 
 
 class Packed(NamedTuple):
