@@ -84,7 +84,8 @@ def report(rows: Sequence[Row], as_json: bool, **facts: object) -> None:
     print(f"{'case':{width}} {'unit':>6} {'ours':>11} {'peer':>11} {'ours/peer':>9} {'spread':>7}")
     for row in rows:
         ours, peer, ratio, spread = (
-            "-" if x is None else f"{x:.2f}" for x in (row.ours, row.peer, row.ratio, row.spread)
+            "-" if x is None else f"{x:.{4 if row.unit == 'ppl' else 2}f}"
+            for x in (row.ours, row.peer, row.ratio, row.spread)
         )
         print(f"{row.case:{width}} {row.unit:>6} {ours:>11} {peer:>11} {ratio:>9} {spread:>7}")
     print(", ".join(f"{name}: {value}" for name, value in facts.items()))
