@@ -110,6 +110,15 @@ def test_prompts_that_hold_each_others_blocks_do_not_deadlock() -> None:
     assert finished == dict.fromkeys("abc", "length")
 
 
+def test_continuations_of_a_prompt_that_fills_the_pool() -> None:
+    """Each has to copy the last block and none is free: both gave way, and a step came that was empty."""
+    engine = Engine(num_blocks=10, size=2)
+    sequences = engine.add("a", range(20), max_tokens=1, n=3)
+    while engine.scheduler.has_work:
+        assert engine.step().entries
+    assert [s.output for s in sequences] == [solo(range(20), 1, i) for i in range(3)]
+
+
 @pytest.mark.parametrize("when", ["waiting", "prompt", "decode", "finished"])
 def test_cancelled_in_any_state(when: str) -> None:
     engine = Engine()

@@ -1,0 +1,126 @@
+"""The prefix tree: blocks of tokens that were computed once, found again by what stands in them.
+
+A node is one whole block; the way to it from the root spells the tokens whose K and V its block holds. Who runs on a
+node's block holds the blocks of all nodes above it, too, so a node that only the tree holds has no reader below it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tiny_llm.course import NotDone
+from tiny_llm.engine.blocks import BlockPool
+
+
+class Match(NamedTuple):
+    """The blocks of the longest known prefix, in its order, and why it is not longer ("" where it could not be)."""
+
+    blocks: list[int]
+    num_tokens: int
+    reason: str
+
+
+class Node:
+    """One block of tokens. `key` names the whole way from the root to here."""
+
+    __slots__ = ("block", "children", "key", "parent", "tokens")
+
+    def __init__(self, tokens: tuple[int, ...], block: int, key: int, parent: "Node | None"):
+        self.tokens, self.block, self.key, self.parent = tokens, block, key, parent
+        self.children: dict[tuple[int, ...], Node] = {}
+
+
+class RadixTree:
+    """Whole blocks of tokens by prefix, least recently used leaves out first (as SGLang's, arXiv:2312.07104).
+
+    `nodes` has each node by its block, in the order of use: a node always before its parent.
+    """
+
+    def __init__(self, blocks: BlockPool):
+        self.blocks = blocks
+        self.root = Node((), -1, 0, None)
+        self.nodes: OrderedDict[int, Node] = OrderedDict()
+        self._evicted: OrderedDict[int, None] = OrderedDict()  # keys of nodes that were there, to tell why one is not
+
+    def match(self, tokens: Sequence[int], held: Sequence[int] = (), head: int = 0) -> Match:
+        """The known blocks that `tokens` begin with, but never all of them: the last token has to be computed.
+
+        Goes on after the blocks `held`, which the caller has already. The caller shares what it takes. `head`: how many
+        tokens the chat template wrote; a prefix that ends within them was made with other settings of the template.
+        """
+        node = self.nodes.get(held[-1], self.root) if held else self.root
+        if held and node is self.root:
+            return Match([], 0, "")  # its own last block is not in the tree: nothing below it can be
+        # YOUR CODE (w3.5.2): follow the tokens down the tree
+        raise NotDone("w3.5.2")
+
+    def _reason(self, node: Node, tokens: Sequence[int], at: int, head: int) -> str:
+        """Why the way ends at `node`, with `at` tokens behind it."""
+        following = tuple(tokens[at : at + self.blocks.block_size])
+        if at + self.blocks.block_size >= len(tokens):
+            return ""
+        if hash((node.key, following)) in self._evicted:
+            return f"evicted from token {at}"
+        if not self.nodes:
+            return "first request"
+        same = max((_common(child.tokens, following) for child in node.children.values()), default=0)
+        if at + same < head:
+            return f"other sampling of the template: diverged at token {at + same} of its {head}"
+        return f"diverged at token {at + same}" if node.children else f"new from token {at}"
+
+    def insert(self, tokens: Sequence[int], blocks: Sequence[int]) -> list[int]:
+        """Keep the whole blocks of `tokens`; returns the blocks to hold instead of `blocks`, equally many.
+
+        Where the tree knows these tokens already, the caller's reference goes over to the tree's block and its own copy
+        is freed. Further blocks, not yet full, are returned as they are.
+        """
+        # YOUR CODE (w3.5.3): keep blocks, or take over those that are kept
+        raise NotDone("w3.5.3")
+
+    def evict(self, count: int) -> list[int]:
+        """Free up to `count` blocks that only the tree holds, least recently used first; returns them."""
+        # YOUR CODE (w3.5.4): the least recently used leaves
+        raise NotDone("w3.5.4")
+
+    def _touch(self, node: Node) -> None:
+        """Used now: the node and, after it, each one above."""
+        while node.parent is not None:
+            self.nodes.move_to_end(node.block)
+            node = node.parent
+
+    def _add(self, parent: Node, tokens: tuple[int, ...], block: int) -> Node:
+        node = Node(tokens, block, hash((parent.key, tokens)), parent)
+        parent.children[tokens] = self.nodes[block] = node
+        self.blocks.keep(block)
+        self._evicted.pop(node.key, None)
+        return node
+
+    def _remove(self, node: Node) -> None:
+        assert node.parent is not None and not node.children, "only a leaf can go"
+        del node.parent.children[node.tokens], self.nodes[node.block]
+        self.blocks.drop(node.block)
+        self._evicted[node.key] = None
+        if len(self._evicted) > 4 * self.blocks.num_blocks:
+            self._evicted.popitem(last=False)
+
+    def path(self, block: int) -> list[int]:
+        """The tokens from the root to the end of a node's block."""
+        node, parts = self.nodes[block], list[tuple[int, ...]]()
+        while node.parent is not None:
+            parts.append(node.tokens)
+            node = node.parent
+        return [token for part in reversed(parts) for token in part]
+
+    def check(self) -> None:
+        """Assert that nodes and blocks are one to one, links agree, and each node is before its parent; O(nodes)."""
+        order = {block: i for i, block in enumerate(self.nodes)}
+        for block, node in self.nodes.items():
+            assert node.block == block and len(node.tokens) == self.blocks.block_size
+            assert node.parent is not None and node.parent.children[node.tokens] is node, "a link is broken"
+            assert order.get(node.parent.block, len(order)) > order[block], "a node is used later than its parent"
+        assert sum(len(n.children) for n in (self.root, *self.nodes.values())) == len(order), "a node is lost"
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two rows have in common at their beginnings."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

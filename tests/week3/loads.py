@@ -1,0 +1,37 @@
+"""Small loads for the scheduler under test, and what it does with them, as lines that can be read."""
+
+from typing import Any
+
+from tiny_llm.config import SamplingParams, SchedulerConfig
+from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.lifecycle import Step
+from tiny_llm.engine.radix import RadixTree
+from tiny_llm.engine.request import Request
+
+
+def request(name: str, tokens: list[int] | range, max_tokens: int = 4, n: int = 1, **more: Any) -> Request:
+    return Request(name, tuple(tokens), SamplingParams(max_tokens=max_tokens, n=n), **more)
+
+
+def engine(m: Any, num_blocks: int = 50, size: int = 4, tree: bool = False, **settings: int) -> Any:
+    """A scheduler of the module under test."""
+    pool = BlockPool(num_blocks, size)
+    config = SchedulerConfig(**{"token_budget": 16, "max_sequences": 4, "max_context": 200, **settings})
+    return m.Scheduler(config, pool, RadixTree(pool) if tree else None)
+
+
+def told(step: Step) -> str:
+    """`A[4:5] B[0:8] | out: C`: the entries with their parts of the sequences, and who gave way."""
+    entries = [f"{e.sequence.request.id}{e.sequence.index or ''}[{e.start}:{e.start + e.length}]" for e in step.entries]
+    out = [s.request.id for s in step.preempted]
+    return " ".join(entries) + (f" | out: {' '.join(out)}" if out else "")
+
+
+def run(scheduler: Any, steps: int) -> list[str]:
+    """What each of the next steps does; every token is its place in the sequence."""
+    lines = []
+    for i in range(steps):
+        step = scheduler.schedule(float(i))
+        lines.append(told(step))
+        scheduler.finish(step, [e.start + e.length if e.samples else None for e in step.entries], float(i))
+    return lines
