@@ -17,7 +17,8 @@ import tiny_llm  # noqa: E402, F401  activates the BLAS  # isort: skip
 
 import mlx.core as mx  # noqa: E402
 
-from bench.week1 import Count, Makers, main  # noqa: E402
+from bench.cache import costs, decoding  # noqa: E402
+from bench.week1 import Case, Count, Makers, main, random, tokens  # noqa: E402
 
 
 def traffic(name: str, launch: Callable[..., object], *arguments: object) -> Count:
@@ -30,14 +31,35 @@ def traffic(name: str, launch: Callable[..., object], *arguments: object) -> Cou
     return Count(name, lambda: report.traffic / 1e3, report.minimum / 1e3, "kilobytes")
 
 
+def measuring() -> Iterator[Case]:
+    """A matrix of 16 MB times one token's vector, and times more: the bytes stay, the operations grow."""
+    weight = random(4096, 1024)
+    for rows in (1, 4, 16, 64, 256):
+        x = random(1024, rows)
+        yield Case(f"times {tokens(rows)}", lambda x=x: weight @ x, 2 * weight.size * rows, weight.nbytes)
+
+
 def first_kernel() -> Iterator[Count]:
     from tiny_llm import kernels
 
     x, y = mx.ones(100_000), mx.ones(100_000)
     yield traffic("axpby, 100,000 numbers", kernels.axpby, x, y, 2.0, 0.5)
+    for rows in (64, 4096):
+        yield traffic(f"rms_norm, {rows} rows of 128", kernels.rms_norm, random(rows, 128), mx.ones(128), 1e-6)
 
 
-MAKERS: Makers = {"2.2": first_kernel}
+def fusing() -> Iterator[Count]:
+    from tiny_llm import kernels
+
+    x, residual, weight = random(512, 256), random(512, 256), mx.ones(256)
+    apart = traffic("", kernels.axpby, x, residual, 1.0, 1.0), traffic("", kernels.rms_norm, x, weight, 1e-6)
+    fused = traffic("sum and norm, fused", kernels.residual_rms_norm, x, residual, weight, 1e-6)
+    yield Count("sum and norm, apart", lambda: sum(part.call() for part in apart), fused.least, "kilobytes")
+    yield fused
+    yield traffic("swiglu, 64 rows of 3,072", kernels.swiglu, random(64, 6144))
+
+
+MAKERS: Makers = {"2.1": measuring, "2.2": first_kernel, "2.3": fusing, "2.4": decoding, "2.5": costs}
 
 
 if __name__ == "__main__":
