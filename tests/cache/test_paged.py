@@ -1,5 +1,7 @@
 """The paged pool: any mix of sequences in one step gives each of them the logits of its own whole run."""
 
+import random
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from tests.model.parity import close, ours, prompt
 from tests.support import make_model
 from tiny_llm.cache.paged import PagedBatch, PagedPool, block_nbytes, num_blocks_for, spans
 from tiny_llm.cache.recompute import RecomputeCache
+from tiny_llm.kernels.sim import compiler
 from tiny_llm.model.qwen3 import Qwen3
 
 
@@ -54,6 +57,17 @@ def test_any_mix_gives_each_its_own_logits(model: Qwen3, plan, block_size: int, 
 @given(plan=plans, order=st.randoms(use_true_random=False))
 def test_and_so_with_a_sliding_window(windowed: Qwen3, plan, order) -> None:
     check_mix(windowed, plan, 4, order)
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_and_so_with_the_kernels(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the simulator, as on a GPU: one launch for those that decode, one for all others."""
+    try:
+        compiler.compiler()
+    except ValueError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("TINY_LLM_KERNELS", "sim")
+    check_mix(request.getfixturevalue(kind), [[9, 1, 1, 1], [5, 1, 6, 1], [1, 1, 1, 1]], 4, random.Random(1))
 
 
 def check_mix(model: Qwen3, plan: list[list[int]], block_size: int, order) -> None:

@@ -91,6 +91,23 @@ def causal_attention(q: Any, k: Any, v: Any, spans: Any, scale: float, window: i
     return out
 
 
+def of_table(pool: Any, table: Any, length: int) -> Any:
+    """A sequence's first slots, block by block: (Hkv, length, D)."""
+    return np.concatenate([pool[:, block] for block in table], axis=1)[:, :length]
+
+
+def paged_parts(q: Any, keys: Any, values: Any, tables: Any, lengths: Any, *rest: Any) -> list[Any]:
+    width = tables.shape[1] * keys.shape[2]
+    k, v = (np.stack([of_table(pool, table, width) for table in tables]) for pool in (keys, values))
+    return attention_parts(q, k, v, lengths, *rest)
+
+
+def paged_causal(q: Any, keys: Any, values: Any, tables: Any, spans: Any, *rest: Any) -> Any:
+    rows = list(zip(tables, spans, strict=True))
+    k, v = (np.concatenate([of_table(pool, table, n) for table, (_, n) in rows], axis=1) for pool in (keys, values))
+    return causal_attention(q, k, v, spans, *rest)
+
+
 def split_product(x: Any, weight: Any, scales: Any, biases: Any, splits: int) -> Any:
     w = dequantized(weight, scales, biases, x.shape[1])
     depth = -(-x.shape[1] // splits // 32) * 32
@@ -110,6 +127,8 @@ ORACLES: dict[str, Callable[..., list[Any]]] = {
     "split_sum": lambda parts, _: [parts.sum(0)],
     "flash_attention": lambda *arguments: [causal_attention(*arguments)],
     "decode_attention": attention_parts,
+    "paged_decode": paged_parts,
+    "paged_prefill": lambda *arguments: [paged_causal(*arguments)],
     "packed_attention": packed_parts,
     "merge_attention": lambda *arguments: [merged(*arguments)],
 }

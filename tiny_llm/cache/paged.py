@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tiny_llm.config import ModelConfig
+from tiny_llm.kernels.launch import choose
 from tiny_llm.kernels.paged import Pages, gathered, paged_decode_plain
+from tiny_llm.kernels.paged_attention import paged_decode, paged_prefill
 from tiny_llm.model.ops import Ops
 
 SPARE = 32  # blocks by which a group of decoding rows may be filled up: less work than one more group
@@ -105,10 +107,12 @@ class PagedBatch:
         blocks, slots = slots_of(padded, self._positions, lengths, pool.block_size)
         self._blocks, self._slots = mx.array(blocks), mx.array(slots)
         decoding = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
+        self._on, self._decoding = choose(), decoding
+        spare = SPARE if self._on == "plain" else padded.size  # a kernel fills nothing up: one group
         self._groups = [
-            (a, b, self._pages(padded[a:b], a, b)) for a, b in spans(self._widths[:decoding].tolist(), SPARE)
+            (a, b, self._pages(padded[a:b], a, b)) for a, b in spans(self._widths[:decoding].tolist(), spare)
         ]
-        self._decoding = decoding
+        self._longer = mx.array(padded[decoding:])
 
     def begin(self, num_tokens: int) -> mx.array:
         assert num_tokens == len(self._positions), (num_tokens, self.lengths)
@@ -122,10 +126,20 @@ class PagedBatch:
     def _attended(self, layer: int, q: mx.array) -> Iterator[mx.array]:
         keys, values, config = self.pool.keys[layer], self.pool.values[layer], self.pool.config
         scale, window = config.head_dim**-0.5, config.window_of(layer)
-        for begin, end, pages in self._groups:
-            yield paged_decode_plain(q[begin:end], keys, values, pages[window is not None], scale)
+        for begin, end, grouped in self._groups:
+            pages = grouped[window is not None]
+            if self._on == "plain":
+                yield paged_decode_plain(q[begin:end], keys, values, pages, scale)
+            else:
+                yield paged_decode(
+                    q[begin:end], keys, values, pages.tables, pages.ends, scale, window or 0, on=self._on
+                )
         at = self._decoding
-        for i in range(self._decoding, len(self.lengths)):
+        if self._on != "plain" and at < len(self.lengths):
+            both = zip(self.lengths[at:], self._ends[at:].tolist(), strict=True)
+            yield paged_prefill(q[at:], keys, values, self._longer, list(both), scale, window or 0, on=self._on)
+            return
+        for i in range(at, len(self.lengths)):
             mine = (gathered(pool, self.tables[i], int(self._ends[i])) for pool in (keys, values))
             yield self.pool.ops.attention(q[at : at + self.lengths[i]], *mine, scale, window)
             at += self.lengths[i]

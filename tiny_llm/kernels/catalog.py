@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -91,7 +91,7 @@ def packed_arguments(dtype: mx.Dtype, *shape: Any) -> Arguments:
 def pages(dtype: mx.Dtype, lengths: list[int], kv_heads: int, block: int, dim: int) -> tuple[mx.array, ...]:
     """Keys and values of a pool with two blocks too many, and tables of its blocks in no order."""
     width, count = -(-max(lengths) // block), sum(-(-n // block) for n in lengths) + 2
-    shuffled = [int(i) for i in mx.random.permutation(count, key=mx.random.key(7)).tolist()]  # type: ignore[union-attr]
+    shuffled = cast(list[int], mx.random.permutation(count, key=mx.random.key(7)).tolist())
     tables = [[shuffled.pop() if i * block < n else 0 for i in range(width)] for n in lengths]
     shape = (kv_heads, count, block, dim)
     return normal(dtype, *shape, seed=1), normal(dtype, *shape, seed=2), mx.array(tables, mx.int32)
@@ -240,7 +240,7 @@ CATALOG = {
             ],
             lambda t: paged_decode_arguments(t, 16, 8, 128, [512], 32, 0, 0),
             4 * 512,
-            once="q keys values",
+            once="keys values",
         ),
         Entry(
             PAGED_PREFILL,
