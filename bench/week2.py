@@ -59,7 +59,23 @@ def fusing() -> Iterator[Count]:
     yield traffic("swiglu, 64 rows of 3,072", kernels.swiglu, random(64, 6144))
 
 
-MAKERS: Makers = {"2.1": measuring, "2.2": first_kernel, "2.3": fusing, "2.4": decoding, "2.5": costs}
+def quantization() -> Iterator[Count]:
+    from tiny_llm.quantize.affine import quantize
+
+    w = random(1024, 1024).astype(mx.bfloat16)
+    for bits, group_size in ((8, 64), (6, 64), (4, 32), (4, 64), (4, 128), (3, 64), (2, 64)):
+        stored = lambda b=bits, g=group_size: sum(part.nbytes for part in quantize(w, g, b).values()) / 1e3  # noqa: E731
+        yield Count(f"{bits} bits, groups of {group_size}", stored, w.size * bits / 8e3, "kilobytes")
+
+
+MAKERS: Makers = {
+    "2.1": measuring,
+    "2.2": first_kernel,
+    "2.3": fusing,
+    "2.4": decoding,
+    "2.5": costs,
+    "2.6": quantization,
+}
 
 
 if __name__ == "__main__":

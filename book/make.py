@@ -34,6 +34,8 @@ DRAWINGS = (  # modules in figures/
     "roofline",
     "first_kernel",
     "fusing",
+    "quantize",
+    "matvec",
 )
 
 
