@@ -36,6 +36,8 @@ DRAWINGS = (  # modules in figures/
     "fusing",
     "quantize",
     "matvec",
+    "serving_map",
+    "scheduling",
 )
 
 

@@ -52,19 +52,8 @@ def test_prompts_are_left_to_others(check: Checker) -> None:
 @task("w3.1.2")
 def test_the_last_gives_way(check: Checker) -> None:
     """Seven blocks of four tokens: at token 8 each of the three wants its third block, and one is left."""
-    want = [*(f"A[{i}:{i + 1}] B[{i}:{i + 1}] C[{i}:{i + 1}]" for i in range(4, 8)), "A[8:9] B[8:9] | out: C"]
-    check(lambda m: decoding(m, 7, 6)[1:], want, what="steps on seven blocks")
-
-
-def admitted(m: Any, scheduler: Any, *requests: Any, steps: int = 1) -> list[str]:
-    for i, one in enumerate(requests):
-        scheduler.add(one, float(i))
-    found = []
-    for i in range(steps):
-        step = scheduler.schedule(float(i))
-        found.append(" ".join(s.request.id for s in step.admitted) or "nobody")
-        scheduler.finish(step, [7 if e.samples else None for e in step.entries], float(i))
-    return found
+    want = ["A[7:8] B[7:8] C[7:8]", "A[8:9] B[8:9] | out: C"]
+    check(lambda m: decoding(m, 7, 6)[4:], want, what="fifth and sixth step on seven blocks")
 
 
 @task("w3.1.3")
