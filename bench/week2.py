@@ -68,6 +68,15 @@ def quantization() -> Iterator[Count]:
         yield Count(f"{bits} bits, groups of {group_size}", stored, w.size * bits / 8e3, "kilobytes")
 
 
+def matvec() -> Iterator[Count]:
+    from tiny_llm import kernels
+    from tiny_llm.kernels.catalog import quantized_arguments
+
+    for rows, bits in ((4096, 4), (4096, 8), (1024, 4)):
+        given = quantized_arguments(mx.float16, 1, rows, 1024, bits, 64)
+        yield traffic(f"{rows:,} × 1,024 in {bits} bits", kernels.quantized_matvec, *given)
+
+
 MAKERS: Makers = {
     "2.1": measuring,
     "2.2": first_kernel,
@@ -75,6 +84,7 @@ MAKERS: Makers = {
     "2.4": decoding,
     "2.5": costs,
     "2.6": quantization,
+    "2.7": matvec,
 }
 
 

@@ -32,11 +32,14 @@ const int t = thread_index_in_threadgroup, lane = thread_index_in_simdgroup;
 const int first = (threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in_threadgroup) * ROWS;
 float sum[ROWS] = {0.0f};
 for (int begin = 0; begin < K; begin += TILE) {
+  // ANCHOR: tile
   threadgroup_barrier(mem_flags::mem_threadgroup);  // before the tile is written again
   for (int c = t; c < TILE; c += SIMDGROUPS * 32) {
     tile[c % VALUES][c / VALUES] = begin + c < K ? float(x[begin + c]) : 0.0f;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
+  // ANCHOR_END: tile
+  // ANCHOR: mine
   for (int step = begin; step < min(begin + TILE, K); step += STEP) {
     const int column = step + lane * VALUES, group = step / GROUP + lane;
     float mine[VALUES], total = 0.0f;
@@ -44,6 +47,7 @@ for (int begin = 0; begin < K; begin += TILE) {
       mine[i] = tile[i][(column - begin) / VALUES];
       total += mine[i];
     }
+    // ANCHOR_END: mine
     for (int r = 0; r < ROWS; r++) {
       // TASK w2.7.2: what this step adds to row first + r
       // HINT 1: Several lanes need the same scale. How can each be read from memory once? And what must a lane beyond
