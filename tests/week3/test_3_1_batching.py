@@ -56,6 +56,18 @@ def test_the_last_gives_way(check: Checker) -> None:
     check(lambda m: decoding(m, 7, 6)[4:], want, what="fifth and sixth step on seven blocks")
 
 
+def admitted(m: Any, scheduler: Any, *requests: Any, steps: int = 1) -> list[str]:
+    """Who comes in, step by step."""
+    for i, one in enumerate(requests):
+        scheduler.add(one, float(i))
+    found = []
+    for i in range(steps):
+        step = scheduler.schedule(float(i))
+        found.append(" ".join(s.request.id for s in step.admitted) or "nobody")
+        scheduler.finish(step, [7 if e.samples else None for e in step.entries], float(i))
+    return found
+
+
 @task("w3.1.3")
 def test_as_many_as_there_are_slots(check: Checker) -> None:
     def call(m: Any) -> list[str]:
