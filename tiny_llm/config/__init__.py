@@ -7,5 +7,14 @@ from tiny_llm.config.engine import EngineConfig
 from tiny_llm.config.model import ModelConfig, QuantizationConfig, RopeConfig
 from tiny_llm.config.sampling import SamplingParams
 from tiny_llm.config.scheduler import SchedulerConfig
+from tiny_llm.config.structured import Structured
 
-__all__ = ["EngineConfig", "ModelConfig", "QuantizationConfig", "RopeConfig", "SamplingParams", "SchedulerConfig"]
+__all__ = [
+    "EngineConfig",
+    "ModelConfig",
+    "QuantizationConfig",
+    "RopeConfig",
+    "SamplingParams",
+    "SchedulerConfig",
+    "Structured",
+]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tiny_llm.config.fields import require
+from tiny_llm.config.structured import Structured
 
 
 def _fits(value: Any, low: float, high: float, whole: bool = False) -> bool:
@@ -20,7 +21,8 @@ class SamplingParams:
     temperature 0 is greedy. top_k 0 is off. `logprobs` None is off, N returns the N likeliest beside the chosen token.
     `stop` strings end the text before them; `stop_token_ids` and the model's own eos end it, unless `ignore_eos`.
     `seed` None draws a fresh one. `n` independent samples; `beam_width` above 1 searches instead of sampling and
-    ranks by log-probability / length ** `length_penalty`.
+    ranks by log-probability / length ** `length_penalty`. `structured` is the form that the answer must have; its
+    log-probabilities are then those among the tokens that the form allows.
     """
 
     max_tokens: int = 512
@@ -40,6 +42,7 @@ class SamplingParams:
     n: int = 1
     beam_width: int = 1
     length_penalty: float = 1.0
+    structured: Structured | None = None
 
     def __post_init__(self) -> None:
         for name, low, high, whole in _SAMPLING_RANGES:
@@ -58,9 +61,15 @@ class SamplingParams:
         for token, bias in dict(self.logit_bias).items():
             ok = _fits(token, 0, 2**31, True) and _fits(bias, -100, 100)
             require(ok, f"logit_bias: expected token ids with values from -100 to 100, found {token!r}: {bias!r}")
+        found = self.structured
+        require(
+            found is None or isinstance(found, Structured),
+            f"structured: expected a Structured, found {found!r}",
+        )
+        require(found is None or not self.ignore_eos, "ignore_eos: a structured answer ends where its form is complete")
         if self.beam_width > 1:
             require(self.n <= self.beam_width, f"n: expected at most beam_width ({self.beam_width}), found {self.n}")
-            for name, neutral in (*_NOT_FOR_BEAMS, ("logit_bias", {}), ("logprobs", None), ("stop", ())):
+            for name, neutral in (*_NOT_FOR_BEAMS, ("logit_bias", {}), ("stop", ())):
                 value = getattr(self, name)
                 require(
                     value == neutral, f"{name}: beam search has no use for it, expected {neutral!r}, found {value!r}"
@@ -82,7 +91,13 @@ class SamplingParams:
         return cls(**merged)
 
 
-_NOT_FOR_BEAMS = (("repetition_penalty", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0))
+_NOT_FOR_BEAMS = (
+    ("repetition_penalty", 1.0),
+    ("presence_penalty", 0.0),
+    ("frequency_penalty", 0.0),
+    ("logprobs", None),
+    ("structured", None),
+)
 _SAMPLING_RANGES = (
     ("max_tokens", 1, 2**31, True),
     ("temperature", 0, 100, False),

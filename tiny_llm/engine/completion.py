@@ -44,10 +44,14 @@ class Completion:
 
 def completions_of(collected: Collected) -> list[Completion]:
     """The answers to one of many requests, in their order."""
+    stats = stats_of(collected)
+    return [join(deltas, stats) for _, deltas in sorted(collected.answers.items())]
+
+
+def stats_of(collected: Collected) -> Stats:
     first, last = collected.first - collected.begin, collected.last - collected.first
     prompt, cached = len(collected.request.tokens), collected.cached_tokens
-    stats = Stats(prompt, cached, collected.num_tokens, first, last, mx.get_peak_memory())
-    return [join(deltas, stats) for _, deltas in sorted(collected.answers.items())]
+    return Stats(prompt, cached, collected.num_tokens, first, last, mx.get_peak_memory())
 
 
 def join(deltas: list[Delta], stats: Stats) -> Completion:

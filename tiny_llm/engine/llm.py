@@ -17,10 +17,10 @@ from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.beam import beam_search
 from tiny_llm.decode.generate import Delta, check_prompt, stop_tokens, stream
-from tiny_llm.engine.batch import kv_bytes_for, run_all
+from tiny_llm.engine.batch import Collected, kv_bytes_for, run_all
 from tiny_llm.engine.completion import Completion as Completion
 from tiny_llm.engine.completion import Stats as Stats
-from tiny_llm.engine.completion import completions_of, join
+from tiny_llm.engine.completion import completions_of, join, stats_of
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Request
 from tiny_llm.kernels.table import with_kernels
@@ -143,11 +143,15 @@ class LLM:
         if params.beam_width > 1:
             return [c for p in prompts for c in cast(list[Completion], self.generate(p, params, template=template))]
         requests = [self.request(str(i), prompt, params, template) for i, prompt in enumerate(prompts)]
+        collected = run_all(self._loop(requests), requests, progress)
+        return [completion for one in collected for completion in completions_of(one)]
+
+    def _loop(self, requests: Sequence[Request]) -> Loop:
+        """A serving engine with a pool just large enough for these."""
         config = self.serving_config()
         each = block_nbytes(self.config, config.block_size, self.model.weights["norm"]["weight"].dtype)
         need, free = kv_bytes_for(requests, config.scheduler, config.block_size, each), available_bytes()
-        loop = Loop(self.model, self.tokenizer, replace(config, kv_bytes=min(need, free // 2) if free else need))
-        return [c for collected in run_all(loop, requests, progress) for c in completions_of(collected)]
+        return Loop(self.model, self.tokenizer, replace(config, kv_bytes=min(need, free // 2) if free else need))
 
     def request(
         self, name: str, prompt: Prompt, params: SamplingParams, template: Mapping[str, Any] | None = None
@@ -180,7 +184,22 @@ class LLM:
         params = self.resolve(params, overrides)
         tokens = self.encode(prompt, template)
         check_prompt(tokens, self.max_context, self.config.vocab_size)
+        if params.structured is not None:
+            return self._structured(self.request("alone", tokens, params))
         return self._timed(tokens, params)
+
+    def _structured(self, request: Request) -> Iterator[Delta]:
+        """An answer of a given form: only the serving engine's loop knows how."""
+        loop, collected = self._loop([request]), Collected(request)
+        loop.add(request)
+        while loop.has_work:
+            for output in loop.step():
+                collected.take(output)
+                if output.error is not None:
+                    raise output.error
+                self.last_stats = stats_of(collected)
+                if output.delta is not None:
+                    yield output.delta
 
     def resolve(self, params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
         """The settings of a request. Raises ValueError for unknown names and for both forms at once."""

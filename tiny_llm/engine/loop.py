@@ -16,6 +16,7 @@ import mlx.core as mx
 from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.generate import Delta, Token, check_prompt, deltas_of
+from tiny_llm.decode.structured import Grammars
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.lifecycle import Entry, Step
@@ -75,7 +76,7 @@ class Loop:
         blocks = BlockPool(self.pool.num_blocks, self.pool.block_size)
         tree = RadixTree(blocks) if self.config.prefix_cache else None
         self.scheduler = Scheduler(self.limits, blocks, tree, emit)
-        self.runner = Runner(model, self.pool)
+        self.runner = Runner(model, self.pool, Grammars(tokenizer, model.config.vocab_size))
         self._answers: dict[tuple[str, int], Answer] = {}
         self._running: Running | None = None
         self._good = 0
@@ -89,6 +90,8 @@ class Loop:
         check_prompt(request.tokens, self.limits.max_context, self.model.config.vocab_size)
         if request.params.beam_width > 1:
             raise ValueError(f"beam_width: expected 1 beside others, found {request.params.beam_width}; ask alone")
+        if request.params.structured is not None:
+            self.runner.grammars.matcher(request.params.structured)
         if request.params.seed is None:
             request = replace(request, params=replace(request.params, seed=secrets.randbits(64)))
         for sequence in self.scheduler.add(request, self.clock()):
@@ -115,6 +118,9 @@ class Loop:
                     running.step, [None if token is None else token.id for token in tokens], self.clock()
                 )
                 self._grow()
+                faults, self.runner.faults = self.runner.faults, []
+                for request_id, fault in faults:
+                    outputs += self._fail(request_id, fault)
         outputs += self._start()
         if running is not None:
             for entry, token in zip(running.step.entries, tokens, strict=True):

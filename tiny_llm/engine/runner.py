@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence as Row
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 
 from tiny_llm.cache.paged import PagedBatch, PagedPool
 from tiny_llm.decode.generate import Token, TokenLogprobs
 from tiny_llm.decode.sampler import Sampled, Sampler
+from tiny_llm.decode.structured import Grammars, mask_logits
 from tiny_llm.engine.lifecycle import Entry, Step
-from tiny_llm.engine.request import Sequence
+from tiny_llm.engine.request import Sequence, State
 from tiny_llm.model.qwen3 import Qwen3
 
 
@@ -26,8 +27,10 @@ class Running:
 class Runner:
     """Runs steps on one model and one pool, in the thread that made both."""
 
-    def __init__(self, model: Qwen3, pool: PagedPool):
-        self.model, self.pool = model, pool
+    def __init__(self, model: Qwen3, pool: PagedPool, grammars: Grammars):
+        self.model, self.pool, self.grammars = model, pool, grammars
+        self.faults: list[tuple[str, Exception]] = []  # requests that `read` found at fault, with why
+        self._matchers: dict[Sequence, Any] = {}
         self._sampler: Sampler | None = None
         self._sampling: list[Sequence] = []
 
@@ -54,6 +57,7 @@ class Runner:
             return Running(step, [], None)
         rows = [last[place] for place in places]
         logits = self.model.logits(hidden if len(rows) == len(row) else hidden[mx.array(rows)])
+        logits = self._masked(logits, [entries[place].sequence for place in places])
         sampled = self._sample(logits, [entries[place] for place in places])
         arrays = [array for array in sampled if array is not None]
         mx.async_eval(*arrays, *self.pool.state)  # type: ignore[no-untyped-call]
@@ -74,11 +78,40 @@ class Runner:
                     else TokenLogprobs(token.logprobs.logprob, top or ())
                 )
                 tokens[place] = Token(token.id, logprobs)
+                self._follow(running.step.entries[place].sequence, token.id)
         return tokens
 
     def reset(self) -> None:
         """After a step that failed: what it left half done must not be built upon."""
         self._sampler = None
+
+    def _masked(self, logits: mx.array, sequences: Row[Sequence]) -> mx.array:
+        """Only what each answer's form allows. The host finds that out while the device computes the logits."""
+        rows = [row for row, sequence in enumerate(sequences) if sequence.request.params.structured]
+        if not rows:
+            return logits
+        mx.async_eval(logits, *self.pool.state)  # type: ignore[no-untyped-call]
+        for sequence in [s for s in self._matchers if s.state is State.FINISHED]:
+            del self._matchers[sequence]
+        matchers = []
+        for row in rows:
+            wanted = sequences[row].request.params.structured
+            assert wanted is not None
+            if sequences[row] not in self._matchers:
+                self._matchers[sequences[row]] = self.grammars.matcher(wanted)
+            matchers.append(self._matchers[sequences[row]])
+        bits = mx.array(self.grammars.bits(matchers))
+        if len(rows) == len(sequences):
+            return mask_logits(logits, bits)
+        index = mx.array(rows)
+        logits[index] = mask_logits(logits[index], bits)
+        return logits
+
+    def _follow(self, sequence: Sequence, token: int) -> None:
+        matcher = self._matchers.get(sequence)
+        if matcher is not None and not matcher.consume_token(token):
+            reason = matcher.get_error().partition("\n")[0]
+            self.faults.append((sequence.request.id, ValueError(f"structured: can't go on: {reason}")))
 
     def _sample(self, logits: mx.array, entries: Row[Entry]) -> Sampled:
         """One token for each entry. The sampler, which counts tokens for penalties, is kept while the rows are."""

@@ -121,7 +121,8 @@ def tiles_of_pages(spans: Sequence[Span]) -> list[tuple[int, int, int, int]]:
 
 def taken(pool: mx.array, tables: mx.array) -> mx.array:
     """Every sequence's blocks behind each other: pool (Hkv, N, block, D), tables (R, M) → (Hkv, R, M · block, D)."""
-    return pool[:, tables].reshape(pool.shape[0], tables.shape[0], -1, pool.shape[3])
+    rows, width = tables.shape
+    return pool[:, tables].reshape(pool.shape[0], rows, width * pool.shape[2], pool.shape[3])
 
 
 def check_pool(name: str, q: mx.array, keys: mx.array, values: mx.array, tables: mx.array) -> int:

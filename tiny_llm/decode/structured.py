@@ -1,0 +1,59 @@
+"""Structured output: a grammar says which tokens may come next, all others get minus infinity. (llguidance)"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from tiny_llm.config.structured import Structured
+from tiny_llm.model.tokenizer import Tokenizer
+
+Bits = npt.NDArray[np.int32]
+
+
+class Grammars:
+    """Makes matchers, each of which follows one answer. Raises ValueError where llguidance is not installed."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int):
+        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+
+    @cached_property
+    def _known(self) -> Any:
+        """The vocabulary in llguidance's form: seconds for a large one, so once and only where it is asked for."""
+        return _library().LLTokenizer(
+            self.tokenizer.backend.to_str(), n_vocab=self.vocab_size, eos_token=sorted(self.tokenizer.eos_token_ids)
+        )
+
+    def matcher(self, wanted: Structured) -> Any:
+        """A new matcher. Raises ValueError, with llguidance's reason, for what is no schema, expression or grammar."""
+        library = _library()
+        make = {"json_schema": "grammar_from_json_schema", "regex": "grammar_from_regex", "lark": "grammar_from_lark"}
+        grammar = getattr(library.LLMatcher, make[wanted.kind])(wanted.text)
+        if reason := library.LLMatcher.validate_grammar(grammar, self._known):
+            raise ValueError(f"structured: expected a {wanted.kind}, found a faulty one: {reason}")
+        return library.LLMatcher(self._known, grammar, log_level=0)
+
+    def bits(self, matchers: Sequence[Any]) -> Bits:
+        """A bit for each token that may come next, (matchers, ceil(V / 32)), the lowest first."""
+        masks = _library("llguidance.numpy")
+        bits: Bits = masks.allocate_token_bitmask(len(matchers), self.vocab_size)
+        for row, matcher in enumerate(matchers):
+            masks.fill_next_token_bitmask(matcher, bits, row)
+        return bits
+
+
+def _library(name: str = "llguidance") -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ValueError('structured: needs llguidance; install it with pip install "tiny-llm[structured]"') from error
+
+
+def mask_logits(logits: mx.array, bits: mx.array) -> mx.array:
+    """Minus infinity for every token whose bit is 0. logits (R, V), bits (R, ceil(V / 32)) int32."""
+    allowed = (bits[:, :, None] >> mx.arange(32)) & 1  # (R, ceil(V / 32), 32)
+    return mx.where(allowed.reshape(len(bits), -1)[:, : logits.shape[1]].astype(mx.bool_), logits, -mx.inf)
