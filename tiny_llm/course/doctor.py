@@ -53,9 +53,9 @@ def _pytest() -> Finding:
 def _kernels() -> Finding:
     """Week 2 compiles kernels: with Apple's compiler on a Mac, for the simulator elsewhere."""
     if sys.platform != "darwin":
-        found = shutil.which("g++")
+        found = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
         remedy = "" if found else "sudo apt install g++ (or your system's package), before week 2"
-        return Finding("kernels", "ok" if found else "warn", found or "no g++ for the Metal simulator", remedy)
+        return Finding("kernels", "ok" if found else "warn", found or "no C++ compiler for the Metal simulator", remedy)
     found = shutil.which("xcrun")
     if found and subprocess.run([found, "-f", "metal"], capture_output=True).returncode == 0:
         return Finding("kernels", "ok", "Metal toolchain found")
