@@ -187,6 +187,7 @@ class Lifecycle:
             if (2 * i >= len(alive) and i) or targets & set(sequence.block_table):
                 self._preempt(sequence, Step(step.number), now)
 
+    # ANCHOR: enter
     def _enter(self, sequence: Sequence, limit: int, step: Step, now: float) -> int:
         """Give a sequence blocks for its next tokens and a place in the step.
 
@@ -209,6 +210,7 @@ class Lifecycle:
         step.entries.append(Entry(sequence, start, length, length == sequence.remaining))
         self._tell(now, "chunk", sequence, start, length, table[held:])
         return length
+        # ANCHOR_END: enter
 
     def _allocate(self, step: Step, now: float) -> int:
         if not self.blocks.num_free and self.tree:
