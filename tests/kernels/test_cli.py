@@ -1,16 +1,20 @@
 """`tiny-llm kernels check` and `profile`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
 from tiny_llm.cli import main
+from tiny_llm.config import QuantizationConfig
+from tiny_llm.engine.llm import POCKET
 from tiny_llm.kernels.catalog import CATALOG
 from tiny_llm.kernels.chips import CHIPS, Chip
-from tiny_llm.kernels.roofline import bound
+from tiny_llm.kernels.roofline import bound, step_bytes, step_operations, this_machine, weight_bits
 from tiny_llm.kernels.sim import Simulator
 from tiny_llm.kernels.sim.report import SiteCount
+from tiny_llm.model.loader import load_config
 
 
 @pytest.fixture
@@ -116,3 +120,36 @@ def test_the_roofline() -> None:
     assert bound(chip, 10**9, 10**9) == (0.01, "memory")
     assert bound(chip, 10**9, 10**11) == (0.1, "arithmetic")
     assert all(chip.source and chip.bandwidth > 0 for chip in CHIPS)
+
+
+def test_the_roofline_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """The model inside: as many tokens per second as its sequences share a step, on each chip and on this machine."""
+    assert main(["kernels", "roofline", "--rows", "16", "--bits", "4.5", "--context", "100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    config = load_config(POCKET)
+    moved, operations = step_bytes(config, 100, 16, 4.5), step_operations(config, 100, 16)
+    assert lines[0].endswith(" weights of 4.5 bits, 16 · 100 tokens")
+    rows = {line.split("  ")[0]: line.split()[-1] for line in lines[3:]}
+    assert rows.keys() == {chip.name for chip in CHIPS} | {"this machine"}
+    for chip in CHIPS:
+        assert rows[chip.name] == f"{int(16 / bound(chip, moved, operations).seconds):,}"
+
+
+def test_bits_of_weights() -> None:
+    config = load_config(POCKET)
+    assert weight_bits(config) == 16 and weight_bits(config, 32) == 32
+    assert weight_bits(replace(config, quantization=QuantizationConfig(4, 64))) == 4.5
+
+
+def test_this_machine_has_a_speed() -> None:
+    chip = this_machine(1e6)
+    assert chip.bandwidth > 0.1 and chip.teraflops and chip.teraflops > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--rows", "0"], "--rows"), (["--bits", "0"], "--bits"), (["--context", "0"], "--context")],
+)
+def test_a_roofline_of_nothing(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "roofline", *arguments]) == 2
+    assert words in capsys.readouterr().err

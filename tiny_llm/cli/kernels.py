@@ -105,7 +105,10 @@ def roofline(
     ] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")] = 1024,
     rows: Annotated[int, typer.Option(min=1, help="Sequences that get a token in one step.")] = 1,
-    bits: Annotated[float | None, option("Bits of a weight; as the model's files have them if not set.")] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(min=1, help="Bits of a weight; as the model's files have them if not set.", show_default=False),
+    ] = None,
     code: Annotated[
         str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")
     ] = None,
