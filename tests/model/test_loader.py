@@ -361,9 +361,18 @@ def test_the_estimate_is_what_loading_and_the_cache_take(
     assert need.total == need.weights + need.kv_cache + need.working
 
 
+@pytest.mark.parametrize("quantize", [None, {"bits": 4, "group_size": 32}], ids=["dense", "quantized"])
 @pytest.mark.parametrize("context", [300, 2048, 3000])
-def test_the_estimate_is_enough_for_a_prompt_and_not_far_too_much(tmp_path: Path, context: int) -> None:
-    make_model(tmp_path, hidden_size=128, intermediate_size=384, max_position_embeddings=4096)
+def test_the_estimate_is_enough_for_a_prompt_and_not_far_too_much(tmp_path: Path, context: int, quantize: Any) -> None:
+    """A quantized layer is unpacked for a prompt on a CPU; the whole model never is."""
+    make_model(
+        tmp_path,
+        quantize=quantize,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=8,
+        max_position_embeddings=4096,
+    )
     config, weights = load_config(tmp_path), load(tmp_path)
     model = Qwen3(config, weights, choose("fused"))
     cache = ContiguousCache(config, model.ops)

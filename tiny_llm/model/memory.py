@@ -59,12 +59,18 @@ def estimate_bytes(
 def _prefill_bytes(config: ModelConfig, width: int, context: int) -> int:
     """One layer's activations for a part of a prompt, in elements `width` bytes wide; factors measured.
 
-    On a CPU the attention scores of a tile of queries exist too, in float32, several times over.
+    On a CPU the attention scores of a tile of queries exist too, in float32, several times over, and of a quantized
+    model two layers' weights unpacked (`fused.linear`).
     """
     length = min(context, PREFILL)
     row = config.hidden_size + config.intermediate_size + config.num_attention_heads * config.head_dim
-    scores = 0 if mx.default_device() == mx.gpu else min(length, QUERY_TILE) * config.num_attention_heads * context
-    return length * 8 * row * width + 4 * scores * 4 + config.vocab_size * 4
+    prompt = length * 8 * row * width + config.vocab_size * 4
+    if mx.default_device() == mx.gpu:
+        return prompt
+    heads = config.num_attention_heads + config.num_key_value_heads
+    layer = config.hidden_size * (2 * heads * config.head_dim + 3 * config.intermediate_size)  # weights
+    scores = min(length, QUERY_TILE) * config.num_attention_heads * context
+    return prompt + 4 * scores * 4 + (2 * layer * width if config.quantization else 0)
 
 
 def _loaded(entry: Entry, dtype: mx.Dtype | None) -> int:
