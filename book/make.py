@@ -1,4 +1,4 @@
-"""Write what the book's pages include: pictures from figures/*.py, questions from quizzes.toml, the tasks' contracts.
+"""Write what the book's pages include: pictures and tables of figures/*.py, quizzes.toml's questions, tasks' contracts.
 
     python book/make.py [--check]
 
@@ -34,10 +34,13 @@ DRAWINGS = (  # modules in figures/
     "roofline",
     "first_kernel",
     "fusing",
+    "kv_cache",
     "quantize",
     "matvec",
     "serving_map",
     "scheduling",
+    "paging",
+    "copying",
 )
 
 
@@ -51,8 +54,10 @@ def made() -> dict[Path, str]:
         src / "quiz" / f"{chapter}.md": markdown([q for q in questions if q.chapter == chapter]) for chapter in chapters
     }
     files = stubs.generate()
-    taught = {src / "contracts" / f"{chapter}.txt": contracts(chapter, files) for chapter in chapters}
-    return pictures | asked | taught
+    exercises = [chapter for chapter in chapters if course().chapter(chapter)]
+    taught = {src / "contracts" / f"{chapter}.txt": contracts(chapter, files) for chapter in exercises}
+    tables = {src / "tables" / name: text for name, text in importlib.import_module("copying").tables().items()}
+    return pictures | asked | taught | tables
 
 
 def contracts(chapter: str, files: Mapping[str, str]) -> str:

@@ -103,7 +103,7 @@ def test_a_head_is_only_lent_away() -> None:
     assert all(mx.array_equal(a, before[name]) for name, a in flatten(made.weights).items())
 
 
-def test_a_run_that_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_there_is_not_made_again_unless_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "RUNS", tmp_path / "runs.json")
     monkeypatch.setattr(ablation, "HEADS", tmp_path / "heads.json")
     monkeypatch.setattr(ablation, "LOG_EVERY", 1)
@@ -112,7 +112,8 @@ def test_a_run_that_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pyte
     found = json.loads((tmp_path / "runs.json").read_text())
     (run,) = found["runs"]
     assert (run["variant"], run["seed"], len(run["log"])) == ("one-layer", 1, 3) and run["tokens"] >= 500
+    ablation.make("one-layer", 1, 1000)
+    (longer,) = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert longer["tokens"] >= 1000 and longer["log"][:3] == run["log"]
     monkeypatch.setattr(ablation, "train", lambda *_: pytest.fail("made again"))
     ablation.make("one-layer", 1, 500)
-    with pytest.raises(SystemExit, match="its runs have 500 tokens, not 600: ask for as many or move the file away"):
-        ablation.make("one-layer", 2, 600)
