@@ -361,18 +361,20 @@ def test_the_estimate_is_what_loading_and_the_cache_take(
     assert need.total == need.weights + need.kv_cache + need.working
 
 
-@pytest.mark.parametrize("quantize", [None, {"bits": 4, "group_size": 32}], ids=["dense", "quantized"])
-@pytest.mark.parametrize("context", [300, 2048, 3000])
-def test_the_estimate_is_enough_for_a_prompt_and_not_far_too_much(tmp_path: Path, context: int, quantize: Any) -> None:
-    """A quantized layer is unpacked for a prompt on a CPU; the whole model never is."""
-    make_model(
-        tmp_path,
-        quantize=quantize,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=8,
-        max_position_embeddings=4096,
-    )
+SLIM = {"hidden_size": 128, "intermediate_size": 384}
+PACKED = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 6}
+
+
+@pytest.mark.parametrize(
+    ("context", "shape", "quantize"),
+    [(300, SLIM, None), (2048, SLIM, None), (3000, SLIM, None), (128, PACKED, {"bits": 4, "group_size": 64})],
+    ids=["300", "2048", "3000", "quantized"],
+)
+def test_the_estimate_is_enough_for_a_prompt_and_not_far_too_much(
+    tmp_path: Path, context: int, shape: dict[str, int], quantize: Any
+) -> None:
+    """On a CPU a layer's packed weights are unpacked for a prompt; never all layers' at once."""
+    make_model(tmp_path, quantize=quantize, max_position_embeddings=4096, **shape)
     config, weights = load_config(tmp_path), load(tmp_path)
     model = Qwen3(config, weights, choose("fused"))
     cache = ContiguousCache(config, model.ops)
