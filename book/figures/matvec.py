@@ -10,8 +10,8 @@ def word() -> Drawing:
     """One word of eight codes, and code 3 taken out of it."""
     value = sum(code << 4 * i for i, code in enumerate(CODES))
     alt = (
-        f"The word {value:08X} holds eight codes of 4 bits, the first in the lowest bits. To read code 3, shift right by "
-        f"12: {value >> 12:05X}. Then keep four bits: {CODES[3]:X}, which is {CODES[3]}."
+        f"The word {value:08X} holds eight codes of 4 bits, the first in the lowest bits. To read code 3, shift right "
+        f"by 12: {value >> 12:05X}. Then keep four bits: {CODES[3]:X}, which is {CODES[3]}."
     )
     drawing = Drawing("matvec-word", 660, 150, "Code 3 out of a word", alt)
     rows = ((value, 8, "the word"), (value >> 12, 5, "shifted right by 3 · 4"), (CODES[3], 1, "masked with four ones"))
@@ -31,9 +31,9 @@ def word() -> Drawing:
 def lanes() -> Drawing:
     """A step of a simdgroup: 32 words, four groups of 64 columns, four scales."""
     alt = (
-        "A step of a simdgroup over a row in 4 bits: 32 lanes take a word of 8 columns each, 256 columns. They are four "
-        "groups of 64 columns. Lanes 0 to 3 read one scale and one bias each; shuffles hand lane 0's to lanes 0 to 7, "
-        "lane 1's to lanes 8 to 15, and so on."
+        "A step of a simdgroup over a row in 4 bits: 32 lanes take a word of 8 columns each, 256 columns. They are "
+        "four groups of 64 columns. Lanes 0 to 3 read one scale and one bias each; shuffles hand lane 0's to lanes 0 "
+        "to 7, lane 1's to lanes 8 to 15, and so on."
     )
     drawing = Drawing("matvec-lanes", 660, 176, "One step: 32 lanes, 256 columns, 4 scales", alt)
     for lane in range(LANES):
@@ -56,13 +56,12 @@ def lanes() -> Drawing:
 def traffic() -> Drawing:
     """Bytes of one product of 4,096 × 1,024 in 4 bits and groups of 64, by what they are."""
     rows, columns = 4096, 1024
-    codes, scales = rows * columns / 2, rows * columns / 64 * 4
+    packed = (("codes", rows * columns / 2, BLUE), ("scales", rows * columns / 64 * 4, GREEN))
     bars = (
         ("bfloat16, not quantized", (("weights", 2.0 * rows * columns, BLUE),)),
-        ("4 bits, each row reads x", (("codes", codes, BLUE), ("scales", scales, GREEN), ("x", 2.0 * rows * columns, RED))),
-        ("4 bits, x shared by 128 rows", (("codes", codes, BLUE), ("scales", scales, GREEN),
-                                          ("x", 2.0 * columns * rows / 128, RED))),
-    )  # fmt: skip
+        ("4 bits, each row reads x", (*packed, ("x", 2.0 * rows * columns, RED))),
+        ("4 bits, x shared by 128 rows", (*packed, ("x", 2.0 * columns * rows / 128, RED))),
+    )
     alt = "Megabytes asked for by a product of 4,096 × 1,024. " + " ".join(
         f"{name}: {', '.join(f'{part} {size / 1e6:.2f}' for part, size, _ in parts)}." for name, parts in bars
     )

@@ -10,6 +10,7 @@ from tiny_llm.kernels.flash_attention import flash_attention
 from tiny_llm.kernels.matmul import quantized_matmul, quantized_tiles, split_sum
 from tiny_llm.kernels.norm import residual_rms_norm, rms_norm
 from tiny_llm.kernels.packed_attention import packed_attention
+from tiny_llm.kernels.paged_attention import paged_decode, paged_prefill
 from tiny_llm.kernels.quantized import quantized_matvec, quantized_rows
 from tiny_llm.kernels.rope import rope
 from tiny_llm.kernels.softmax import softmax
@@ -20,6 +21,8 @@ __all__ = [
     "flash_attention",
     "merge_attention",
     "packed_attention",
+    "paged_decode",
+    "paged_prefill",
     "quantized_matmul",
     "quantized_matvec",
     "quantized_rows",
