@@ -161,3 +161,36 @@ def kv(
         growth = viz_kv.draw_growth("kv-growth", f"KV cache of {name}", viz_kv.curves(config, 2, tokens, window))
         ring = viz_kv.draw_ring("kv-ring", steps, sinks, recent, slots)
     write("kv", f"KV cache of {name}", [growth, ring], out)
+
+
+@viz.command()
+def flash(
+    tokens: Annotated[int, option("Queries and keys.")] = 8,
+    queries: Annotated[int, option("Queries of a tile.")] = 4,
+    keys: Annotated[int, option("Keys of a tile.")] = 3,
+    window: Annotated[int, option("How many keys a query sees at most; 0 for all before it.")] = 0,
+    seed: Annotated[int, option("Of the random scores.")] = 0,
+    out: Out = None,
+) -> None:
+    """The tiles of FlashAttention step by step: what is computed, and what is kept of it."""
+    from tiny_llm.course import viz_flash
+
+    with usage():
+        drawings = viz_flash.draw(tokens, queries, keys, window, seed)
+    write("flash", "FlashAttention, tile by tile", drawings, out, stepper=True)
+
+
+@viz.command()
+def roofline(
+    kernels: Annotated[
+        list[str] | None, typer.Argument(metavar="KERNEL...", help="All of them if none is named.")
+    ] = None,
+    chip: Annotated[str, option("Whose roofline; one that names its TFLOP/s.")] = "M1",
+    out: Out = None,
+) -> None:
+    """Where the kernels lie on a chip's roofline, counted in the simulator on typical inputs."""
+    from tiny_llm.course import viz_roofline
+
+    with usage():
+        drawing = viz_roofline.draw(viz_roofline.chip_of(chip), viz_roofline.measure(kernels or ()))
+    write("roofline", "Kernels on a roofline", [drawing], out)
