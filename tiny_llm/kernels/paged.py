@@ -4,7 +4,6 @@ A pool is (Hkv, num_blocks, block, D); a sequence's block table says which block
 one the next, and so on.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -77,9 +76,3 @@ def paged_decode_plain(q: mx.array, keys: mx.array, values: mx.array, pages: Pag
     mixed = mx.gather_mm(e.reshape(-1, *e.shape[3:]), values.reshape(-1, size, dim), each, places).sum(axis=2)
     out = mixed / e.sum(axis=(2, 4))[..., None]  # (Hkv, R, G, D)
     return out.swapaxes(0, 1).reshape(q.shape).astype(q.dtype)
-
-
-def gathered(pool: mx.array, table: Sequence[int], length: int) -> mx.array:
-    """The first `length` slots of a sequence as one array, (Hkv, length, D)."""
-    heads, _, _, dim = pool.shape
-    return pool[:, mx.array(list(table))].reshape(heads, -1, dim)[:, :length]

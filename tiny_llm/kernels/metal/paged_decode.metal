@@ -11,7 +11,9 @@ const int simdgroup = simdgroup_index_in_threadgroup;
 const int split = threadgroup_position_in_grid.x, kv_head = threadgroup_position_in_grid.y;
 const int sequence = threadgroup_position_in_grid.z, head = (sequence * KV_HEADS + kv_head) * HEADS;
 const int length = lengths[sequence], first = window > 0 ? max(length - window, 0) : 0;
+// ANCHOR: chunk
 const int begin = first + split * CHUNK, end = min(begin + CHUNK, length);
+// ANCHOR_END: chunk
 for (int i = t; i < HEADS * D; i += SIMDGROUPS * 32) {
   queries[i / D][i % D] = float(q[head * D + i]) * scale;
 }
@@ -27,14 +29,20 @@ for (int h = 0; h < HEADS; h++) {
   }
 }
 for (int position = begin + simdgroup; position < end; position += SIMDGROUPS) {
+  float key[EACH], value[EACH];
+  // TASK w3.4.1: this lane's numbers of the key and the value at `position`
+  // HINT 1: The table's row of this sequence has M entries. Which one covers `position`, and which slot is it there?
+  // HINT 2: The pool is (KV_HEADS, N, BLOCK, D): row (kv_head N + block) BLOCK + slot of D numbers. Lane, lane + 32, …
+  //   are this lane's; beyond D it takes 0.
+  // HINT 3: block = tables[sequence * M + position / BLOCK]; slot = position % BLOCK; row D + c for c = lane + j * 32
   const int block = tables[sequence * M + position / BLOCK];
   const ulong row = ulong(kv_head * N + block) * BLOCK + position % BLOCK;
-  float key[EACH], value[EACH];
   for (int j = 0; j < EACH; j++) {
     const int c = lane + j * 32;
     key[j] = c < D ? float(keys[row * D + c]) : 0.0f;
     value[j] = c < D ? float(values[row * D + c]) : 0.0f;
   }
+  // END TASK
   for (int h = 0; h < HEADS; h++) {
     float score = 0.0f;
     for (int j = 0; j < EACH; j++) {

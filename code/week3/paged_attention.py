@@ -1,0 +1,191 @@
+"""A pool of fixed-size blocks for the K and V of many sequences, and the cache of one ragged step over it.
+
+    pool     blocks of `block_size` slots, head-major: (Hkv, num_blocks, block_size, D) for each layer's K and V
+    table    a sequence's blocks in order: its token t lies in block table[t // block_size], slot t % block_size
+
+Who owns which block is decided elsewhere (`engine/blocks`). MLX writes a pool in place only while nobody else holds
+it: whoever runs the steps lets the last one's readers go (reads its tokens) before the next step runs. (vLLM's
+PagedAttention: arXiv:2309.06180)
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from tiny_llm.config import ModelConfig
+from tiny_llm.course import NotDone
+from tiny_llm.kernels.launch import choose
+from tiny_llm.kernels.paged import Pages, paged_decode_plain
+from tiny_llm.kernels.paged_attention import paged_decode, paged_prefill
+from tiny_llm.model.ops import Ops
+
+SPARE = 32  # blocks by which a group of decoding rows may be filled up: less work than one more group
+
+
+def block_nbytes(config: ModelConfig, block_size: int, dtype: mx.Dtype) -> int:
+    """Bytes of one block: K and V of all layers."""
+    slot = config.num_key_value_heads * config.head_dim * dtype.size
+    return 2 * config.num_hidden_layers * block_size * slot
+
+
+def num_blocks_for(config: ModelConfig, budget: int, block_size: int, dtype: mx.Dtype) -> int:
+    """How many blocks fit into `budget` bytes. Raises ValueError where not even one does."""
+    each = block_nbytes(config, block_size, dtype)
+    if budget < each:
+        raise ValueError(
+            f"KV budget: expected at least {each} bytes (one block of {block_size} tokens), found {budget}"
+        )
+    return budget // each
+
+
+class PagedPool:
+    """K and V of all layers, made once and written in place."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, num_blocks: int, block_size: int, dtype: mx.Dtype = mx.float32):
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(f"pool: expected blocks of at least 1 slot, found {num_blocks} blocks of {block_size}")
+        self.config, self.ops, self.num_blocks, self.block_size = config, ops, num_blocks, block_size
+        self.dtype = dtype
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything; the old buffers go before the new ones come."""
+        config = self.config
+        shape = (config.num_key_value_heads, self.num_blocks, self.block_size, config.head_dim)
+        self.keys: list[mx.array] = []
+        self.values: list[mx.array] = []
+        for buffers in (self.keys, self.values):
+            buffers += [mx.zeros(shape, self.dtype) for _ in range(config.num_hidden_layers)]
+        mx.eval(self.state)
+
+    def write(self, layer: int, blocks: mx.array, slots: mx.array, k: mx.array, v: mx.array) -> None:
+        """Put k and v (T, Hkv, D) into the T slots that `blocks` and `slots` name."""
+        # YOUR CODE (w3.3.3): each token's K and V into its slot
+        raise NotDone("w3.3.3")
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, source to target, in all layers. A target that is also a source gives its old content."""
+        if not pairs:
+            return
+        targets, sources = (
+            mx.array(list(side)) for side in ({b: 0 for _, b in pairs}, {b: a for a, b in pairs}.values())
+        )
+        for buffers in (self.keys, self.values):
+            for buffer in buffers:
+                copied = buffer[:, sources]
+                mx.eval(copied)  # a reader under way would make the write a copy of the whole pool
+                buffer[:, targets] = copied
+        mx.eval(self.state)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.state)
+
+    @property
+    def state(self) -> list[Any]:
+        return self.keys + self.values
+
+
+class PagedBatch:
+    """The cache of one step: sequence i brings its tokens starts[i] … starts[i] + lengths[i] - 1, all in one flat row.
+
+    tables[i] has blocks for all of them. Sequences that bring one token are done together where they stand in front,
+    most cheaply when they are ordered by their starts.
+    """
+
+    def __init__(self, pool: PagedPool, tables: Sequence[Sequence[int]], starts: Sequence[int], lengths: Sequence[int]):
+        self.pool, self.starts, self.lengths = pool, starts, lengths
+        self._ends = np.array(starts, np.int32) + np.array(lengths, np.int32)
+        self._widths = -(-self._ends // pool.block_size)  # blocks that a sequence reads
+        for table, width in zip(tables, self._widths, strict=True):
+            assert len(table) >= width and max(table) < pool.num_blocks, (table, width)
+        self.tables = [list(table[:width]) for table, width in zip(tables, self._widths, strict=True)]
+        self._positions = positions_of(starts, lengths)
+        padded = padded_tables(self.tables)
+        blocks, slots = slots_of(padded, self._positions, lengths, pool.block_size)
+        self._blocks, self._slots = mx.array(blocks), mx.array(slots)
+        decoding = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
+        self._on, self._decoding = choose(), decoding
+        spare = SPARE if self._on == "plain" else padded.size  # a kernel fills nothing up: one group
+        self._groups = [
+            (a, b, self._pages(padded[a:b], a, b)) for a, b in spans(self._widths[:decoding].tolist(), spare)
+        ]
+        self._longer = mx.array(padded[decoding:])
+
+    def begin(self, num_tokens: int) -> mx.array:
+        assert num_tokens == len(self._positions), (num_tokens, self.lengths)
+        return mx.array(self._positions)
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        self.pool.write(layer, self._blocks, self._slots, k, v)
+        parts = list(self._attended(layer, q))
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    def _attended(self, layer: int, q: mx.array) -> Iterator[mx.array]:
+        keys, values, config = self.pool.keys[layer], self.pool.values[layer], self.pool.config
+        scale, window = config.head_dim**-0.5, config.window_of(layer)
+        for begin, end, grouped in self._groups:
+            pages = grouped[window is not None]
+            if self._on == "plain":
+                yield paged_decode_plain(q[begin:end], keys, values, pages, scale)
+            else:
+                yield paged_decode(
+                    q[begin:end], keys, values, pages.tables, pages.ends, scale, window or 0, on=self._on
+                )
+        at = self._decoding
+        if self._on != "plain" and at < len(self.lengths):
+            both = zip(self.lengths[at:], self._ends[at:].tolist(), strict=True)
+            yield paged_prefill(q[at:], keys, values, self._longer, list(both), scale, window or 0, on=self._on)
+            return
+        for i in range(at, len(self.lengths)):
+            mine = (gathered(pool, self.tables[i], int(self._ends[i])) for pool in (keys, values))
+            yield self.pool.ops.attention(q[at : at + self.lengths[i]], *mine, scale, window)
+            at += self.lengths[i]
+
+    def _pages(self, padded: npt.NDArray[np.int32], begin: int, end: int) -> tuple[Pages, ...]:
+        """The group's pages, and once more for layers with a window where there are any."""
+        tables, ends = padded[:, : self._widths[begin:end].max()], self._ends[begin:end]
+        windows = (None, self.pool.config.sliding_window) if self.pool.config.sliding_layers else (None,)
+        return tuple(Pages.of(tables, ends, self.pool.keys[0], window) for window in windows)
+
+
+def positions_of(starts: Sequence[int], lengths: Sequence[int]) -> npt.NDArray[np.int32]:
+    """The positions of a ragged row's tokens, (T,): each sequence goes on from its own start."""
+    # YOUR CODE (w3.3.1): where each token of the row stands in its sequence
+    raise NotDone("w3.3.1")
+
+
+def slots_of(
+    tables: npt.NDArray[np.int32], positions: npt.NDArray[np.int32], lengths: Sequence[int], block_size: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Each token's block in the pool and its slot in that block, (T,) and (T,). tables (R, M), positions (T,)."""
+    # YOUR CODE (w3.3.2): from a position to a block and a slot
+    raise NotDone("w3.3.2")
+
+
+def gathered(pool: mx.array, table: Sequence[int], length: int) -> mx.array:
+    """The first `length` slots of a sequence in their order, (Hkv, length, D). pool (Hkv, num_blocks, block, D)."""
+    # YOUR CODE (w3.3.4): a sequence's slots as one array
+    raise NotDone("w3.3.4")
+
+
+def padded_tables(tables: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
+    """Block tables as one array (R, M), short ones filled up with block 0."""
+    padded = np.zeros((len(tables), max(map(len, tables))), np.int32)
+    for row, table in zip(padded, tables, strict=True):
+        row[: len(table)] = table
+    return padded
+
+
+def spans(widths: Sequence[int], spare: int) -> list[tuple[int, int]]:
+    """Cut rows into runs in which filling up every row to the widest costs at most `spare` in all."""
+    found, begin, top, total = [], 0, 0, 0
+    for i, width in enumerate(widths):
+        top, total = max(top, width), total + width
+        if top * (i + 1 - begin) - total > spare:
+            found.append((begin, i))
+            begin, top, total = i, width, width
+    return [*found, (begin, len(widths))] if begin < len(widths) else found

@@ -1,0 +1,38 @@
+"""Pages, slot by slot."""
+
+import mlx.core as mx
+import numpy as np
+
+
+class PagedPool:
+    def write(self, layer, blocks, slots, k, v):
+        for token, (block, slot) in enumerate(zip(blocks.tolist(), slots.tolist(), strict=True)):
+            for head in range(k.shape[1]):
+                self.keys[layer][head, block, slot] = k[token, head]
+                self.values[layer][head, block, slot] = v[token, head]
+
+
+def positions_of(starts, lengths):
+    positions = []
+    for start, length in zip(starts, lengths, strict=True):
+        for i in range(length):
+            positions.append(start + i)
+    return np.array(positions, np.int32)
+
+
+def slots_of(tables, positions, lengths, block_size):
+    blocks, slots, at = [], [], 0
+    for row, length in enumerate(lengths):
+        for position in positions[at : at + length].tolist():
+            place, slot = divmod(position, block_size)
+            blocks.append(int(tables[row, place]))
+            slots.append(slot)
+        at += length
+    return np.array(blocks, np.int32), np.array(slots, np.int32)
+
+
+def gathered(pool, table, length):
+    size, slots = pool.shape[2], []
+    for position in range(length):
+        slots.append(pool[:, table[position // size], position % size])
+    return mx.stack(slots, axis=1)
