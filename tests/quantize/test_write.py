@@ -17,7 +17,7 @@ from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import QuantizationConfig
 from tiny_llm.model.loader import load_config
-from tiny_llm.quantize import write
+from tiny_llm.quantize import affine, write
 from tiny_llm.quantize.plan import matrices, uniform
 
 V_PROJ = "model.layers.1.self_attn.v_proj"
@@ -103,11 +103,15 @@ def test_each_layer_has_its_own_bits(tmp_path: Path) -> None:
     assert settings and (settings.layers[V_PROJ], settings.bits) == (QuantizationConfig(8, 64), 4)
 
 
-def test_large_matrices_are_quantized_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_what_the_plain_twin_gives(tmp_path: Path) -> None:
     path = make_model(tmp_path / "in", dtype="bfloat16")
-    whole = tensors(quantized(path, tmp_path / "whole"))
-    monkeypatch.setattr(write, "PIECE", 1000)  # 15 rows, which divide no matrix
-    assert same(tensors(quantized(path, tmp_path / "pieces")), whole)
+    for bits in (2, 3, 4, 6, 8):
+        found = tensors(quantized(path, tmp_path / str(bits), bits))
+        for name, weight in tensors(path).items():
+            if weight.ndim == 2:
+                twin = affine.quantize(weight, 32, bits)
+                named = {part: found[name.removesuffix("weight") + part] for part in twin}
+                assert same(named, twin), name
 
 
 def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +145,7 @@ FAILURES = {
     "while weights are written": ("mx.save_safetensors", OSError("no space left")),
     "while the rest is written": ("_write_json", OSError("no space left")),
     "while it is flushed": ("os.fsync", OSError("input/output error")),
-    "by Ctrl-C": ("quantize", KeyboardInterrupt()),
+    "by Ctrl-C": ("_packed", KeyboardInterrupt()),
 }
 
 

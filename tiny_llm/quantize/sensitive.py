@@ -15,7 +15,7 @@ from tiny_llm.config import QuantizationConfig
 from tiny_llm.config.fields import require
 from tiny_llm.model.ops import Weight
 from tiny_llm.model.qwen3 import Attends, Qwen3
-from tiny_llm.quantize.affine import check_fit, dequantize, quantize
+from tiny_llm.quantize.affine import check_fit
 from tiny_llm.quantize.perplexity import Text, predictions
 from tiny_llm.quantize.plan import stored_bits
 
@@ -83,9 +83,9 @@ def choose(units: Sequence[Unit], low: int, high: int, group_size: int, target: 
 def rounded(w: Weight, bits: int, group_size: int) -> Weight:
     """A dense weight with the values that it would have after quantizing: it computes as fast as before."""
     matrix = w["weight"]
-    q = quantize(matrix.astype(mx.bfloat16), group_size, bits)  # as it is written
-    scales, biases = q["scales"].astype(matrix.dtype), q["biases"].astype(matrix.dtype)  # and loaded
-    dense = dequantize(q["weight"], scales, biases, group_size, bits)
+    packed, *rest = mx.quantize(matrix.astype(mx.bfloat16), group_size=group_size, bits=bits)  # as it is written
+    scales, biases = (each.astype(matrix.dtype) for each in rest)  # and loaded
+    dense = mx.dequantize(packed, scales, biases, group_size=group_size, bits=bits)
     mx.eval(dense)
     return w | {"weight": dense}
 

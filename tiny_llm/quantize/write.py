@@ -19,11 +19,10 @@ from tiny_llm.config.fields import require
 from tiny_llm.model.directory import load_config, read_json
 from tiny_llm.model.ops import Weight
 from tiny_llm.model.safetensors import INDEX, read_entries, read_header
-from tiny_llm.quantize.affine import quantize
+from tiny_llm.quantize.affine import check_fit
 from tiny_llm.quantize.plan import as_json, matrices, settings_of
 
 SHARD = 5 * 10**9  # bytes of a file at most, as on the Hub
-PIECE = 2**22  # weights that are quantized at once: packing needs several words for each
 COPIED = ("*.json", "*.jinja", "*.txt", "*.jsonl", "*.tiktoken", "tokenizer.model", "LICENSE*")
 REWRITTEN = ("config.json", INDEX)
 
@@ -79,14 +78,11 @@ def _quantized(source: Path, plan: QuantizationConfig) -> Iterator[tuple[str, mx
 
 
 def _packed(matrix: mx.array, own: QuantizationConfig, path: str) -> Weight:
-    """One matrix, quantized in pieces of its rows."""
+    """One matrix, quantized by MLX: much faster than `affine.quantize`, its plain twin, and the same bit for bit."""
     require(bool(mx.isfinite(matrix).all().item()), f"{path}: expected finite weights, found others: the file is bad")
-    step = max(1, PIECE // matrix.shape[1])
-    pieces = []
-    for begin in range(0, matrix.shape[0], step):
-        pieces.append(quantize(matrix[begin : begin + step], own.group_size, own.bits))
-        mx.eval(pieces[-1])
-    return {name: mx.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    check_fit(matrix.shape[1], own.group_size, own.bits, path)
+    parts = mx.quantize(matrix, group_size=own.group_size, bits=own.bits)
+    return dict(zip(("weight", "scales", "biases"), parts, strict=True))
 
 
 def _write_weights(directory: Path, tensors: Iterator[tuple[str, mx.array]]) -> None:
