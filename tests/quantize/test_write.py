@@ -13,9 +13,11 @@ from mlx_lm.generate import generate_step
 
 from tests.model.parity import close, ours, peer, peer_logits, prompt
 from tests.support import make_model
+from tiny_llm import SamplingParams, load
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import QuantizationConfig
+from tiny_llm.engine.llm import POCKET
 from tiny_llm.model.loader import load_config
 from tiny_llm.quantize import affine, write
 from tiny_llm.quantize.plan import matrices, uniform
@@ -90,6 +92,18 @@ def test_both_engines_read_it_and_agree(tmp_path: Path, plan: QuantizationConfig
         said.append(int(logits.argmax().item()))
         logits = model(mx.array(said[-1:]), cache)
     assert said == [int(token) for token, _ in generate_step(mx.array(tokens), peer(tmp_path / "out"), max_tokens=20)]
+
+
+def test_the_model_inside_says_the_same_in_both_engines(tmp_path: Path) -> None:
+    found = matrices(POCKET)
+    few, many = uniform(found, 4, 64), QuantizationConfig(8, 64)
+    plan = QuantizationConfig(4, 64, {m.path: many for m in found if "down_proj" in m.path})
+    for name, each in (("few", few), ("mixed", plan)):
+        write.write_quantized(POCKET, tmp_path / name, each)
+        llm = load(tmp_path / name)
+        tokens = llm.encode([{"role": "user", "content": "What is a KV cache?"}])
+        said = llm.generate(tokens, SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)).tokens
+        assert said == [int(t) for t, _ in generate_step(mx.array(tokens), peer(tmp_path / name), max_tokens=16)]
 
 
 def test_each_layer_has_its_own_bits(tmp_path: Path) -> None:
