@@ -63,10 +63,11 @@ class World:
         self.now += random.uniform(0, 2)
         step = scheduler.schedule(self.now)
         assert 0 < step.num_tokens <= scheduler.config.token_budget
-        sampled = self.runner.run(step)
+        failed = random.random() < 0.01
+        sampled = [] if failed else self.runner.run(step)
         if random.random() < 0.02:
             self.seen["cancelled under way"] += scheduler.cancel(random.choice(list(scheduler.requests)), self.now)
-        if random.random() < 0.01:
+        if failed:
             self.seen["abandoned"] += 1
             scheduler.abandon(step, self.now)
         else:

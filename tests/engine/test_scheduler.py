@@ -133,6 +133,15 @@ def test_cancelled_in_any_state(when: str) -> None:
     assert engine.pool.num_available == engine.pool.num_blocks
 
 
+def test_a_continuation_stopped_before_it_began_does_not_begin() -> None:
+    engine = Engine()
+    sequences = engine.add("a", range(6), max_tokens=2, n=3)
+    engine.scheduler.stop(sequences[1], "stop", 0.0)
+    engine.drain()
+    assert [len(s.output) for s in sequences] == [2, 0, 2]
+    assert [s.finish_reason for s in sequences] == ["length", "stop", "length"]
+
+
 def test_many_cancelled_requests_leave_no_heap_behind() -> None:
     engine = Engine(max_sequences=1)
     for i in range(2000):

@@ -60,10 +60,7 @@ class Waiting:
         """Take out the one that `peek` shows."""
         sequence = self.peek()
         assert sequence is not None, "nobody waits"
-        line = self._lines[sequence.request.tenant]
-        heappop(line)
-        if not line:
-            del self._lines[sequence.request.tenant]
+        heappop(self._lines[sequence.request.tenant])
         self.size -= 1
         return sequence
 
