@@ -77,6 +77,40 @@ def matvec() -> Iterator[Count]:
         yield traffic(f"{rows:,} × 1,024 in {bits} bits", kernels.quantized_matvec, *given)
 
 
+def matrices() -> Iterator[Count]:
+    from tiny_llm import kernels
+    from tiny_llm.kernels.catalog import quantized_arguments
+
+    for rows in (2, 4, 16):
+        given = quantized_arguments(mx.float16, rows, 1024, 1024, 4, 64)
+        yield traffic(f"{rows} rows, one pass over W", kernels.quantized_rows, *given)
+    given = quantized_arguments(mx.float16, 64, 256, 512, 4, 64)
+    for splits in (1, 2):
+        name = f"64 rows in tiles, {splits} split{'s' if splits > 1 else ''} of K"
+        yield traffic(name, kernels.quantized_tiles, *given, splits)
+
+
+def flash() -> Iterator[Count]:
+    from tiny_llm import kernels
+    from tiny_llm.kernels.catalog import flash_arguments
+
+    for prompt, window in ((64, 0), (128, 0), (256, 0), (256, 64)):
+        given = flash_arguments(mx.float16, 2, 1, 128, [(prompt, prompt)], window)
+        name = f"{prompt} tokens" + (f", a window of {window}" if window else "")
+        yield traffic(name, kernels.flash_attention, *given)
+
+
+def decode_parts() -> Iterator[Count]:
+    from tiny_llm import kernels
+    from tiny_llm.kernels.catalog import decode_arguments, parts_arguments
+    from tiny_llm.kernels.decode_attention import decode_attention_parts
+
+    for heads, kv_heads in ((2, 2), (4, 2), (14, 2)):
+        given = decode_arguments(mx.float16, heads, kv_heads, 128, [1024], 0, 0)
+        yield traffic(f"1,024 keys, {heads} heads on {kv_heads}", decode_attention_parts, *given)
+    yield traffic("merging 4 parts of 14 heads", kernels.merge_attention, *parts_arguments(mx.float16, 14, 4, 128))
+
+
 MAKERS: Makers = {
     "2.1": measuring,
     "2.2": first_kernel,
@@ -85,6 +119,9 @@ MAKERS: Makers = {
     "2.5": costs,
     "2.6": quantization,
     "2.7": matvec,
+    "2.8": matrices,
+    "2.9": flash,
+    "2.10": decode_parts,
 }
 
 

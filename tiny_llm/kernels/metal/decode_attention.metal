@@ -27,6 +27,7 @@ for (int h = 0; h < HEADS; h++) {
     mix[h][j] = 0.0f;
   }
 }
+// ANCHOR: keys
 for (int position = begin + simdgroup; position < end; position += SIMDGROUPS) {
   float key[EACH], value[EACH];
   for (int j = 0; j < EACH; j++) {
@@ -34,6 +35,7 @@ for (int position = begin + simdgroup; position < end; position += SIMDGROUPS) {
     key[j] = c < D ? float(k[(rows + position) * D + c]) : 0.0f;
     value[j] = c < D ? float(v[(rows + position) * D + c]) : 0.0f;
   }
+  // ANCHOR_END: keys
   for (int h = 0; h < HEADS; h++) {
     // TASK w2.10.1: one key for one head, with a running maximum and sum
     // HINT 1: Each lane holds EACH dimensions of the query and of the key. Who knows the whole score? And what becomes
@@ -74,6 +76,7 @@ for (int h = 0; h < HEADS; h++) {  // the simdgroups' results of one head become
   for (int g = 0; g < SIMDGROUPS; g++) {
     highest = max(highest, group_tops[g]);
   }
+  // ANCHOR: merge
   float factor[SIMDGROUPS];
   for (int g = 0; g < SIMDGROUPS; g++) {
     factor[g] = group_tops[g] == -INFINITY ? 0.0f : metal::exp(group_tops[g] - highest);
@@ -86,6 +89,7 @@ for (int h = 0; h < HEADS; h++) {  // the simdgroups' results of one head become
     }
     parts[part * D + c] = mixed;
   }
+  // ANCHOR_END: merge
   if (t == 0) {
     tops[part] = highest;
     sums[part] = total;

@@ -36,6 +36,7 @@ for (int begin = window > 0 ? max(position - window + 1, 0) : 0; begin <= last; 
     values[r][c] = inside ? float(v[(start + begin + r) * D + c]) : 0.0f;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
+  // ANCHOR: scores
   for (int j = 0; j < BK; j += 8) {  // S = Q Kᵀ
     simdgroup_float8x8 score = make_filled_simdgroup_matrix<float, 8, 8>(0.0f), key;
     for (int b = 0; b < DB; b++) {
@@ -45,6 +46,7 @@ for (int begin = window > 0 ? max(position - window + 1, 0) : 0; begin <= last; 
     simdgroup_store(score, &scores[g][0][j], BK);
   }
   simdgroup_barrier(mem_flags::mem_threadgroup);
+  // ANCHOR_END: scores
   float kept = 1.0f;  // by how much the sums so far shrink: exp(old maximum - new maximum)
   // TASK w2.9.1: mask, and one step of the online softmax
   // HINT 1: This lane's row is `row`, its query's position `seen`; four lanes share it, columns lane % 4, + 4, … Which

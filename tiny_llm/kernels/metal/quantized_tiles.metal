@@ -28,6 +28,7 @@ for (int k0 = split * DEPTH; k0 < min((split + 1) * DEPTH, K); k0 += BK) {
     const int r = i / BK, c = i % BK;
     x_tile[r][c] = m0 + r < M ? float(x[(m0 + r) * K + k0 + c]) : 0.0f;
   }
+  // ANCHOR: unpack
   for (int i = t; i < BN * BK / VALUES; i += 128) {
     const int r = i / (BK / VALUES), c = i % (BK / VALUES) * VALUES, n = min(n0 + r, N - 1);
     const float scale = float(scales[n * (K / GROUP) + (k0 + c) / GROUP]);
@@ -40,6 +41,7 @@ for (int k0 = split * DEPTH; k0 < min((split + 1) * DEPTH, K); k0 += BK) {
       w_tile[r][c + j] = scale * float(code<BITS, WORDS>(word, j)) + bias;
     }
   }
+  // ANCHOR_END: unpack
   threadgroup_barrier(mem_flags::mem_threadgroup);
   // TASK w2.8.2: the simdgroup's quarter, from the tiles
   // HINT 1: The quarter has 16 × 16 sums, four matrices of 8 × 8. Which blocks of x_tile and of w_tile meet in each of
