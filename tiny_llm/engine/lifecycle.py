@@ -119,7 +119,7 @@ class Lifecycle:
         self.waiting.charge(sequence.request.tenant, 1)
         if token in sequence.request.stop_tokens:
             self.stop(sequence, "stop", now)
-        elif len(sequence.output) == sequence.request.params.max_tokens:
+        elif len(sequence.tokens) - sequence.num_prompt == sequence.request.params.max_tokens:
             self.stop(sequence, "length", now)
 
     def _keep(self, sequence: Sequence, now: float) -> None:
