@@ -11,6 +11,7 @@ from typing import Any
 from tiny_llm.course import NotDone, learner, markers
 from tiny_llm.course.catalog import Task, read_source
 
+SECONDS = 5.0  # for a launch; the tests' arrays are small
 UNDONE = re.compile(r"NotDone: (w\d+\.\d+\.\d+)")  # as the compiler repeats it
 LESSONS = {  # the simulator's words for a fault → why it is one
     "out of bounds": "The grid may have more threads than there are elements, and an index may be computed wrong; what "
@@ -58,7 +59,7 @@ class Launchers(ModuleType):
         sim = importlib.import_module("tiny_llm.kernels.sim")
         path = Path(self.of.source)
         replace = {} if self.text is None else {path.stem: sim.Source.parse(self.text, path)}
-        return sim.Simulator(check=True, whole_groups=True, replace=replace)
+        return sim.Simulator(check=True, whole_groups=True, replace=replace, seconds=SECONDS)
 
 
 def under_test(task: Task) -> ModuleType:

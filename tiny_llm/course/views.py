@@ -33,16 +33,19 @@ def overview(course: Course, passed: Collection[str], skipped: Collection[str]) 
         left = sum(task.minutes for task in tasks if task.id not in passed and task.id not in skipped)
         rest = f"about {left} min left" if left else "all done"
         yield f"Week {week} {bar(done, len(tasks))} {done}/{len(tasks)} · {rest}"
-        for chapter in dict.fromkeys(task.chapter for task in tasks):
-            yield "  " + _chapter(course, chapter, passed, skipped)
+        chapters = dict.fromkeys(task.chapter for task in tasks)
+        width = max(20, *(len(f"{chapter} {course.chapters[chapter]}") for chapter in chapters))
+        for chapter in chapters:
+            yield "  " + _chapter(course, chapter, passed, skipped, width)
 
 
-def _chapter(course: Course, chapter: str, passed: Collection[str], skipped: Collection[str]) -> str:
+def _chapter(course: Course, chapter: str, passed: Collection[str], skipped: Collection[str], width: int) -> str:
     tasks = course.chapter(chapter)
     done = sum(task.id in passed for task in tasks)
     left_out = [task.id for task in tasks if task.id in skipped]
     note = f"  skipped: {', '.join(left_out)}" if left_out else ""
-    return f"{chapter} {course.chapters[chapter]:<16} {done}/{len(tasks)}{note}"
+    name = f"{chapter} {course.chapters[chapter]}"
+    return f"{name:<{width}} {done}/{len(tasks)}{note}"
 
 
 def task_line(task: Task, word: str) -> str:
