@@ -3,7 +3,7 @@
     python bench/week3.py [--chapter 3.1] [--code mine] [--json] [--write]
 
 As bench/week1.py does it. The clock is `engine.simulate`'s: a step takes 4 ms, and 0.2 ms more for each token. So the
-figures are the same on every machine, and with your code they are its own.
+figures are the same on every machine, and with your code they are its own. 3.3 counts memory, 3.4 what a kernel asks.
 """
 
 import sys
@@ -108,7 +108,61 @@ def last_first(answers: "list[Answer]") -> float:
     return max(answer.first for answer in answers)
 
 
-MAKERS: Makers = {"3.1": batching, "3.2": budgets, "3.5": prefixes}
+def paging() -> Iterator[Count]:
+    """K and V of 32 sequences in a Qwen3-0.6B in 16 bits, 112 KB a token; and what a write takes beside its pool."""
+    lengths = [Random(i).randint(20, 2000) for i in range(32)]
+    token = 2 * 28 * 8 * 128 * 2 / 1e6
+    least = sum(lengths) * token
+    yield Count("room for 4,096 tokens each", lambda: 32 * 4096 * token, least, "megabytes")
+    yield Count("padded to the longest", lambda: 32 * max(lengths) * token, least, "megabytes")
+    for size in (256, 32, 16):
+        held = sum(-(-length // size) * size for length in lengths)
+        yield Count(f"blocks of {size}", lambda held=held: held * token, least, "megabytes")
+    yield Count("beside a pool of 64 MB, for a write into it", write_of_eight, 0.0, "megabytes")
+
+
+def write_of_eight() -> float:
+    """The most memory that one layer's write takes beside what was there, in megabytes: a copy would show."""
+    import mlx.core as mx
+
+    from tests.support import make_config
+    from tiny_llm.cache.paged import PagedPool
+    from tiny_llm.config import ModelConfig
+    from tiny_llm.model.ops import PLAIN
+
+    shape = {"num_hidden_layers": 1, "num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 128}
+    pool = PagedPool(ModelConfig.from_hf(make_config("qwen3", "float32", shape)), PLAIN, 256, 32)
+    row, at = mx.ones((8, 8, 128)), mx.arange(8)
+    mx.eval(row, at)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    pool.write(0, at * 3, at, row, row)
+    mx.eval(pool.state)
+    return (mx.get_peak_memory() - before) / 1e6
+
+
+def paged_kernel() -> Iterator[Count]:
+    """One token's attention over 512 keys of a sequence, D 128, in 32 bits."""
+    import mlx.core as mx
+
+    from bench.week2 import traffic
+    from tiny_llm.kernels.catalog import paged_decode_arguments
+    from tiny_llm.kernels.paged_attention import paged_decode_parts
+
+    def through(name: str, heads: int, kv_heads: int, block: int) -> Count:
+        arguments = paged_decode_arguments(mx.float32, heads, kv_heads, 128, [512], block, 0, 0)
+        return traffic(name, paged_decode_parts, *arguments)
+
+    alone = through("4 query heads, each with its own keys, blocks of 16", 4, 4, 16)
+    shared = through("4 query heads over one, blocks of 16", 4, 1, 16)
+    kv = 2 * 512 * 128 * 4 / 1e3
+    yield alone
+    yield shared
+    yield through("4 query heads over one, blocks of 64", 4, 1, 64)
+    yield Count("gathered first: read, written, read", lambda: shared.call() + 2 * kv, shared.least, "kilobytes")
+
+
+MAKERS: Makers = {"3.1": batching, "3.2": budgets, "3.3": paging, "3.4": paged_kernel, "3.5": prefixes}
 
 
 if __name__ == "__main__":

@@ -36,14 +36,14 @@ def test_two_tables_by_hand(check: Checker) -> None:
     """Blocks of 4 slots. Token 9 of the first sequence lies in its third block, number 5, at slot 1."""
     tables, positions = np.array([[7, 2, 5], [1, 0, 0]], np.int32), np.array([9, 0, 1, 2], np.int32)
     want = np.array([[5, 1, 1, 1], [1, 0, 1, 2]])
-    check(lambda m: pairs(m.slots_of(tables, positions, [1, 3], 4)), want, axes="2 T", what="blocks, then slots")
+    check(lambda m: pairs(m.slots_of(tables, positions, [1, 3], 4)), want, axes="which T", what="blocks, then slots")
 
 
 @task("w3.3.2")
 def test_a_chunk_over_three_blocks(check: Checker) -> None:
     tables, positions = np.array([[3, 8, 1, 6], [9, 4, 2, 5]], np.int32), np.array([*range(2, 9), 6, 7], np.int32)
     want = np.array([[3, 8, 8, 8, 1, 1, 1, 2, 2], [2, 0, 1, 2, 0, 1, 2, 0, 1]])
-    check(lambda m: pairs(m.slots_of(tables, positions, [7, 2], 3)), want, axes="2 T", what="blocks, then slots")
+    check(lambda m: pairs(m.slots_of(tables, positions, [7, 2], 3)), want, axes="which T", what="blocks, then slots")
 
 
 def written(m: Any, writes: list[tuple[int, list[int], list[int]]]) -> mx.array:
