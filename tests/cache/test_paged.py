@@ -12,6 +12,9 @@ from tests.model.parity import close, ours, prompt
 from tests.support import make_model
 from tiny_llm.cache.paged import PagedBatch, PagedPool, block_nbytes, num_blocks_for, spans
 from tiny_llm.cache.recompute import RecomputeCache
+from tiny_llm.kernels.catalog import paged_decode_arguments
+from tiny_llm.kernels.paged import Pages, paged_decode_plain
+from tiny_llm.kernels.paged_attention import paged_decode
 from tiny_llm.kernels.sim import compiler
 from tiny_llm.model.qwen3 import Qwen3
 
@@ -107,6 +110,19 @@ def test_thirty_rows_of_very_different_lengths(model: Qwen3) -> None:
     logits = model(mx.array([tokens[-1] for tokens in sequences]), batch)
     for tokens, row in zip(sequences, logits, strict=True):
         close(row, whole(model, tokens)[-1])
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [None, 9])
+def test_the_batch_of_decodes_in_each_dtype(dtype: mx.Dtype, window: int | None) -> None:
+    """Against the parts of the kernel's twin, on tables filled up with block 0."""
+    q, keys, values, tables, lengths, scale, _, _ = paged_decode_arguments(dtype, 6, 2, 40, [70, 5, 33], 8, 0, 0)
+    pages = Pages.of(np.array(tables), np.array(lengths), keys, window)
+    got = paged_decode_plain(q, keys, values, pages, scale)
+    want = paged_decode(q, keys, values, tables, lengths, scale, window or 0, on="plain")
+    assert got.dtype == dtype and got.shape == q.shape
+    atol = {mx.float32: 1e-5, mx.float16: 2e-3, mx.bfloat16: 2e-2}[dtype]
+    np.testing.assert_allclose(*(np.array(x.astype(mx.float32)) for x in (got, want)), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("lengths", [[1] * 8, [1, 1, 40], [64]])

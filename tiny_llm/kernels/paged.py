@@ -21,9 +21,10 @@ class Pages(NamedTuple):
 
     tables: mx.array
     ends: mx.array
-    places: mx.array  # (Hkv, R, M): the blocks, where all heads' blocks are counted through
-    rows: mx.array  # (Hkv, R, M): the query of each, counted in the same way
-    visible: mx.array  # (R, M, 1, block): keys that the last query sees
+    places: mx.array  # (R, Hkv, M): the blocks, where all heads' blocks are counted through
+    rows: mx.array  # (R, Hkv, M): which group of query heads meets each, counted through as well
+    each: mx.array  # (R, Hkv, M): 0, 1, 2, …
+    visible: mx.array  # (R, 1, M, 1, block): keys that the last query sees
 
     @classmethod
     def of(
@@ -32,23 +33,26 @@ class Pages(NamedTuple):
         """For pools shaped like `pool`. `window`: how many keys a query sees at most, itself included."""
         heads, num_blocks, size, _ = pool.shape
         rows, width = tables.shape
-        head = np.arange(heads)[:, None, None]
+        head = np.arange(heads)[:, None]
         key = np.arange(width * size)
         visible = key < ends[:, None]
         if window is not None:
             visible &= key >= ends[:, None] - window
+        shape = rows, heads, width
+        group = np.broadcast_to(np.arange(rows * heads).reshape(rows, heads, 1), shape)
         return cls(
             mx.array(tables),
             mx.array(ends),
-            mx.array((head * num_blocks + tables).astype(np.uint32)),
-            mx.array(np.broadcast_to(head * rows + np.arange(rows)[:, None], (heads, rows, width)).astype(np.uint32)),
-            mx.array(visible.reshape(rows, width, 1, size)),
+            mx.array((head * num_blocks + tables[:, None]).astype(np.uint32)),
+            mx.array(group.astype(np.uint32)),
+            mx.array(np.arange(rows * heads * width, dtype=np.uint32).reshape(shape)),
+            mx.array(visible.reshape(rows, 1, width, 1, size)),
         )
 
 
 @mx.compile
-def _shifted_exp(scores: mx.array, visible: mx.array, top: mx.array) -> mx.array:
-    return exp_nonpositive(mx.where(visible, scores - top, MASKED))
+def _shifted_exp(scores: mx.array, visible: mx.array, top: mx.array, scale: mx.array) -> mx.array:
+    return exp_nonpositive(mx.where(visible, (scores - top) * scale, MASKED))
 
 
 @mx.compile
@@ -57,22 +61,20 @@ def _masked(scores: mx.array, visible: mx.array) -> mx.array:
 
 
 def paged_decode_plain(q: mx.array, keys: mx.array, values: mx.array, pages: Pages, scale: float) -> mx.array:
-    """Attention of one query for each sequence, all of them in two products. q and result (R, Hq, D).
+    """Attention of one query for each sequence, all of them in two products. q and result (R, H, D).
 
     `gather_mm` reads the blocks where they lie: three times as fast on a CPU as gathering them first.
     """
     heads, _, size, dim = keys.shape
-    rows, width = pages.tables.shape
     places = pages.places
     if q.dtype != mx.float32:  # MLX's CPU product by index knows no other type: take the blocks out
         flat = places.reshape(-1)
         keys, values = (x.reshape(-1, size, dim)[flat].astype(mx.float32) for x in (keys, values))
-        places = mx.arange(flat.size, dtype=mx.uint32).reshape(places.shape)
-    queries = (q.astype(mx.float32) * scale).reshape(rows, heads, -1, dim).swapaxes(0, 1).reshape(heads * rows, -1, dim)
-    scores = mx.gather_mm(queries, keys.reshape(-1, size, dim).swapaxes(1, 2), pages.rows, places)  # (Hkv, R, M, G, B)
+        places = pages.each
+    queries = q.astype(mx.float32).reshape(q.shape[0] * heads, -1, dim)  # (R·Hkv, G, D)
+    scores = mx.gather_mm(queries, keys.reshape(-1, size, dim).swapaxes(1, 2), pages.rows, places)  # (R, Hkv, M, G, B)
     top = _masked(scores, pages.visible).max(axis=(2, 4), keepdims=True)
-    e = _shifted_exp(scores, pages.visible, top)
-    each = mx.arange(heads * rows * width, dtype=mx.uint32).reshape(heads, rows, width)
-    mixed = mx.gather_mm(e.reshape(-1, *e.shape[3:]), values.reshape(-1, size, dim), each, places).sum(axis=2)
-    out = mixed / e.sum(axis=(2, 4))[..., None]  # (Hkv, R, G, D)
-    return out.swapaxes(0, 1).reshape(q.shape).astype(q.dtype)
+    e = _shifted_exp(scores, pages.visible, top, mx.array(scale))
+    mixed = mx.gather_mm(e.reshape(-1, *e.shape[3:]), values.reshape(-1, size, dim), pages.each, places).sum(axis=2)
+    out = mixed / e.sum(axis=(2, 4))[..., None]  # (R, Hkv, G, D)
+    return out.reshape(q.shape).astype(q.dtype)
