@@ -33,6 +33,8 @@ class Engine:
         step = self.scheduler.schedule(self.now)
         self.scheduler.finish(step, self.runner.run(step), self.now)
         self.scheduler.check()
+        for s in self.scheduler.running:
+            assert len(s.block_table) == self.pool.blocks_for(s.computed), "less than a block a sequence stands empty"
         return step
 
     def drain(self) -> None:
