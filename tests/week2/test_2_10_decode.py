@@ -47,9 +47,9 @@ def test_lengths_windows_and_chunks(check: Checker) -> None:
 
 @task("w2.10.2")
 def test_two_parts_by_hand(check: Checker) -> None:
-    """Maxima 0 and ln 3: the second part counts three times. (1 · 2 + 3 · 6) / (1 · 1 + 3 · 3) = 2."""
-    parts, tops, sums = mx.array([[[2.0], [6.0]]]), mx.array([[0.0, math.log(3)]]), mx.array([[1.0, 3.0]])
-    check(lambda m: m.merge_attention(parts, tops, sums, mx.float32), np.array([[2.0]]), axes="R D")
+    """Maxima 0 and ln 3: the second part counts three times. (1 · 2 + 3 · 9) / (1 · 1 + 3 · 3) = 2.9."""
+    parts, tops, sums = mx.array([[[2.0], [9.0]]]), mx.array([[0.0, math.log(3)]]), mx.array([[1.0, 3.0]])
+    check(lambda m: m.merge_attention(parts, tops, sums, mx.float32), np.array([[2.9]]), axes="R D")
 
 
 @task("w2.10.2")

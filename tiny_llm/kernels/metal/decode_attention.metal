@@ -76,7 +76,6 @@ for (int h = 0; h < HEADS; h++) {  // the simdgroups' results of one head become
   for (int g = 0; g < SIMDGROUPS; g++) {
     highest = max(highest, group_tops[g]);
   }
-  // ANCHOR: merge
   float factor[SIMDGROUPS];
   for (int g = 0; g < SIMDGROUPS; g++) {
     factor[g] = group_tops[g] == -INFINITY ? 0.0f : metal::exp(group_tops[g] - highest);
@@ -89,7 +88,6 @@ for (int h = 0; h < HEADS; h++) {  // the simdgroups' results of one head become
     }
     parts[part * D + c] = mixed;
   }
-  // ANCHOR_END: merge
   if (t == 0) {
     tops[part] = highest;
     sums[part] = total;
