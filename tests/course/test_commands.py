@@ -15,7 +15,6 @@ from tiny_llm.course import progress, quiz, views, watch
 from tiny_llm.course.catalog import course
 from tiny_llm.course.desk import Desk
 
-
 LAST = course().tasks[-1].id
 
 

@@ -104,7 +104,9 @@ def choose(on: str | None = None) -> str:
         on_gpu = mx.default_device() == mx.gpu
         return next((gpu for gpu in ("metal", "cuda") if on_gpu and available[gpu]), "plain")
     if name not in BACK_ENDS:
-        raise ValueError(f"kernels: expected {', '.join(BACK_ENDS)} (--kernels, TINY_LLM_KERNELS or on=), found {name!r}")
+        raise ValueError(
+            f"kernels: expected {', '.join(BACK_ENDS)} (--kernels, TINY_LLM_KERNELS or on=), found {name!r}"
+        )
     if not available[name]:
         raise ValueError(f"kernels: no {name} here; use sim or plain (--kernels, TINY_LLM_KERNELS or on=)")
     return name
