@@ -58,7 +58,7 @@ class RadixTree:
         """Why the way ends at `node`, with `at` tokens behind it."""
         following = tuple(tokens[at : at + self.blocks.block_size])
         if at + self.blocks.block_size >= len(tokens):
-            return ""
+            return "" if at else "not longer than a block"
         if hash((node.key, following)) in self._evicted:
             return f"evicted from token {at}"
         if not self.nodes:

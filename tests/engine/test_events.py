@@ -101,6 +101,12 @@ def test_the_pictures_say_what_is_in_the_log(events: list[Event]) -> None:
     assert "A: 0 of 12 tokens (first request); B: 8 of 10 tokens" in viz_radix.draw("r", events).alt
 
 
+def test_a_large_pool_is_drawn_as_far_as_it_is_used() -> None:
+    (page,) = viz_pages.frames(viz_replay.demo(num_blocks=4000), 3, 3)
+    assert "without 3968 blocks that are never used" in page.svg()
+    assert page.svg().count(": free") < 40
+
+
 def test_lanes_are_never_shared_and_reused(events: list[Event]) -> None:
     lanes = viz_schedule.lanes(events)
     by_step: dict[int, list[int]] = {}

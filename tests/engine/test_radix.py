@@ -63,6 +63,7 @@ def test_what_a_sequence_reads_stays(tree: RadixTree) -> None:
 
 def test_a_miss_has_a_reason(tree: RadixTree) -> None:
     text = list(range(12))
+    assert tree.match(text[:4]).reason == "not longer than a block"
     assert tree.match(text).reason == "first request"
     put(tree, text[:8])
     assert tree.match([*range(6), 77, 77, 77]).reason == "diverged at token 6"

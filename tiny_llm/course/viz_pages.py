@@ -13,8 +13,9 @@ def frames(events: Sequence[Event], first: int = 1, last: int | None = None) -> 
     """A picture of each step from `first` to `last`. Raises ValueError where there are none."""
     hue = colours(events)
     peak = max((len(replay.tables) for _, replay in steps(events)), default=0)
+    used = 1 + max((block for e in events for block in e.blocks), default=0)
     found = [
-        draw(f"pages-{e.step}", e, replay, hue, peak)
+        draw(f"pages-{e.step}", e, replay, hue, peak, -(-used // COLUMNS) * COLUMNS)
         for e, replay in steps(events)
         if first <= e.step <= (last or e.step)
     ]
@@ -23,16 +24,18 @@ def frames(events: Sequence[Event], first: int = 1, last: int | None = None) -> 
     return found
 
 
-def draw(name: str, e: Event, replay: Replay, hue: dict[str, str], peak: int = 0) -> Drawing:
-    """The pool at the end of a step. `peak` keeps room for that many tables, so that frames do not jump."""
-    rows = -(-replay.num_blocks // COLUMNS)
+def draw(name: str, e: Event, replay: Replay, hue: dict[str, str], peak: int, used: int) -> Drawing:
+    """The first `used` blocks of the pool at the end of a step. `peak`: room for that many tables, lest frames jump."""
+    used = min(used, replay.num_blocks)
+    rows = -(-used // COLUMNS)
     widest = max([len(table) for table in replay.tables.values()] + [COLUMNS])
     top = 44 + CELL * rows
     height = top + 26 + ROW * max(peak, len(replay.tables))
     drawing = Drawing(name, 80 + CELL * widest, height, f"Step {e.step}: the pool and the tables", words(e, replay))
-    drawing.text(10, 14, f"step {e.step}: the pool", 13, "start", bold=True)
+    more = f", without {replay.num_blocks - used} blocks that are never used" if used < replay.num_blocks else ""
+    drawing.text(10, 14, f"step {e.step}: the pool{more}", 13, "start", bold=True)
     holders = replay.holders()
-    for block in range(replay.num_blocks):
+    for block in range(used):
         x, y = 60 + CELL * (block % COLUMNS), 30 + CELL * (block // COLUMNS)
         if block % COLUMNS == 0:
             drawing.text(52, y + CELL / 2, str(block), 10, "end", GREY)
