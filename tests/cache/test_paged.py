@@ -117,7 +117,7 @@ def test_thirty_rows_of_very_different_lengths(model: Qwen3) -> None:
 def test_the_batch_of_decodes_in_each_dtype(dtype: mx.Dtype, window: int | None) -> None:
     """Against the parts of the kernel's twin, on tables filled up with block 0."""
     q, keys, values, tables, lengths, scale, _, _ = paged_decode_arguments(dtype, 6, 2, 40, [70, 5, 33], 8, 0, 0)
-    pages = Pages.of(np.array(tables), np.array(lengths), keys, window)
+    pages = Pages.of(np.array(tables), np.array(lengths), keys.shape, window)
     got = paged_decode_plain(q, keys, values, pages, scale)
     want = paged_decode(q, keys, values, tables, lengths, scale, window or 0, on="plain")
     assert got.dtype == dtype and got.shape == q.shape

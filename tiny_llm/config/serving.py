@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from tiny_llm.config.engine import check_packing
 from tiny_llm.config.fields import require
 from tiny_llm.config.scheduler import SchedulerConfig
 
@@ -12,11 +13,13 @@ class ServingConfig:
 
     `kv_bytes`: memory of the block pool, all of it taken at the start; None for room for `max_sequences` whole
     contexts of at most 4,096 tokens, but no more than a quarter of the memory that is free. `block_size`: tokens of a
-    block. `prefix_cache`: keep what was computed for prompts that begin alike. `scheduler`: who runs when.
+    block. `kv_bits`: 8 or 4 for packed keys and values, None for the model's own numbers. `prefix_cache`: keep what was
+    computed for prompts that begin alike. `scheduler`: who runs when.
     """
 
     kv_bytes: int | None = None
     block_size: int = 32
+    kv_bits: int | None = None
     prefix_cache: bool = True
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
@@ -25,3 +28,4 @@ class ServingConfig:
             value = getattr(self, name)
             ok = (value is None and name == "kv_bytes") or (isinstance(value, int) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {value!r}")
+        check_packing(self.kv_bits, None)

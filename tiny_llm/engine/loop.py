@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
+from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.generate import Delta, Token, check_prompt, deltas_of
@@ -201,15 +202,16 @@ class Loop:
             self.scheduler.config = replace(config, max_sequences=fewer, token_budget=budget)
 
     def _new_pool(self) -> PagedPool:
-        config, size = self.model.config, self.config.block_size
+        config, size, bits = self.model.config, self.config.block_size, self.config.kv_bits
         dtype = self.model.weights["norm"]["weight"].dtype
         budget = self.config.kv_bytes
         if budget is None:
             context = -(-min(self.limits.max_context, USUAL_CONTEXT) // size)
-            budget = self.limits.max_sequences * context * block_nbytes(config, size, dtype)
+            budget = self.limits.max_sequences * context * block_nbytes(config, size, dtype, bits)
             free = available_bytes()
             budget = budget if free is None else min(budget, free // 4)
-        return PagedPool(config, self.model.ops, num_blocks_for(config, budget, size, dtype), size, dtype)
+        shape = num_blocks_for(config, budget, size, dtype, bits), size, dtype
+        return PackedPool(config, self.model.ops, *shape, bits) if bits else PagedPool(config, self.model.ops, *shape)
 
 
 def out_of_memory(error: Exception) -> bool:

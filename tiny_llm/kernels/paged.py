@@ -28,10 +28,14 @@ class Pages(NamedTuple):
 
     @classmethod
     def of(
-        cls, tables: npt.NDArray[np.int32], ends: npt.NDArray[np.int32], pool: mx.array, window: int | None = None
+        cls,
+        tables: npt.NDArray[np.int32],
+        ends: npt.NDArray[np.int32],
+        pool: tuple[int, ...],
+        window: int | None = None,
     ) -> "Pages":
-        """For pools shaped like `pool`. `window`: how many keys a query sees at most, itself included."""
-        heads, num_blocks, size, _ = pool.shape
+        """For a pool of this shape, (Hkv, num_blocks, block, D). `window`: the most keys that a query sees, or None."""
+        heads, num_blocks, size, _ = pool
         rows, width = tables.shape
         head = np.arange(heads)[:, None]
         key = np.arange(width * size)
@@ -73,8 +77,13 @@ def paged_decode_plain(q: mx.array, keys: mx.array, values: mx.array, pages: Pag
         places = pages.each
     queries = q.astype(mx.float32).reshape(q.shape[0] * heads, -1, dim)  # (R·Hkv, G, D)
     scores = mx.gather_mm(queries, keys.reshape(-1, size, dim).swapaxes(1, 2), pages.rows, places)  # (R, Hkv, M, G, B)
+    e, total = softmax_parts(scores, pages, scale)
+    mixed = mx.gather_mm(e, values.reshape(-1, size, dim), pages.each, places).sum(axis=2)  # (R, Hkv, G, D)
+    return (mixed / total).reshape(q.shape).astype(q.dtype)
+
+
+def softmax_parts(scores: mx.array, pages: Pages, scale: float) -> tuple[mx.array, mx.array]:
+    """e^(scale (s - top)) of what is visible, (R·Hkv·M, G, block), and each query's sum of them, (R, Hkv, G, 1)."""
     top = _masked(scores, pages.visible).max(axis=(2, 4), keepdims=True)
     e = _shifted_exp(scores, pages.visible, top, mx.array(scale))
-    mixed = mx.gather_mm(e.reshape(-1, *e.shape[3:]), values.reshape(-1, size, dim), pages.each, places).sum(axis=2)
-    out = mixed / e.sum(axis=(2, 4))[..., None]  # (R, Hkv, G, D)
-    return out.reshape(q.shape).astype(q.dtype)
+    return e.reshape(-1, *e.shape[3:]), e.sum(axis=(2, 4))[..., None]

@@ -1,0 +1,74 @@
+"""Pages in few bits: near the full ones, smaller, written in place, and served like them."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from tests.cache.test_paged import scattered, whole
+from tests.engine.test_loop import SAMPLED, request, run, summary
+from tests.model.parity import prompt
+from tests.support import make_model
+from tiny_llm import LLM, load
+from tiny_llm.cache.packed import PackedPool
+from tiny_llm.cache.paged import PagedBatch, block_nbytes, num_blocks_for
+from tiny_llm.config import SchedulerConfig
+from tiny_llm.config.serving import ServingConfig
+from tiny_llm.engine.loop import Loop
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    return load(make_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.mark.parametrize(("bits", "apart"), [(8, 0.1), (4, 2.0)])
+def test_a_mixed_step_is_near_the_full_one(llm: LLM, bits: int, apart: float) -> None:
+    """Two that decode beside a chunk, on scattered blocks; the logits are of size 1."""
+    sequences = [prompt(21, seed=1), prompt(6, seed=2), prompt(17, seed=3)]
+    tables, count = scattered(sequences, 4)
+    pool = PackedPool(llm.config, llm.model.ops, count, 4, bits=bits)
+    first = [20, 5, 9]
+    row = [t for tokens, n in zip(sequences, first, strict=True) for t in tokens[:n]]
+    llm.model.hidden_states(mx.array(row), PagedBatch(pool, tables, [0, 0, 0], first))
+    rest = [t for tokens, n in zip(sequences, first, strict=True) for t in tokens[n:]]
+    got = np.array(llm.model(mx.array(rest), PagedBatch(pool, tables, first, [1, 1, 8])))
+    want = np.concatenate([whole(llm.model, tokens)[n:] for tokens, n in zip(sequences, first, strict=True)])
+    worst = np.abs(got - want).max()
+    assert 1e-5 < worst < apart
+
+
+def test_takes_the_bytes_that_it_says(llm: LLM) -> None:
+    each = block_nbytes(llm.config, 16, mx.float32, 8)
+    assert each < 0.4 * block_nbytes(llm.config, 16, mx.float32)
+    assert num_blocks_for(llm.config, 7 * each, 16, mx.float32, 8) == 7
+    assert PackedPool(llm.config, llm.model.ops, 7, 16, bits=8).nbytes == 7 * each
+
+
+def test_steps_and_copies_are_in_place(llm: LLM) -> None:
+    pool = PackedPool(llm.config, llm.model.ops, 1 << 14, 16)
+    tables = [list(range(i * 16, i * 16 + 16)) for i in range(8)]
+    step = lambda n: llm.model(mx.zeros(8, mx.int32), PagedBatch(pool, tables, [n] * 8, [1] * 8)).sum()  # noqa: E731
+    mx.eval(step(0))
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    step(1).item()
+    step(2).item()
+    pool.copy_blocks([(0, 9000)])
+    assert mx.get_peak_memory() - before < pool.state[0].nbytes / 4
+    for buffer in pool.state:
+        np.testing.assert_array_equal(np.array(buffer[:, 9000]), np.array(buffer[:, 0]))
+
+
+def test_served_answers_do_not_depend_on_neighbours(llm: LLM) -> None:
+    texts = []
+    for neighbours in (0, 5):
+        scheduler = SchedulerConfig(token_budget=24, max_sequences=8)
+        loop = Loop(llm.model, llm.tokenizer, ServingConfig(2**19, 8, kv_bits=8, scheduler=scheduler))
+        others = [request(llm, f"n{i}", range(i, i + 25), SAMPLED) for i in range(neighbours)]
+        texts.append(summary(run(loop, [*others, request(llm, "mine", range(40, 60), SAMPLED)])["mine"][0]))
+    assert texts[0] == texts[1]
+
+
+def test_other_widths_are_refused() -> None:
+    with pytest.raises(ValueError, match="kv_bits: expected 8 or 4, found 5"):
+        ServingConfig(kv_bits=5)
