@@ -7,9 +7,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from tiny_llm.course import markers
 from tiny_llm.kernels.catalog import CATALOG
 from tiny_llm.kernels.cuda import PRELUDE, translate
-from tiny_llm.kernels.launch import source
+from tiny_llm.kernels.sim import Source
 from tiny_llm.kernels.sim.recorder import Recorder
 
 AXPBY = """uint i = thread_position_in_grid.x;
@@ -27,13 +28,19 @@ __device__ inline float sum_of_group(float value, float* parts, uint simdgroup, 
 """
 
 
+def bare(name: str) -> Source:
+    """A kernel's source without the marks of the exercises in it."""
+    path = CATALOG[name].kernel.path
+    return Source.parse(markers.without_markers(path.read_text(), path.name), path)
+
+
 def test_scalars_are_read_through_their_pointers() -> None:
-    text = source(CATALOG["axpby"].kernel.path)
+    text = bare("axpby")
     assert translate(text.body, ("a", "b", "n")) == AXPBY
 
 
 def test_helpers_are_device_functions_without_address_spaces() -> None:
-    text = source(CATALOG["rms_norm"].kernel.path)
+    text = bare("rms_norm")
     assert SUM_OF_GROUP in translate(text.header, (), functions=True)
     assert translate(text.body, ()).startswith("__shared__ float parts[THREADS / 32];\nconst uint t =")
 
