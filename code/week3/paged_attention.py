@@ -15,6 +15,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from tiny_llm.cache.memory import bytes_per_slot
+from tiny_llm.cache.quantized import group_size_for
 from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
 from tiny_llm.kernels.launch import choose
@@ -25,15 +27,15 @@ from tiny_llm.model.ops import Ops
 SPARE = 32  # blocks by which a group of decoding rows may be filled up: less work than one more group
 
 
-def block_nbytes(config: ModelConfig, block_size: int, dtype: mx.Dtype) -> int:
-    """Bytes of one block: K and V of all layers."""
-    slot = config.num_key_value_heads * config.head_dim * dtype.size
-    return 2 * config.num_hidden_layers * block_size * slot
+def block_nbytes(config: ModelConfig, block_size: int, dtype: mx.Dtype, bits: int | None = None) -> int:
+    """Bytes of one block: K and V of all layers, packed to `bits` where that is given."""
+    group_size = group_size_for(config.head_dim) if bits else 64
+    return block_size * bytes_per_slot(config, dtype.size, bits, group_size)
 
 
-def num_blocks_for(config: ModelConfig, budget: int, block_size: int, dtype: mx.Dtype) -> int:
+def num_blocks_for(config: ModelConfig, budget: int, block_size: int, dtype: mx.Dtype, bits: int | None = None) -> int:
     """How many blocks fit into `budget` bytes. Raises ValueError where not even one does."""
-    each = block_nbytes(config, block_size, dtype)
+    each = block_nbytes(config, block_size, dtype, bits)
     if budget < each:
         raise ValueError(
             f"KV budget: expected at least {each} bytes (one block of {block_size} tokens), found {budget}"
@@ -49,16 +51,16 @@ class PagedPool:
             raise ValueError(f"pool: expected blocks of at least 1 slot, found {num_blocks} blocks of {block_size}")
         self.config, self.ops, self.num_blocks, self.block_size = config, ops, num_blocks, block_size
         self.dtype = dtype
+        self.shape = config.num_key_value_heads, num_blocks, block_size, config.head_dim
+        self.on = choose()  # the back end of the kernels
         self.clear()
 
     def clear(self) -> None:
         """Forget everything; the old buffers go before the new ones come."""
-        config = self.config
-        shape = (config.num_key_value_heads, self.num_blocks, self.block_size, config.head_dim)
         self.keys: list[mx.array] = []
         self.values: list[mx.array] = []
         for buffers in (self.keys, self.values):
-            buffers += [mx.zeros(shape, self.dtype) for _ in range(config.num_hidden_layers)]
+            buffers += [mx.zeros(self.shape, self.dtype) for _ in range(self.config.num_hidden_layers)]
         mx.eval(self.state)
 
     def write(self, layer: int, blocks: mx.array, slots: mx.array, k: mx.array, v: mx.array) -> None:
@@ -73,12 +75,22 @@ class PagedPool:
         targets, sources = (
             mx.array(list(side)) for side in ({b: 0 for _, b in pairs}, {b: a for a, b in pairs}.values())
         )
-        for buffers in (self.keys, self.values):
-            for buffer in buffers:
-                copied = buffer[:, sources]
-                mx.eval(copied)  # a reader under way would make the write a copy of the whole pool
-                buffer[:, targets] = copied
+        for buffer in self.state:
+            copied = buffer[:, sources]
+            mx.eval(copied)  # a reader under way would make the write a copy of the whole pool
+            buffer[:, targets] = copied
         mx.eval(self.state)
+
+    def decode(self, layer: int, q: mx.array, pages: Pages, window: int | None) -> mx.array:
+        """What one query of each sequence sees, (R, H, D)."""
+        keys, values, scale = self.keys[layer], self.values[layer], self.config.head_dim**-0.5
+        if self.on == "plain":
+            return paged_decode_plain(q, keys, values, pages, scale)
+        return paged_decode(q, keys, values, pages.tables, pages.ends, scale, window or 0, on=self.on)
+
+    def sequence(self, layer: int, table: Sequence[int], length: int) -> tuple[mx.array, mx.array]:
+        """One sequence's keys and values in their order, (Hkv, length, D) each."""
+        return gathered(self.keys[layer], table, length), gathered(self.values[layer], table, length)
 
     @property
     def nbytes(self) -> int:
@@ -108,8 +120,8 @@ class PagedBatch:
         blocks, slots = slots_of(padded, self._positions, lengths, pool.block_size)
         self._blocks, self._slots = mx.array(blocks), mx.array(slots)
         decoding = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
-        self._on, self._decoding = choose(), decoding
-        spare = SPARE if self._on == "plain" else padded.size  # a kernel fills nothing up: one group
+        self._decoding = decoding
+        spare = SPARE if pool.on == "plain" else padded.size  # a kernel fills nothing up: one group
         self._groups = [
             (a, b, self._pages(padded[a:b], a, b)) for a, b in spans(self._widths[:decoding].tolist(), spare)
         ]
@@ -125,31 +137,25 @@ class PagedBatch:
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
     def _attended(self, layer: int, q: mx.array) -> Iterator[mx.array]:
-        keys, values, config = self.pool.keys[layer], self.pool.values[layer], self.pool.config
+        pool, config, at = self.pool, self.pool.config, self._decoding
         scale, window = config.head_dim**-0.5, config.window_of(layer)
-        for begin, end, grouped in self._groups:
-            pages = grouped[window is not None]
-            if self._on == "plain":
-                yield paged_decode_plain(q[begin:end], keys, values, pages, scale)
-            else:
-                yield paged_decode(
-                    q[begin:end], keys, values, pages.tables, pages.ends, scale, window or 0, on=self._on
-                )
-        at = self._decoding
-        if self._on != "plain" and at < len(self.lengths):
-            both = zip(self.lengths[at:], self._ends[at:].tolist(), strict=True)
-            yield paged_prefill(q[at:], keys, values, self._longer, list(both), scale, window or 0, on=self._on)
+        for begin, end, pages in self._groups:
+            yield pool.decode(layer, q[begin:end], pages[window is not None], window)
+        if pool.on != "plain" and at < len(self.lengths):
+            keys, values = pool.keys[layer], pool.values[layer]
+            both = list(zip(self.lengths[at:], self._ends[at:].tolist(), strict=True))
+            yield paged_prefill(q[at:], keys, values, self._longer, both, scale, window or 0, on=pool.on)
             return
         for i in range(at, len(self.lengths)):
-            mine = (gathered(pool, self.tables[i], int(self._ends[i])) for pool in (keys, values))
-            yield self.pool.ops.attention(q[at : at + self.lengths[i]], *mine, scale, window)
+            mine = pool.sequence(layer, self.tables[i], int(self._ends[i]))
+            yield pool.ops.attention(q[at : at + self.lengths[i]], *mine, scale, window)
             at += self.lengths[i]
 
     def _pages(self, padded: npt.NDArray[np.int32], begin: int, end: int) -> tuple[Pages, ...]:
         """The group's pages, and once more for layers with a window where there are any."""
         tables, ends = padded[:, : self._widths[begin:end].max()], self._ends[begin:end]
         windows = (None, self.pool.config.sliding_window) if self.pool.config.sliding_layers else (None,)
-        return tuple(Pages.of(tables, ends, self.pool.keys[0], window) for window in windows)
+        return tuple(Pages.of(tables, ends, self.pool.shape, window) for window in windows)
 
 
 def positions_of(starts: Sequence[int], lengths: Sequence[int]) -> npt.NDArray[np.int32]:
