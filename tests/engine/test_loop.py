@@ -37,9 +37,8 @@ def llm(path: Path) -> LLM:
 def make_loop(llm: LLM, blocks: int = 200, block_size: int = 4, prefix_cache: bool = True, emit=None, **limits) -> Loop:
     slot = 2 * llm.config.num_hidden_layers * llm.config.num_key_value_heads * llm.config.head_dim * 4
     scheduler = SchedulerConfig(**{"token_budget": 40, "max_sequences": 8, **limits})
-    return Loop(
-        llm.model, llm.tokenizer, ServingConfig(blocks * block_size * slot, block_size, prefix_cache, scheduler), emit
-    )
+    config = ServingConfig(blocks * block_size * slot, block_size, prefix_cache=prefix_cache, scheduler=scheduler)
+    return Loop(llm.model, llm.tokenizer, config, emit)
 
 
 def request(llm: LLM, name: str, tokens: Iterable[int], params: SamplingParams = GREEDY) -> Request:
