@@ -134,6 +134,8 @@ class Loop:
         if not self.scheduler.has_work:
             return []
         step = self.scheduler.schedule(self.clock())
+        if not step.entries:
+            return []
         try:
             self._running = self.runner.launch(step)
         except Exception as error:
