@@ -120,6 +120,19 @@ def test_trim_and_regrow(kind: str, data: st.DataObject) -> None:
             at = end
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "rotating" in kind])
+def test_trimming_as_far_as_it_goes_again_and_again(kind: str) -> None:
+    """What was written over stays lost, however little the text has grown since."""
+    cache, text = KINDS[kind](CONFIG, PLAIN), inputs(CONFIG, 40)
+    run(cache, [text], [40])
+    for seed in range(1, 5):
+        cache.trim(cache.trimmable)
+        kept = cache.offset
+        text = tuple(mx.concatenate([old[:kept], x]) for old, x in zip(text, inputs(CONFIG, 1, seed), strict=True))
+        got = np.array(step(cache, [text], kept, kept + 1)[0])
+        np.testing.assert_allclose(got, oracle(kind, *text)[kept:], rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_trimming_refuses_what_it_cannot_and_takes_all(kind: str) -> None:
     cache, layer = KINDS[kind](CONFIG, PLAIN), inputs(CONFIG, 60)
