@@ -62,9 +62,9 @@ def test_two_splits_of_k(check: Checker) -> None:
 
 
 @task("w2.8.3")
-def test_two_splits_by_hand(check: Checker) -> None:
-    parts = mx.array([[[1.0, 2.0, 3.0]], [[10.0, 20.0, 30.0]]])
-    check(lambda m: m.split_sum(parts, mx.float32), np.array([[11.0, 22.0, 33.0]]), axes="M N")
+def test_three_splits_by_hand(check: Checker) -> None:
+    parts = mx.array([[[1.0, 2.0, 3.0]], [[10.0, 20.0, 30.0]], [[100.0, 200.0, 300.0]]])
+    check(lambda m: m.split_sum(parts, mx.float32), np.array([[111.0, 222.0, 333.0]]), axes="M N")
 
 
 @task("w2.8.3")
