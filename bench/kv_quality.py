@@ -48,10 +48,10 @@ class Watched(ContiguousCache):
     share = 0.0
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        first = mx.zeros((k.shape[1], k.shape[0], 1))
+        first = mx.zeros(k.shape).swapaxes(0, 1)
         first[:, 0] = 1.0  # with these values attention returns the first token's weight
         seen = mx.tril(mx.ones((q.shape[0], k.shape[0]), mx.bool_))
-        weight = masked_attention(q, k.swapaxes(0, 1), first, q.shape[2] ** -0.5, seen)  # (T, Hq, 1)
+        weight = masked_attention(q, k.swapaxes(0, 1), first, q.shape[2] ** -0.5, seen)[..., 0]  # (T, Hq)
         self.share = max(self.share, float(weight[FROM:].mean(axis=0).max().item()))
         return super().attend(layer, q, k, v)
 
