@@ -80,7 +80,7 @@ def splits() -> Drawing:
         drawing.text(
             left + 145, 154, f"K = {columns:,}" + (f", {columns // parts} each" if side else ""), 11, colour=GREY
         )
-    drawing.text(318, 82, "every other tile", 9, colour=GREY)
+    drawing.text(330, 154, "(every other tile)", 9, colour=GREY)
     return drawing
 
 
