@@ -64,12 +64,12 @@ def curves() -> Drawing:
     """Loss and exam while training, with and without the curriculum."""
     kinds = (("recipe", "with curriculum", BLUE), ("no-curriculum", "without", AMBER))
     last = max(point[0] for name, _, _ in kinds for run in runs(name) for point in run["log"]) / 1e6
-    means = {name: statistics.mean(run["right"] for run in runs(name)) for name, _, _ in kinds}
+    ends = {name: statistics.mean(r["right"] for r in runs(name) if r["tokens"] >= FULL) for name, _, _ in kinds}
     alt = (
         f"Two panels over {number(last)} million tokens of training. Left, the loss on the lessons: with the "
         "curriculum it falls, jumps up each time the period grows, and falls again; without it stays high. Right, the "
         f"share right in the exam: with the curriculum it is near 0 for most of the time, then rises steeply to "
-        f"{means['recipe']:.2f}; without it ends at {means['no-curriculum']:.2f}."
+        f"{ends['recipe']:.2f}; without it ends at {ends['no-curriculum']:.2f}."
     )
     drawing = Drawing("copying-curves", 700, 250, "Copying emerges suddenly", alt)
     panels = (("loss on the lessons", 1, 8.0, (0, 2, 4, 6, 8), 46), ("exam: share right", 3, 1.0, (0, 0.5, 1), 400))
