@@ -1,6 +1,7 @@
 """The shared options stand for exactly what SamplingParams and EngineConfig know."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from tests.cli.conftest import Run
 from tests.cli.fake import FakeLLM
 from tiny_llm.cli.options import EngineOptions, SamplingOptions, SearchOptions, settings_of
-from tiny_llm.config import EngineConfig, SamplingParams
+from tiny_llm.config import EngineConfig, SamplingParams, Structured
 from tiny_llm.engine import llm as engine
 
 
@@ -42,6 +43,31 @@ def test_what_is_set_arrives(run: Run) -> None:
             "seed": 0,
         }
     ]
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_the_form_of_an_answer_arrives(run: Run, tmp_path: Path, as_file: bool) -> None:
+    (tmp_path / "form").write_text("[0-9]=[0-9]")
+    llm = FakeLLM("x")
+    text = f"@{tmp_path}/form" if as_file else "[0-9]=[0-9]"
+    assert run("generate", "hi", "--structured", f"regex={text}", llm=llm).code == 0
+    assert llm.settings == [{"structured": Structured("regex", "[0-9]=[0-9]")}]
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("[0-9]+", "KIND=TEXT such as regex=[0-9]+, found '[0-9]+'"),
+        ("xml=<a/>", "expected one of json_schema, regex, lark, found 'xml'"),
+        ("regex=", "expected a text"),
+        ("json_schema={", "found no JSON"),
+        ("lark=@none", "can't read none"),
+    ],
+)
+def test_a_form_that_is_none_is_refused(run: Run, value: str, complaint: str) -> None:
+    result = run("generate", "hi", "--structured", value)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert complaint in result.err
 
 
 def test_engine_options_arrive(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import typer
 
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.terminal import dim, note
-from tiny_llm.config import EngineConfig, SamplingParams
+from tiny_llm.config import EngineConfig, SamplingParams, Structured
 
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM
@@ -170,6 +170,9 @@ class SearchOptions:
     logprobs: Annotated[int | None, option("Log-probabilities of the chosen token and of the N likeliest.")] = None
     stop_token_ids: Annotated[list[int] | None, option("End at this token; may be repeated.", metavar="ID")] = None
     ignore_eos: Annotated[bool | None, option("Go on past the end that the model wants.", "--ignore-eos")] = None
+    structured: Annotated[
+        str | None, option("The form of the answer; @FILE reads it.", metavar="json_schema|regex|lark=TEXT")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,25 @@ def settings_of(*groups: SamplingOptions | SearchOptions) -> dict[str, Any]:
     with usage():
         if "logit_bias" in settings:
             settings["logit_bias"] = parse_logit_bias(settings["logit_bias"])
+        if "structured" in settings:
+            settings["structured"] = parse_structured(settings["structured"])
         for name in {"stop", "stop_token_ids"} & settings.keys():
             settings[name] = tuple(settings[name])
         SamplingParams.resolve(settings)
     return settings
+
+
+def parse_structured(entry: str) -> Structured:
+    """`regex=[0-9]+`, or with @FILE the file's text. Raises ValueError naming what is wrong."""
+    kind, equals, text = entry.partition("=")
+    if not equals:
+        raise ValueError(f"structured: expected KIND=TEXT such as regex=[0-9]+, found {entry!r}")
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"structured: can't read {text[1:]}: {error}") from error
+    return Structured(cast(Any, kind), text)
 
 
 def parse_logit_bias(entries: list[str]) -> dict[int, float]:
