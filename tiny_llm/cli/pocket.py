@@ -42,8 +42,9 @@ def evaluate(
     from tiny_llm.pocket.evaluate import WEIGHTS, evaluate, write_card
 
     directory = model or WEIGHTS / "target"
-    drafter = draft or (WEIGHTS / "draft" if (WEIGHTS / "draft" / "model.safetensors").exists() else None)
-    figures, scores = evaluate(directory, drafter, number)
+    drafter = draft or WEIGHTS / "draft"
+    alone = drafter.resolve() == directory.resolve()  # a drafter has no drafter
+    figures, scores = evaluate(directory, None if alone else drafter, number)
     if card:
         write_card(directory, figures, number)
     if as_json:
