@@ -37,7 +37,8 @@ def table() -> Drawing:
     """Token 9 of A: entry 2 of its table, block 6, slot 1."""
     alt = (
         "Block tables of three sequences: A has blocks 5, 1, 6; B has 2; C has 0, 3. Token 9 of A is in entry "
-        "9 / 4 = 2 of its table, which names block 6, and there in slot 9 mod 4 = 1. Blocks 4 and 7 of the pool are free."
+        "9 / 4 = 2 of its table, which names block 6, and there in slot 9 mod 4 = 1. "
+        "Blocks 4 and 7 of the pool are free."
     )
     drawing = Drawing("block-table", 740, 250, "From a token to its slot", alt)
     colours = {name: colour for name, _, colour in LENGTHS}
@@ -73,7 +74,8 @@ def split() -> Drawing:
     """Threadgroups over the table: each takes a chunk of the keys for all query heads that share them."""
     alt = (
         "A sequence of 12 blocks. Each of three threadgroups takes four entries of its table, wherever these blocks "
-        "lie in the pool, and reads them once for the four query heads that share them. A second launch merges the parts."
+        "lie in the pool, and reads them once for the four query heads that share them. "
+        "A second launch merges the parts."
     )
     drawing = Drawing("paged-split", 720, 250, "Who reads which block", alt)
     blocks, colours = (7, 3, 12, 4, 9, 1, 14, 6, 2, 11, 8, 5), (BLUE, AMBER, GREEN)

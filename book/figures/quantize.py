@@ -45,8 +45,8 @@ def ladder() -> Drawing:
 def words() -> Drawing:
     """Values of 4 and of 3 bits in words of 32."""
     alt = (
-        "Two rows of 32 bits and the first bits of the next. With 4 bits a word ends where the eighth value ends. With 3 "
-        "bits the eleventh value, v10, has two bits in the first word and one in the second."
+        "Two rows of 32 bits and the first bits of the next. With 4 bits a word ends where the eighth value ends. "
+        "With 3 bits the eleventh value, v10, has two bits in the first word and one in the second."
     )
     drawing = Drawing("quantize-words", 600, 150, "Values lie one behind the other", alt)
     wide = 15

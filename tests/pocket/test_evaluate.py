@@ -120,6 +120,11 @@ def test_scores_count_exact_answers(directory: Path, monkeypatch: pytest.MonkeyP
     assert len(score.failures) == 1
 
 
+def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere/config\.json: "):
+        Evaluation(tmp_path / "nowhere")
+
+
 def test_a_model_accepts_its_own_draft(directory: Path) -> None:
     assert acceptance(Evaluation(directory), Evaluation(directory), 10) == 1.0
 

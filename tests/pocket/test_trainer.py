@@ -116,6 +116,39 @@ def test_what_is_no_pocket_model_of_this_size_is_not_gone_on_from(tmp_path: Path
         Trainer(TINY, tmp_path, encode, "x").follow(model)
 
 
+def test_a_damaged_checkpoint_is_named_with_the_remedy(tmp_path: Path) -> None:
+    trainer = Trainer(TINY, tmp_path, encode, "tiny")
+    trainer.save()
+    trainer.save()
+    (tmp_path / checkpoint.NAME).write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors: damaged .* delete it, and checkpoint\.previous"):
+        trainer.resume()
+    (tmp_path / checkpoint.NAME).unlink()
+    assert trainer.resume()
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"tokens": "many"}'])
+def test_a_model_that_does_not_tell_its_tokens_is_not_gone_on_from(tmp_path: Path, text: str) -> None:
+    train(TINY, tmp_path / "first", steps=1)
+    model = tmp_path / "first" / "model"
+    (model / "pocket.json").write_text(text)
+    with pytest.raises(ValueError, match=r"pocket\.json: expected an object that tells its tokens, found"):
+        train(TINY, tmp_path / "second", after=model)
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_file_is_no_place_to_train(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file: a file, where training wants a folder: name another with --out"):
+        train(TINY, tmp_path / "file", steps=1)
+
+
+def test_who_has_nothing_left_to_do_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(TINY, tmp_path)
+    assert train(TINY, tmp_path).done
+    assert "nothing left to do" in capsys.readouterr().out
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     Trainer(TINY, tmp_path, encode, "tiny").save()
     with pytest.raises(

@@ -67,9 +67,12 @@ def find(directory: Path) -> Path | None:
 def load(path: Path, recipe: str) -> Checkpoint:
     """Read a checkpoint.
 
-    Raises ValueError when it was made by another recipe.
+    Raises ValueError when it was made by another recipe or is damaged.
     """
-    arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True))
+    try:
+        arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: damaged ({error}): delete it, and {PREVIOUS} counts") from error
     if metadata.get("recipe") != recipe:
         raise ValueError(
             f"{path}: made by recipe {metadata.get('recipe')}, this is {recipe}: "

@@ -138,8 +138,8 @@ class Evaluation:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         config = load_config(directory)
+        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self.model = Qwen3(config, load_weights(directory, config, mx.float32), EVALUATION)
 
     def encode(self, text: str) -> Tokens:

@@ -33,7 +33,8 @@ def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path
 
     if after:
         recipe = recipe.following(after / "model.safetensors")
-    directory.mkdir(parents=True, exist_ok=True)
+    if directory.is_file():
+        raise ValueError(f"{directory}: a file, where training wants a folder: name another with --out")
     trainer = Trainer(recipe, directory, encode, recipe.digest(tokenizer.to_str()))
     console = Console()
     if trainer.resume():
@@ -41,6 +42,11 @@ def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path
     elif after:
         trainer.follow(after)
         console.print(f"starting from {after}, {trainer.progress.tokens / 1e6:.2f} M tokens")
+    directory.mkdir(parents=True, exist_ok=True)
+    if trainer.done:
+        console.print(
+            f"nothing left to do: the recipe's {recipe.tokens / 1e6:.2f} M tokens are spent; --tokens allows more"
+        )
     last = None if steps is None else trainer.progress.step + steps
     columns = (
         TextColumn("{task.description}"),

@@ -73,9 +73,12 @@ class Trainer:
             raise ValueError(f"{made}: not there, so this is no pocket model: name the model/ of a run")
         if found != self.config:
             raise ValueError(f"{model}: another size than this recipe's: choose the fitting --size")
+        try:
+            self.parent = json.loads(made.read_text(encoding="utf-8"))
+            self.progress.tokens = int(self.parent["tokens"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{made}: expected an object that tells its tokens, found {error!r}") from error
         self.weights = load_weights(model, found, mx.float32)
-        self.parent = json.loads(made.read_text(encoding="utf-8"))
-        self.progress.tokens = self.parent["tokens"]
         self._enter("everything")
 
     def save(self) -> None:

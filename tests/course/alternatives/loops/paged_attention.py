@@ -15,8 +15,7 @@ class PagedPool:
 def positions_of(starts, lengths):
     positions = []
     for start, length in zip(starts, lengths, strict=True):
-        for i in range(length):
-            positions.append(start + i)
+        positions += range(start, start + length)
     return np.array(positions, np.int32)
 
 
@@ -32,7 +31,5 @@ def slots_of(tables, positions, lengths, block_size):
 
 
 def gathered(pool, table, length):
-    size, slots = pool.shape[2], []
-    for position in range(length):
-        slots.append(pool[:, table[position // size], position % size])
-    return mx.stack(slots, axis=1)
+    size = pool.shape[2]
+    return mx.stack([pool[:, table[at // size], at % size] for at in range(length)], axis=1)
