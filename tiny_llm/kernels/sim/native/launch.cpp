@@ -1,20 +1,18 @@
 // One launch: places of the threads, groups in order, and how it ends when something goes wrong.
 #include <dlfcn.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #if defined(__linux__)
 #include <link.h>
 #include <ucontext.h>
 #endif
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <csetjmp>
 #include <csignal>
 #include <cstring>
-#include <mutex>
 #include <numeric>
 #include <thread>
 
@@ -117,30 +115,31 @@ static void install(int signal, void (*handler)(int, siginfo_t*, void*), struct 
   sigaction(signal, &action, old);
 }
 
-class Watchdog {  // stops the launching thread when its time is up
+class Watchdog {  // stops the launching thread when its time is up; no lock, since that thread may be stopped anywhere
  public:
-  explicit Watchdog(double seconds) : launcher_(pthread_self()), thread_([this, seconds] {
-    std::unique_lock<std::mutex> lock(mutex_);
-    std::chrono::duration<double> time(seconds);
-    while (!done_.wait_for(lock, time, [this] { return finished_; })) {
-      pthread_kill(launcher_, SIGUSR2);
-      time = std::chrono::milliseconds(10);
-    }
-  }) {}
+  explicit Watchdog(double seconds) : launcher_(pthread_self()) {
+    if (pipe(ends_)) abort();
+    thread_ = std::thread([this, seconds] {
+      pollfd end = {ends_[0], POLLIN, 0};
+      int milliseconds = int(seconds * 1000), found;
+      while ((found = poll(&end, 1, milliseconds)) <= 0) {
+        if (found < 0) continue;  // a signal that was not for this thread
+        pthread_kill(launcher_, SIGUSR2);
+        milliseconds = 10;
+      }
+    });
+  }
   ~Watchdog() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      finished_ = true;
+    while (write(ends_[1], "", 1) != 1) {
     }
-    done_.notify_one();
     thread_.join();
+    close(ends_[0]);
+    close(ends_[1]);
   }
 
  private:
   pthread_t launcher_;
-  std::mutex mutex_;
-  std::condition_variable done_;
-  bool finished_ = false;
+  int ends_[2];
   std::thread thread_;
 };
 
