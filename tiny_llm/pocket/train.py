@@ -26,22 +26,8 @@ def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path
     Raises ValueError when the directory holds another recipe's checkpoint, OSError when the disk is full.
     """
     keep_memory()
-    tokenizer = shipped_tokenizer()
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
-
-    if after:
-        recipe = recipe.following(after / "model.safetensors")
-    if directory.is_file():
-        raise ValueError(f"{directory}: a file, where training wants a folder: name another with --out")
-    trainer = Trainer(recipe, directory, encode, recipe.digest(tokenizer.to_str()))
     console = Console()
-    if trainer.resume():
-        console.print(f"going on at step {trainer.progress.step}, {trainer.progress.tokens / 1e6:.2f} M tokens")
-    elif after:
-        trainer.follow(after)
-        console.print(f"starting from {after}, {trainer.progress.tokens / 1e6:.2f} M tokens")
+    trainer = resumed(recipe, directory, after, console)
     directory.mkdir(parents=True, exist_ok=True)
     if trainer.done:
         console.print(
@@ -61,6 +47,26 @@ def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path
             bar.update(task, completed=trainer.progress.tokens, status=status)
             if not console.is_terminal:
                 console.print(f"step {trainer.progress.step} {trainer.progress.tokens / 1e6:.2f} M {status}")
+    return trainer
+
+
+def resumed(recipe: Recipe, directory: Path, after: Path | None, console: Console) -> Trainer:
+    """The run in `directory` where it stands: at its checkpoint, at the model `after`, or at its beginning."""
+    if directory.is_file():
+        raise ValueError(f"{directory}: a file, where training wants a folder: name another with --out")
+    if after:
+        recipe = recipe.following(after / "model.safetensors")
+    tokenizer = shipped_tokenizer()
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    trainer = Trainer(recipe, directory, encode, recipe.digest(tokenizer.to_str()))
+    if trainer.resume():
+        console.print(f"going on at step {trainer.progress.step}, {trainer.progress.tokens / 1e6:.2f} M tokens")
+    elif after:
+        trainer.follow(after)
+        console.print(f"starting from {after}, {trainer.progress.tokens / 1e6:.2f} M tokens")
     return trainer
 
 
