@@ -1,5 +1,7 @@
 """What the simulator does is what Metal does: places, edge groups, memory, vectors, arithmetic, matrices, refusals."""
 
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,15 @@ def test_a_compiled_kernel_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     run(body)
     monkeypatch.setattr(compiler, "run", lambda command, what: pytest.fail("compiled again"))
     assert run(body)[0][5].item() == 41
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there a kernel names the runtime it binds to by its path")
+def test_another_copy_of_the_runtime_is_not_loaded_beside_the_first(run: Run, tmp_path: Path) -> None:
+    """A kernel would bind to one and be launched by the other, whose way out of a fault is another stack's."""
+    run("out[thread_position_in_grid.x] = 1;")
+    copy = shutil.copy(compiler.runtime_path(), tmp_path)
+    compiler.load_runtime(Path(copy))
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def test_a_compiler_s_message_is_about_the_metal_file(run: Run) -> None:

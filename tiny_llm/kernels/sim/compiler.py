@@ -103,6 +103,11 @@ def run(command: Sequence[object], what: str) -> None:
         raise CompileError(what, done.stderr)
 
 
+def runtime_name() -> str:
+    """The name a kernel asks the system's loader for; another compiler or source has another."""
+    return f"libsim.so-{_sources_key()}"
+
+
 def runtime_path() -> Path:
     """The simulator's own library, compiled on its first use on a machine (four seconds)."""
     path = folder() / "libsim.so"
@@ -110,7 +115,7 @@ def runtime_path() -> Path:
         return path
     with tempfile.TemporaryDirectory(dir=path.parent) as making:
         made = Path(making) / path.name
-        name = f"-Wl,-install_name,{path}" if sys.platform == "darwin" else f"-Wl,-soname,{path.name}-{_sources_key()}"
+        name = f"-Wl,-install_name,{path}" if sys.platform == "darwin" else f"-Wl,-soname,{runtime_name()}"
         sources = sorted(NATIVE.glob("*.cpp"))
         command = [compiler(), "-std=c++17", "-O2", "-fPIC", "-shared", name, "-pthread", "-o", made, *sources]
         run(command, "the simulator's runtime")
@@ -188,7 +193,11 @@ def in_words(stderr: str, source: Source) -> str:
 
 @cache
 def load_runtime(path: Path) -> ctypes.CDLL:
-    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    """The process's runtime: the one that is loaded, whatever its path, for a kernel finds it by its name."""
+    try:
+        return ctypes.CDLL(runtime_name(), mode=os.RTLD_NOLOAD)
+    except OSError:
+        return ctypes.CDLL(str(path))
 
 
 @cache
