@@ -15,7 +15,7 @@ from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.paged import block_nbytes
 from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.decode.beam import beam_search
+from tiny_llm.decode.beam import beam_search, deltas_of_beams
 from tiny_llm.decode.generate import Delta, check_prompt, stop_tokens, stream
 from tiny_llm.engine.batch import Collected, kv_bytes_for, run_all
 from tiny_llm.engine.completion import Completion as Completion
@@ -252,7 +252,6 @@ class LLM:
         return stream(self.model, self.tokenizer, tokens, params, self._cache, **options)
 
     def _beams(self, tokens: list[int], params: SamplingParams) -> Iterator[Delta]:
-        """Whole answers, best first: a search has nothing to show before its end."""
         beams = beam_search(
             self.model,
             tokens,
@@ -263,11 +262,7 @@ class LLM:
             length_penalty=params.length_penalty,
             prefill_chunk=self.engine_config.prefill_chunk,
         )
-        for index, beam in enumerate(beams[: params.n]):
-            text = self.tokenizer.decode(list(beam.tokens[:-1] if beam.finished else beam.tokens))
-            *tokens, last = beam.tokens
-            yield from (Delta("", token, index) for token in tokens)
-            yield Delta(text, last, index, "stop" if beam.finished else "length")
+        return deltas_of_beams(beams[: params.n], self.tokenizer)
 
     def _new_cache(self) -> ContiguousCache:
         return new_cache(self.config, self.model.ops, self.engine_config)
