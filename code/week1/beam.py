@@ -1,7 +1,7 @@
 """Beam search: keep the `width` likeliest continuations instead of drawing one."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
@@ -9,8 +9,11 @@ import numpy.typing as npt
 
 from tiny_llm.cache.base import KVCache
 from tiny_llm.course import NotDone
-from tiny_llm.decode.generate import LAST, prefill
+from tiny_llm.decode.generate import LAST, Delta, prefill
 from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.model.tokenizer import Tokenizer
+
+Row = npt.NDArray[np.float32]  # (V,) log-probabilities of the next token
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,48 @@ class Beam:
         return self.logprob / float(len(self.tokens) ** length_penalty)
 
 
+@dataclass
+class Search:
+    """A beam search between two steps of the model: the beams that live, and the best that have ended.
+
+    Each step extends every live beam by its likeliest tokens and keeps the `width` likeliest of all. It ends after
+    `limit` tokens, or when no live beam scores above the worst finished one.
+    """
+
+    width: int
+    limit: int
+    stops: Collection[int] = ()
+    length_penalty: float = 1.0
+    live: list[Beam] = field(default_factory=lambda: [Beam((), 0.0)])
+    finished: list[Beam] = field(default_factory=list)
+
+    def advance(self, logprobs: Sequence[Row]) -> list[int]:
+        """Take in each live beam's next log-probabilities; for each beam that lives now the number of the one that it
+        extends, none when the search is over."""
+        candidates: list[tuple[Beam, int]] = []
+        count = min(self.width + len(self.stops), len(logprobs[0]))  # enough if every stop token is among them
+        for parent, (beam, row) in enumerate(zip(self.live, logprobs, strict=True)):
+            candidates += [(longer, parent) for longer in extend(beam, row, count, self.stops)]
+        candidates.sort(key=lambda item: -item[0].logprob)
+        ended = [beam for beam, _ in candidates[: self.width] if beam.finished]
+        self.finished = sorted(self.finished + ended, key=self._rank)[: self.width]
+        going = [(beam, parent) for beam, parent in candidates if not beam.finished][: self.width]
+        self.live = [beam for beam, _ in going]
+        if not self.live or len(self.live[0].tokens) == self.limit:
+            return []
+        if len(self.finished) == self.width and min(map(self._rank, self.live)) >= self._rank(self.finished[-1]):
+            return []
+        return [parent for _, parent in going]
+
+    @property
+    def best(self) -> list[Beam]:
+        """The `width` best continuations, best first."""
+        return sorted(self.finished + self.live, key=self._rank)[: self.width]
+
+    def _rank(self, beam: Beam) -> float:
+        return -beam.score(self.length_penalty)
+
+
 def beam_search(
     model: Qwen3,
     prompt: Sequence[int],
@@ -37,35 +82,26 @@ def beam_search(
     length_penalty: float = 1.0,
     prefill_chunk: int = 2048,
 ) -> list[Beam]:
-    """The `width` best continuations of at most `limit` tokens, best first.
-
-    Each step extends every live beam by its likeliest tokens and keeps the `width` likeliest of all. It ends when no
-    live beam scores above the worst finished one. A beam's cache is a fork of its parent's.
-    """
-
-    def rank(beam: Beam) -> float:
-        return -beam.score(length_penalty)
-
-    live = [(Beam((), 0.0), cache)]
-    logprobs = [_log_softmax(prefill(model, prompt, cache, prefill_chunk))]
-    finished: list[Beam] = []
-    for step in range(limit):
-        candidates: list[tuple[Beam, KVCache]] = []
-        count = min(width + len(stops), model.config.vocab_size)  # enough if every stop token is among them
-        for (beam, held), row in zip(live, logprobs, strict=True):
-            candidates += [(longer, held) for longer in extend(beam, row, count, stops)]
-        candidates.sort(key=lambda item: -item[0].logprob)
-        finished = sorted(finished + [beam for beam, _ in candidates[:width] if beam.finished], key=rank)[:width]
-        live = [(beam, held.fork()) for beam, held in candidates if not beam.finished][:width]
-        if not live or step == limit - 1:
-            break
-        if len(finished) == width and rank(min((beam for beam, _ in live), key=rank)) >= rank(finished[-1]):
-            break
-        logprobs = [_log_softmax(model(mx.array([beam.tokens[-1]]), held, LAST)) for beam, held in live]
-    return sorted(finished + [beam for beam, _ in live], key=rank)[:width]
+    """The `width` best continuations of at most `limit` tokens, best first, each computed in a cache of its own."""
+    search, caches = Search(width, limit, stops, length_penalty), [cache]
+    logprobs = [*map(log_softmax, prefill(model, prompt, cache, prefill_chunk))]
+    while parents := search.advance(logprobs):
+        caches = [caches[parent].fork() for parent in parents]
+        steps = [model(mx.array([b.tokens[-1]]), held, LAST) for b, held in zip(search.live, caches, strict=True)]
+        logprobs = [log_softmax(logits[0]) for logits in steps]
+    return search.best
 
 
-def extend(beam: Beam, logprobs: npt.NDArray[np.float32], count: int, stops: Collection[int]) -> list[Beam]:
+def deltas_of_beams(beams: Sequence[Beam], tokenizer: Tokenizer) -> Iterator[Delta]:
+    """Whole answers, best first: a search has nothing to show before its end."""
+    for index, beam in enumerate(beams):
+        text = tokenizer.decode(list(beam.tokens[:-1] if beam.finished else beam.tokens))
+        *tokens, last = beam.tokens
+        yield from (Delta("", token, index) for token in tokens)
+        yield Delta(text, last, index, "stop" if beam.finished else "length")
+
+
+def extend(beam: Beam, logprobs: Row, count: int, stops: Collection[int]) -> list[Beam]:
     """The beam longer by each of its `count` likeliest next tokens, in any order. logprobs (V,) of the next token.
 
     A token in `stops` finishes the beam, of which it is then the last token.
@@ -74,7 +110,7 @@ def extend(beam: Beam, logprobs: npt.NDArray[np.float32], count: int, stops: Col
     raise NotDone("w1.7.7")
 
 
-def _log_softmax(logits: mx.array) -> npt.NDArray[np.float32]:
-    """(1, V) → (V,), read back."""
-    row = logits[0].astype(mx.float32)
+def log_softmax(logits: mx.array) -> Row:
+    """(V,), read back."""
+    row = logits.astype(mx.float32)
     return np.array(row - mx.logsumexp(row))

@@ -7,7 +7,9 @@ finish     the batch's tokens are here: append, share what was computed, end wha
 from collections.abc import Sequence as Row
 
 from tiny_llm.config import SchedulerConfig
+from tiny_llm.config.fields import require
 from tiny_llm.course import NotDone
+from tiny_llm.engine.admission import check_request
 from tiny_llm.engine.lifecycle import Lifecycle, Step
 from tiny_llm.engine.request import Request, Sequence, State
 
@@ -25,10 +27,11 @@ class Scheduler(Lifecycle):
 
     def add(self, request: Request, now: float) -> list[Sequence]:
         """Let a request wait; returns its sequences. Raises ValueError, with the numbers, for what can never run."""
-        self._refuse(request)
+        require(request.id not in self.requests, f"id: request {request.id!r} is under way already")
+        check_request(request, self.config, self.blocks)
         self.arrivals += 1
         serial, due = self.arrivals * 1024, due_time(request, self.config)
-        sequences = [Sequence(request, i, (due, serial + i)) for i in range(request.params.n)]
+        sequences = [Sequence(request, i, (due, serial + i)) for i in range(request.num_sequences)]
         sequences[0].followers = sequences[1:]
         self.requests[request.id] = sequences
         self.waiting.push(sequences[0])
@@ -64,7 +67,11 @@ class Scheduler(Lifecycle):
         raise NotDone("w3.2.1")
 
     def _distinct(self, prompts: list[Sequence], now: float) -> list[Sequence]:
-        """Share what others have computed by now, and leave out who would compute the same block as another."""
+        """Share what others have computed by now, and leave out who would compute the same block as another.
+
+        Beams that wait for others of their search have nothing to compute.
+        """
+        prompts = [sequence for sequence in prompts if sequence.remaining]
         if self.tree is None:
             return prompts
         distinct: dict[object, Sequence] = {}

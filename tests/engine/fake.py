@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from tiny_llm.decode.beam import Beam, Row, Search
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.lifecycle import Step
+from tiny_llm.engine.request import Request
 
 VOCAB = 50
 
@@ -23,6 +27,22 @@ def solo(prompt: Sequence[int], num_tokens: int, sample: int = 0, stops: frozens
     return tokens[len(prompt) :]
 
 
+def next_row(tokens: Sequence[int]) -> Row:
+    """Log-probabilities (VOCAB,) of the token after these."""
+    logits = np.random.default_rng(hash(tuple(tokens)) % 2**32).normal(size=VOCAB)
+    return (logits - np.log(np.exp(logits).sum())).astype(np.float32)
+
+
+def solo_search(request: Request) -> list[Beam]:
+    """The oracle: a beam search by itself."""
+    params = request.params
+    search = Search(params.beam_width, params.max_tokens, request.stop_tokens)
+    rows = [next_row(request.tokens)]
+    while search.advance(rows):
+        rows = [next_row((*request.tokens, *beam.tokens)) for beam in search.live]
+    return search.best
+
+
 class FakeRunner:
     """Runs a step on a pool of remembered tokens, and insists that each sequence finds its own tokens there."""
 
@@ -30,6 +50,7 @@ class FakeRunner:
         self.pool = pool
         self.slots: list[dict[int, tuple[int, int]]] = [{} for _ in range(pool.num_blocks)]
         self.computed = 0
+        self.rows: dict[int, Row] = {}
 
     def run(self, step: Step) -> list[int | None]:
         for source, target in step.copies:
@@ -42,11 +63,13 @@ class FakeRunner:
                 assert self.pool.writable(place[0]), "a shared block is written"
                 self.slots[place[0]][place[1]] = (position, s.tokens[position])
             self.computed += length
+        searching = [(i, entry.sequence) for i, entry in enumerate(step.entries) if entry.searches]
+        self.rows = {i: next_row(s.tokens) for i, s in searching}  # as the last step gave them
         return [self._sample(*entry) for entry in step.entries]
 
     def _sample(self, s, start: int, length: int, samples: bool) -> int | None:
         size = self.pool.block_size
         seen = [self.slots[s.block_table[p // size]][p % size] for p in range(start + length)]
         assert seen == list(enumerate(s.tokens[: start + length])), "a sequence reads what is not its own"
-        assert samples == (start + length == len(s.tokens))
+        assert samples == (start + length == len(s.tokens) and not s.request.searches)
         return next_token([token for _, token in seen], s.index) if samples else None

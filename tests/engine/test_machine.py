@@ -14,10 +14,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.engine.fake import FakeRunner, solo
+from tests.engine.fake import FakeRunner, solo, solo_search
 from tiny_llm.config import SamplingParams, SchedulerConfig
+from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import KINDS, Event
+from tiny_llm.engine.lifecycle import Step
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.scheduler import Scheduler
@@ -39,22 +41,24 @@ class Engine(RuleBasedStateMachine):
         self.pool = BlockPool(blocks, size)
         config = SchedulerConfig(slots + 5, slots, 60, weights={"a": 3.0})
         self.scheduler = Scheduler(config, self.pool, RadixTree(self.pool) if tree else None, self.events.append)
-        self.runner = FakeRunner(self.pool)
+        self.runner, self.beams = FakeRunner(self.pool), Beams(self.scheduler)
 
     @rule(
         shared=st.integers(0, len(PREFIX)),
         tail=st.lists(st.integers(0, 3), max_size=6),
         longest=st.integers(1, 24),
         n=st.integers(1, 3),
+        beams=st.sampled_from((1, 1, 2, 4)),
         twins=st.integers(1, 3),
         priority=st.integers(-1, 1),
         tenant=st.sampled_from("ab"),
         deadline=st.none() | st.floats(0, 20),
     )
-    def add(self, shared: int, tail: list[int], longest: int, n: int, twins: int, **more: Any) -> None:
+    def add(self, shared: int, tail: list[int], longest: int, n: int, beams: int, twins: int, **more: Any) -> None:
         prompt = (*PREFIX[:shared], *tail) or (5,)
-        params = SamplingParams(max_tokens=longest, n=n)
-        fits = self.pool.blocks_for(len(prompt) + longest - 1) <= self.pool.num_blocks
+        params = SamplingParams(max_tokens=longest, n=min(n, beams) if beams > 1 else n, beam_width=beams)
+        fits = beams * self.pool.blocks_for(len(prompt) + longest - 1) <= self.pool.num_blocks
+        n = beams if beams > 1 else n
         fits &= n <= self.scheduler.config.max_sequences and len(prompt) + longest <= 60
         for _ in range(twins):
             self.count += 1
@@ -62,6 +66,8 @@ class Engine(RuleBasedStateMachine):
             try:
                 self.scheduler.add(request, self.now)
                 assert fits
+                if beams > 1:
+                    self.beams.add(request)
             except ValueError:
                 assert not fits
 
@@ -78,8 +84,16 @@ class Engine(RuleBasedStateMachine):
         SEEN["preempted for room"] += len(step.preempted)
         assert 0 < step.num_tokens <= self.scheduler.config.token_budget
         assert len(self.scheduler.running) <= self.scheduler.config.max_sequences
-        for s in self.scheduler.finish(step, self.runner.run(step), self.now):
-            assert s.output == solo(s.request.tokens, s.request.params.max_tokens, s.index, STOPS)
+        self.finish(step, self.runner.run(step))
+
+    def finish(self, step: Step, sampled: list[int | None]) -> None:
+        for s in self.scheduler.finish(step, sampled, self.now):
+            if s.finish_reason in ("stop", "length"):
+                assert s.output == solo(s.request.tokens, s.request.params.max_tokens, s.index, STOPS)
+        self.scheduler.check()
+        for s, search in self.beams.advance(step, self.runner.rows, self.now):
+            SEEN["searched"] += 1
+            assert search.best == solo_search(s.request)
         self.scheduler.check()
 
     @precondition(lambda self: self.scheduler.has_work)
@@ -89,7 +103,7 @@ class Engine(RuleBasedStateMachine):
         step = self.scheduler.schedule(self.now)
         sampled = self.runner.run(step)
         self.cancel(data)
-        self.scheduler.finish(step, sampled, self.now)
+        self.finish(step, sampled)
 
     @precondition(lambda self: self.scheduler.has_work)
     @rule()
@@ -101,6 +115,7 @@ class Engine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.scheduler.requests)))
         assert self.scheduler.cancel(name, self.now)
+        self.beams.forget(name)
         assert not self.scheduler.cancel(name, self.now)
 
     @precondition(lambda self: self.scheduler.requests)
@@ -108,7 +123,9 @@ class Engine(RuleBasedStateMachine):
     def stop(self, data: st.DataObject) -> None:
         """One continuation ends, as at a stop string; it may be any, in any state."""
         sequences = [s for name in sorted(self.scheduler.requests) for s in self.scheduler.requests[name]]
-        self.scheduler.stop(data.draw(st.sampled_from(sequences)), "stop", self.now)
+        drawn = [s for s in sequences if not s.request.searches]
+        if drawn:
+            self.scheduler.stop(data.draw(st.sampled_from(drawn)), "cancelled", self.now)
 
     @precondition(lambda self: self.scheduler.tree)
     @rule(count=st.integers(1, 5))
@@ -145,4 +162,4 @@ def test_any_order_of_calls() -> None:
     SEEN.clear()
     run_state_machine_as_test(Engine)
     assert SEEN["step"] >= 10_000, SEEN
-    assert all(SEEN[kind] >= 30 for kind in KINDS | {"preempted for room"}), SEEN
+    assert all(SEEN[kind] >= 30 for kind in KINDS | {"preempted for room", "searched"}), SEEN

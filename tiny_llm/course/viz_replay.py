@@ -31,7 +31,7 @@ class Replay:
         whose = (e.request, e.sequence)
         if e.kind == "pool":
             self.num_blocks, self.block_size = e.tokens, e.start
-        elif e.kind == "admit":
+        elif e.kind in ("admit", "branch"):
             self.tables[whose] = list(e.blocks)
         elif e.kind in ("share", "chunk"):
             self.tables[whose] += e.blocks

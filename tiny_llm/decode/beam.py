@@ -81,7 +81,7 @@ def beam_search(
     length_penalty: float = 1.0,
     prefill_chunk: int = 2048,
 ) -> list[Beam]:
-    """The `width` best continuations of at most `limit` tokens, best first; each goes on in a fork of its parent's cache."""
+    """The `width` best continuations of at most `limit` tokens, best first, each computed in a cache of its own."""
     search, caches = Search(width, limit, stops, length_penalty), [cache]
     logprobs = [*map(log_softmax, prefill(model, prompt, cache, prefill_chunk))]
     while parents := search.advance(logprobs):

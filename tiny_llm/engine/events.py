@@ -6,6 +6,7 @@ arrival  a request came                                        -                
 admit    a sequence runs (note: why its prefix is no longer)   those it shares           0, tokens found in them
 share    running, it takes over blocks known by now            those                     tokens before, tokens found
 chunk    its part of a step, a decode is a chunk of 1          those newly taken         tokens before, length
+branch   a beam goes on from another (note: which)         all that it holds now     0, tokens in them
 copy     copy-on-write                                         source, target            -
 step     a step is done                                        -                         0, tokens in it
 token    a token was sampled                                   -                         its place, 1
@@ -22,7 +23,7 @@ from typing import Any, TextIO
 
 from tiny_llm.config.fields import require
 
-KINDS = frozenset("pool arrival admit share chunk copy step token keep preempt evict finish".split())
+KINDS = frozenset("pool arrival admit share branch chunk copy step token keep preempt evict finish".split())
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,25 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tiny_llm.config import SchedulerConfig
-from tiny_llm.config.fields import require
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.radix import Match, RadixTree
-from tiny_llm.engine.request import FinishReason, Request, Sequence, State
+from tiny_llm.engine.request import FinishReason, Sequence, State
 from tiny_llm.engine.waiting import Waiting
 
 
 class Entry(NamedTuple):
-    """A sequence's share of a step: tokens[start : start + length]; `samples` where its last token's logits count."""
+    """A sequence's share of a step: tokens[start : start + length]; `samples` where a token is drawn after its last."""
 
     sequence: Sequence
     start: int
     length: int
     samples: bool
+
+    @property
+    def searches(self) -> bool:
+        """Whether the log-probabilities after its last token extend a beam."""
+        return self.sequence.request.searches and self.start + self.length == len(self.sequence.tokens)
 
 
 @dataclass
@@ -62,28 +66,13 @@ class Lifecycle:
         settings = f"token_budget {config.token_budget}, max_sequences {config.max_sequences}"
         self._tell(0.0, "pool", None, blocks.block_size, blocks.num_blocks, note=settings)
 
-    def _refuse(self, request: Request) -> None:
-        """Raise ValueError, with the numbers, for a request that could never run."""
-        params, config = request.params, self.config
-        require(request.id not in self.requests, f"id: request {request.id!r} is under way already")
-        n, longest = params.n, len(request.tokens) + params.max_tokens
-        require(n <= config.max_sequences, f"n: expected at most max_sequences ({config.max_sequences}), found {n}")
-        what = f"prompt of {len(request.tokens)} tokens with max_tokens {params.max_tokens}"
-        require(
-            longest <= config.max_context,
-            f"{what}: {longest} tokens are more than the context of {config.max_context}; "
-            "shorten the prompt or lower max_tokens",
-        )
-        need, pool = self.blocks.blocks_for(longest - 1), self.blocks  # the last token is never computed
-        require(
-            need <= pool.num_blocks,
-            f"{what}: needs {need} blocks of {pool.block_size} tokens, the pool has {pool.num_blocks}; "
-            "shorten the prompt, lower max_tokens or give the pool more memory",
-        )
-
     def _find(self, sequence: Sequence) -> Match:
         """What the tree knows of a sequence that waits."""
         return self.tree.match(sequence.tokens, head=sequence.request.head) if self.tree else Match([], 0, "")
+
+    def _wanted(self, sequence: Sequence) -> int:
+        """How many blocks a waiting sequence will fill, with those that start beside it."""
+        return sum(self.blocks.blocks_for(len(s.tokens)) for s in (sequence, *_begun(sequence)))
 
     def _start(self, sequence: Sequence, found: Match, step: Step, now: float) -> None:
         """Let a waiting sequence run on the blocks found for it."""
@@ -95,6 +84,9 @@ class Lifecycle:
             sequence.admitted = now
             self.waiting.charge(sequence.request.tenant, sequence.remaining)
         self._tell(now, "admit", sequence, 0, found.num_tokens, found.blocks, found.reason)
+        for beam in _begun(sequence):
+            sequence.followers.remove(beam)
+            self._start(beam, self._find(beam), step, now)
 
     def _share(self, sequence: Sequence, found: Match) -> None:
         for block in found.blocks:
@@ -112,6 +104,27 @@ class Lifecycle:
             insort(self.running, follower, key=lambda s: s.rank)
             self._tell(now, "admit", follower, 0, known, shared, f"continuation of {leader.index}")
         leader.followers = []
+
+    def branch(self, request_id: str, beams: Row[tuple[Sequence, int]], now: float) -> None:
+        """A search goes on: each of its next beams has a computed beam's tokens and blocks, and one token more."""
+        group = self.requests[request_id]
+        made = [(parent, [*parent.tokens, token], list(parent.block_table)) for parent, token in beams]
+        for block in [block for _, _, table in made for block in table]:
+            self.blocks.share(block)
+        for block in [block for sequence in group for block in sequence.block_table]:
+            self.blocks.free(block)
+        for sequence, (parent, tokens, table) in zip(group, made, strict=False):
+            known, sequence.tokens, sequence.block_table = len(tokens) - 1, tokens, table
+            sequence.computed = known
+            if sequence.state is State.WAITING:
+                sequence.state, sequence.cached, sequence.admitted = State.RUNNING, known, now
+                insort(self.running, sequence, key=lambda s: s.rank)
+                self._tell(now, "admit", sequence, 0, known, table, f"beam of {parent.index}")
+            elif parent is not sequence:
+                self._tell(now, "branch", sequence, 0, known, table, f"beam of {parent.index}")
+            self._tell(now, "token", sequence, known, 1)
+            self.waiting.charge(sequence.request.tenant, 1)
+        group[0].followers = group[len(made) :]
 
     def _append(self, sequence: Sequence, token: int, now: float) -> None:
         self._tell(now, "token", sequence, len(sequence.tokens), 1)
@@ -144,12 +157,21 @@ class Lifecycle:
         return held
 
     def _preempt(self, sequence: Sequence, step: Step, now: float) -> None:
-        """Back to the waiting line; what it had is computed again, unless the tree still knows it by then."""
-        held, lost = self._release(sequence, now), sequence.computed
-        sequence.state, sequence.computed = State.WAITING, 0
-        self.waiting.push(sequence)
-        step.preempted.append(sequence)
-        self._tell(now, "preempt", sequence, 0, lost, held)
+        """Back to the waiting line; what it had is computed again, unless the tree still knows it by then.
+
+        The beams of a search go together, since none gets on without the others.
+        """
+        group = [sequence]
+        if sequence.request.searches:
+            group = [s for s in self.requests[sequence.request.id] if s.state is State.RUNNING]
+            step.entries[:] = [entry for entry in step.entries if entry.sequence not in group]
+        for one in group:
+            held, lost = self._release(one, now), one.computed
+            one.state, one.computed = State.WAITING, 0
+            step.preempted.append(one)
+            self._tell(now, "preempt", one, 0, lost, held)
+        group[0].followers = group[1:] + group[0].followers
+        self.waiting.push(group[0])
 
     def stop(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
         """End a sequence, in whatever state it is; its step under way, if any, no longer counts."""
@@ -184,7 +206,8 @@ class Lifecycle:
         alive = [e.sequence for e in step.entries if e.sequence.state is State.RUNNING]
         alive.sort(key=lambda s: s.rank)
         for i, sequence in enumerate(alive):
-            if (2 * i >= len(alive) and i) or targets & set(sequence.block_table):
+            worse = (2 * i >= len(alive) and i) or targets & set(sequence.block_table)
+            if worse and sequence.state is State.RUNNING:  # not gone with another beam
                 self._preempt(sequence, Step(step.number), now)
 
     # ANCHOR: enter
@@ -207,7 +230,8 @@ class Lifecycle:
         held = len(table)
         while len(table) < self.blocks.blocks_for(start + length):
             table.append(self._allocate(step, now))
-        step.entries.append(Entry(sequence, start, length, length == sequence.remaining))
+        samples = length == sequence.remaining and not sequence.request.searches
+        step.entries.append(Entry(sequence, start, length, samples))
         self._tell(now, "chunk", sequence, start, length, table[held:])
         return length
         # ANCHOR_END: enter
@@ -229,7 +253,7 @@ class Lifecycle:
         self.blocks.check([s.block_table for s in running], tree.nodes if tree else ())
         for s in running:
             assert len(set(s.block_table)) == len(s.block_table), "a block is twice in a table"
-            assert 0 <= s.computed < len(s.tokens) and s.computed <= len(s.block_table) * size
+            assert 0 <= s.computed < len(s.tokens) + s.request.searches and s.computed <= len(s.block_table) * size
             for i, block in enumerate(s.block_table):
                 if tree and block in tree.nodes:
                     assert tree.path(block) == s.tokens[: (i + 1) * size], "tree and table disagree"
@@ -249,3 +273,8 @@ class Lifecycle:
         if self.emit:
             whose = (sequence.request.id, sequence.index) if sequence else ("", 0)
             self.emit(Event(now, kind, self.steps, *whose, start, tokens, tuple(blocks), note))
+
+
+def _begun(sequence: Sequence) -> list[Sequence]:
+    """Of those that wait with it the beams that were under way already."""
+    return [follower for follower in sequence.followers if follower.output]

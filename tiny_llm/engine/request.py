@@ -47,6 +47,16 @@ class Request:
         for name, value in (("arrival", self.arrival), ("deadline", self.deadline)):
             require(value is None or math.isfinite(value), f"{name}: expected a time in seconds, found {value!r}")
 
+    @property
+    def searches(self) -> bool:
+        """Whether it asks for the likeliest answers (beam search) instead of drawn ones."""
+        return self.params.beam_width > 1
+
+    @property
+    def num_sequences(self) -> int:
+        """Continuations under way at once."""
+        return self.params.beam_width if self.searches else self.params.n
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -54,7 +64,8 @@ class Sequence:
 
     `tokens` are the prompt and what came after. K and V of the first `computed` of them stand in the blocks of
     `block_table`; `cached` of these were found there when the sequence was last admitted. `rank` orders sequences, the
-    least first. `followers` are the request's other continuations while they wait for this one's prompt.
+    least first. `followers` are the request's other continuations while they wait for this one's prompt; of a beam
+    search those, too, that wait with it after a preemption.
     """
 
     request: Request
@@ -83,5 +94,8 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Tokens whose K and V are still to be computed: 1 for a sequence that decodes, more for a prompt."""
+        """Tokens whose K and V are still to be computed: 1 for a sequence that decodes, more for a prompt.
+
+        0 for a beam that waits for the others of its search.
+        """
         return len(self.tokens) - self.computed

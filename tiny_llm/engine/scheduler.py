@@ -7,6 +7,8 @@ finish     the batch's tokens are here: append, share what was computed, end wha
 from collections.abc import Sequence as Row
 
 from tiny_llm.config import SchedulerConfig
+from tiny_llm.config.fields import require
+from tiny_llm.engine.admission import check_request
 from tiny_llm.engine.lifecycle import Lifecycle, Step
 from tiny_llm.engine.request import Request, Sequence, State
 
@@ -24,10 +26,11 @@ class Scheduler(Lifecycle):
 
     def add(self, request: Request, now: float) -> list[Sequence]:
         """Let a request wait; returns its sequences. Raises ValueError, with the numbers, for what can never run."""
-        self._refuse(request)
+        require(request.id not in self.requests, f"id: request {request.id!r} is under way already")
+        check_request(request, self.config, self.blocks)
         self.arrivals += 1
         serial, due = self.arrivals * 1024, due_time(request, self.config)
-        sequences = [Sequence(request, i, (due, serial + i)) for i in range(request.params.n)]
+        sequences = [Sequence(request, i, (due, serial + i)) for i in range(request.num_sequences)]
         sequences[0].followers = sequences[1:]
         self.requests[request.id] = sequences
         self.waiting.push(sequences[0])
@@ -106,8 +109,9 @@ class Scheduler(Lifecycle):
         #   those that nobody reads are counted among the available ones until they are shared (`idle`). And each
         #   sequence that runs should find a block more when it grows, unless nobody runs. While somebody gives way and
         #   others go on, nobody comes in.
-        # HINT 3: while somebody waits: count the slots, and return if they are too many; find; return if need + idle +
-        #   owed + growth are more than num_available; otherwise _start it, with its need owed from then on
+        # HINT 3: while somebody waits: count the slots, and return if they are too many; _find; need = _wanted - those
+        #   found; return if need + idle + owed + growth are more than num_available; otherwise _start it, with its need
+        #   owed from then on
         if step.preempted and self.running:
             return
         owed = sum(self.blocks.blocks_for(len(s.tokens)) - len(s.block_table) for s in self.running)
@@ -117,7 +121,7 @@ class Scheduler(Lifecycle):
             if slots > self.config.max_sequences:
                 return
             found = self._find(sequence)
-            need = self.blocks.blocks_for(len(sequence.tokens)) - len(found.blocks)
+            need = self._wanted(sequence) - len(found.blocks)
             idle = sum(self.blocks.writable(block) for block in found.blocks)  # evictable until they are shared
             growth = slots if self.running else 0  # a block more for each sequence
             if need + idle + owed + growth > self.blocks.num_available:
@@ -149,7 +153,11 @@ class Scheduler(Lifecycle):
         # END TASK
 
     def _distinct(self, prompts: list[Sequence], now: float) -> list[Sequence]:
-        """Share what others have computed by now, and leave out who would compute the same block as another."""
+        """Share what others have computed by now, and leave out who would compute the same block as another.
+
+        Beams that wait for others of their search have nothing to compute.
+        """
+        prompts = [sequence for sequence in prompts if sequence.remaining]
         if self.tree is None:
             return prompts
         distinct: dict[object, Sequence] = {}
