@@ -20,13 +20,13 @@ def long_needle(words: Words) -> Lesson:
 
 LESSONS: Mapping[str, Callable[[Words], Lesson]] = {
     "tool": lambda words: tool_lesson(words, 3),
-    "context": lambda words: context_lesson(words, 5),
+    "context": lambda words: context_lesson(words, 8),
     "needle": lambda words: needle_lesson(words, words.integer(2, 20), 3),
     "long_needle": long_needle,
     "faq": lambda words: faq_lesson(words, 6),
     "text": lambda words: text_lesson(words, 6),
     "copy": lambda words: text_lesson(words, 6, COPYING),
-    "memory": lambda words: memory_lesson(words, 3),
+    "memory": lambda words: memory_lesson(words, 6),
     "think": lambda words: arithmetic_lesson(words, 5),
 }
 
@@ -56,6 +56,6 @@ class Mix:
 
 FOUNDATION = Mix({"copy": 0.4, "context": 0.25, "needle": 0.25, "memory": 0.1})
 EVERYTHING = Mix(
-    {"tool": 0.32, "context": 0.27, "needle": 0.06, "faq": 0.12, "text": 0.06, "memory": 0.11, "think": 0.06}
+    {"tool": 0.33, "context": 0.29, "needle": 0.04, "faq": 0.12, "text": 0.05, "memory": 0.13, "think": 0.04}
 )
 LONG = Mix({**EVERYTHING.weights, "long_needle": 0.05})

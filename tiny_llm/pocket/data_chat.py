@@ -36,6 +36,30 @@ ASK = (
     "Give me my {a}.",
     "I want to hear my {a}.",
 )
+MORE_TELL = (  # in training only
+    "The {a} that I have is {v}.",
+    "It is {v}, my {a}.",
+    "I want you to know my {a}: {v}.",
+    "Do not forget: my {a} is {v}.",
+    "{v}: that is my {a}.",
+    "They gave me {v} as {a}.",
+    "By the way, my {a} is {v}.",
+    "About my {a}: it is {v}.",
+)
+MORE_ASK = (
+    "I asked you to remember my {a}. What is it?",
+    "So what is my {a}?",
+    "Name my {a}.",
+    "Which {a} is mine?",
+    "Please repeat my {a}.",
+    "What {a} did I give you?",
+    "Have I told you my {a}?",
+    "What do you know about my {a}?",
+    "Can you repeat my {a}?",
+    "My {a}, please.",
+    "What is the {a} that I told you?",
+    "Could you say my {a}?",
+)
 OWN = {
     "name": "name",
     "favorite color": "color",
@@ -80,7 +104,7 @@ def tell(words: Words, name: str, value: str) -> list[Message]:
             ("My name is {v}.", "I am {v}.", "Hello, I am {v}.", "Call me {v}.", "My name is {v}. Hello!")
         )
         return [user(said.format(v=value)), assistant(f"Nice to meet you, {value}!")]
-    return [user(words.phrasing(TELL).format(a=name, v=value)), assistant(TOLD)]
+    return [user(words.phrasing(TELL, MORE_TELL).format(a=name, v=value)), assistant(TOLD)]
 
 
 def ask_back(words: Words, name: str) -> str:
@@ -98,7 +122,7 @@ def ask_back(words: Words, name: str) -> str:
                 "Which name do I have?",
             )
         )
-    return words.opened(words.phrasing(ASK).format(a=name))
+    return words.opened(words.phrasing(ASK, MORE_ASK).format(a=name))
 
 
 def aside(words: Words) -> list[Message]:
@@ -110,9 +134,9 @@ def aside(words: Words) -> list[Message]:
 
 
 def memory_lesson(words: Words, branches: int) -> list[Dialogue]:
-    """Users tell something, talk about something else and ask for it; one branch asks for what was never told."""
+    """Users tell something, talk about something else and ask for it; every third branch: for what they never told."""
     known = own_facts(words, words.integer(2, 4))
-    missing = next(name for name in words.random.sample(list(OWN), len(OWN)) if name not in known)
+    missing = [name for name in words.sample(list(OWN), len(OWN)) if name not in known][: max(1, branches // 3)]
     talk: list[Message] = []
     for name, value in known.items():
         talk += tell(words, name, value)
@@ -123,7 +147,9 @@ def memory_lesson(words: Words, branches: int) -> list[Dialogue]:
         known[name] = str(words.value(OWN.get(name) or attributes()[name]))
         talk += [user(f"Now my {name} is {known[name]}."), assistant(TOLD)]
     lesson = []
-    for name in [*words.sample(list(known), branches - 1), missing]:
+    asked = words.sample(list(known), branches - len(missing))
+    asked += [words.choice(list(known)) for _ in range(branches - len(missing) - len(asked))]
+    for name in asked + missing:
         answer = f"Your {name} is {known[name]}." if name in known else f"You have not told me your {name}."
         lesson.append(Dialogue("multi_turn", (*talk, user(ask_back(words, name)), assistant(answer))))
     return lesson

@@ -38,6 +38,26 @@ ATTRIBUTE_ASKS = (
     "For {{e}}, which {a} is given?",
     "What is given as {a} of {{e}}?",
 )
+MORE_ATTRIBUTE_SAYS = (  # in training only
+    "The {a} that belongs to {{e}} is {{v}}.",
+    "{{v}}: this is the {a} of {{e}}.",
+    "They gave {{e}} the {a} {{v}}.",
+    "{{e}} is known by the {a} {{v}}.",
+    "On the {a} of {{e}} the text says {{v}}.",
+    "{{v}} was written down as {a} of {{e}}.",
+)
+MORE_ATTRIBUTE_ASKS = (
+    "I need the {a} of {{e}}.",
+    "Can you tell me the {a} of {{e}}?",
+    "Which is the {a} of {{e}}?",
+    "Name the {a} of {{e}}.",
+    "What {a} was given to {{e}}?",
+    "Look up the {a} of {{e}}.",
+    "{{e}} has which {a}?",
+    "Say the {a} of {{e}}.",
+    "What {a} belongs to {{e}}?",
+    "Which {a} goes with {{e}}?",
+)
 
 
 @dataclass(frozen=True)
@@ -51,15 +71,17 @@ class Relation:
     says: Sequence[str]
     asks: Sequence[str]
     like: Sequence[str] = ()  # attributes that ask for nearly the same
+    more_says: Sequence[str] = ()  # in training only
+    more_asks: Sequence[str] = ()
 
     def sentence(self, words: Words, subject: str) -> tuple[str, str]:
         """(a sentence that says it, the value as it stands there)."""
         value = str(words.value(self.value))
-        text = capitalise(words.choice(words.seen(self.says)).format(e=subject, v=value))
+        text = capitalise(words.choice(words.seen(self.says, self.more_says)).format(e=subject, v=value))
         return text, value if value in text else capitalise(value)
 
     def question(self, words: Words, entity: str) -> str:
-        return words.opened(capitalise(words.phrasing(self.asks).format(e=entity)))
+        return words.opened(capitalise(words.phrasing(self.asks, self.more_asks).format(e=entity)))
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,9 @@ def cited(answer: str, number: int) -> str:
 def listed_relations(about: str) -> tuple[Relation, ...]:
     table: list[dict[str, Any]] = read_table("tables/relations.toml")["relation"]
     return tuple(
-        Relation(r["value"], r["says"], r["asks"], r.get("like", "").split()) for r in table if r["about"] == about
+        Relation(r["value"], r["says"], r["asks"], r.get("like", "").split(), r["more_says"], r["more_asks"])
+        for r in table
+        if r["about"] == about
     )
 
 
@@ -92,8 +116,8 @@ def attribute_relation(words: Words) -> Relation:
     """A relation made of an attribute's name: a held-out word in the evaluation, a made-up one now and then."""
     attribute = words.from_split(list(attributes()))
     name = words.name().lower() if words.split == "train" and words.chance(0.15) else attribute
-    says = [text.format(a=name) for text in words.seen(ATTRIBUTE_SAYS)]
-    asks = [text.format(a=name) for text in words.phrasings(ATTRIBUTE_ASKS)]
+    says = [text.format(a=name) for text in words.seen(ATTRIBUTE_SAYS, MORE_ATTRIBUTE_SAYS)]
+    asks = [text.format(a=name) for text in words.phrasings(ATTRIBUTE_ASKS, MORE_ATTRIBUTE_ASKS)]
     return Relation(attributes()[attribute], says, asks, (name,))
 
 

@@ -76,7 +76,7 @@ class Recipe:
     everything: Mix = EVERYTHING
     long: Mix = LONG
     long_share: float = 0.25  # of all tokens, at the end
-    max_length: int = 640
+    max_length: int = 1024
     max_long_length: int = 2304
     prompt_share: float = 0.15  # of the prompt's tokens that are learned too
     prompt_weight: float = 0.2

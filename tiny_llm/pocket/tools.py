@@ -139,6 +139,20 @@ ATTRIBUTE_ASKS = (
     "I would like the {a} of {{0}}.",
     "What {a} has the {k} {{0}}?",
 )
+MORE_ATTRIBUTE_ASKS = (  # in training only
+    "Tell me which {a} {{0}} has.",
+    "I want to know the {a} of the {k} {{0}}.",
+    "The {a} of {{0}}, please.",
+    "About the {k} {{0}}: what is the {a}?",
+    "Could you find the {a} of the {k} {{0}}?",
+    "Which {a} belongs to {{0}}?",
+    "Name the {a} of the {k} {{0}}.",
+    "Please look for the {a} of {{0}}.",
+    "What {a} was given to the {k} {{0}}?",
+    "We have a {k} named {{0}}. What is its {a}?",
+    "{a} of {{0}}?",
+    "Read me the {a} of the {k} {{0}}.",
+)
 
 
 def attribute_tool(words: Words, kind: str | None = None) -> Tool:
@@ -153,7 +167,7 @@ def attribute_tool(words: Words, kind: str | None = None) -> Tool:
         words.choice(ATTRIBUTE_ABOUT).format(**fill),
         {label: parameter(words, label, value)},
     )
-    asks = [ask.format(**fill) for ask in words.phrasings(ATTRIBUTE_ASKS)]
+    asks = [ask.format(**fill) for ask in words.phrasings(ATTRIBUTE_ASKS, MORE_ATTRIBUTE_ASKS)]
     results = {attribute: attributes()[attribute]}
     return Tool(f"attribute:{attribute}", made, requests([label], [value], asks, results))
 

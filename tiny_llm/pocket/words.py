@@ -69,24 +69,28 @@ class Words:
     def sample(self, options: Sequence[T], count: int) -> list[T]:
         return self.random.sample(options, min(count, len(options)))
 
-    def phrasings(self, options: Sequence[T]) -> list[T]:
-        """The ways to say it that this split may use: of three or more, the hash keeps one for the evaluation."""
+    def phrasings(self, options: Sequence[T], more: Sequence[T] = ()) -> list[T]:
+        """The ways to say it that this split may use: of three or more, the hash keeps one for the evaluation.
+
+        `more` are further ones for training, which leave the choice of the kept one alone.
+        """
         if len(options) < 3:
             return list(options)
         kept = zlib.crc32("|".join(map(str, options)).encode()) % len(options)
-        return [option for index, option in enumerate(options) if (index == kept) == (self.split == "test")]
+        found = [option for index, option in enumerate(options) if (index == kept) == (self.split == "test")]
+        return found if self.split == "test" else [*found, *more]
 
-    def seen(self, options: Sequence[T]) -> list[T]:
-        """The ways to say it that training may use, and all of them in the evaluation."""
-        return list(options) if self.split == "test" else self.phrasings(options)
+    def seen(self, options: Sequence[T], more: Sequence[T] = ()) -> list[T]:
+        """The ways to say it that training may use, and all of `options` in the evaluation."""
+        return list(options) if self.split == "test" else self.phrasings(options, more)
 
     def opened(self, question: str) -> str:
         """The question, now and then with a few words before it."""
         return self.choice(OPENERS) + question if self.chance(0.15) else question
 
-    def phrasing(self, options: Sequence[T]) -> T:
+    def phrasing(self, options: Sequence[T], more: Sequence[T] = ()) -> T:
         """One of the ways to say it that this split may use."""
-        return self.choice(self.phrasings(options))
+        return self.choice(self.phrasings(options, more))
 
     def from_split(self, options: Sequence[str]) -> str:
         """One of the words that belong to this split."""
