@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tiny_llm.decode.beam import Beam, Row, Search
+from tiny_llm.decode.beam import Beam, Logprobs, Search
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.lifecycle import Step
 from tiny_llm.engine.request import Request
@@ -27,7 +27,7 @@ def solo(prompt: Sequence[int], num_tokens: int, sample: int = 0, stops: frozens
     return tokens[len(prompt) :]
 
 
-def next_row(tokens: Sequence[int]) -> Row:
+def next_row(tokens: Sequence[int]) -> Logprobs:
     """Log-probabilities (VOCAB,) of the token after these."""
     logits = np.random.default_rng(hash(tuple(tokens)) % 2**32).normal(size=VOCAB)
     return (logits - np.log(np.exp(logits).sum())).astype(np.float32)
@@ -50,7 +50,7 @@ class FakeRunner:
         self.pool = pool
         self.slots: list[dict[int, tuple[int, int]]] = [{} for _ in range(pool.num_blocks)]
         self.computed = 0
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, Logprobs] = {}
 
     def run(self, step: Step) -> list[int | None]:
         for source, target in step.copies:

@@ -22,6 +22,7 @@ from tiny_llm.engine.request import Request
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 SAMPLED = SamplingParams(max_tokens=12, ignore_eos=True, seed=5)
+SEARCH = SamplingParams(max_tokens=12, beam_width=4, n=3, length_penalty=0.7)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,32 @@ def test_every_answer_is_the_one_of_a_solo_run(
     assert any(event.kind == "copy" for event in events) or block_size == 1
 
 
+@pytest.mark.parametrize(
+    ("blocks", "block_size", "prefix_cache", "limits"),
+    [
+        (200, 4, True, {}),
+        (200, 4, False, {}),
+        (46, 4, True, {}),
+        (46, 4, False, {"token_budget": 9}),
+        (12, 16, True, {}),
+    ],
+)
+def test_beams_beside_others_find_what_they_find_alone(
+    llm: LLM, blocks: int, block_size: int, prefix_cache: bool, limits: dict
+) -> None:
+    events = []
+    requests = [replace(one, params=replace(one.params, n=1)) for one in mixed_requests(llm, 6, seed=2)]
+    asked = [SEARCH, replace(SEARCH, beam_width=2, n=2), replace(SEARCH, stop_token_ids=(7, 9, 11), max_tokens=30)]
+    searches = [request(llm, f"s{i}", range(i, i + 11), params) for i, params in enumerate(asked)]
+    got = run(make_loop(llm, blocks, block_size, prefix_cache, events.append, **limits), [*requests, *searches])
+    for one in [*requests, *searches]:
+        want = alone(llm, one)
+        assert got[one.id].keys() == want.keys() == set(range(one.params.n))
+        for index in want:
+            assert_same(llm, one, index, got[one.id][index], want[index])
+    assert {"branch", "copy"} <= {event.kind for event in events}
+
+
 def test_logprobs_are_those_of_a_solo_run(llm: LLM) -> None:
     asked = replace(SAMPLED, logprobs=3)
     one, other = request(llm, "one", range(20), asked), request(llm, "other", range(9), replace(GREEDY, logprobs=0))
@@ -205,7 +232,8 @@ def test_cancelled_requests_leave_nothing_behind(llm: LLM) -> None:
         (range(300), replace(GREEDY, max_tokens=300), "600 tokens are more than the context of 512"),
         ([], GREEDY, "at least one token"),
         ([1, 999], GREEDY, "999 is outside"),
-        ([1], SamplingParams(beam_width=2), "beam_width: expected 1"),
+        ([1], SamplingParams(beam_width=9), r"beam_width: expected at most max_sequences \(8\), found 9"),
+        ([1], replace(SEARCH, max_tokens=50), "max_tokens 50 and beam_width 4: needs 52 blocks of 4 tokens.* has 50"),
         ([1], SamplingParams(n=9), r"at most max_sequences \(8\), found 9"),
     ],
 )
@@ -222,6 +250,10 @@ def outputs_of(loop: Loop) -> list[Output]:
         found += loop.step()
         loop.scheduler.check()
     return found
+
+
+def deltas(outputs: Iterable[Output], name: str, index: int) -> list[Delta]:
+    return [o.delta for o in outputs if o.request_id == name and o.delta and o.delta.index == index]
 
 
 def test_a_text_that_fails_fails_alone(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +300,43 @@ def test_out_of_memory_loses_nothing(llm: LLM, monkeypatch: pytest.MonkeyPatch, 
             got = [o.delta for o in outputs if o.request_id == one.id and o.delta.index == index]
             assert_same(llm, one, index, got, want)
     assert min(sizes[where + 1 : where + 3]) < max(sizes)
+
+
+def test_out_of_memory_parts_no_beams(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator refuses twice; a search is given up only where it can't run even alone."""
+    hidden_states, count = llm.model.hidden_states, iter(range(10**9))
+
+    def run_with(fails, requests: list[Request]) -> list[Output]:
+        def scarce(tokens: mx.array, cache):
+            if fails(next(count), len(tokens), cache):
+                raise MemoryError("full")
+            return hidden_states(tokens, cache)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(llm.model, "hidden_states", scarce)
+            loop = make_loop(llm, emit=events.append)
+            for one in requests:
+                loop.add(one)
+            return outputs_of(loop)
+
+    events = []
+    search, other = request(llm, "s", range(11), SEARCH), request(llm, "o", range(20, 29))
+    outputs = run_with(lambda i, *_: i in (3, 4), [search, other])
+    for one in (search, other):
+        for index, want in alone(llm, one).items():
+            assert_same(llm, one, index, deltas(outputs, one.id, index), want)
+    assert {e.sequence for e in events if (e.kind, e.request) == ("preempt", "s")} == {0, 1, 2, 3}
+    outputs = run_with(lambda i, length, _: length in (4, 5), [search, other])
+    assert [(o.request_id, type(o.error)) for o in outputs if o.error] == [("s", MemoryError)]
+    assert_same(llm, other, 0, deltas(outputs, "o", 0), alone(llm, other)[0])
+
+
+def test_answers_that_need_more_slots_than_are_left_still_run(llm: LLM) -> None:
+    """After a failure that lost the pool three answers waited for ever for three slots of a batch that had shrunk."""
+    loop = make_loop(llm)
+    loop.add(request(llm, "three", range(9), replace(SAMPLED, n=3)))
+    loop.scheduler.config = replace(loop.limits, max_sequences=1)
+    assert run(loop, steps=100)["three"].keys() == {0, 1, 2}
 
 
 def test_a_request_that_breaks_every_step_is_given_up_alone(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ class Collected:
 
 def kv_bytes_for(requests: Sequence[Request], limits: SchedulerConfig, block_size: int, block_bytes: int) -> int:
     """Memory just large enough for as many of these requests as may run at once."""
-    longest = (len(r.tokens) + r.params.max_tokens for r in requests for _ in range(r.params.n))
+    longest = (len(r.tokens) + r.params.max_tokens for r in requests for _ in range(r.num_sequences))
     blocks = sorted((-(-tokens // block_size) for tokens in longest), reverse=True)
     return sum(blocks[: limits.max_sequences]) * block_bytes
 

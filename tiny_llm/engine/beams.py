@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from tiny_llm.decode.beam import Row, Search, deltas_of_beams
+from tiny_llm.decode.beam import Logprobs, Search, deltas_of_beams
 from tiny_llm.decode.generate import Delta
 from tiny_llm.engine.lifecycle import Step
 from tiny_llm.engine.request import Request, Sequence, State
@@ -16,7 +16,7 @@ class Beams:
     def __init__(self, scheduler: Scheduler):
         self.scheduler = scheduler
         self._searches: dict[str, Search] = {}
-        self._rows: dict[Sequence, Row] = {}
+        self._rows: dict[Sequence, Logprobs] = {}
 
     def add(self, request: Request) -> None:
         params = request.params
@@ -31,7 +31,7 @@ class Beams:
         self._searches.pop(request_id, None)
         self._rows = {s: row for s, row in self._rows.items() if s.request.id != request_id}
 
-    def advance(self, step: Step, rows: Mapping[int, Row], now: float) -> list[tuple[Sequence, Search]]:
+    def advance(self, step: Step, rows: Mapping[int, Logprobs], now: float) -> list[tuple[Sequence, Search]]:
         """Take in log-probabilities, by the number of the entry in its step; the searches that have ended by them."""
         touched = dict[str, None]()
         for place, row in rows.items():

@@ -140,8 +140,6 @@ class LLM:
         self, prompts: Sequence[Prompt], params: SamplingParams, template: Mapping[str, Any] | None, progress: bool
     ) -> list[Completion]:
         """Many prompts through the serving engine's loop, in this thread and with a pool for this call alone."""
-        if params.beam_width > 1:
-            return [c for p in prompts for c in cast(list[Completion], self.generate(p, params, template=template))]
         requests = [self.request(str(i), prompt, params, template) for i, prompt in enumerate(prompts)]
         collected = run_all(self._loop(requests), requests, progress)
         return [completion for one in collected for completion in completions_of(one)]

@@ -16,8 +16,10 @@ import mlx.core as mx
 from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
 from tiny_llm.config.serving import ServingConfig
+from tiny_llm.decode.beam import Logprobs
 from tiny_llm.decode.generate import Delta, Token, check_prompt, deltas_of
 from tiny_llm.decode.structured import Grammars
+from tiny_llm.engine.beams import Beams, texts_of
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.lifecycle import Entry, Step
@@ -79,23 +81,26 @@ class Loop:
         self.scheduler = Scheduler(self.limits, blocks, tree, emit)
         self.runner = Runner(model, self.pool, Grammars(tokenizer, model.config.vocab_size))
         self._answers: dict[tuple[str, int], Answer] = {}
+        self._beams = Beams(self.scheduler)
         self._running: Running | None = None
         self._good = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._answers)
+        return bool(self._answers or self._beams)
 
     def add(self, request: Request) -> None:
         """Take in a request. Raises ValueError, with the numbers, for what can never run."""
         check_prompt(request.tokens, self.limits.max_context, self.model.config.vocab_size)
-        if request.params.beam_width > 1:
-            raise ValueError(f"beam_width: expected 1 beside others, found {request.params.beam_width}; ask alone")
         if request.params.structured is not None:
             self.runner.grammars.matcher(request.params.structured)
         if request.params.seed is None:
             request = replace(request, params=replace(request.params, seed=secrets.randbits(64)))
-        for sequence in self.scheduler.add(request, self.clock()):
+        sequences = self.scheduler.add(request, self.clock())
+        if request.searches:
+            self._beams.add(request)
+            return
+        for sequence in sequences:
             self._answers[request.id, sequence.index] = Answer(sequence, self.tokenizer)
 
     def cancel(self, request_id: str) -> bool:
@@ -110,18 +115,12 @@ class Loop:
         outputs: list[Output] = []
         if running is not None:
             try:
-                tokens = self.runner.read(running)
+                tokens, rows = self.runner.read(running), running.rows()
             except Exception as error:
                 outputs += self._after_failure(running.step, error)
                 running = None
             else:
-                self.scheduler.finish(
-                    running.step, [None if token is None else token.id for token in tokens], self.clock()
-                )
-                self._grow()
-                faults, self.runner.faults = self.runner.faults, []
-                for request_id, fault in faults:
-                    outputs += self._fail(request_id, fault)
+                outputs += self._finish(running.step, tokens, rows)
         outputs += self._start()
         if running is not None:
             for entry, token in zip(running.step.entries, tokens, strict=True):
@@ -129,12 +128,26 @@ class Loop:
                     outputs += self._texts(entry, token)
         return outputs
 
+    def _finish(self, step: Step, tokens: list[Token | None], rows: dict[int, Logprobs]) -> list[Output]:
+        """Take in what a step computed; the searches that ended, and the requests found at fault."""
+        outputs, now = list[Output](), self.clock()
+        self.scheduler.finish(step, [None if token is None else token.id for token in tokens], now)
+        for sequence, search in self._beams.advance(step, rows, now):
+            for delta in texts_of(sequence, search, self.tokenizer):
+                outputs.append(Output(sequence.request.id, delta, cached_tokens=sequence.cached))
+        self._grow()
+        faults, self.runner.faults = self.runner.faults, []
+        for request_id, fault in faults:
+            outputs += self._fail(request_id, fault)
+        return outputs
+
     def _start(self) -> list[Output]:
         """Plan the next step and set it going."""
         if not self.scheduler.has_work:
             return []
         step = self.scheduler.schedule(self.clock())
-        if not step.entries:
+        if not step.entries:  # a request needs more than the batch has shrunk to, and nobody runs beside it
+            self.scheduler.config = self.limits
             return []
         try:
             self._running = self.runner.launch(step)
@@ -164,6 +177,7 @@ class Loop:
         return [Output(request_id, error=error)]
 
     def _forget(self, request_id: str) -> None:
+        self._beams.forget(request_id)
         for key in [key for key in self._answers if key[0] == request_id]:
             del self._answers[key]
 
@@ -171,7 +185,9 @@ class Loop:
         """Go on with half of the batch; a request that fails alone, and can't be cut smaller, is given up."""
         alive = [entry for entry in step.entries if entry.sequence.state is State.RUNNING]
         self._recover(step)
-        if len(alive) == 1 and (alive[0].length == 1 or not out_of_memory(error)):
+        small = len(alive) == 1 and (alive[0].length == 1 or not out_of_memory(error))
+        beams = len(alive) > 1 and alive[0].sequence.request.searches  # they can't go on without each other
+        if small or (beams and len({entry.sequence.request.id for entry in alive}) == 1):
             return self._fail(alive[0].sequence.request.id, error)
         half = self.scheduler.config
         fewer = max(1, min(half.max_sequences, len(alive)) // 2)

@@ -1,12 +1,13 @@
 """From a step of the scheduler to arrays and back: one forward pass and one sampling for the whole ragged batch."""
 
 from collections.abc import Sequence as Row
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import mlx.core as mx
 
 from tiny_llm.cache.paged import PagedBatch, PagedPool
+from tiny_llm.decode.beam import Logprobs, log_softmax
 from tiny_llm.decode.generate import Token, TokenLogprobs
 from tiny_llm.decode.sampler import Sampled, Sampler
 from tiny_llm.decode.structured import Grammars, mask_logits
@@ -17,11 +18,20 @@ from tiny_llm.model.qwen3 import Qwen3
 
 @dataclass(frozen=True)
 class Running:
-    """A step under way: `places` are the entries, by their number in the step, whose tokens `sampled` holds."""
+    """A step under way: `places` are the entries, by their number in the step, whose tokens `sampled` holds.
+
+    `searching` are those that extend a beam, and `logits` (S, V) theirs.
+    """
 
     step: Step
-    places: list[int]
-    sampled: Sampled | None
+    places: list[int] = field(default_factory=list)
+    sampled: Sampled | None = None
+    searching: list[int] = field(default_factory=list)
+    logits: mx.array | None = None
+
+    def rows(self) -> dict[int, Logprobs]:
+        """Wait for the log-probabilities of the next token, by entry."""
+        return {} if self.logits is None else dict(zip(self.searching, map(log_softmax, self.logits), strict=True))
 
 
 class Runner:
@@ -52,16 +62,20 @@ class Runner:
             at += entry.length
             last.append(at)
         places = [place for place, entry in enumerate(entries) if entry.samples]
-        if not places:
+        searching = [place for place, entry in enumerate(entries) if entry.searches]
+        rows = [last[place] for place in places + searching]
+        if not rows:
             mx.async_eval(*self.pool.state)  # type: ignore[no-untyped-call]
-            return Running(step, [], None)
-        rows = [last[place] for place in places]
-        logits = self.model.logits(hidden if len(rows) == len(row) else hidden[mx.array(rows)])
-        logits = self._masked(logits, [entries[place].sequence for place in places])
-        sampled = self._sample(logits, [entries[place] for place in places])
-        arrays = [array for array in sampled if array is not None]
+            return Running(step)
+        logits = self.model.logits(hidden if rows == [*range(len(row))] else hidden[mx.array(rows)])
+        logits, rest = (logits[: len(places)], logits[len(places) :]) if searching else (logits, None)
+        sampled = None
+        if places:
+            logits = self._masked(logits, [entries[place].sequence for place in places])
+            sampled = self._sample(logits, [entries[place] for place in places])
+        arrays = [array for array in (*(sampled or ()), rest) if array is not None]
         mx.async_eval(*arrays, *self.pool.state)  # type: ignore[no-untyped-call]
-        return Running(step, [order[place] for place in places], sampled)
+        return Running(step, [order[place] for place in places], sampled, [order[place] for place in searching], rest)
 
     def read(self, running: Running) -> list[Token | None]:
         """Wait for a step; the token of each entry, None where it samples none."""
