@@ -16,8 +16,9 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.engine.fake import FakeRunner, solo
+from tests.engine.fake import FakeRunner, solo, solo_search
 from tiny_llm.config import SamplingParams, SchedulerConfig
+from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.radix import RadixTree
@@ -38,7 +39,7 @@ class World:
         config = SchedulerConfig(slots + self.random.randrange(20), slots, 80, weights={"a": 3.0})
         tree = RadixTree(pool) if self.random.random() < 0.7 else None
         self.pool, self.scheduler = pool, Scheduler(config, pool, tree, self.count)
-        self.runner = FakeRunner(pool)
+        self.runner, self.beams = FakeRunner(pool), Beams(self.scheduler)
         self.prefix = [self.random.randrange(3) for _ in range(20)]
 
     def count(self, event: Event) -> None:
@@ -48,15 +49,19 @@ class World:
         random = self.random
         tail = [random.randrange(3) for _ in range(random.randrange(8))]
         prompt = (*self.prefix[: random.randrange(len(self.prefix))], *tail) or (1,)
-        params = SamplingParams(max_tokens=random.randrange(1, 30), n=random.choice((1, 1, 1, 2, 3)))
+        beams = random.choice((1, 1, 1, 1, 2, 4))
+        n = 1 if beams > 1 else random.choice((1, 1, 1, 2, 3))
+        params = SamplingParams(max_tokens=random.randrange(1, 30), n=n, beam_width=beams)
         who = {"priority": random.randrange(-2, 3), "tenant": random.choice("abc")}
         deadline = self.now + random.uniform(-5, 20) if random.random() < 0.2 else None
+        request = Request(name, prompt, params, arrival=self.now, deadline=deadline, stop_tokens=STOPS, **who)
         try:
-            self.scheduler.add(
-                Request(name, prompt, params, arrival=self.now, deadline=deadline, stop_tokens=STOPS, **who), self.now
-            )
+            self.scheduler.add(request, self.now)
         except ValueError:
             self.seen["refused"] += 1
+            return
+        if request.searches:
+            self.beams.add(request)
 
     def step(self) -> None:
         random, scheduler = self.random, self.scheduler
@@ -66,7 +71,9 @@ class World:
         failed = random.random() < 0.01
         sampled = [] if failed else self.runner.run(step)
         if random.random() < 0.02:
-            self.seen["cancelled under way"] += scheduler.cancel(random.choice(list(scheduler.requests)), self.now)
+            name = random.choice(list(scheduler.requests))
+            self.seen["cancelled under way"] += scheduler.cancel(name, self.now)
+            self.beams.forget(name)
         if failed:
             self.seen["abandoned"] += 1
             scheduler.abandon(step, self.now)
@@ -74,6 +81,9 @@ class World:
             for s in scheduler.finish(step, sampled, self.now):
                 if s.finish_reason != "cancelled":
                     assert s.output == solo(s.request.tokens, s.request.params.max_tokens, s.index, STOPS)
+            for s, search in self.beams.advance(step, self.runner.rows, self.now):
+                self.seen["searched"] += 1
+                assert search.best == solo_search(s.request)
         if scheduler.tree and random.random() < 0.01:
             scheduler.tree.evict(random.randrange(4))
         scheduler.check()
