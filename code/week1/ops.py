@@ -87,6 +87,7 @@ class Ops(NamedTuple):
     compile: Callable[[Callable[..., Any]], Callable[..., Any]]
     masked_attention: Callable[..., mx.array] = masked_attention
     packed_attention: Callable[..., mx.array] = packed_attention
+    kernels: str | None = None  # the back end of our own kernels, where the table has them
 
 
 PLAIN = Ops(linear, embedding, rms_norm, apply_rope, swiglu, causal_attention, lambda function: function)

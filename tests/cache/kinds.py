@@ -10,6 +10,7 @@ from tiny_llm.cache.base import KVCache
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.quantized import QuantizedCache
 from tiny_llm.cache.rotating import RotatingCache
+from tiny_llm.cache.rotating_quantized import RotatingQuantizedCache
 from tiny_llm.config import ModelConfig, RopeConfig
 from tiny_llm.model.ops import Ops
 
@@ -21,6 +22,8 @@ KINDS: dict[str, MakeCache] = {
     "rotating, no sinks": lambda config, ops: RotatingCache(config, ops, window=6, sinks=0, spare=3),
     "rotating, no spare slots": lambda config, ops: RotatingCache(config, ops, window=8, sinks=3, spare=0),
     "rotating, one recent": lambda config, ops: RotatingCache(config, ops, window=5, sinks=4, spare=2),
+    "rotating, 8 bits": lambda config, ops: RotatingQuantizedCache(config, ops, 8, window=9, sinks=2, spare=5, step=4),
+    "rotating, 4 bits": lambda config, ops: RotatingQuantizedCache(config, ops, 4, window=6, sinks=0, spare=3),
     "8 bits": lambda config, ops: QuantizedCache(config, ops, 8, step=7),
     "4 bits": lambda config, ops: QuantizedCache(config, ops, 4, step=7),
 }
@@ -29,8 +32,10 @@ WINDOWS = {  # (window, sinks)
     "rotating, no sinks": (6, 0),
     "rotating, no spare slots": (8, 3),
     "rotating, one recent": (5, 4),
+    "rotating, 8 bits": (9, 2),
+    "rotating, 4 bits": (6, 0),
 }
-BITS = {"8 bits": 8, "4 bits": 4}
+BITS = {"8 bits": 8, "4 bits": 4, "rotating, 8 bits": 8, "rotating, 4 bits": 4}
 
 
 def shape(heads: int = 4, kv_heads: int = 2, dim: int = 32) -> ModelConfig:

@@ -15,11 +15,13 @@ from tiny_llm.cache.base import KVCache
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.quantized import QuantizedCache
 from tiny_llm.cache.rotating import RotatingCache
+from tiny_llm.cache.rotating_quantized import RotatingQuantizedCache
+from tiny_llm.kernels.table import with_kernels
 from tiny_llm.model import fused
 from tiny_llm.model.ops import PLAIN
 from tiny_llm.model.qwen3 import Qwen3
 
-TABLES = {"plain": PLAIN, "cpu": fused.CPU, "gpu": fused.GPU}
+TABLES = {"plain": PLAIN, "cpu": fused.CPU, "gpu": fused.GPU, "twins": with_kernels(PLAIN, "plain")}
 STEPS = st.lists(st.one_of(st.just(1), st.integers(1, 9), st.integers(10, 30)), min_size=1, max_size=8)
 
 
@@ -75,6 +77,15 @@ def test_a_layers_own_window_holds_as_well(kind: str, own_window: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_window_is_of_its_layer_alone(kind: str) -> None:
+    """Layers share the step's masks: what one narrows must be as before for the next."""
+    config = replace(CONFIG, sliding_window=3, sliding_layers=(0,))
+    layers = [inputs(config, 30, seed) for seed in (0, 1)]
+    got = run(KINDS[kind](config, PLAIN), layers, [4, 1, 1, 13, 1, 10])
+    np.testing.assert_allclose(got, oracle(kind, *layers[1]), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(sizes=STEPS)
 def test_cached_logits_do_not_depend_on_the_chunks(model: Qwen3, kind: str, sizes: list[int]) -> None:
@@ -96,6 +107,19 @@ def same_but_for_a_code(parts: list[mx.array], want: mx.array) -> None:
     got, wanted = np.array(mx.concatenate(parts)), np.array(want)
     assert np.abs(got - wanted).max() < 0.2
     assert np.median(np.abs(got - wanted)) < 5e-3
+
+
+@pytest.mark.parametrize(("bits", "apart"), [(8, 0.1), (4, 1.5)])
+def test_a_packed_ring_is_near_the_plain_one(model: Qwen3, bits: int, apart: float) -> None:
+    """Of logits of size 1, long after the ring has gone round."""
+    ring = {"window": 9, "sinks": 2, "spare": 5}
+    caches = (
+        RotatingQuantizedCache(model.config, model.ops, bits, **ring),
+        RotatingCache(model.config, model.ops, **ring),
+    )
+    text = mx.array(prompt(40))
+    got, want = (np.array(mx.concatenate([model(text[:30], c), model(text[30:], c)])) for c in caches)
+    assert 1e-4 < np.abs(got - want).max() < apart
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ from tiny_llm.cache.base import KVCache
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.quantized import QuantizedCache
 from tiny_llm.cache.rotating import RotatingCache
+from tiny_llm.cache.rotating_quantized import RotatingQuantizedCache
 from tiny_llm.engine.llm import POCKET
 from tiny_llm.model.tokenizer import Tokenizer
 from tiny_llm.pocket.texts import conversations
@@ -38,4 +39,5 @@ def test_eight_bits_cost_nothing_and_four_little(cost: Callable[[Callable[..., K
 
 def test_a_window_costs_nothing_while_the_text_fits(cost: Callable[[Callable[..., KVCache]], float]) -> None:
     assert abs(cost(lambda *a: RotatingCache(*a, window=512))) < 1e-4
+    assert abs(cost(lambda *a: RotatingQuantizedCache(*a, 8, window=512))) < 0.01
     assert cost(lambda *a: RotatingCache(*a, window=16)) > 0.05

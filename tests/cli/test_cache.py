@@ -16,7 +16,10 @@ GREEDY = ("--temperature", "0", "--max-tokens", "20")
         ("--cache round", "'round' is not one of 'contiguous', 'rotating', 'quantized'"),
         ("--window 99", "window: 99 is for the rotating cache, found the contiguous one; set cache to rotating"),
         ("--cache quantized --sinks 2", "sinks: 2 is for the rotating cache, found the quantized one"),
-        ("--kv-bits 4", "kv_bits: 4 is for the quantized cache"),
+        (
+            "--kv-bits 4",
+            "kv_bits: 4 is for the quantized cache, found the contiguous one; set cache to quantized or rotating",
+        ),
         ("--cache quantized --kv-bits 3", "kv_bits: expected 8 or 4, found 3"),
         ("--cache quantized --kv-group-size 48", "kv_group_size: expected one of 32, 64, 128, found 48"),
         ("--cache rotating --window 4", "window: expected more than the 4 sinks that it includes, found 4"),
@@ -37,9 +40,15 @@ def test_groups_that_do_not_divide_the_heads(run: Run, tmp_path: Path) -> None:
     result = run("generate", "--model", str(path), "--cache", "quantized", "hi")
     assert result.code == 1
     assert "kv_group_size: expected a divisor of the model's head_dim (80), found 64, 32" in result.err
+    result = run("generate", "--model", str(path), "--cache", "rotating", "--kv-bits", "8", "hi")
+    assert result.code == 1
+    assert "take a cache that is not quantized" in result.err
 
 
-@pytest.mark.parametrize("line", ["--cache rotating --window 40 --sinks 0", "--cache quantized --kv-bits 4"])
+@pytest.mark.parametrize("line", [
+    "--cache rotating --window 40 --sinks 0", "--cache quantized --kv-bits 4",
+    "--cache rotating --window 40 --kv-bits 4",
+])  # fmt: skip
 def test_every_cache_answers(run: Run, model_dir: Path, line: str) -> None:
     for command, stdin in (("generate", ""), ("chat", "hello\nthere\n")):
         words = [command, "--model", str(model_dir), *GREEDY, *without_eos(model_dir), *line.split()]

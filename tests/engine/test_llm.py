@@ -151,6 +151,7 @@ KINDS = {
     "rotating": EngineConfig(cache="rotating", window=32, sinks=2),
     "8 bits": EngineConfig(cache="quantized", kv_group_size=32),
     "4 bits": EngineConfig(cache="quantized", kv_bits=4),
+    "rotating, 8 bits": EngineConfig(cache="rotating", window=32, sinks=2, kv_bits=8),
 }
 
 
@@ -170,9 +171,10 @@ def test_other_caches_go_on_from_what_they_hold(path: Path, kind: str) -> None:
 
 
 def test_a_window_bounds_the_memory(path: Path) -> None:
-    llm = load(path, config=KINDS["rotating"])
-    llm.generate([(7 * i) % 300 for i in range(450)], GREEDY)
-    assert llm._cache.nbytes == (32 + 256) * 2 * 2 * 2 * 32 * 4  # slots; K and V, layers, heads, width, bytes
+    for kind, bits in (("rotating", 32), ("rotating, 8 bits", 8 + 2 * 32 / 32)):  # two scalings for 32 numbers
+        llm = load(path, config=KINDS[kind])
+        llm.generate([(7 * i) % 300 for i in range(450)], GREEDY)
+        assert llm._cache.nbytes == (32 + 256) * 2 * 2 * 2 * 32 * bits / 8  # slots; K and V, layers, heads, width
 
 
 def test_a_request_goes_on_from_a_file(path: Path, llm: LLM, tmp_path: Path) -> None:

@@ -1,38 +1,79 @@
 """The kernels in the real model: `--kernels`."""
 
+from collections import Counter
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
+from tests.model.parity import prompt
 from tests.support import make_model
-from tiny_llm.config import EngineConfig
-from tiny_llm.engine.llm import load
+from tiny_llm.cache.paged import PagedPool
+from tiny_llm.config import EngineConfig, QuantizationConfig
+from tiny_llm.engine.llm import LLM, POCKET, load
+from tiny_llm.kernels.sim import Simulator
 from tiny_llm.kernels.table import with_kernels
 from tiny_llm.model.ops import PLAIN
+from tiny_llm.quantize.write import write_quantized
+
+CACHES = {
+    "contiguous": {},
+    "rotating": {"cache": "rotating", "window": 9, "sinks": 2},
+    "8 bits": {"cache": "quantized"},
+    "4 bits, rotating": {"cache": "rotating", "window": 9, "sinks": 2, "kv_bits": 4},
+}
+APART = {"float32": (5e-6, 5e-5), "bfloat16": (0.03, 0.25)}  # half of the logits, of size 3, and all
+OF_A_CODE = {"8 bits": 0.25, "4 bits, rotating": 1.0}  # where rounding tips a number of the cache over to the next one
+
+
+@pytest.fixture(scope="module", params=["dense", "4 bits"])
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    quantize = None if request.param == "dense" else {"bits": 4, "group_size": 32}
+    return make_model(tmp_path_factory.mktemp("models") / "random-qwen3", dtype="bfloat16", quantize=quantize)
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "random-qwen3")
+def pocket_of_4_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pocket") / "pocket-4bit"
+    write_quantized(POCKET, path, QuantizationConfig(4, 64))
+    return path
 
 
-@pytest.mark.parametrize("ops", ["plain", "fused"])
+def logits(llm: LLM) -> np.ndarray:
+    """Of a prompt in two chunks, the first for matrix kernels, and of three steps behind it."""
+    cache, tokens = llm._new_cache(), mx.array(prompt(26))
+    parts = [llm.model(tokens[a:b], cache) for a, b in ((0, 18), (18, 23), (23, 24), (24, 25), (25, 26))]
+    return np.array(mx.concatenate(parts).astype(mx.float32))
+
+
+@pytest.mark.parametrize("dtype", APART)
+@pytest.mark.parametrize("kind", CACHES)
 @pytest.mark.parametrize("kernels", ["sim", "plain"])
-def test_the_model_answers_the_same_on_kernels(model_dir: Path, ops: str, kernels: str) -> None:
-    def logits(config: EngineConfig) -> mx.array:
-        llm = load(model_dir, config=config)
-        cache = llm._new_cache()
-        return llm.model(mx.arange(11), cache)
+def test_the_model_answers_the_same_on_kernels(model_dir: Path, kind: str, dtype: str, kernels: str) -> None:
+    expected = logits(load(model_dir, config=EngineConfig(ops="plain", dtype="float32", **CACHES[kind])))
+    got = logits(load(model_dir, config=EngineConfig(kernels=kernels, dtype=dtype, **CACHES[kind])))
+    far = np.abs(got - expected)
+    half, every = APART[dtype]
+    assert np.median(far) < half * (3 if "4 bits" in kind else 1)
+    assert far.max() < OF_A_CODE.get(kind, every)
 
-    expected = logits(EngineConfig(ops="plain"))
-    assert mx.allclose(logits(EngineConfig(ops=ops, kernels=kernels)), expected, rtol=1e-4, atol=5e-5)
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", CACHES)
+def test_the_shipped_model_says_the_same_on_kernels(packed: bool, kind: str, pocket_of_4_bits: Path) -> None:
+    settings = CACHES[kind] | ({"window": 24, "sinks": 4} if "rotating" in kind else {})
+    path = pocket_of_4_bits if packed else None
+    plain, kernels = (load(path, config=EngineConfig(**c, **settings)) for c in ({"ops": "plain"}, {"kernels": "sim"}))
+    question = [{"role": "user", "content": "What is a KV cache?"}]
+    assert (
+        kernels.generate(question, max_tokens=8, temperature=0).tokens
+        == plain.generate(question, max_tokens=8, temperature=0).tokens
+    )
 
 
-def test_every_launch_is_a_kernels(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that is never dispatched would go unnoticed: seven launches for each layer, and the last norm."""
-    from tiny_llm.kernels.sim import Simulator
-
+def launches(llm: LLM, steps: list[int], monkeypatch: pytest.MonkeyPatch) -> list[Counter[str]]:
+    """How often each kernel runs in each step of so many tokens."""
     names: list[str] = []
     launch = Simulator.launch
 
@@ -41,14 +82,81 @@ def test_every_launch_is_a_kernels(model_dir: Path, monkeypatch: pytest.MonkeyPa
         return launch(self, interface, *arguments)
 
     monkeypatch.setattr(Simulator, "launch", counted)
+    cache, found = llm._new_cache(), []
+    for tokens in steps:
+        mx.eval(llm.model(mx.arange(tokens), cache))
+        found.append(Counter(names))
+        names.clear()
+    return found
+
+
+def test_every_launch_is_a_kernels(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that is never dispatched would go unnoticed. Four packed products in a layer are of seven matrices, as
+    q, k, v and gate, up lie side by side, and the head is one more."""
     llm = load(model_dir, config=EngineConfig(kernels="sim"))
-    mx.eval(llm.model(mx.arange(3), llm._new_cache()))
-    layers = llm.config.num_hidden_layers
-    assert {name: names.count(name) for name in names} == {
-        "rms_norm": 4 * layers + 1,
-        "rope": 2 * layers,
-        "swiglu": layers,
-    }
+    layers, packed = llm.config.num_hidden_layers, "scales" in llm.model.weights["lm_head"]
+    always = {"rms_norm": 4 * layers + 1, "rope": 2 * layers, "swiglu": layers}
+    products = 4 * layers + 1
+    prefill, few, decode = launches(llm, [18, 3, 1], monkeypatch)
+    for step, kernels in ((prefill, ["quantized_tiles"]), (few, ["quantized_rows"]), (decode, ["quantized_matvec"])):
+        attention = ["decode_attention", "merge_attention"] if step is decode else ["flash_attention"]
+        assert step == always | dict.fromkeys(attention, layers) | dict.fromkeys(kernels if packed else [], products)
+
+
+@pytest.mark.parametrize(("kind", "prefill", "decode"), [
+    ("8 bits", {"flash_attention"}, {"packed_attention", "merge_attention"}),
+    ("rotating", set(), set()),
+])  # fmt: skip
+def test_the_caches_of_few_tokens_and_few_bits(
+    model_dir: Path, kind: str, prefill: set[str], decode: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt of packed keys is unpacked for FlashAttention; beyond its window a rotating cache needs its own mask,
+    which no kernel takes."""
+    llm = load(model_dir, config=EngineConfig(kernels="sim", **CACHES[kind]))
+    found = launches(llm, [18, 1], monkeypatch)
+    assert [{name for name in step if "attention" in name} for step in found] == [prefill, decode]
+
+
+def test_a_rotating_cache_within_its_window(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = load(model_dir, config=EngineConfig(kernels="sim", cache="rotating", window=40))
+    prefill, decode = launches(llm, [18, 1], monkeypatch)
+    assert "flash_attention" in prefill and "decode_attention" in decode
+
+
+def test_a_longer_text_compiles_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A length in a template would make another kernel of each token."""
+    texts: set[str] = set()
+    from tiny_llm.kernels.sim import compiler
+
+    compile_kernel = compiler.compile_kernel
+    monkeypatch.setattr(compiler, "compile_kernel", lambda *a: texts.add(a[0]) or compile_kernel(*a))
+    ops = with_kernels(PLAIN, "sim")
+    x = mx.random.normal((3, 8, 32))  # from 8 elements on MLX makes an input device memory: another kernel
+    for tokens in (1, 3):
+        before = len(texts)
+        for length in (3, 4, 700):
+            keys = mx.random.normal((2, length, 32))
+            ops.attention(x[:tokens], keys, keys, 0.2)
+        assert 1 <= len(texts) - before <= 2, tokens
+
+
+def test_requests_side_by_side_run_on_the_same_back_end(model_dir: Path) -> None:
+    llm = load(model_dir, config=EngineConfig(kernels="sim"))
+    assert PagedPool(llm.config, llm.model.ops, 2, 4).on == "sim"
+    assert PagedPool(llm.config, PLAIN, 2, 4).on == "plain"
+
+
+def test_heads_that_no_kernel_takes() -> None:
+    ops = with_kernels(PLAIN, "sim")
+    with pytest.raises(ValueError, match="expected 1 to 256 dimensions"):
+        ops.attention(mx.ones((2, 1, 257)), mx.ones((1, 2, 257)), mx.ones((1, 2, 257)), 1.0)
+
+
+def test_more_query_heads_than_decode_attention_shares() -> None:
+    ops, q, k = with_kernels(PLAIN, "sim"), mx.random.normal((1, 18, 8)), mx.random.normal((1, 5, 8))
+    np.testing.assert_allclose(
+        np.array(ops.attention(q, k, k, 0.3)), np.array(PLAIN.attention(q, k, k, 0.3)), atol=1e-5
+    )
 
 
 def test_half_precision_weights_of_another_type(model_dir: Path) -> None:

@@ -4,6 +4,7 @@ from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.memory import SPARE, bytes_per_slot
 from tiny_llm.cache.quantized import QuantizedCache, group_size_for
 from tiny_llm.cache.rotating import RotatingCache
+from tiny_llm.cache.rotating_quantized import RotatingQuantizedCache
 from tiny_llm.config import EngineConfig, ModelConfig
 from tiny_llm.config.engine import WINDOW
 from tiny_llm.model.ops import Ops
@@ -12,17 +13,20 @@ from tiny_llm.model.ops import Ops
 def new_cache(config: ModelConfig, ops: Ops, engine: EngineConfig) -> ContiguousCache:
     """An empty cache of the kind that the settings name. Raises ValueError where it can't hold this model."""
     if engine.cache == "rotating":
-        return RotatingCache(config, ops, **engine.cache_settings("window", "sinks"))
-    if engine.cache == "quantized":
-        return QuantizedCache(config, ops, engine.kv_bits or 8, engine.kv_group_size)
+        ring = engine.cache_settings("window", "sinks")
+        if engine.packed_bits:
+            return RotatingQuantizedCache(config, ops, engine.packed_bits, engine.kv_group_size, **ring)
+        return RotatingCache(config, ops, **ring)
+    if engine.packed_bits:
+        return QuantizedCache(config, ops, engine.packed_bits, engine.kv_group_size)
     return ContiguousCache(config, ops)
 
 
 def slot_bytes(config: ModelConfig, engine: EngineConfig, width: int) -> int:
     """Bytes of a token's place in the cache, with activations `width` bytes wide. Raises ValueError as `new_cache`."""
-    if engine.cache != "quantized":
+    if not engine.packed_bits:
         return bytes_per_slot(config, width)
-    return bytes_per_slot(config, width, engine.kv_bits or 8, group_size_for(config.head_dim, engine.kv_group_size))
+    return bytes_per_slot(config, width, engine.packed_bits, group_size_for(config.head_dim, engine.kv_group_size))
 
 
 def slots_at_most(engine: EngineConfig) -> int | None:

@@ -51,7 +51,7 @@ class PagedPool:
         self.config, self.ops, self.num_blocks, self.block_size = config, ops, num_blocks, block_size
         self.dtype = dtype
         self.shape = config.num_key_value_heads, num_blocks, block_size, config.head_dim
-        self.on = choose()  # the back end of the kernels
+        self.on = choose(ops.kernels)  # the back end of the kernels
         self.clear()
 
     def clear(self) -> None:

@@ -11,6 +11,8 @@ then a text may outgrow the context that the model was trained for, which `max_c
 would have to be turned again in each step.
 """
 
+from typing import Any
+
 import mlx.core as mx
 
 from tiny_llm.cache.base import check_trim
@@ -67,7 +69,7 @@ def visible(positions: mx.array, held: mx.array, sinks: int, recent: int) -> mx.
 class RotatingCache(ContiguousCache):
     """The KV cache of one sequence in `window + spare` slots; grows by `step` up to there."""
 
-    SETTINGS = ("window", "sinks", "spare")
+    SETTINGS: tuple[str, ...] = ("window", "sinks", "spare")
     COUNTERS = ("offset", "written")
 
     def __init__(
@@ -97,14 +99,14 @@ class RotatingCache(ContiguousCache):
     def _split(self) -> list[tuple[int, int, mx.array, mx.array | None]]:
         """The step in pieces that a row of slots takes and that overwrite nothing still needed.
 
-        Each is (first and last position + 1, slot, mask); the mask is None for one token that sees every slot.
+        Each is (first and last position + 1, slot, mask); the mask is None while every token is within the window.
         """
         pieces, begin = [], self.start
         while begin < self.offset:
             slot = slot_of(begin, self.sinks, self.full)
             end = min(self.offset, begin + self.spare + 1, begin + self.full - slot)
             mask = None
-            if end - begin > 1 or end > self.window:
+            if end > self.window:
                 held = held_positions(end - 1, self.sinks, self.full)[:end]
                 mask = visible(mx.arange(begin, end), held, self.sinks, self.window - self.sinks)
             pieces.append((begin, end, mx.array([slot]), mask))
@@ -112,38 +114,40 @@ class RotatingCache(ContiguousCache):
         return pieces
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        if layer == len(self.keys):
-            self.keys.append(mx.zeros((k.shape[1], 0, k.shape[2]), k.dtype))
-            self.values.append(mx.zeros((v.shape[1], 0, v.shape[2]), v.dtype))
-        out = []
+        scale, own, out = self.config.head_dim**-0.5, self.config.window_of(layer), []
         for begin, end, slot, mask in self._pieces:
-            rows = slice(begin - self.start, end - self.start)
-            keys, values = (self._put(b, layer, x[rows], slot) for b, x in ((self.keys, k), (self.values, v)))
-            seen = min(end, self.full)
-            mask = self._narrowed(mask, layer, begin, end)
-            scale = self.config.head_dim**-0.5
-            out.append(self.ops.masked_attention(q[rows], keys[:, :seen], values[:, :seen], scale, mask))
+            rows, seen = slice(begin - self.start, end - self.start), min(end, self.full)
+            keys, values = (self._keep(b, layer, x[rows], slot, seen) for b, x in ((self.keys, k), (self.values, v)))
+            if mask is not None and own is not None:
+                held = held_positions(end - 1, self.sinks, self.full)[:end]
+                mask = mask & (held[None] > mx.arange(begin, end)[:, None] - own)
+            out.append(self._look(q[rows], keys, values, scale, own, mask))
             if len(self._pieces) > 1:
                 mx.eval(out[-1])  # the next piece may write in place only when this one has read
         return out[0] if len(out) == 1 else mx.concatenate(out)
 
-    def _narrowed(self, mask: mx.array | None, layer: int, begin: int, end: int) -> mx.array | None:
-        """The mask of a layer that has a window of its own."""
-        own = self.config.window_of(layer)
-        if own is None or (mask is None and end <= own):
-            return mask
-        held = held_positions(end - 1, self.sinks, self.full)[:end]
-        near = held[None] > mx.arange(begin, end)[:, None] - own
-        return near if mask is None else mask & near
+    def _keep(self, buffers: list[mx.array], layer: int, new: mx.array, slot: mx.array, seen: int) -> Any:
+        """Write new (T, Hkv, D) from a slot on; returns the first `seen` slots, as `_look` takes them."""
+        return self._put(buffers, layer, new, slot)[:, :seen]
 
-    def _put(self, buffers: list[mx.array], layer: int, new: mx.array, slot: mx.array) -> mx.array:
+    def _look(
+        self, q: mx.array, keys: Any, values: Any, scale: float, window: int | None, mask: mx.array | None
+    ) -> mx.array:
+        """Attention under the mask, or without one over slots in the order of the text, in a layer's own window."""
+        if mask is None:
+            return self.ops.attention(q, keys, values, scale, window)
+        return self.ops.masked_attention(q, keys, values, scale, mask)
+
+    def _put(self, buffers: list[mx.array], index: int, new: mx.array, slot: mx.array) -> mx.array:
         """Write new (T, Hkv, D) from a slot on; returns the buffer, (Hkv, capacity, D)."""
-        buffer = buffers[layer]
+        if index == len(buffers):  # the first step
+            buffers.append(mx.zeros((new.shape[1], 0, new.shape[2]), new.dtype))
+        buffer = buffers[index]
         heads, room, dim = buffer.shape
         if room < self.capacity:
             buffer = mx.concatenate([buffer, mx.zeros((heads, self.capacity - room, dim), buffer.dtype)], axis=1)
-        buffers[layer] = mx.slice_update(buffer, new.swapaxes(0, 1), slot, [1])
-        return buffers[layer]
+        buffers[index] = mx.slice_update(buffer, new.swapaxes(0, 1), slot, [1])
+        return buffers[index]
 
     @property
     def trimmable(self) -> int:

@@ -58,7 +58,7 @@ class EngineOptions:
     ] = None
     kernels: Annotated[
         Literal["metal", "cuda", "sim", "plain"] | None,
-        option("Run norm, rotation and gate as our Metal kernels; sim is slow and runs anywhere."),
+        option("Run norms, rotation, gate, quantized products and attention as our kernels; sim runs anywhere."),
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"] | None, option("Number format of weights and arithmetic.")
@@ -73,9 +73,11 @@ class EngineOptions:
     ] = None
     window: Annotated[int | None, option("With a rotating cache: tokens that are seen, sinks included; 1024.")] = None
     sinks: Annotated[int | None, option("With a rotating cache: first tokens that stay in sight; 4.")] = None
-    kv_bits: Annotated[int | None, option("With a quantized cache: 8 or 4 bits a number; 8.")] = None
+    kv_bits: Annotated[int | None, option("Bits of a number, 8 or 4, in a quantized (8) or rotating cache (all).")] = (
+        None
+    )
     kv_group_size: Annotated[
-        int | None, option("With a quantized cache: numbers that share a scale, 32, 64 or 128; 64 where it fits.")
+        int | None, option("There: numbers that share a scale, 32, 64 or 128; 64 where it fits.")
     ] = None
     code: Annotated[
         str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")

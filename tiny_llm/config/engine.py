@@ -9,7 +9,8 @@ from tiny_llm.config.model import GROUP_SIZES
 CACHES = ("contiguous", "rotating", "quantized")
 KV_BITS = (8, 4)
 WINDOW, SINKS = 1024, 4  # of a rotating cache, if not set; the sinks are StreamingLLM's
-BELONGS = {"window": "rotating", "sinks": "rotating", "kv_bits": "quantized", "kv_group_size": "quantized"}
+RING, FEW_BITS = ("rotating",), ("quantized", "rotating")
+BELONGS = {"window": RING, "sinks": RING, "kv_bits": FEW_BITS, "kv_group_size": FEW_BITS}
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,10 @@ class EngineConfig:
     `ops`: "fused" (the fastest implementation of each operation) or "plain" (the readable ones).
     `dtype`: of weights and arithmetic; "auto" is float32 on a CPU and the files' own on a GPU.
     `prefill_chunk`: prompt tokens per forward pass. `max_context`: tokens a sequence may hold, None for the model's.
-    `kernels`: the back end on which norm, rotation and gate run as our Metal kernels; None leaves them to `ops`.
+    `kernels`: the back end on which our Metal kernels run, see `kernels.table`; None leaves all to `ops`.
     `cache`: "contiguous" keeps every token; "rotating" the first `sinks` and the newest, `window` in all (1024 and 4
     if not set); "quantized" keeps `kv_bits` (8 or 4, 8 if not set) for each number, in groups of `kv_group_size`
-    (64 if not set and head_dim allows it).
+    (64 if not set and head_dim allows it). With one of these two a rotating cache is packed as well.
     """
 
     ops: Literal["fused", "plain"] = "fused"
@@ -53,14 +54,21 @@ class EngineConfig:
 
     def _check_cache(self) -> None:
         require(self.cache in CACHES, f"cache: expected one of {', '.join(CACHES)}, found {self.cache!r}")
-        for name, kind in BELONGS.items():
+        for name, kinds in BELONGS.items():
             value = getattr(self, name)
             require(
-                value is None or self.cache == kind,
-                f"{name}: {value!r} is for the {kind} cache, found the {self.cache} one; set cache to {kind}",
+                value is None or self.cache in kinds,
+                f"{name}: {value!r} is for the {kinds[0]} cache, found the {self.cache} one; "
+                f"set cache to {' or '.join(kinds)}",
             )
         check_window(**self.cache_settings("window", "sinks"))
         check_packing(self.kv_bits, self.kv_group_size)
+
+    @property
+    def packed_bits(self) -> int | None:
+        """Bits of each number of keys and values; None where they are not packed."""
+        packed = self.cache == "quantized" or self.kv_bits or self.kv_group_size
+        return (self.kv_bits or 8) if packed else None
 
     def cache_settings(self, *names: str) -> dict[str, Any]:
         """Those of the named settings that are set; the caches know what holds for the others."""

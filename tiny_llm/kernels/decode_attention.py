@@ -4,8 +4,8 @@ import mlx.core as mx
 
 from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
 
-DECODE_ATTENTION = Kernel("decode_attention", "q k v lengths scale window", "parts tops sums")
-MERGE_ATTENTION = Kernel("merge_attention", "parts tops sums", "out")
+DECODE_ATTENTION = Kernel("decode_attention", "q k v lengths scale window S SPLITS", "parts tops sums")
+MERGE_ATTENTION = Kernel("merge_attention", "parts tops sums SPLITS", "out")
 CHUNK, CHUNK_OF_HEAD = 256, 64  # keys of a threadgroup: its parts are then some hundredths of what it reads
 SIMDGROUPS = 8
 MAX_DIM, MAX_HEADS = 256, 16
@@ -44,14 +44,14 @@ def decode_attention_parts(
     chunk = chunk or max(CHUNK, CHUNK_OF_HEAD * (heads // kv_heads))
     splits = splits_of(capacity, window, chunk)
     parts, tops, sums = DECODE_ATTENTION(
-        *(q, k, v, lengths, mx.array(scale, mx.float32), window),
+        *(q, k, v, lengths, mx.array(scale, mx.float32), window, capacity, splits),
         plain=lambda: parts_plain(q, k, v, lengths, scale, window, chunk),
         like=parts_like(batch * heads, splits, dim),
         grid=(splits * SIMDGROUPS * 32, kv_heads, max(1, batch)),
         threadgroup=(SIMDGROUPS * 32, 1, 1),
         template={
-            **{"T": q.dtype, "D": dim, "HEADS": heads // kv_heads, "KV_HEADS": kv_heads, "S": capacity},
-            **{"CHUNK": chunk, "SPLITS": splits, "SIMDGROUPS": SIMDGROUPS},
+            **{"T": q.dtype, "D": dim, "HEADS": heads // kv_heads, "KV_HEADS": kv_heads},
+            **{"CHUNK": chunk, "SIMDGROUPS": SIMDGROUPS},
         },
         on=on,
     )
@@ -116,11 +116,11 @@ def merge_attention(parts: mx.array, tops: mx.array, sums: mx.array, dtype: mx.D
     expect("merge_attention tops", tops, (rows, splits), mx.float32)
     expect("merge_attention sums", sums, (rows, splits), mx.float32)
     return MERGE_ATTENTION(
-        *(parts, tops, sums),
+        *(parts, tops, sums, splits),
         plain=lambda: [merge_plain(parts, tops, sums).astype(dtype)],
         like=[((rows, dim), dtype)],
         grid=(max(1, rows) * 32, 1, 1),
         threadgroup=(32, 1, 1),
-        template={"T": dtype, "D": dim, "SPLITS": splits},
+        template={"T": dtype, "D": dim},
         on=on,
     )[0]

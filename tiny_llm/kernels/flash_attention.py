@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
 
-FLASH_ATTENTION = Kernel("flash_attention", "q k v tiles scale window", "out")
+FLASH_ATTENTION = Kernel("flash_attention", "q k v tiles scale window S", "out")
 SIMDGROUPS = 4
 QUERIES = 8 * SIMDGROUPS  # of a tile
 MAX_DIM = 256
@@ -53,13 +53,13 @@ def flash_attention(
                          f"{list(spans)} and {window}")  # fmt: skip
     tiles = list(tiles_of(spans))
     return FLASH_ATTENTION(
-        *(q, k, v, mx.array(tiles, mx.int32).reshape(-1, 4), mx.array(scale, mx.float32), window),
+        *(q, k, v, mx.array(tiles, mx.int32).reshape(-1, 4), mx.array(scale, mx.float32), window, capacity),
         plain=lambda: [flash_plain(q, k, v, spans, scale, window)],
         like=[(q.shape, q.dtype)],
         grid=(max(1, len(tiles)) * SIMDGROUPS * 32, heads, 1),
         threadgroup=(SIMDGROUPS * 32, 1, 1),
         template={
-            **{"T": q.dtype, "D": dim, "H": heads, "HEADS": heads // kv_heads, "S": capacity},
+            **{"T": q.dtype, "D": dim, "H": heads, "HEADS": heads // kv_heads},
             **{"BK": keys_for(dim), "SIMDGROUPS": SIMDGROUPS},
         },
         on=on,

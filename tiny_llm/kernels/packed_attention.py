@@ -16,7 +16,7 @@ from tiny_llm.kernels.decode_attention import (
 from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
 
 PACKED_ATTENTION = Kernel(
-    "packed_attention", "q k k_scales k_biases v v_scales v_biases lengths scale window", "parts tops sums"
+    "packed_attention", "q k k_scales k_biases v v_scales v_biases lengths scale window S SPLITS", "parts tops sums"
 )
 BITS, GROUPS = (4, 8), (32, 64, 128)
 Packed = tuple[mx.array, mx.array, mx.array]
@@ -46,15 +46,15 @@ def packed_parts(
     splits = splits_of(capacity, window, chunk)
     words = dim * bits // 32
     parts, tops, sums = PACKED_ATTENTION(
-        *(q, *k, *v, lengths, mx.array(scale, mx.float32), window),
+        *(q, *k, *v, lengths, mx.array(scale, mx.float32), window, capacity, splits),
         plain=lambda: parts_plain(q, unpack(k, bits, group), unpack(v, bits, group), lengths, scale, window, chunk),
         like=parts_like(batch * heads, splits, dim),
         grid=(splits * SIMDGROUPS * 32, kv_heads, max(1, batch)),
         threadgroup=(SIMDGROUPS * 32, 1, 1),
         template={
-            **{"T": q.dtype, "D": dim, "HEADS": heads // kv_heads, "KV_HEADS": kv_heads, "S": capacity},
+            **{"T": q.dtype, "D": dim, "HEADS": heads // kv_heads, "KV_HEADS": kv_heads},
             **{"BITS": bits, "GROUP": group, "WIDTH": min(32, 1 << (words - 1).bit_length())},
-            **{"CHUNK": chunk, "SPLITS": splits, "SIMDGROUPS": SIMDGROUPS},
+            **{"CHUNK": chunk, "SIMDGROUPS": SIMDGROUPS},
         },
         on=on,
     )

@@ -19,8 +19,8 @@ from tiny_llm.kernels.flash_attention import MAX_DIM, Span, flash_plain, keys_fo
 from tiny_llm.kernels.flash_attention import SIMDGROUPS as OF_A_TILE
 from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
 
-PAGED_DECODE = Kernel("paged_decode", "q keys values tables lengths scale window", "parts tops sums")
-PAGED_PREFILL = Kernel("paged_prefill", "q keys values tables tiles scale window", "out")
+PAGED_DECODE = Kernel("paged_decode", "q keys values tables lengths scale window M SPLITS", "parts tops sums")
+PAGED_PREFILL = Kernel("paged_prefill", "q keys values tables tiles scale window M", "out")
 
 
 def paged_decode(
@@ -57,14 +57,14 @@ def paged_decode_parts(
         return parts_plain(q, k, v, lengths, scale, window, chunk)
 
     parts, tops, sums = PAGED_DECODE(
-        *(q, keys, values, tables, lengths, mx.array(scale, mx.float32), window),
+        *(q, keys, values, tables, lengths, mx.array(scale, mx.float32), window, tables.shape[1], splits),
         plain=plain,
         like=parts_like(rows * heads, splits, dim),
         grid=(splits * SIMDGROUPS * 32, kv_heads, max(1, rows)),
         threadgroup=(SIMDGROUPS * 32, 1, 1),
         template={
             **{"T": q.dtype, "D": dim, "HEADS": heads_each, "KV_HEADS": kv_heads, "N": num_blocks, "BLOCK": size},
-            **{"M": tables.shape[1], "CHUNK": chunk, "SPLITS": splits, "SIMDGROUPS": SIMDGROUPS},
+            **{"CHUNK": chunk, "SIMDGROUPS": SIMDGROUPS},
         },
         on=on,
     )
@@ -96,15 +96,16 @@ def paged_prefill(
         k, v = (mx.concatenate([taken(pool, t)[:, 0, :n] for t, n in cut], axis=1) for pool in (keys, values))
         return [flash_plain(q, k, v, spans, scale, window)]
 
+    tile_rows = mx.array(tiles, mx.int32).reshape(-1, 4)
     return PAGED_PREFILL(
-        *(q, keys, values, tables, mx.array(tiles, mx.int32).reshape(-1, 4), mx.array(scale, mx.float32), window),
+        *(q, keys, values, tables, tile_rows, mx.array(scale, mx.float32), window, tables.shape[1]),
         plain=plain,
         like=[(q.shape, q.dtype)],
         grid=(max(1, len(tiles)) * OF_A_TILE * 32, heads, 1),
         threadgroup=(OF_A_TILE * 32, 1, 1),
         template={
             **{"T": q.dtype, "D": dim, "H": heads, "HEADS": heads_each, "N": num_blocks, "BLOCK": size},
-            **{"M": tables.shape[1], "BK": keys_for(dim), "SIMDGROUPS": OF_A_TILE},
+            **{"BK": keys_for(dim), "SIMDGROUPS": OF_A_TILE},
         },
         on=on,
     )[0]

@@ -45,15 +45,17 @@ def masked_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: 
     return grouped_attention(q.swapaxes(0, 1), k, v, scale, mask).swapaxes(0, 1)
 
 
-def packed_attention(q: mx.array, k: Packed, v: Packed, scale: float, window: int | None = None) -> mx.array:
+def packed_attention(
+    q: mx.array, k: Packed, v: Packed, scale: float, window: int | None = None, mask: mx.array | None = None
+) -> mx.array:
     """Causal attention over packed keys and values, `BLOCK` slots of which are unpacked at a time.
 
     Maximum and sum of the softmax are carried from block to block (arXiv:1805.02867), in float32. q (T, Hq, D) stands
-    at the last T of S slots; result (T, Hq, D).
+    at the last T of S slots; result (T, Hq, D). A mask (T, S), where there is one, says instead who sees what.
     """
     num_queries, num_slots = q.shape[0], k.codes.shape[1]
     rows = _grouped(q * scale, k.codes.shape[0])
-    mask = causal_mask(num_queries, num_slots, window) if num_queries > 1 or window is not None else None
+    mask = _mask(num_queries, num_slots, window) if mask is None else mask
     top = mx.full((*rows.shape[:-1], 1), -1e30)
     total, mixed = mx.zeros(top.shape), mx.zeros(rows.shape)
     for begin in range(0, num_slots, BLOCK):
@@ -70,23 +72,32 @@ def packed_attention(q: mx.array, k: Packed, v: Packed, scale: float, window: in
     return _ungrouped((mixed / total).astype(q.dtype))
 
 
-def packed_attention_product(q: mx.array, k: Packed, v: Packed, scale: float, window: int | None = None) -> mx.array:
+def packed_attention_product(
+    q: mx.array, k: Packed, v: Packed, scale: float, window: int | None = None, mask: mx.array | None = None
+) -> mx.array:
     """`packed_attention` by two products that read the packed form as it is. Shapes as there."""
     num_queries, _, dim = q.shape
     rows = _grouped(q * scale, k.codes.shape[0])
     shape = rows.shape
     scores = k.product(rows.reshape(shape[0], -1, dim), dim, True).reshape(*shape[:3], -1)  # (Hkv, G, T, S)
-    if num_queries > 1 or window is not None:
-        scores = mx.where(causal_mask(num_queries, scores.shape[-1], window), scores, -1e30)
+    mask = _mask(num_queries, scores.shape[-1], window) if mask is None else mask
+    if mask is not None:
+        scores = mx.where(mask, scores, -1e30)
     weights = mx.softmax(scores, axis=-1, precise=True).reshape(shape[0], -1, scores.shape[-1])
     return _ungrouped(v.product(weights, dim, False).reshape(shape))
 
 
-def packed_attention_cpu(q: mx.array, k: Packed, v: Packed, scale: float, window: int | None = None) -> mx.array:
+def packed_attention_cpu(
+    q: mx.array, k: Packed, v: Packed, scale: float, window: int | None = None, mask: mx.array | None = None
+) -> mx.array:
     """The faster of both on a CPU, whose product with a packed matrix takes as long for each row as for the first."""
     few = q.shape[0] * q.shape[1] <= FEW_ROWS * k.codes.shape[0]
     attend: Callable[..., mx.array] = packed_attention_product if few else packed_attention
-    return attend(q, k, v, scale, window)
+    return attend(q, k, v, scale, window, mask)
+
+
+def _mask(num_queries: int, num_slots: int, window: int | None) -> mx.array | None:
+    return causal_mask(num_queries, num_slots, window) if num_queries > 1 or window is not None else None
 
 
 def _grouped(q: mx.array, num_kv_heads: int) -> mx.array:

@@ -1,5 +1,5 @@
 // One query for each sequence against a CHUNK of its keys: a part of softmax(q Kᵀ scale) V (flash-decoding).
-// q (B, H, D), k, v (B, H / HEADS, S, D) of T; lengths (B,) int; scale float; window int, 0 for none.
+// q (B, H, D), k, v (B, H / HEADS, S, D) of T; lengths (B,) int; scale float; window (0: none), S, SPLITS int.
 // parts (B, H, SPLITS, D), tops, sums (B, H, SPLITS) float: Σ exp(s - top) v, top = max s, Σ exp(s - top).
 // A threadgroup takes one chunk of one key-value head, so that all HEADS query heads share what it reads; its
 // simdgroups take turns over the keys, with a running maximum and sum each.

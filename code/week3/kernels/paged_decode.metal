@@ -1,5 +1,5 @@
 // As decode_attention.metal, over keys and values that lie in blocks of a pool, wherever a sequence's table says.
-// q (R, H, D), keys, values (KV_HEADS, N, BLOCK, D) of T; tables (R, M) int; lengths (R,) int; scale float; window int.
+// q (R, H, D), keys, values (KV_HEADS, N, BLOCK, D) of T; scale float; tables (R, M), lengths, window, M, SPLITS int.
 // parts (R, H, SPLITS, D), tops, sums (R, H, SPLITS) float: Σ exp(s - top) v, top = max s, Σ exp(s - top).
 // A threadgroup takes one chunk of one key-value head, so that all HEADS query heads share what it reads; its
 // simdgroups take turns over the keys, each with a running maximum and sum.

@@ -1,5 +1,5 @@
 // As flash_attention.metal, over keys and values that lie in blocks of a pool, wherever a sequence's table says.
-// q, out (T, H, D), keys, values (H / HEADS, N, BLOCK, D) of T; tables (R, M) int; scale float; window int, 0 for none.
+// q, out (T, H, D), keys, values (H / HEADS, N, BLOCK, D) of T; tables (R, M) int; scale float; window (0: none), M int.
 // tiles (n, 4) int, of each tile: its first query's row, the number of its queries, its sequence, its first query's
 // position there. A prompt's chunk, the proof of a draft and one token of decoding are the same but for their lengths.
 // BODY

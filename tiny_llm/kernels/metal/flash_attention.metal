@@ -1,5 +1,5 @@
 // softmax(Q Kᵀ scale) V without ever writing the scores to memory (FlashAttention), for a ragged row of sequences.
-// q, out (T, H, D), k, v (H / HEADS, S, D) of T; scale float; window int, 0 for none. tiles (n, 4) int, of each tile:
+// q, out (T, H, D), k, v (H / HEADS, S, D) of T; scale float; window (0: none), S int. tiles (n, 4) int, of each:
 // its first query's row, the number of its queries, its sequence's first key, its first query's position there.
 // A threadgroup takes one tile of 8 SIMDGROUPS queries of one head and goes over the keys, BK at a time. A simdgroup
 // owns 8 queries; 4 lanes share a row of its scores, and hold its running maximum and sum.

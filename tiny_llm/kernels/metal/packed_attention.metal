@@ -1,6 +1,6 @@
 // decode_attention.metal over packed keys and values: x = scale q + bias, one scale and bias for GROUP dimensions.
 // q (B, H, D), their scales and biases (B, H / HEADS, S, D / GROUP) of T; k, v (B, H / HEADS, S, D BITS / 32) uint;
-// lengths (B,) int; scale float; window int, 0 for none.
+// lengths (B,) int; scale float; window (0: none), S, SPLITS int.
 // parts (B, H, SPLITS, D), tops, sums (B, H, SPLITS) float: Σ exp(s - top) v, top = max s, Σ exp(s - top).
 // A lane unpacks EACH words of a key once for all HEADS; WIDTH lanes make up a key, so a simdgroup takes 32 / WIDTH.
 template <int BITS>
