@@ -21,6 +21,16 @@ SUM_ASKS = (
     "Work out {}.",
     "What does {} make?",
 )
+MORE_SUM_ASKS = (  # these and the other MORE_…: in training only
+    "What is the value of {}?",
+    "Give me {}.",
+    "I want to know {}.",
+    "Could you compute {}?",
+    "{}, please.",
+    "What comes out of {}?",
+    "Help me with {}.",
+    "Do the sum {}.",
+)
 
 
 def number_text(value: float) -> str:
@@ -55,7 +65,12 @@ def calculator(words: Words) -> Tool:
     def request(words: Words) -> Request:
         said, expression, result = sum_of(words)
         shown = f'{{"result": {result}}}' if words.chance(0.3) else result
-        return Request(words.phrasing(SUM_ASKS).format(said), {label: expression}, shown, f"{expression} = {result}.")
+        return Request(
+            words.phrasing(SUM_ASKS, MORE_SUM_ASKS).format(said),
+            {label: expression},
+            shown,
+            f"{expression} = {result}.",
+        )
 
     return Tool("calculator", schema(name, about, {label: parameter(words, label, "word")}), request)
 
@@ -74,6 +89,18 @@ CLOCK_ASKS = (
     "What day is today?",
     "Do you have the time?",
 )
+MORE_CLOCK_ASKS = (
+    "Today's date, please.",
+    "Which date is it?",
+    "What is the date?",
+    "Tell me today's date.",
+    "I want to know the date of today.",
+    "Is it late?",
+    "The time, please.",
+    "What does the clock say?",
+    "What is the current date?",
+    "Say the time.",
+)
 
 
 def clock(words: Words) -> Tool:
@@ -84,7 +111,7 @@ def clock(words: Words) -> Tool:
         now = words.date() + words.choice((" ", ", ", "T")) + words.time()
         now += f":{words.integer(10, 59)}" if words.chance(0.3) else ""
         now = f"{words.value('day')} {now}" if words.chance(0.3) else now
-        return Request(words.phrasing(CLOCK_ASKS), {}, now, f"It is {now}.")
+        return Request(words.phrasing(CLOCK_ASKS, MORE_CLOCK_ASKS), {}, now, f"It is {now}.")
 
     return Tool("clock", schema(name, about, {}), request)
 
@@ -98,6 +125,13 @@ SEARCH_ASKS = (
     "Find out: {q}",
     "What do the documents say? {q}",
     "Check the documents. {q}",
+)
+MORE_SEARCH_ASKS = (
+    "{q} Look into the documents.",
+    "I want to know this: {q}",
+    "Answer from the documents: {q}",
+    "{q} It is in the documents.",
+    "Please search: {q}",
 )
 
 
@@ -117,7 +151,9 @@ def search(words: Words) -> Tool:
         else:
             question, place, found = words.choice(document.answered)
             answer = cited(found, place)
-        return Request(words.phrasing(SEARCH_ASKS).format(q=question), {label: question}, lines, answer)
+        return Request(
+            words.phrasing(SEARCH_ASKS, MORE_SEARCH_ASKS).format(q=question), {label: question}, lines, answer
+        )
 
     return Tool("search", schema(name, about, {label: parameter(words, label, "word")}), request)
 
@@ -135,6 +171,16 @@ READ_ASKS = (
     "Display {}.",
     "What does the file {} contain?",
 )
+MORE_READ_ASKS = (
+    "I want to read {}.",
+    "Let me see the file {}.",
+    "Please open {}.",
+    "What stands in {}?",
+    "I need the text of {}.",
+    "Tell me what is in {}.",
+    "Look into {}.",
+    "Read out {}.",
+)
 
 
 def read_file(words: Words) -> Tool:
@@ -150,7 +196,9 @@ def read_file(words: Words) -> Tool:
             lambda: str(words.value("text")),
         )
         text = words.choice(texts)()
-        return Request(words.phrasing(READ_ASKS).format(path), {label: path}, text, f"{path} says: {text}")
+        return Request(
+            words.phrasing(READ_ASKS, MORE_READ_ASKS).format(path), {label: path}, text, f"{path} says: {text}"
+        )
 
     return Tool("read_file", schema(name, about, {label: parameter(words, label, "word")}), request)
 
@@ -188,6 +236,14 @@ PYTHON_ASKS = (
     "Can you {} in Python?",
     "Run Python and {}.",
 )
+MORE_PYTHON_ASKS = (
+    "In Python, please {}.",
+    "Let Python {}.",
+    "Use a Python program to {}.",
+    "{} by Python.",
+    "I want you to {} with Python.",
+    "Write Python that can {}.",
+)
 
 
 def python(words: Words) -> Tool:
@@ -197,7 +253,7 @@ def python(words: Words) -> Tool:
 
     def request(words: Words) -> Request:
         task, code, printed = code_task(words)
-        asks = words.phrasing(PYTHON_ASKS).format(task)
+        asks = words.phrasing(PYTHON_ASKS, MORE_PYTHON_ASKS).format(task)
         question = f"Run this in Python: {code}" if words.chance(0.2) else asks
         return Request(question, {label: code}, printed, f"The output is {printed}.")
 

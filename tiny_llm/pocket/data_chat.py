@@ -94,7 +94,8 @@ def own_facts(words: Words, count: int) -> dict[str, str]:
     for name in names:
         if words.chance(0.4):
             name = words.from_split(list(attributes()))
-        found[name] = str(words.value(OWN.get(name) or attributes()[name]))
+        kind = OWN.get(name) or attributes()[name]
+        found[name if name == "name" else words.or_unknown(name, 0.15)] = str(words.value(kind))
     return found
 
 
@@ -144,12 +145,12 @@ def memory_lesson(words: Words, branches: int) -> list[Dialogue]:
             talk += aside(words)
     if words.chance(0.3):
         name = words.choice([name for name in known if name != "name"])
-        known[name] = str(words.value(OWN.get(name) or attributes()[name]))
+        known[name] = str(words.value(OWN.get(name) or attributes().get(name, "name")))
         talk += [user(f"Now my {name} is {known[name]}."), assistant(TOLD)]
     lesson = []
     asked = words.sample(list(known), branches - len(missing))
     asked += [words.choice(list(known)) for _ in range(branches - len(missing) - len(asked))]
-    for name in asked + missing:
+    for name in [*asked, *(words.or_unknown(name, 0.3) for name in missing)]:
         answer = f"Your {name} is {known[name]}." if name in known else f"You have not told me your {name}."
         lesson.append(Dialogue("multi_turn", (*talk, user(ask_back(words, name)), assistant(answer))))
     return lesson

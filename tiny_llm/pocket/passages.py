@@ -115,7 +115,7 @@ def listed_relations(about: str) -> tuple[Relation, ...]:
 def attribute_relation(words: Words) -> Relation:
     """A relation made of an attribute's name: a held-out word in the evaluation, a made-up one now and then."""
     attribute = words.from_split(list(attributes()))
-    name = words.name().lower() if words.split == "train" and words.chance(0.15) else attribute
+    name = words.or_unknown(attribute, 0.3)
     says = [text.format(a=name) for text in words.seen(ATTRIBUTE_SAYS, MORE_ATTRIBUTE_SAYS)]
     asks = [text.format(a=name) for text in words.phrasings(ATTRIBUTE_ASKS, MORE_ATTRIBUTE_ASKS)]
     return Relation(attributes()[attribute], says, asks, (name,))

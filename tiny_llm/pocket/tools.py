@@ -157,8 +157,9 @@ MORE_ATTRIBUTE_ASKS = (  # in training only
 
 def attribute_tool(words: Words, kind: str | None = None) -> Tool:
     """A tool that looks up one attribute of one kind of thing; both held-out words in the evaluation."""
-    kind = kind or words.from_split(kinds_of_things())
-    attribute = words.from_split(list(attributes()))
+    kind = kind or words.or_unknown(words.from_split(kinds_of_things()), 0.25)
+    known = words.from_split(list(attributes()))
+    attribute = words.or_unknown(known, 0.35)
     label = words.choice((kind, "name", f"{kind}_name", f"{kind}_id", "item", "key"))
     value = words.choice(("name", "name", "code")) if not label.endswith("_id") else "code"
     fill = {"k": kind, "a": attribute}
@@ -168,7 +169,7 @@ def attribute_tool(words: Words, kind: str | None = None) -> Tool:
         {label: parameter(words, label, value)},
     )
     asks = [ask.format(**fill) for ask in words.phrasings(ATTRIBUTE_ASKS, MORE_ATTRIBUTE_ASKS)]
-    results = {attribute: attributes()[attribute]}
+    results = {attribute: attributes()[known]}
     return Tool(f"attribute:{attribute}", made, requests([label], [value], asks, results))
 
 
@@ -180,7 +181,7 @@ def any_tool(words: Words) -> Tool:
 def toolbox(words: Words, count: int) -> list[Tool]:
     """Tools with different names; sometimes two that nearly are the same."""
     found: dict[str, Tool] = {}
-    near = words.from_split(kinds_of_things()) if words.chance(0.3) else None
+    near = words.or_unknown(words.from_split(kinds_of_things()), 0.25) if words.chance(0.3) else None
     while len(found) < count:
         tool = attribute_tool(words, near) if near and words.chance(0.7) else any_tool(words)
         if all(tool.family != other.family for other in found.values()):

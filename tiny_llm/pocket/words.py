@@ -96,6 +96,10 @@ class Words:
         """One of the words that belong to this split."""
         return self.choice([o for o in options if held_out(o) == (self.split == "test")] or options)
 
+    def or_unknown(self, word: str, share: float) -> str:
+        """The word; in training, this often, a made-up one in its place, that can only be matched, not remembered."""
+        return self.name().lower() if self.split == "train" and self.chance(share) else word
+
     def name(self) -> str:
         """A made-up proper name, like Brakor."""
         while True:
