@@ -5,7 +5,7 @@ from typing import Any
 
 from tiny_llm.config import SamplingParams
 from tiny_llm.decode.generate import Delta
-from tiny_llm.engine.llm import Stats
+from tiny_llm.engine.completion import Completion, Stats, join
 
 Answer = str | Exception | Sequence[str | Callable[[], None]]
 
@@ -57,3 +57,7 @@ class FakeLLM:
             yield Delta(piece, 65, 0, "stop" if written == len(texts) else None if room else "length")
             if not room:
                 return
+
+    def generate(self, prompt: Any, *, n: int = 1, **options: Any) -> list[Completion]:
+        answers = [list(self.stream(prompt, **options)) for _ in range(n)]
+        return [join(deltas, self.last_stats) for deltas in answers]

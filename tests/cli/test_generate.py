@@ -86,6 +86,15 @@ def test_several_answers(run: Run, model_dir: Path, options: tuple[str, ...], co
     assert text == shown
 
 
+@pytest.mark.parametrize("options", [("--n", "2"), ("--no-stream",), ()])
+def test_thinking_stands_where_chat_puts_it(run: Run, options: tuple[str, ...]) -> None:
+    """Answers shown at the end had their <think> tags on stdout."""
+    count = 2 if "--n" in options else 1
+    result = run("generate", "hello", *options, llm=FakeLLM(*["<think>hm</think>yes"] * count))
+    assert [line for line in result.out.splitlines() if not line.startswith("---")] == ["yes"] * count
+    assert result.err.count("hm") == count
+
+
 def test_stop_strings(run: Run, model_dir: Path) -> None:
     arguments = ("generate", "hello", "--raw", "--model", str(model_dir), *GREEDY)
     text = run(*arguments).out.removesuffix("\n")

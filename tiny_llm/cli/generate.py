@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -60,13 +60,23 @@ def generate(
         note("the model has no chat template: it continues the text")
         raw = True
     request = text if raw else messages(text, dialogue.system)
-    whole = stream is False or several or as_json
+    whole, template = stream is False or several or as_json, dialogue.template()
     with keep.kept(llm):
         if not whole:
-            show_stream(llm, request, dialogue.template(), settings)
+            show_text(llm, request, template, (d.text for d in llm.stream(request, template=template, **settings)))
+            if llm.last_stats is not None:
+                note(timing(llm.last_stats))
             return
-        answer = llm.generate(request, template=dialogue.template(), **settings)
-    show(llm, answer if isinstance(answer, list) else [answer], as_json)
+        answer = llm.generate(request, template=template, **settings)
+    completions = answer if isinstance(answer, list) else [answer]
+    if as_json:
+        print(json.dumps(as_data(llm, completions), ensure_ascii=False, allow_nan=False))
+        return
+    for place, completion in enumerate(completions, 1):
+        if len(completions) > 1:
+            print(f"--- {place} of {len(completions)} ({completion.finish_reason})", flush=True)
+        show_text(llm, request, template, [completion.text])
+    note(timing(completions[0].stats))
 
 
 def read_prompt(argument: str | None, file: Path | None) -> str:
@@ -93,32 +103,19 @@ def messages(text: str, system: str | None) -> list[dict[str, str]]:
     return [*first, {"role": "user", "content": text}]
 
 
-def show_stream(llm: "LLM", request: "Prompt", template: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Write the answer as it comes; thinking goes where chat puts it. A raw text is continued as it is."""
+def show_text(llm: "LLM", request: "Prompt", template: dict[str, Any], texts: Iterable[str]) -> None:
+    """Write an answer's pieces as they come; thinking goes where chat puts it. A raw text is continued as it is."""
     if isinstance(request, str):
-        for delta in llm.stream(request, **settings):
-            print(printable(delta.text, sys.stdout), end="", flush=True)
+        for text in texts:
+            print(printable(text, sys.stdout), end="", flush=True)
         print()
-    else:
-        view = AnswerView()
-        splitter = ThinkingSplitter(starts_thinking(llm.tokenizer.render(cast(Any, request), **template)))
-        for delta in llm.stream(request, template=template, **settings):
-            view.show(splitter.add(delta.text))
-        view.show(splitter.finish())
-        view.finish()
-    if llm.last_stats is not None:
-        note(timing(llm.last_stats))
-
-
-def show(llm: "LLM", completions: Sequence["Completion"], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(as_data(llm, completions), ensure_ascii=False, allow_nan=False))
         return
-    for place, completion in enumerate(completions, 1):
-        if len(completions) > 1:
-            print(f"--- {place} of {len(completions)} ({completion.finish_reason})")
-        print(printable(completion.text, sys.stdout))
-    note(timing(completions[0].stats))
+    view = AnswerView()
+    splitter = ThinkingSplitter(starts_thinking(llm.tokenizer.render(cast(Any, request), **template)))
+    for text in texts:
+        view.show(splitter.add(text))
+    view.show(splitter.finish())
+    view.finish()
 
 
 def as_data(llm: "LLM", completions: Sequence["Completion"]) -> dict[str, Any]:
