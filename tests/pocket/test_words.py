@@ -1,0 +1,38 @@
+"""The words that training may use: more of them than the evaluation's, and never the evaluation's own."""
+
+from typing import Any
+
+import pytest
+
+from tiny_llm.pocket import builtin, data_chat, passages, tools
+from tiny_llm.pocket.words import Words, held_out, read_table
+
+RELATIONS: list[dict[str, Any]] = read_table("tables/relations.toml")["relation"]
+LISTS = [
+    *((relation[name], relation[f"more_{name}"]) for relation in RELATIONS for name in ("says", "asks")),
+    (data_chat.TELL, data_chat.MORE_TELL),
+    (data_chat.ASK, data_chat.MORE_ASK),
+    (passages.ATTRIBUTE_SAYS, passages.MORE_ATTRIBUTE_SAYS),
+    (passages.ATTRIBUTE_ASKS, passages.MORE_ATTRIBUTE_ASKS),
+    (tools.ATTRIBUTE_ASKS, tools.MORE_ATTRIBUTE_ASKS),
+    (builtin.SUM_ASKS, builtin.MORE_SUM_ASKS),
+    (builtin.CLOCK_ASKS, builtin.MORE_CLOCK_ASKS),
+    (builtin.READ_ASKS, builtin.MORE_READ_ASKS),
+    (builtin.PYTHON_ASKS, builtin.MORE_PYTHON_ASKS),
+]
+
+
+@pytest.mark.parametrize(("options", "more"), LISTS, ids=[options[0] for options, _ in LISTS])
+def test_further_phrasings_leave_the_kept_one_to_the_evaluation(options: list[str], more: list[str]) -> None:
+    train, test = Words(0).phrasings(options, more), Words(0, "test").phrasings(options, more)
+    assert test == Words(0, "test").phrasings(options)
+    assert len(train) == len(set(train)) == len(options) + len(more) - 1
+    assert len(test) == 1
+    assert not set(train) & set(test)
+
+
+def test_a_word_that_nobody_knows_comes_in_training_only() -> None:
+    words = [Words(seed).or_unknown("height", 0.3) for seed in range(300)]
+    assert 60 < sum(word != "height" for word in words) < 120
+    assert not any(held_out(word.capitalize()) for word in words if word != "height")
+    assert all(Words(seed, "test").or_unknown("height", 0.3) == "height" for seed in range(50))
