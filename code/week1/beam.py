@@ -13,7 +13,7 @@ from tiny_llm.decode.generate import LAST, Delta, prefill
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
-Row = npt.NDArray[np.float32]  # (V,) log-probabilities of the next token
+Logprobs = npt.NDArray[np.float32]  # (V,) log-probabilities of the next token
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Search:
     live: list[Beam] = field(default_factory=lambda: [Beam((), 0.0)])
     finished: list[Beam] = field(default_factory=list)
 
-    def advance(self, logprobs: Sequence[Row]) -> list[int]:
+    def advance(self, logprobs: Sequence[Logprobs]) -> list[int]:
         """Take in each live beam's next log-probabilities; for each beam that lives now the number of the one that it
         extends, none when the search is over."""
         candidates: list[tuple[Beam, int]] = []
@@ -101,7 +101,7 @@ def deltas_of_beams(beams: Sequence[Beam], tokenizer: Tokenizer) -> Iterator[Del
         yield Delta(text, last, index, "stop" if beam.finished else "length")
 
 
-def extend(beam: Beam, logprobs: Row, count: int, stops: Collection[int]) -> list[Beam]:
+def extend(beam: Beam, logprobs: Logprobs, count: int, stops: Collection[int]) -> list[Beam]:
     """The beam longer by each of its `count` likeliest next tokens, in any order. logprobs (V,) of the next token.
 
     A token in `stops` finishes the beam, of which it is then the last token.
@@ -110,7 +110,7 @@ def extend(beam: Beam, logprobs: Row, count: int, stops: Collection[int]) -> lis
     raise NotDone("w1.7.7")
 
 
-def log_softmax(logits: mx.array) -> Row:
+def log_softmax(logits: mx.array) -> Logprobs:
     """(V,), read back."""
     row = logits.astype(mx.float32)
     return np.array(row - mx.logsumexp(row))

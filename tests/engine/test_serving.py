@@ -51,6 +51,22 @@ def test_many_prompts_at_once(llm: LLM, engine: Engine, capsys: pytest.CaptureFi
     assert stats.time_to_first_token > 0 and stats.decode_time > 0
 
 
+def test_a_miss_within_the_template_is_told(path: Path) -> None:
+    """A prefix ends where the tools begin to differ, and the event log says so; one in the user's words is another."""
+    tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("first", "second")]
+    system = {"role": "system", "content": "the quick brown fox jumps over the lazy dog"}
+    asks = [[system, {"role": "user", "content": text}] for text in ("hello there", "hello you")]
+    events: list[Event] = []
+    with Engine(path, serving=SERVING, emit=events.append) as engine:
+        for chat, offered in ((asks[0], None), (asks[1], None), (asks[0], tools[:1]), (asks[0], tools[1:])):
+            engine.generate([chat], GREEDY, template={"tools": offered} if offered else {})
+        tokens = [engine.llm.encode(chat) for chat in asks]
+    shared = next(i for i, (a, b) in enumerate(zip(*tokens, strict=False)) if a != b)
+    first, words, other, again = [e.note for e in events if e.kind == "admit"]
+    assert first == "first request" and words == f"diverged at token {shared}"
+    assert other.startswith("other sampling of the template: diverged at token ") and again.startswith(other[:24])
+
+
 def test_n_answers_to_each_prompt_lie_flat(llm: LLM) -> None:
     params = SamplingParams(n=2, max_tokens=5, seed=3)
     assert [c.index for c in llm.generate(PROMPTS[:2], params)] == [0, 1, 0, 1]

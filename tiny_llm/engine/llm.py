@@ -34,6 +34,7 @@ from tiny_llm.quantize.affine import unfused
 POCKET = Path(__file__).parent.parent / "pocket" / "weights" / "target"
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Messages | Sequence[int]
+HERE = "\ue000"  # a character of private use, where a user's words will stand
 
 
 def load(model: str | Path | None = None, *, config: EngineConfig | None = None) -> "LLM":
@@ -158,7 +159,17 @@ class LLM:
         tokens = self.encode(prompt, template)
         check_prompt(tokens, self.max_context, self.config.vocab_size)
         params = replace(params, max_tokens=min(params.max_tokens, self.max_context - len(tokens)))
-        return Request(name, tuple(tokens), params, stop_tokens=stop_tokens(self.tokenizer, params))
+        stops, head = stop_tokens(self.tokenizer, params), self._head(prompt, template or {})
+        return Request(name, tuple(tokens), params, stop_tokens=stops, head=head)
+
+    def _head(self, prompt: Prompt, template: Mapping[str, Any]) -> int:
+        """How many tokens of chat messages come before the user's first words: system prompt, tools, settings."""
+        chat = [*prompt] if prompt and isinstance(prompt[0], Mapping) else []
+        first = next((i for i, m in enumerate(chat) if cast(Any, m).get("role") == "user"), None)
+        if first is None:
+            return 0
+        shown = cast(Messages, [*chat[:first], {"role": "user", "content": HERE}])
+        return len(self.tokenizer.encode(self.tokenizer.render(shown, **template).partition(HERE)[0]))
 
     def serving_config(self, config: ServingConfig | None = None) -> ServingConfig:
         """The serving engine's settings for this model. Raises ValueError for a cache that it does not know."""

@@ -45,7 +45,8 @@ class RadixTree:
         """The known blocks that `tokens` begin with, but never all of them: the last token has to be computed.
 
         Goes on after the blocks `held`, which the caller has already. The caller shares what it takes. `head`: how many
-        tokens the chat template wrote; a prefix that ends within them was made with other settings of the template.
+        tokens come before the user's words; a prefix that ends within them was made with another system prompt, other
+        tools or settings of the chat template.
         """
         node = self.nodes.get(held[-1], self.root) if held else self.root
         if held and node is self.root:

@@ -26,8 +26,8 @@ class Request:
 
     `arrival` and `deadline` (when the answer should begin) are seconds on the scheduler's clock. `priority` is from
     -10 to 10, higher goes first. `tenant` is whose share of the engine it uses. `stop_tokens` are the ids that end an
-    answer. `head` is how many of the first tokens the chat template wrote by itself (tools, settings); it only serves
-    to tell why a prefix was not found. Raises ValueError for a value out of range.
+    answer. `head` is how many of the first tokens come before the user's own words (system prompt, tools, settings of
+    the chat template); it only serves to tell why a prefix was not found. Raises ValueError for a value out of range.
     """
 
     id: str
