@@ -37,6 +37,18 @@ def test_a_mixed_step_is_near_the_full_one(llm: LLM, bits: int, apart: float) ->
     assert 1e-5 < worst < apart
 
 
+def test_nobody_meets_what_an_old_owner_left(llm: LLM) -> None:
+    tokens, table, got = prompt(11), [2, 0, 3], []
+    for fill in (0.0, mx.nan):
+        pool = PackedPool(llm.config, llm.model.ops, 4, 4)
+        for sides in pool.packed:
+            for _, scales, biases in sides:
+                scales[:], biases[:] = fill, fill
+        llm.model.hidden_states(mx.array(tokens[:10]), PagedBatch(pool, [table], [0], [10]))
+        got.append(np.array(llm.model(mx.array(tokens[10:]), PagedBatch(pool, [table], [10], [1]))))
+    np.testing.assert_array_equal(*got)
+
+
 def test_takes_the_bytes_that_it_says(llm: LLM) -> None:
     each = block_nbytes(llm.config, 16, mx.float32, 8)
     assert each < 0.4 * block_nbytes(llm.config, 16, mx.float32)

@@ -70,13 +70,39 @@ def test_and_so_with_the_kernels(kind: str, request: pytest.FixtureRequest, monk
     except ValueError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("TINY_LLM_KERNELS", "sim")
-    check_mix(request.getfixturevalue(kind), [[9, 1, 1, 1], [5, 1, 6, 1], [1, 1, 1, 1]], 4, random.Random(1))
+    check_mix(request.getfixturevalue(kind), PLAN, 4, random.Random(1), fill=np.nan)
 
 
-def check_mix(model: Qwen3, plan: list[list[int]], block_size: int, order) -> None:
+PLAN = [[9, 1, 1, 1], [5, 1, 6, 1], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+@pytest.mark.parametrize("fill", [np.nan, np.inf, -1e30])
+def test_nobody_meets_what_an_old_owner_left(kind: str, fill: float, request: pytest.FixtureRequest) -> None:
+    """A masked slot's weight is 0, but 0 · NaN is NaN."""
+    for seed in range(4):
+        check_mix(request.getfixturevalue(kind), PLAN, 4, random.Random(seed), fill)
+
+
+def test_nobody_meets_a_neighbours_nan(model: Qwen3) -> None:
+    """The shorter of two tables is filled up, with blocks that are read and masked: none of the longer one's."""
+    pool, tokens = pool_of(model, 8, 4), prompt(6)
+    mx.eval(model.hidden_states(mx.array(tokens[:5]), PagedBatch(pool, [[3, 5]], [0], [5])))
+    for layer in range(model.config.num_hidden_layers):
+        pool.values[layer][:, mx.array([0, 1, 2, 6])] = mx.nan
+    batch = PagedBatch(pool, [[0, 1, 2, 6], [3, 5]], [14, 5], [1, 1])
+    assert len(batch._groups) == 1
+    logits = model(mx.array([7, tokens[5]]), batch)
+    assert mx.isnan(logits[0]).all()
+    close(logits[1], whole(model, tokens)[5])
+
+
+def check_mix(model: Qwen3, plan: list[list[int]], block_size: int, order, fill: float = 0.0) -> None:
     sequences = [prompt(sum(sizes), seed=i) for i, sizes in enumerate(plan)]
     tables, num_blocks = scattered(sequences, block_size)
     pool, done, left = pool_of(model, num_blocks, block_size), [0] * len(plan), [list(sizes) for sizes in plan]
+    for side in (pool.keys, pool.values):
+        side[:] = [mx.full(buffer.shape, fill) for buffer in side]
     got: list[list[np.ndarray]] = [[] for _ in plan]
     while any(left):
         chosen = [i for i in range(len(plan)) if left[i] and order.random() < 0.7]
@@ -115,7 +141,7 @@ def test_thirty_rows_of_very_different_lengths(model: Qwen3) -> None:
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
 @pytest.mark.parametrize("window", [None, 9])
 def test_the_batch_of_decodes_in_each_dtype(dtype: mx.Dtype, window: int | None) -> None:
-    """Against the parts of the kernel's twin, on tables filled up with block 0."""
+    """Against the parts of the kernel's twin, on tables filled up with one and the same block."""
     q, keys, values, tables, lengths, scale, _, _ = paged_decode_arguments(dtype, 6, 2, 40, [70, 5, 33], 8, 0, 0)
     pages = Pages.of(np.array(tables), np.array(lengths), keys.shape, window)
     got = paged_decode_plain(q, keys, values, pages, scale)

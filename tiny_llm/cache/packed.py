@@ -45,6 +45,10 @@ class PackedPool(PagedPool):
             for buffer, part in zip(buffers, mx.quantize(new.astype(self.dtype), **self.form), strict=True):
                 buffer[:, blocks, slots] = part.swapaxes(0, 1)
 
+    def blank(self, layer: int, blocks: mx.array) -> None:
+        for buffer in self.packed[layer][1]:
+            buffer[:, blocks] = 0
+
     def decode(self, layer: int, q: mx.array, pages: Pages, window: int | None) -> mx.array:
         heads, _, _, dim = self.shape
         (k, *k_scaling), (v, *v_scaling) = ([x.reshape(-1, *x.shape[2:]) for x in side] for side in self.packed[layer])
@@ -54,8 +58,7 @@ class PackedPool(PagedPool):
         scores = product(queries, k, *k_scaling, transpose=True, lhs_indices=pages.rows, **where)
         e, total = softmax_parts(scores.astype(mx.float32), pages, dim**-0.5)
         each = product(e.astype(q.dtype), v, *v_scaling, transpose=False, lhs_indices=pages.each, **where)
-        mixed = each.sum(axis=2)  # (R, Hkv, G, D)
-        return (mixed / total).reshape(q.shape).astype(q.dtype)
+        return (each.sum(axis=2, keepdims=True) / total).reshape(q.shape).astype(q.dtype)
 
     def sequence(self, layer: int, table: Sequence[int], length: int) -> tuple[mx.array, mx.array]:
         def opened(side: Packed) -> mx.array:

@@ -72,6 +72,10 @@ class PagedPool:
         self.values[layer][:, blocks, slots] = v.swapaxes(0, 1)
         # END TASK
 
+    def blank(self, layer: int, blocks: mx.array) -> None:
+        """Clear the values of blocks that have a new owner: what is masked is multiplied by 0, and 0 · NaN is NaN."""
+        self.values[layer][:, blocks] = 0
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, source to target, in all layers. A target that is also a source gives its old content."""
         if not pairs:
@@ -122,7 +126,8 @@ class PagedBatch:
         self._positions = positions_of(starts, lengths)
         padded = padded_tables(self.tables)
         blocks, slots = slots_of(padded, self._positions, lengths, pool.block_size)
-        self._blocks, self._slots = mx.array(blocks), mx.array(slots)
+        self._blocks, self._slots = (mx.array(side.astype(np.uint32)) for side in (blocks, slots))  # the index type
+        self._fresh = mx.array(self._half_filled() if pool.on == "plain" else [], mx.uint32)  # kernels don't read on
         decoding = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
         self._decoding = decoding
         spare = SPARE if pool.on == "plain" else padded.size  # a kernel fills nothing up: one group
@@ -136,6 +141,8 @@ class PagedBatch:
         return mx.array(self._positions)
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        if self._fresh.size:
+            self.pool.blank(layer, self._fresh)
         self.pool.write(layer, self._blocks, self._slots, k, v)
         parts = list(self._attended(layer, q))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
@@ -154,6 +161,11 @@ class PagedBatch:
             mine = pool.sequence(layer, self.tables[i], int(self._ends[i]))
             yield pool.ops.attention(q[at : at + self.lengths[i]], *mine, scale, window)
             at += self.lengths[i]
+
+    def _half_filled(self) -> list[int]:
+        """The blocks that this step begins and does not fill."""
+        size, steps = self.pool.block_size, zip(self.tables, self.starts, self._ends.tolist(), strict=True)
+        return [table[-1] for table, start, end in steps if start <= end - end % size < end]
 
     def _pages(self, padded: npt.NDArray[np.int32], begin: int, end: int) -> tuple[Pages, ...]:
         """The group's pages, and once more for layers with a window where there are any."""
@@ -198,10 +210,10 @@ def gathered(pool: mx.array, table: Sequence[int], length: int) -> mx.array:
 
 
 def padded_tables(tables: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
-    """Block tables as one array (R, M), short ones filled up with block 0."""
+    """Block tables as one array (R, M), short ones filled up with their own last block: nobody reads another's."""
     padded = np.zeros((len(tables), max(map(len, tables))), np.int32)
     for row, table in zip(padded, tables, strict=True):
-        row[: len(table)] = table
+        row[: len(table)], row[len(table) :] = table, table[-1]
     return padded
 
 

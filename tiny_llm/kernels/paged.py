@@ -16,7 +16,7 @@ MASKED = -1e30
 
 
 class Pages(NamedTuple):
-    """Where R sequences stand in a pool: `tables` (R, M) int32, rows filled up with 0, and `ends` (R,) int32, the
+    """Where R sequences stand in a pool: `tables` (R, M) int32, all rows filled up, and `ends` (R,) int32, the
     number of keys that the last query of each sees at most. The rest is the same, ready for the twins' products."""
 
     tables: mx.array
@@ -55,8 +55,8 @@ class Pages(NamedTuple):
 
 
 @mx.compile
-def _shifted_exp(scores: mx.array, visible: mx.array, top: mx.array, scale: mx.array) -> mx.array:
-    return exp_nonpositive(mx.where(visible, (scores - top) * scale, MASKED))
+def _weights(scores: mx.array, visible: mx.array, top: mx.array, scale: mx.array) -> mx.array:
+    return mx.where(visible, exp_nonpositive((scores - top) * scale), 0.0)
 
 
 @mx.compile
@@ -78,12 +78,12 @@ def paged_decode_plain(q: mx.array, keys: mx.array, values: mx.array, pages: Pag
     queries = q.astype(mx.float32).reshape(q.shape[0] * heads, -1, dim)  # (R·Hkv, G, D)
     scores = mx.gather_mm(queries, keys.reshape(-1, size, dim).swapaxes(1, 2), pages.rows, places)  # (R, Hkv, M, G, B)
     e, total = softmax_parts(scores, pages, scale)
-    mixed = mx.gather_mm(e, values.reshape(-1, size, dim), pages.each, places).sum(axis=2)  # (R, Hkv, G, D)
-    return (mixed / total).reshape(q.shape).astype(q.dtype)
+    each = mx.gather_mm(e, values.reshape(-1, size, dim), pages.each, places)  # (R, Hkv, M, G, D)
+    return (each.sum(axis=2, keepdims=True) / total).reshape(q.shape).astype(q.dtype)
 
 
 def softmax_parts(scores: mx.array, pages: Pages, scale: float) -> tuple[mx.array, mx.array]:
-    """e^(scale (s - top)) of what is visible, (R·Hkv·M, G, block), and each query's sum of them, (R, Hkv, G, 1)."""
+    """e^(scale (s - top)), 0 where nothing is visible, (R·Hkv·M, G, block), and their sums, (R, Hkv, 1, G, 1)."""
     top = _masked(scores, pages.visible).max(axis=(2, 4), keepdims=True)
-    e = _shifted_exp(scores, pages.visible, top, mx.array(scale))
-    return e.reshape(-1, *e.shape[3:]), e.sum(axis=(2, 4))[..., None]
+    e = _weights(scores, pages.visible, top, mx.array(scale))
+    return e.reshape(-1, *e.shape[3:]), e.sum(axis=(2, 4), keepdims=True)
