@@ -16,7 +16,7 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.engine.fake import FakeRunner, solo, solo_search
+from tests.engine.fake import FakeRunner, FakeTier, solo, solo_search
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
@@ -38,8 +38,11 @@ class World:
         slots = self.random.randrange(1, 8)
         config = SchedulerConfig(slots + self.random.randrange(20), slots, 80, weights={"a": 3.0})
         tree = RadixTree(pool) if self.random.random() < 0.7 else None
+        tiered = tree and self.random.random() < 0.4
         self.pool, self.scheduler = pool, Scheduler(config, pool, tree, self.count)
         self.runner, self.beams = FakeRunner(pool), Beams(self.scheduler)
+        if tree and tiered:
+            tree.tier = FakeTier(self.runner)
         self.prefix = [self.random.randrange(3) for _ in range(20)]
 
     def count(self, event: Event) -> None:

@@ -73,3 +73,26 @@ class FakeRunner:
         assert seen == list(enumerate(s.tokens[: start + length])), "a sequence reads what is not its own"
         assert samples == (start + length == len(s.tokens) and not s.request.searches)
         return next_token([token for _, token in seen], s.index) if samples else None
+
+
+class FakeTier:
+    """A second place for blocks that keeps what the runner's blocks remember; each fifth asked for is lost."""
+
+    def __init__(self, runner: FakeRunner):
+        self.runner, self.trouble, self.asked = runner, "", 0
+        self.files: dict[str, dict[int, tuple[int, int]]] = {}
+
+    def __contains__(self, address: str) -> bool:
+        return address in self.files
+
+    def store(self, address: str, block: int) -> None:
+        held = dict(self.runner.slots[block])
+        assert self.files.setdefault(address, held) == held, "an address names two texts"
+
+    def load(self, address: str, block: int) -> str:
+        self.asked += 1
+        if self.asked % 5 == 0:
+            del self.files[address]
+            return "damaged"
+        self.runner.slots[block] = dict(self.files[address])
+        return ""

@@ -1,15 +1,17 @@
 """The event log: complete enough to play the pool again from it, written and read without loss, drawn and traced."""
 
+import contextlib
 import json
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests.engine.fake import FakeRunner
+from tests.engine.fake import FakeRunner, FakeTier
 from tiny_llm.cli import main
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.course import viz_pages, viz_radix, viz_replay, viz_schedule
+from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import KINDS, Event, JsonLines, read
 from tiny_llm.engine.radix import RadixTree
@@ -30,19 +32,30 @@ def test_the_log_tells_every_table_and_the_whole_tree(seed: int) -> None:
     pool = BlockPool(random.randrange(12, 24), 2)
     tree = RadixTree(pool)
     scheduler, runner = Scheduler(SchedulerConfig(9, 4, 60), pool, tree, seen.append), FakeRunner(pool)
+    beams, tree.tier, kinds = Beams(scheduler), FakeTier(runner) if seed % 2 else None, set()
     for i in range(150):
         if i < 100 and random.random() < 0.5:
             prompt = (*[1] * random.randrange(6), *[random.randrange(3) for _ in range(random.randrange(1, 5))])
             n, longest = random.choice((1, 2, 3)), random.randrange(1, 9)
-            scheduler.add(Request(str(i), prompt, SamplingParams(max_tokens=longest, n=n), arrival=float(i)), float(i))
+            params = SamplingParams(max_tokens=longest, n=n, beam_width=n if random.random() < 0.4 else 1)
+            one = Request(str(i), prompt, params, arrival=float(i))
+            with contextlib.suppress(ValueError):  # beams may need more than the pool
+                scheduler.add(one, float(i))
+                if one.searches:
+                    beams.add(one)
         step = scheduler.schedule(float(i))
         scheduler.finish(step, runner.run(step), float(i))
+        beams.advance(step, runner.rows, float(i))
         if scheduler.requests and random.random() < 0.1:
-            scheduler.cancel(random.choice(list(scheduler.requests)), float(i))
+            name = random.choice(list(scheduler.requests))
+            scheduler.cancel(name, float(i))
+            beams.forget(name)
         while seen:
+            kinds.add(seen[0].kind)
             replay.apply(seen.pop(0))
         assert replay.tables == {(s.request.id, s.index): s.block_table for s in scheduler.running}
         assert replay.tree == {b: node.parent.block if node.parent else -1 for b, node in tree.nodes.items()}
+    assert {"branch", "load"} - kinds == (set() if seed % 2 else {"load"})
 
 
 def test_a_log_is_read_as_it_was_written(events: list[Event], tmp_path: Path) -> None:
@@ -51,7 +64,7 @@ def test_a_log_is_read_as_it_was_written(events: list[Event], tmp_path: Path) ->
         for event in events:
             JsonLines(stream)(event)
     assert read(path) == events
-    assert {e.kind for e in events} == KINDS - {"share"}
+    assert {e.kind for e in events} == KINDS - {"share", "load", "branch"}
     assert "blocks" not in json.loads(Event(1.0, "step").line())
 
 

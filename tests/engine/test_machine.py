@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.engine.fake import FakeRunner, solo, solo_search
+from tests.engine.fake import FakeRunner, FakeTier, solo, solo_search
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
@@ -32,16 +32,17 @@ SEEN: Counter[str] = Counter()
 class Engine(RuleBasedStateMachine):
     """Add, step, cancel, stop, abandon, evict, on a small pool, so that sharing and preemption are common."""
 
-    @initialize(
-        blocks=st.integers(8, 24), size=st.integers(1, 4), slots=st.integers(1, 6), tree=st.integers(0, 3).map(bool)
-    )
-    def begin(self, blocks: int, size: int, slots: int, tree: bool) -> None:
+    @initialize(blocks=st.integers(8, 24), size=st.integers(1, 4), slots=st.integers(1, 6), tree=st.integers(0, 4))
+    def begin(self, blocks: int, size: int, slots: int, tree: int) -> None:
         self.now, self.count = 0.0, 0
         self.events: list[Event] = []
         self.pool = BlockPool(blocks, size)
         config = SchedulerConfig(slots + 5, slots, 60, weights={"a": 3.0})
         self.scheduler = Scheduler(config, self.pool, RadixTree(self.pool) if tree else None, self.events.append)
         self.runner, self.beams = FakeRunner(self.pool), Beams(self.scheduler)
+        if tree > 2:
+            assert self.scheduler.tree is not None
+            self.scheduler.tree.tier = FakeTier(self.runner)
 
     @rule(
         shared=st.integers(0, len(PREFIX)),

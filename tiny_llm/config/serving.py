@@ -1,6 +1,7 @@
 """How much the serving engine may use, and how it shares it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tiny_llm.config.engine import check_packing
 from tiny_llm.config.fields import require
@@ -14,18 +15,25 @@ class ServingConfig:
     `kv_bytes`: memory of the block pool, all of it taken at the start; None for room for `max_sequences` whole
     contexts of at most 4,096 tokens, but no more than a quarter of the memory that is free. `block_size`: tokens of a
     block. `kv_bits`: 8 or 4 for packed keys and values, None for the model's own numbers. `prefix_cache`: keep what was
-    computed for prompts that begin alike. `scheduler`: who runs when.
+    computed for prompts that begin alike. `disk_folder`: where blocks of the prefix cache go that the pool has no room
+    for, found again by later runs too, `disk_bytes` of them at most. `scheduler`: who runs when.
     """
 
     kv_bytes: int | None = None
     block_size: int = 32
     kv_bits: int | None = None
     prefix_cache: bool = True
+    disk_folder: Path | str | None = None
+    disk_bytes: int = 4 * 2**30
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("kv_bytes", "block_size"):
+        for name in ("kv_bytes", "block_size", "disk_bytes"):
             value = getattr(self, name)
             ok = (value is None and name == "kv_bytes") or (isinstance(value, int) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {value!r}")
         check_packing(self.kv_bits, None)
+        require(
+            self.prefix_cache or self.disk_folder is None,
+            f"disk_folder: holds blocks of the prefix cache, which is off; found {str(self.disk_folder)!r}",
+        )

@@ -33,7 +33,7 @@ class Replay:
             self.num_blocks, self.block_size = e.tokens, e.start
         elif e.kind in ("admit", "branch"):
             self.tables[whose] = list(e.blocks)
-        elif e.kind in ("share", "chunk"):
+        elif e.kind in ("share", "load", "chunk"):
             self.tables[whose] += e.blocks
         elif e.kind == "copy":
             table = self.tables[whose]

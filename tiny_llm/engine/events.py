@@ -6,13 +6,14 @@ arrival  a request came                                        -                
 admit    a sequence runs (note: why its prefix is no longer)   those it shares           0, tokens found in them
 share    running, it takes over blocks known by now            those                     tokens before, tokens found
 chunk    its part of a step, a decode is a chunk of 1          those newly taken         tokens before, length
+load     blocks read back from the disk (note: a fault)    those                     tokens before, tokens in them
 branch   a beam goes on from another (note: which)         all that it holds now     0, tokens in them
 copy     copy-on-write                                         source, target            -
 step     a step is done                                        -                         0, tokens in it
 token    a token was sampled                                   -                         its place, 1
 keep     the prefix tree keeps its blocks                      above (or -1), then kept  tokens before, tokens kept
 preempt  it gives up its blocks and waits again                those                     0, tokens lost
-evict    the tree gives up blocks                              those                     -
+evict    the tree gives up blocks (note: a fault)          those                     -
 finish   a sequence ends (note: why)                           those                     0, tokens generated
 """
 
@@ -23,7 +24,7 @@ from typing import Any, TextIO
 
 from tiny_llm.config.fields import require
 
-KINDS = frozenset("pool arrival admit share branch chunk copy step token keep preempt evict finish".split())
+KINDS = frozenset("pool arrival admit share load branch chunk copy step token keep preempt evict finish".split())
 
 
 @dataclass(frozen=True)

@@ -80,13 +80,26 @@ class Lifecycle:
         sequence.state, sequence.cached = State.RUNNING, found.num_tokens
         insort(self.running, sequence, key=lambda s: s.rank)
         step.admitted.append(sequence)
+        self._tell(now, "admit", sequence, 0, found.num_tokens, found.blocks, found.reason)
+        if self.tree and self.tree.tier:
+            self._restore(sequence, step, now)
         if sequence.admitted is None:
             sequence.admitted = now
             self.waiting.charge(sequence.request.tenant, sequence.remaining)
-        self._tell(now, "admit", sequence, 0, found.num_tokens, found.blocks, found.reason)
         for beam in _begun(sequence):
             sequence.followers.remove(beam)
             self._start(beam, self._find(beam), step, now)
+
+    def _restore(self, sequence: Sequence, step: Step, now: float) -> None:
+        """Read back what the tree has given up beyond what was found."""
+        begin = sequence.computed
+        assert self.tree is not None
+        blocks, fault = self.tree.restore(sequence.tokens, begin, lambda: self._allocate(step, now))
+        if blocks or fault:
+            sequence.block_table += blocks
+            sequence.computed = sequence.cached = begin + len(blocks) * self.blocks.block_size
+            self._tell(now, "load", sequence, begin, sequence.computed - begin, blocks, fault)
+            self._keep(sequence, now)
 
     def _share(self, sequence: Sequence, found: Match) -> None:
         for block in found.blocks:
@@ -238,7 +251,8 @@ class Lifecycle:
 
     def _allocate(self, step: Step, now: float) -> int:
         if not self.blocks.num_free and self.tree:
-            self._tell(now, "evict", blocks=self.tree.evict(1))
+            evicted = self.tree.evict(1)
+            self._tell(now, "evict", blocks=evicted, note=self.tree.tier.trouble if self.tree.tier else "")
         return self.blocks.allocate()
 
     def check(self) -> None:

@@ -10,9 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import mlx.core as mx
 
+from tiny_llm.cache.block_files import BlockFiles
 from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
 from tiny_llm.config.serving import ServingConfig
@@ -27,6 +29,7 @@ from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request, Sequence, State
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
@@ -77,7 +80,7 @@ class Loop:
         self.limits = replace(limits, max_context=longest)
         self.pool = self._new_pool()
         blocks = BlockPool(self.pool.num_blocks, self.pool.block_size)
-        tree = RadixTree(blocks) if self.config.prefix_cache else None
+        tree = RadixTree(blocks, self._files()) if self.config.prefix_cache else None
         self.scheduler = Scheduler(self.limits, blocks, tree, emit)
         self.runner = Runner(model, self.pool, Grammars(tokenizer, model.config.vocab_size))
         self._answers: dict[tuple[str, int], Answer] = {}
@@ -208,7 +211,7 @@ class Loop:
             step = Step(step.number, running, [(0, block) for block in range(self.pool.num_blocks)])
         self.scheduler.abandon(step, now)
         if self.scheduler.tree and not self.scheduler.running:
-            self.scheduler.tree.evict(self.pool.num_blocks)
+            self.scheduler.tree.forget()
 
     def _grow(self) -> None:
         """Back towards the limits, GOOD_STEPS after GOOD_STEPS."""
@@ -218,6 +221,18 @@ class Loop:
             fewer = min(self.limits.max_sequences, 2 * config.max_sequences)
             budget = max(fewer, min(self.limits.token_budget, 2 * config.token_budget))
             self.scheduler.config = replace(config, max_sequences=fewer, token_budget=budget)
+
+    def _files(self) -> BlockFiles | None:
+        """Where the prefix tree's blocks go that the pool has no room for."""
+        if self.config.disk_folder is None:
+            return None
+        name = fingerprint(self.model.config, self.model.weights)
+        return BlockFiles(Path(self.config.disk_folder), self.config.disk_bytes, self.pool, name)
+
+    def close(self) -> None:
+        """Keep for later runs what the prefix tree knows, if it has a folder for that."""
+        if self.scheduler.tree:
+            self.scheduler.tree.save()
 
     def _new_pool(self) -> PagedPool:
         config, size, bits = self.model.config, self.config.block_size, self.config.kv_bits

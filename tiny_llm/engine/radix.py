@@ -4,11 +4,28 @@ A node is one whole block; the way to it from the root spells the tokens whose K
 node's block holds the blocks of all nodes above it, too, so a node that only the tree holds has no reader below it.
 """
 
+from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 from tiny_llm.engine.blocks import BlockPool
+
+
+class Tier(Protocol):
+    """A second place for blocks, slower and larger than the pool. An address names all tokens up to a block's end."""
+
+    trouble: str  # why the last block could not be stored, "" where it was
+
+    def __contains__(self, address: str) -> bool: ...
+
+    def store(self, address: str, block: int) -> None:
+        """Keep what a block of the pool holds, if that can be done."""
+
+    def load(self, address: str, block: int) -> str:
+        """Fill a block of the pool; returns why that can't be done, "" where it was."""
 
 
 class Match(NamedTuple):
@@ -32,11 +49,12 @@ class Node:
 class RadixTree:
     """Whole blocks of tokens by prefix, least recently used leaves out first (as SGLang's, arXiv:2312.07104).
 
-    `nodes` has each node by its block, in the order of use: a node always before its parent.
+    `nodes` has each node by its block, in the order of use: a node always before its parent. What is evicted goes to
+    the `tier`, if there is one.
     """
 
-    def __init__(self, blocks: BlockPool):
-        self.blocks = blocks
+    def __init__(self, blocks: BlockPool, tier: Tier | None = None):
+        self.blocks, self.tier = blocks, tier
         self.root = Node((), -1, 0, None)
         self.nodes: OrderedDict[int, Node] = OrderedDict()
         self._evicted: OrderedDict[int, None] = OrderedDict()  # keys of nodes that were there, to tell why one is not
@@ -149,11 +167,42 @@ class RadixTree:
 
     def _remove(self, node: Node) -> None:
         assert node.parent is not None and not node.children, "only a leaf can go"
+        self._store(node)
         del node.parent.children[node.tokens], self.nodes[node.block]
         self.blocks.drop(node.block)
         self._evicted[node.key] = None
         if len(self._evicted) > 4 * self.blocks.num_blocks:
             self._evicted.popitem(last=False)
+
+    def restore(self, tokens: Sequence[int], begin: int, allocate: Callable[[], int]) -> tuple[list[int], str]:
+        """New blocks with what the tier has of `tokens` from `begin` on, but not the last one; and what went wrong."""
+        blocks: list[int] = []
+        for place in islice(addresses(tokens[:-1], self.blocks.block_size), begin // self.blocks.block_size, None):
+            if self.tier is None or place not in self.tier:
+                break
+            block = allocate()
+            fault = self.tier.load(place, block)
+            if fault:
+                self.blocks.free(block)
+                return blocks, fault
+            blocks.append(block)
+        return blocks, ""
+
+    def save(self) -> None:
+        """Store all blocks, so that another run finds them."""
+        for node in self.nodes.values():
+            self._store(node)
+
+    def _store(self, node: Node) -> None:
+        if self.tier:
+            *_, place = addresses(self.path(node.block), self.blocks.block_size)
+            self.tier.store(place, node.block)
+
+    def forget(self) -> None:
+        """Evict what nobody reads, without keeping it elsewhere: what the blocks hold is lost."""
+        tier, self.tier = self.tier, None
+        self.evict(self.blocks.num_blocks)
+        self.tier = tier
 
     def path(self, block: int) -> list[int]:
         """The tokens from the root to the end of a node's block."""
@@ -171,6 +220,14 @@ class RadixTree:
             assert node.parent is not None and node.parent.children[node.tokens] is node, "a link is broken"
             assert order.get(node.parent.block, len(order)) > order[block], "a node is used later than its parent"
         assert sum(len(n.children) for n in (self.root, *self.nodes.values())) == len(order), "a node is lost"
+
+
+def addresses(tokens: Sequence[int], size: int) -> Iterator[str]:
+    """For each whole block what names the tokens up to its end, anywhere and at any time."""
+    digest = sha256()
+    for end in range(size, len(tokens) + 1, size):
+        digest.update(array("q", tokens[end - size : end]).tobytes())
+        yield digest.hexdigest()
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

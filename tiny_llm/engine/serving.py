@@ -173,6 +173,7 @@ class Engine:
             while self._read_inbox(loop):
                 for output in loop.step():
                     self._deliver(output)
+            loop.close()
         except BaseException as error:
             self._fault.append(error)
         finally:

@@ -33,7 +33,7 @@ def chrome_trace(events: Sequence[Event]) -> str:
         elif e.kind in ("admit", "finish") and whose in waits:
             since = waits.pop(whose)
             slices.append(_slice({**common, "ts": _micro(since - began)}, "waits", e.time - since))
-        if e.kind in ("preempt", "evict", "copy", "share"):
+        if e.kind in ("preempt", "evict", "copy", "share", "load"):
             arguments = {"blocks": list(e.blocks), "note": e.note}
             slices.append({**common, "ph": "i", "s": "t", "name": e.kind, "args": arguments})
     slices += _use(events, began)
