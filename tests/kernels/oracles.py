@@ -127,6 +127,7 @@ ORACLES: dict[str, Callable[..., list[Any]]] = {
     "split_sum": lambda parts, _: [parts.sum(0)],
     "flash_attention": lambda *arguments: [causal_attention(*arguments)],
     "decode_attention": attention_parts,
+    "copy_blocks": lambda pool, sources: [np.stack([pool[:, int(block)] for block in sources], axis=1)],
     "paged_decode": paged_parts,
     "paged_prefill": lambda *arguments: [paged_causal(*arguments)],
     "packed_attention": packed_parts,

@@ -126,6 +126,8 @@ def test_softmax_of_huge_and_masked_rows() -> None:
         ("paged_prefill", lambda a: (*a[:4], [(9, 33)], *a[5:]), "of sequences of up to 32"),
         ("paged_prefill", lambda a: (*a[:4], [(8, 18)], *a[5:]), "expected 9 new tokens"),
         ("paged_prefill", lambda a: (*a[:2], a[2][:, 1:], *a[3:]), "values: expected"),
+        ("copy_blocks", lambda a: (a[0][0], a[1]), r"pool: expected shape \(any, any, any, any\)"),
+        ("copy_blocks", lambda a: (a[0], a[1].astype(mx.uint32)), "sources: .* of int32, found .* of uint32"),
         ("merge_attention", lambda a: (a[0], a[1][:1], *a[2:]), "merge_attention tops: expected"),
         ("quantized_matvec", lambda a: (a[0].astype(mx.float16), *a[1:]), "scales: expected .* of float16"),
     ],

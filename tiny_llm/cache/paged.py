@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tiny_llm.cache.memory import bytes_per_slot
 from tiny_llm.cache.quantized import group_size_for
 from tiny_llm.config import ModelConfig
+from tiny_llm.kernels.copy_blocks import copied_blocks
 from tiny_llm.kernels.launch import choose
 from tiny_llm.kernels.paged import Pages, paged_decode_plain
 from tiny_llm.kernels.paged_attention import paged_decode, paged_prefill
@@ -84,7 +85,7 @@ class PagedPool:
             mx.array(list(side)) for side in ({b: 0 for _, b in pairs}, {b: a for a, b in pairs}.values())
         )
         for buffer in self.state:
-            copied = buffer[:, sources]
+            copied = copied_blocks(buffer, sources, on=self.on)
             mx.eval(copied)  # a reader under way would make the write a copy of the whole pool
             buffer[:, targets] = copied
         mx.eval(self.state)

@@ -4,6 +4,7 @@ Each function takes `on`: "metal", "cuda", "sim", "plain" or a `sim.Simulator`. 
 and without that the device: Metal or CUDA where MLX's default device is one, else the plain twin.
 """
 
+from tiny_llm.kernels.copy_blocks import copied_blocks
 from tiny_llm.kernels.decode_attention import decode_attention, merge_attention
 from tiny_llm.kernels.elementwise import axpby, swiglu
 from tiny_llm.kernels.flash_attention import flash_attention
@@ -17,6 +18,7 @@ from tiny_llm.kernels.softmax import softmax
 
 __all__ = [
     "axpby",
+    "copied_blocks",
     "decode_attention",
     "flash_attention",
     "merge_attention",

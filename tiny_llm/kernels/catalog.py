@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from tiny_llm.kernels.copy_blocks import COPY_BLOCKS, copied_blocks
 from tiny_llm.kernels.decode_attention import (
     DECODE_ATTENTION,
     MERGE_ATTENTION,
@@ -255,6 +256,14 @@ CATALOG = {
             lambda t: paged_prefill_arguments(t, 4, 2, 128, [(128, 128)], 32, 0),
             4 * 64,
             once="q",
+        ),
+        Entry(
+            COPY_BLOCKS,
+            copied_blocks,
+            lambda t: [(normal(t, 3, 5, 8, 80), mx.array([4, 0, 4])), (normal(t, 1, 2, 3, 7), mx.array([1]))],
+            lambda t: (normal(t, 8, 20, 16, 128), mx.array([3, 18])),
+            0,
+            once="pool",
         ),
         Entry(
             MERGE_ATTENTION,
