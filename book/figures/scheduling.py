@@ -1,4 +1,11 @@
-"""Chapters 3.1, 3.2 and 3.5: slots without and with continuous batching, the budget, the pool and the prefix tree."""
+"""Chapters 3.1, 3.2 and 3.5: slots without and with continuous batching, the budget, the pool and the prefix tree.
+
+What a step of the scheduler costs is drawn from data/scheduler.json: `python bench/scheduler.py --json`.
+"""
+
+import json
+from math import log10
+from pathlib import Path
 
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.course import viz_pages, viz_radix, viz_replay
@@ -100,7 +107,40 @@ def budget() -> Drawing:
     return drawing
 
 
+def cost() -> Drawing:
+    """Microseconds of a step by how many wait, a line for each number that runs."""
+    data = json.loads((Path(__file__).parent / "data" / "scheduler.json").read_text(encoding="utf-8"))
+    lines: dict[int, list[tuple[int, float]]] = {}
+    for row in data["rows"]:
+        waiting, running = (int(part.split()[0].replace(",", "")) for part in row["case"].split(", "))
+        lines.setdefault(running, []).append((waiting, row["ours"]))
+    told = "; ".join(
+        f"with {running} running {points[0][1]:.0f} µs where {points[0][0]} wait and {points[-1][1]:.0f} µs where "
+        f"{points[-1][0]:,} do"
+        for running, points in lines.items()
+    )
+    drawing = Drawing("scheduler-cost", 640, 300, "What a step of the scheduler costs", f"Lines that are flat: {told}.")
+
+    def place(waiting: float, micros: float) -> tuple[float, float]:
+        return 80 + 140 * (log10(waiting) - 1), 250 - 80 * (log10(micros) - 0.5)
+
+    for micros in (10, 100, 1000):
+        x, y = place(10, micros)
+        drawing.line([(x, y), (place(10_000, 1)[0], y)], dash="2 4")
+        drawing.text(x - 10, y, f"{micros:,} µs", 11, "end", GREY)
+    for waiting in (10, 100, 1000, 10_000):
+        drawing.text(place(waiting, 1)[0], 268, f"{waiting:,}", 11, colour=GREY)
+    drawing.text(290, 288, "requests that wait", 12)
+    for (running, points), hue in zip(lines.items(), HUES, strict=False):
+        drawing.line([place(*point) for point in points], colour=hue, width=2)
+        for waiting, micros in points:
+            x, y = place(waiting, micros)
+            drawing.add("circle", cx=x, cy=y, r=3.5, fill=hue, tip=f"{waiting:,} wait, {running} run: {micros:.0f} µs")
+        drawing.text(x + 12, y, f"{running} {'runs' if running == 1 else 'run'}", 12, "start")
+    return drawing
+
+
 def drawings() -> list[Drawing]:
     events = viz_replay.demo()
     (pool,) = viz_pages.frames(events, 3, 3)
-    return [slots(), gaps(), budget(), pool, viz_radix.draw("prefix-tree", events, 13)]
+    return [slots(), gaps(), budget(), cost(), pool, viz_radix.draw("prefix-tree", events, 13)]
