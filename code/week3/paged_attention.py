@@ -9,16 +9,19 @@ PagedAttention: arXiv:2309.06180)
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+from mlx.utils import tree_map
 
 from tiny_llm.cache.memory import bytes_per_slot
 from tiny_llm.cache.quantized import group_size_for
 from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
+from tiny_llm.kernels.copy_blocks import copied_blocks
 from tiny_llm.kernels.launch import choose
 from tiny_llm.kernels.paged import Pages, paged_decode_plain
 from tiny_llm.kernels.paged_attention import paged_decode, paged_prefill
@@ -46,6 +49,8 @@ def num_blocks_for(config: ModelConfig, budget: int, block_size: int, dtype: mx.
 class PagedPool:
     """K and V of all layers, made once and written in place."""
 
+    held: tuple[str, ...] = ("keys", "values")  # the attributes that hold buffers
+
     def __init__(self, config: ModelConfig, ops: Ops, num_blocks: int, block_size: int, dtype: mx.Dtype = mx.float32):
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"pool: expected blocks of at least 1 slot, found {num_blocks} blocks of {block_size}")
@@ -62,6 +67,18 @@ class PagedPool:
         for buffers in (self.keys, self.values):
             buffers += [mx.zeros(self.shape, self.dtype) for _ in range(self.config.num_hidden_layers)]
         mx.eval(self.state)
+
+    def ahead(self) -> "PagedPool":
+        """The pool as it will be: steps built on it show here when it is adopted. Nothing is copied."""
+        other = copy(self)
+        for name in self.held:
+            setattr(other, name, tree_map(copy, getattr(self, name)))
+        return other
+
+    def adopt(self, other: "PagedPool") -> None:
+        """Take over what was built on `ahead`."""
+        for name in self.held:
+            setattr(self, name, getattr(other, name))
 
     def write(self, layer: int, blocks: mx.array, slots: mx.array, k: mx.array, v: mx.array) -> None:
         """Put k and v (T, Hkv, D) into the T slots that `blocks` and `slots` name."""
@@ -80,7 +97,7 @@ class PagedPool:
             mx.array(list(side)) for side in ({b: 0 for _, b in pairs}, {b: a for a, b in pairs}.values())
         )
         for buffer in self.state:
-            copied = buffer[:, sources]
+            copied = copied_blocks(buffer, sources, on=self.on)
             mx.eval(copied)  # a reader under way would make the write a copy of the whole pool
             buffer[:, targets] = copied
         mx.eval(self.state)

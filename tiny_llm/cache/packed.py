@@ -20,6 +20,8 @@ Packed = tuple[mx.array, ...]  # words, scales, biases, as mx.quantize gives the
 class PackedPool(PagedPool):
     """A `PagedPool` of `bits` for each number; `packed[layer]` holds the keys and the values."""
 
+    held = ("packed",)
+
     def __init__(
         self,
         config: ModelConfig,

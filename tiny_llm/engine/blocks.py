@@ -53,6 +53,10 @@ class BlockPool:
         self._ref_counts[block] = 1
         return block
 
+    def upcoming(self, number: int) -> int:
+        """The block that `allocate` gives after `number` others, if none is freed before."""
+        return self._free[-1 - number]
+
     def share(self, block: int) -> None:
         """One more holder of a block in use."""
         assert self._ref_counts[block] > 0, f"block {block} is free"

@@ -1,8 +1,9 @@
 """The serving engine without threads: requests in, steps run, text out.
 
 A call of `step` waits for the step under way, plans and starts the next one, and makes text of the last one's tokens
-while the device works. What a request gets does not depend on who runs beside it: each token's random numbers are a
-function of the request's seed, the number of its sample and the token's place alone.
+while the device works. While it waits it builds the step that will probably be next. What a request gets does not
+depend on who runs beside it: each token's random numbers are a function of the request's seed, the number of its
+sample and the token's place alone.
 """
 
 import secrets
@@ -21,6 +22,7 @@ from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.beam import Logprobs
 from tiny_llm.decode.generate import Delta, Token, check_prompt, deltas_of
 from tiny_llm.decode.structured import Grammars
+from tiny_llm.engine.ahead import foresee
 from tiny_llm.engine.beams import Beams, texts_of
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
@@ -118,6 +120,7 @@ class Loop:
         outputs: list[Output] = []
         if running is not None:
             try:
+                self._prepare(running)
                 tokens, rows = self.runner.read(running), running.rows()
             except Exception as error:
                 outputs += self._after_failure(running.step, error)
@@ -130,6 +133,14 @@ class Loop:
                 if token is not None:
                     outputs += self._texts(entry, token)
         return outputs
+
+    def _prepare(self, running: Running) -> None:
+        """Build what will probably be the next step, while the device works."""
+        if self.config.disk_folder and self.scheduler.waiting:
+            return  # who comes in may bring blocks from the disk, written in place only while nothing is prepared
+        plan = foresee(self.scheduler, running.step)
+        if plan:
+            self.runner.prepare(plan, running)
 
     def _finish(self, step: Step, tokens: list[Token | None], rows: dict[int, Logprobs]) -> list[Output]:
         """Take in what a step computed; the searches that ended, and the requests found at fault."""
