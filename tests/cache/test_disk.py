@@ -45,6 +45,14 @@ def test_round_trip_and_on_from_there(path: Path, kind: str, length: int, trimme
     np.testing.assert_allclose(got, oracle(kind, *layers[1])[kept:], rtol=1e-4, atol=2e-5)
 
 
+def test_a_file_of_any_name(tmp_path: Path) -> None:
+    """MLX takes the format from a name's end, and a name without one was written and never read again."""
+    cache, _ = filled("contiguous", 5)
+    for name in ("kept", "kept.cache", "kept.npz"):
+        disk.save(tmp_path / name, cache, TOKENS, MODEL)
+        assert disk.load(tmp_path / name, KINDS["contiguous"](CONFIG, PLAIN), MODEL) == TOKENS[:5]
+
+
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_half_precision_comes_back_bit_by_bit(path: Path, dtype: mx.Dtype) -> None:
     cache, back = (KINDS["contiguous"](CONFIG, PLAIN) for _ in range(2))

@@ -42,7 +42,7 @@ def load(path: Path, cache: ContiguousCache, model: str) -> list[int]:
             f"{path}: {name}: expected {value} as this run sets it, found {about.get(name)}; "
             "run with the settings that it was written with, or name another file",
         )
-    arrays = mx.load(str(path))
+    arrays = mx.load(str(path), format="safetensors")
     assert isinstance(arrays, dict)
     mx.eval(arrays)
     count = (len(arrays) - 1) // 2
