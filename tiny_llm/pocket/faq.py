@@ -75,6 +75,7 @@ class Entry:
     answer: str
     asks: Sequence[str]
     topics: Sequence[str] = ()
+    more: Sequence[str] = ()  # further questions, for training only
 
     def question(self, words: Words) -> str:
         """A phrasing of this split, dressed up a little."""
@@ -82,7 +83,7 @@ class Entry:
             text = words.phrasing(TOPIC_ASKS).format(t=words.choice(self.topics))
             text = text[0].upper() + text[1:]
         else:
-            text = words.phrasing(self.asks)
+            text = words.phrasing(self.asks, self.more)
         text = words.choice(OPENERS) + text
         if words.chance(0.15):
             text = text.rstrip("?.!")
@@ -99,7 +100,7 @@ def faq_entries() -> tuple[Entry, ...]:
     for file in FILES:
         for row in read_table(f"faq/{file}.toml")["entry"]:
             topics = (*([row["topic"]] if "topic" in row else []), *row.get("also", []))
-            entry = Entry(row["answer"].replace("{size}", SIZE), tuple(row["asks"]), topics)
+            entry = Entry(row["answer"].replace("{size}", SIZE), tuple(row["asks"]), topics, row.get("more", ()))
             if len(entry.asks) < 4:
                 raise ValueError(f"faq/{file}.toml: {entry.answer!r} has {len(entry.asks)} questions: write at least 4")
             entries.append(entry)

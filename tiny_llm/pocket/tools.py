@@ -108,7 +108,7 @@ def listed_tool(words: Words, family: Mapping[str, Any]) -> Tool:
     kinds = tuple(family["parameters"].values())
     properties = {name: parameter(words, name, kind) for name, kind in zip(names, kinds, strict=True)}
     made = schema(words.phrasing(family["names"]), words.phrasing(family["about"]), properties)
-    asks = words.phrasings(family["asks"])
+    asks = words.phrasings(family["asks"], family.get("more_asks", ()))
     return Tool(family["id"], made, requests(names, kinds, asks, family["result"]))
 
 
@@ -173,9 +173,54 @@ def attribute_tool(words: Words, kind: str | None = None) -> Tool:
     return Tool(f"attribute:{attribute}", made, requests([label], [value], asks, results))
 
 
+SETTER_NAMES = ["set_{k}_{a}", "change_{a}", "update_{k}_{a}", "put_{a}", "write_{k}_{a}", "{k}_set_{a}"]
+SETTER_ABOUT = [
+    "Set the {a} of a {k}.",
+    "Change the {a} of a {k}.",
+    "Give a {k} a new {a}.",
+    "Write the {a} of one {k}.",
+    "Update the {a}.",
+]
+SETTER_ASKS = (
+    "Set the {a} of the {k} {{0}} to {{1}}.",
+    "Change the {a} of {{0}} to {{1}}.",
+    "The {k} {{0}} gets the {a} {{1}}.",
+    "Make {{1}} the {a} of {{0}}.",
+    "Please put the {a} of the {k} {{0}} at {{1}}.",
+    "{{1}} is the new {a} of the {k} {{0}}. Change it.",
+    "Give the {k} {{0}} the {a} {{1}}.",
+    "Update the {a} of {{0}}: {{1}}.",
+    "For {{0}}, write {{1}} as {a}.",
+    "I want {{1}} as {a} of the {k} {{0}}.",
+    "New {a} for {{0}}: {{1}}.",
+    "Let the {a} of the {k} {{0}} be {{1}}.",
+    "Can you change the {a} of {{0}} to {{1}}?",
+    "{k} {{0}}, {a} {{1}}, please.",
+)
+
+
+def setter_tool(words: Words, kind: str | None = None) -> Tool:
+    """A tool that changes one attribute of one kind of thing: two parameters, the second of any type."""
+    kind = kind or words.or_unknown(words.from_split(kinds_of_things()), 0.25)
+    known = words.from_split(list(attributes()))
+    attribute = words.or_unknown(known, 0.35)
+    fill = {"k": kind, "a": attribute}
+    labels = [
+        words.choice((kind, "name", f"{kind}_name", "item")),
+        words.choice((attribute, f"new_{attribute}", "value", "to")),
+    ]
+    kinds = ["name", attributes()[known]]
+    properties = {label: parameter(words, label, value) for label, value in zip(labels, kinds, strict=True)}
+    made = schema(words.choice(SETTER_NAMES).format(**fill), words.choice(SETTER_ABOUT).format(**fill), properties)
+    asks = [ask.format(**fill) for ask in words.phrasings(SETTER_ASKS)]
+    return Tool(f"set:{attribute}", made, requests(labels, kinds, asks, {"status": "of:done,ok,saved,changed"}))
+
+
 def any_tool(words: Words) -> Tool:
     """A listed family or a composed one."""
-    return listed_tool(words, words.choice(families(words.split))) if words.chance(0.6) else attribute_tool(words)
+    if words.chance(0.5):
+        return listed_tool(words, words.choice(families(words.split)))
+    return attribute_tool(words) if words.chance(0.7) else setter_tool(words)
 
 
 def toolbox(words: Words, count: int) -> list[Tool]:
