@@ -201,6 +201,21 @@ def test_a_disk_that_fills_up_is_noticed(tmp_path: Path, monkeypatch: pytest.Mon
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
+def test_a_full_disk_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX's error of a full disk has no name of a file, and was shown as an unexpected one."""
+    path = make_model(tmp_path / "in")
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("[write] Unable to write 7 bytes to file.")
+
+    monkeypatch.setattr(write.mx, "save_safetensors", full)
+    with pytest.raises(OSError, match=f"^{tmp_path}: weights can't be written there: .*Is the disk full"):
+        quantized(path, tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=str(tmp_path / "file" / "out")):
+        quantized(path, tmp_path / "file" / "out")
+
+
 def test_a_move_that_fails_half_way_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_model(tmp_path / "in")
     quantized(path, tmp_path / "out", bits=8)

@@ -45,11 +45,14 @@ def write_quantized(source: Path, out: Path, plan: QuantizationConfig, *, overwr
 
     Weights stored in float32 become bfloat16 first: scales keep the weights' type, and in float32 they would cost 5
     bits a weight where 4 are meant. Raises ValueError for what `check_place` and `matrices` refuse, and for weights
-    that are not finite.
+    that are not finite; OSError where nothing can be written.
     """
     check_place(source, out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(out)) from error
     try:
         _write_weights(new, _quantized(source, plan))
         _write_rest(source, new, plan)
@@ -93,8 +96,11 @@ def _write_weights(directory: Path, tensors: Iterator[tuple[str, mx.array]]) -> 
 
     def flush() -> None:
         file = directory / f"shard-{len(shards)}.safetensors"
-        mx.save_safetensors(str(file), waiting, {"format": "mlx"})
-        read_header(file)  # a disk that filled up shows here
+        try:
+            mx.save_safetensors(str(file), waiting, {"format": "mlx"})
+        except RuntimeError as error:  # so MLX speaks of a full disk, if it does
+            raise OSError(f"{directory.parent}: weights can't be written there: {error} Is the disk full?") from error
+        read_header(file)  # a disk that filled up shows here, too
         shards.append(list(waiting))
         waiting.clear()
 
