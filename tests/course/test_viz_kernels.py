@@ -78,6 +78,7 @@ def test_the_commands_write_pages(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["flash", "--tokens", "0"], "tokens: expected at least 1"),
         (["flash", "--window", "-1"], "window: expected at least 0"),
         (["roofline", "nothing"], "kernel: expected one of axpby"),
+        (["roofline", "copy_blocks"], "kernel: expected one of axpby"),  # it only copies: 0 has no logarithm
         (["roofline", "axpby", "--chip", "M9"], "chip: expected one of M1"),
     ],
 )

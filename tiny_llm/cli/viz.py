@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from tiny_llm.course.viz_svg import Drawing
 
 TEXT = "the cat sat down"
-Out = Annotated[Path | None, option("The file to write, .html or .svg; NAME.html here if not given.", "--out", "-o")]
+Out = Annotated[
+    Path | None,
+    option("The file to write: .html, or .svg for a single picture; NAME.html here if not given.", "--out", "-o"),
+]
 Code = Annotated[str | None, option("Run on the course's exercises: mine for code/, or another folder.", "--code")]
 Model = Annotated[str | None, option("A directory, a hub name or an alias; the small model inside if not given.")]
 Prompt = Annotated[str | None, option("Text to run through the model.")]
