@@ -51,6 +51,33 @@ def test_many_prompts_at_once(llm: LLM, engine: Engine, capsys: pytest.CaptureFi
     assert stats.time_to_first_token > 0 and stats.decode_time > 0
 
 
+def test_when_one_of_many_fails_the_others_are_cancelled(path: Path) -> None:
+    """They were computed to their end though nobody could read them any more."""
+    events: list[Event] = []
+    with Engine(path, serving=replace(SERVING, kv_bytes=2**18), emit=events.append) as engine:
+        for bad, words in (([1] * 600, "leave no room"), ([1] * 300, "the pool has 32")):
+            with pytest.raises(ValueError, match=words):
+                engine.generate([bad, "the quick", "the lazy dog", bad], replace(LONG, max_tokens=200))
+        [[answer]] = engine.generate(["the quick"], GREEDY)
+    assert answer.finish_reason == "length"
+    ended = [(e.note, e.tokens) for e in events if e.kind == "finish"]
+    assert [note for note, _ in ended] == ["cancelled", "cancelled", "length"] and ended[-1][1] == 12
+
+
+@pytest.mark.parametrize("prompt", ["hello", CHAT, [1, 2, 3]])
+def test_one_prompt_is_not_taken_for_many(engine: Engine, prompt) -> None:
+    with pytest.raises(ValueError, match="expected a list of prompts, found one"):
+        engine.generate(prompt, GREEDY)
+    assert engine.generate([], GREEDY) == []
+
+
+def test_more_tokens_than_a_context_holds_are_refused(engine: Engine, llm: LLM) -> None:
+    with pytest.raises(ValueError, match="max_tokens: expected at most the context of 512, found 513; lower it"):
+        engine.generate(["the quick"], max_tokens=513)
+    with pytest.raises(ValueError, match="max_tokens: expected at most the context of 512, found 9999; lower it"):
+        llm.generate(["the quick", "the lazy"], max_tokens=9999)
+
+
 def test_a_miss_within_the_template_is_told(path: Path) -> None:
     """A prefix ends where the tools begin to differ, and the event log says so; one in the user's words is another."""
     tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("first", "second")]

@@ -155,9 +155,14 @@ class LLM:
     def request(
         self, name: str, prompt: Prompt, params: SamplingParams, template: Mapping[str, Any] | None = None
     ) -> Request:
-        """A prompt as the serving engine takes it. Raises ValueError as `stream` does."""
+        """A prompt as the serving engine takes it. Raises ValueError as `stream` does, and for more `max_tokens` than a
+        context holds; those that only the prompt leaves no room for are not asked for."""
         tokens = self.encode(prompt, template)
         check_prompt(tokens, self.max_context, self.config.vocab_size)
+        if params.max_tokens > self.max_context and params.max_tokens != SamplingParams.max_tokens:
+            raise ValueError(
+                f"max_tokens: expected at most the context of {self.max_context}, found {params.max_tokens}; lower it"
+            )
         params = replace(params, max_tokens=min(params.max_tokens, self.max_context - len(tokens)))
         stops, head = stop_tokens(self.tokenizer, params), self._head(prompt, template or {})
         return Request(name, tuple(tokens), params, stop_tokens=stops, head=head)

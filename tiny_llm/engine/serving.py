@@ -20,7 +20,7 @@ from tiny_llm.decode.generate import Delta
 from tiny_llm.engine.batch import Collected, Progress
 from tiny_llm.engine.completion import Completion, completions_of
 from tiny_llm.engine.events import Event
-from tiny_llm.engine.llm import LLM, Prompt, load
+from tiny_llm.engine.llm import LLM, Prompt, load, many
 from tiny_llm.engine.loop import Loop, Output
 
 Deliver = Callable[[Output], None]
@@ -86,16 +86,27 @@ class Engine:
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams | None = None, progress: bool = False, **options: Any
     ) -> list[list[Completion]]:
-        """The n answers to each prompt, one call for all. With `progress` a line on stderr says how far it is."""
+        """The n answers to each prompt, one call for all. With `progress` a line on stderr says how far it is.
+
+        Raises the first error that a request met; the others are then cancelled.
+        """
+        if prompts and not many(prompts):
+            raise ValueError(f"prompts: expected a list of prompts, found one: {prompts!s:.80}")
         boxes: list[queue.SimpleQueue[Output]] = [queue.SimpleQueue() for _ in prompts]
-        jobs = [self._send(p, params, options, box.put) for p, box in zip(prompts, boxes, strict=True)]
-        bar = Progress(len(jobs)) if progress else None
-        for done, (job, box) in enumerate(zip(jobs, boxes, strict=True), 1):
-            for _ in self._pieces(job, box):
-                if bar:
-                    bar.show(done - job.done, sum(other.num_tokens for other in jobs[:done]))
-        if bar:
-            bar.end()
+        jobs: list[Collected] = []
+        bar = Progress(len(prompts)) if progress else None
+        try:
+            for prompt, box in zip(prompts, boxes, strict=True):
+                jobs.append(self._send(prompt, params, options, box.put))
+            for done, (job, box) in enumerate(zip(jobs, boxes, strict=True), 1):
+                for _ in self._pieces(job, box):
+                    if bar:
+                        bar.show(done - job.done, sum(other.num_tokens for other in jobs[:done]))
+        finally:
+            for job in jobs:
+                self._leave(job)
+            if bar:
+                bar.end()
         return [completions_of(job) for job in jobs]
 
     async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> list[Completion]:
