@@ -206,6 +206,7 @@ def counted(case: Case) -> dict[str, Any]:
     """What the launches of one call ask for, all together."""
     launches, reports = counts_of(case)
     total = Counts(*map(sum, zip(*launches, strict=True)))
+    bounds = {chip.name: bound(chip, total.least, case.operations) for chip in CHIPS if chip.name in SHOWN}
     sites = [site for r in reports for site in r.sites if site.buffer in {b.name for b in r.buffers if not b.constant}]
     return {
         "case": case.name,
@@ -221,9 +222,8 @@ def counted(case: Case) -> dict[str, Any]:
         "collectives of a threadgroup": round(total.collectives / total.groups),
         "barriers of a threadgroup": round(total.barriers / total.groups),
         "operations for each byte": round(case.operations / total.least, 2),
-        "least µs": {
-            c.name: round(bound(c, total.least, case.operations).seconds * 1e6, 2) for c in CHIPS if c.name in SHOWN
-        },
+        "least µs": {chip: round(least.seconds * 1e6, 2) for chip, least in bounds.items()},
+        "bound by": {chip: least.by for chip, least in bounds.items()},
     }
 
 
@@ -241,8 +241,9 @@ def main() -> None:
         return
     for figures in found:
         print(f"{figures.pop('case')}: {', '.join(figures.pop('kernels'))}")
-        print("  " + ", ".join(f"{name} {figure:,}" for name, figure in figures.items() if name != "least µs"))
-        print("  least µs: " + ", ".join(f"{chip} {least:,}" for chip, least in figures["least µs"].items()))
+        least, by = figures.pop("least µs"), figures.pop("bound by")
+        print("  " + ", ".join(f"{name} {figure:,}" for name, figure in figures.items()))
+        print("  least µs: " + ", ".join(f"{chip} {time:,} ({by[chip]})" for chip, time in least.items()))
     print(note)
 
 

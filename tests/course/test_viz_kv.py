@@ -12,6 +12,7 @@ from tests.cache.kinds import CONFIG, inputs, shape, step
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.quantized import QuantizedCache
 from tiny_llm.cache.rotating import RotatingCache
+from tiny_llm.cache.rotating_quantized import RotatingQuantizedCache
 from tiny_llm.cli import main
 from tiny_llm.course import viz_kv
 from tiny_llm.model.ops import PLAIN
@@ -21,6 +22,7 @@ MAKERS = [
     lambda: QuantizedCache(CONFIG, PLAIN, 8),
     lambda: QuantizedCache(CONFIG, PLAIN, 4),
     lambda: RotatingCache(CONFIG, PLAIN, window=300),
+    lambda: RotatingQuantizedCache(CONFIG, PLAIN, 4, window=300),
 ]
 
 
@@ -54,7 +56,7 @@ def test_pictures_are_whole_and_say_what_they_show() -> None:
     assert "from 1 to 1,000 tokens" in growth.alt and "every token, 16 bits 0.52 MB" in growth.alt
     assert ring.alt.endswith("the last sees positions 0, 1, 7, 8, 9.")
     labels = [float(y) for y in re.findall(r'y="([\d.]+)" font-size="11" text-anchor="start"', growth.svg())]
-    assert len(labels) == 4 and all(b - a >= 14 for a, b in pairwise(labels))
+    assert len(labels) == 5 and all(b - a >= 14 for a, b in pairwise(labels))
 
 
 @pytest.mark.parametrize("line", ["--recent 9", "--sinks 8", "--tokens 0", "--window 0", "--steps 0"])

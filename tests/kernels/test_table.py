@@ -27,10 +27,17 @@ APART = {"float32": (5e-6, 5e-5), "bfloat16": (0.03, 0.25)}  # half of the logit
 OF_A_CODE = {"8 bits": 0.25, "4 bits, rotating": 1.0}  # where rounding tips a number of the cache over to the next one
 
 
-@pytest.fixture(scope="module", params=["dense", "4 bits"])
+ODD = {"hidden_size": 224, "num_attention_heads": 7, "num_key_value_heads": 7, "num_hidden_layers": 1}
+MODELS = {
+    "dense": {},
+    "4 bits": {"quantize": {"bits": 4, "group_size": 32}},
+    "Qwen2 of 3 bits": {"model_type": "qwen2", "quantize": {"bits": 3, "group_size": 32}, **ODD},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    quantize = None if request.param == "dense" else {"bits": 4, "group_size": 32}
-    return make_model(tmp_path_factory.mktemp("models") / "random-qwen3", dtype="bfloat16", quantize=quantize)
+    return make_model(tmp_path_factory.mktemp("models") / "random", dtype="bfloat16", **MODELS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +102,8 @@ def test_every_launch_is_a_kernels(model_dir: Path, monkeypatch: pytest.MonkeyPa
     q, k, v and gate, up lie side by side, and the head is one more."""
     llm = load(model_dir, config=EngineConfig(kernels="sim"))
     layers, packed = llm.config.num_hidden_layers, "scales" in llm.model.weights["lm_head"]
-    always = {"rms_norm": 4 * layers + 1, "rope": 2 * layers, "swiglu": layers}
+    norms = 4 if llm.config.qk_norm else 2
+    always = {"rms_norm": norms * layers + 1, "rope": 2 * layers, "swiglu": layers}
     products = 4 * layers + 1
     prefill, few, decode = launches(llm, [18, 3, 1], monkeypatch)
     for step, kernels in ((prefill, ["quantized_tiles"]), (few, ["quantized_rows"]), (decode, ["quantized_matvec"])):

@@ -36,6 +36,7 @@ def curves(config: ModelConfig, width: int, tokens: int, window: int) -> list[Cu
         ("8 bits", GREEN, 8, None),
         ("4 bits", AMBER, 4, None),
         (f"window {window:,}, {8 * width} bits", RED, None, window),
+        (f"window {window:,}, 4 bits", GREY, 4, window),
     )
     counts = sorted({1, tokens, *range(memory.STEP, tokens, memory.STEP), *range(memory.STEP + 1, tokens, memory.STEP)})
     found = []
