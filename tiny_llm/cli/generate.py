@@ -63,20 +63,11 @@ def generate(
     whole, template = stream is False or several or as_json, dialogue.template()
     with keep.kept(llm):
         if not whole:
-            show_text(llm, request, template, (d.text for d in llm.stream(request, template=template, **settings)))
-            if llm.last_stats is not None:
-                note(timing(llm.last_stats))
+            show_stream(llm, request, template, settings)
             return
         answer = llm.generate(request, template=template, **settings)
     completions = answer if isinstance(answer, list) else [answer]
-    if as_json:
-        print(json.dumps(as_data(llm, completions), ensure_ascii=False, allow_nan=False))
-        return
-    for place, completion in enumerate(completions, 1):
-        if len(completions) > 1:
-            print(f"--- {place} of {len(completions)} ({completion.finish_reason})", flush=True)
-        show_text(llm, request, template, [completion.text])
-    note(timing(completions[0].stats))
+    show_whole(llm, request, template, completions, as_json)
 
 
 def read_prompt(argument: str | None, file: Path | None) -> str:
@@ -103,6 +94,12 @@ def messages(text: str, system: str | None) -> list[dict[str, str]]:
     return [*first, {"role": "user", "content": text}]
 
 
+def show_stream(llm: "LLM", request: "Prompt", template: dict[str, Any], settings: dict[str, Any]) -> None:
+    show_text(llm, request, template, (delta.text for delta in llm.stream(request, template=template, **settings)))
+    if llm.last_stats is not None:
+        note(timing(llm.last_stats))
+
+
 def show_text(llm: "LLM", request: "Prompt", template: dict[str, Any], texts: Iterable[str]) -> None:
     """Write an answer's pieces as they come; thinking goes where chat puts it. A raw text is continued as it is."""
     if isinstance(request, str):
@@ -116,6 +113,19 @@ def show_text(llm: "LLM", request: "Prompt", template: dict[str, Any], texts: It
         view.show(splitter.add(text))
     view.show(splitter.finish())
     view.finish()
+
+
+def show_whole(
+    llm: "LLM", request: "Prompt", template: dict[str, Any], completions: Sequence["Completion"], as_json: bool
+) -> None:
+    if as_json:
+        print(json.dumps(as_data(llm, completions), ensure_ascii=False, allow_nan=False))
+        return
+    for place, completion in enumerate(completions, 1):
+        if len(completions) > 1:
+            print(f"--- {place} of {len(completions)} ({completion.finish_reason})", flush=True)
+        show_text(llm, request, template, [completion.text])
+    note(timing(completions[0].stats))
 
 
 def as_data(llm: "LLM", completions: Sequence["Completion"]) -> dict[str, Any]:
