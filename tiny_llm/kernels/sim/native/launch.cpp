@@ -3,7 +3,6 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/mman.h>
-#include <unistd.h>
 #if defined(__linux__)
 #include <link.h>
 #include <ucontext.h>

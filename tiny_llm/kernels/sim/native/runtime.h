@@ -9,6 +9,8 @@
 //
 // What is found is a Finding: facts only. sim/report.py has the words.
 #pragma once
+#include <unistd.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -25,11 +27,7 @@ struct alignas(16) Triple { u32 x, y, z, padding; };
 typedef void (*Entry)(void* const* arguments, const Context<Triple>* thread);
 
 constexpr u32 MAX_THREADS = 1024, LANES = 32, MAX_SIMDGROUPS = MAX_THREADS / LANES, SLOT = 64;
-#if defined(__aarch64__)
-constexpr size_t PAGE = 16 * 1024;  // Apple's; also a multiple of Linux's usual
-#else
-constexpr size_t PAGE = 4 * 1024;
-#endif
+const size_t PAGE = size_t(sysconf(_SC_PAGESIZE));  // 16 KB on Apple's, 4 to 64 KB on other machines
 constexpr size_t STACK = 64 * 1024, RED_ZONE = 64 * 1024;
 
 // ---- shared with Python (sim/runtime.py mirrors the layout and the order)
