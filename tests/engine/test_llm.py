@@ -207,9 +207,9 @@ def test_the_estimate_knows_the_cache(path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(llm_module.loader, "check_memory", noted)
     token = 2 * 2 * 2 * 32  # K and V, layers, heads, width
-    for config in (EngineConfig(), KINDS["rotating"], KINDS["8 bits"], KINDS["4 bits"]):
+    for config in (EngineConfig(), *KINDS.values()):
         load(path, config=config)
     width = 4 if llm_module.mx.default_device() != llm_module.mx.gpu else 2
     want = [512 * token * width, (32 + 256) * token * width]
-    want += [512 * token * bits // 8 + 512 * token // 32 * 2 * width for bits in (8, 4)]
+    want += [slots * (token * bits // 8 + token // 32 * 2 * width) for slots, bits in ((512, 8), (512, 4), (288, 8))]
     assert needs == want
