@@ -68,11 +68,12 @@ def test_a_head_dim_that_no_group_divides(kind: str) -> None:
 
 
 @pytest.mark.parametrize("own_window", [1, 4, 100])
+@pytest.mark.parametrize("table", ["cpu", "twins"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_layers_own_window_holds_as_well(kind: str, own_window: int) -> None:
+def test_a_layers_own_window_holds_as_well(kind: str, table: str, own_window: int) -> None:
     config = replace(CONFIG, sliding_window=own_window, sliding_layers=(1,))
     layers = [inputs(config, 30, seed) for seed in (0, 1)]
-    got = run(KINDS[kind](config, fused.choose("fused")), layers, [4, 1, 1, 13, 1, 10])
+    got = run(KINDS[kind](config, TABLES[table]), layers, [4, 1, 1, 13, 1, 10])
     np.testing.assert_allclose(got, oracle(kind, *layers[1], own_window=own_window), rtol=1e-4, atol=2e-5)
 
 
