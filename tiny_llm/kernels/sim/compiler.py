@@ -53,8 +53,15 @@ def flags() -> tuple[str, ...]:
         if is_clang()
         else ("-fsingle-precision-constant",)
     )
-    probe = () if sys.platform == "darwin" else ("-fstack-clash-protection",)  # a large array meets the guard page
-    return (*COMMON, *single, *probe, *architecture(), f"-I{INCLUDE}", f"-I{mlx_include()}")
+    return (*COMMON, *single, *stack_probes(), *architecture(), f"-I{INCLUDE}", f"-I{mlx_include()}")
+
+
+def stack_probes() -> tuple[str, ...]:
+    """A large array touches its pages one by one, so that it meets the guard page; on ARM GCC would take 16 at once."""
+    if sys.platform == "darwin":
+        return ()
+    step = () if is_clang() else ("--param", "stack-clash-protection-guard-size=12")
+    return ("-fstack-clash-protection", *step)
 
 
 def architecture() -> tuple[str, ...]:
