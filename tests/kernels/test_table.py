@@ -13,7 +13,7 @@ from tiny_llm.cache.paged import PagedPool
 from tiny_llm.config import EngineConfig, QuantizationConfig
 from tiny_llm.engine.llm import LLM, POCKET, load
 from tiny_llm.kernels.sim import Simulator
-from tiny_llm.kernels.table import with_kernels
+from tiny_llm.kernels.table import in_words, with_kernels
 from tiny_llm.model.ops import PLAIN
 from tiny_llm.quantize.write import write_quantized
 
@@ -171,6 +171,20 @@ def test_half_precision_weights_of_another_type(model_dir: Path) -> None:
     table, x = with_kernels(PLAIN, "sim"), mx.random.normal((2, 3, 8)).astype(mx.bfloat16)
     normed = table.rms_norm(x, mx.ones(8), 1e-6)
     assert normed.shape == x.shape and normed.dtype == mx.bfloat16
+
+
+def test_what_runs_where_in_words(pocket_of_4_bits: Path, tmp_path: Path) -> None:
+    def words(model: Path | None, **settings) -> str:
+        config = EngineConfig(kernels="sim", **settings)
+        return in_words(load(model, config=config).model, config)
+
+    ours = "kernels on sim: norm, rotation, gate, attention"
+    assert words(None) == f"{ours} · MLX's operations: embedding, dense products"
+    assert words(pocket_of_4_bits) == f"{ours}, packed products · MLX's operations: embedding"
+    body = make_model(tmp_path / "body", quantize={"bits": 8, "group_size": 32, "lm_head": False})
+    assert words(body, cache="rotating") == (
+        f"{ours}, packed products · MLX's operations: embedding, dense products, attention beyond the window"
+    )
 
 
 def test_a_back_end_that_is_not_here() -> None:

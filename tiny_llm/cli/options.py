@@ -113,6 +113,10 @@ class EngineOptions:
         loaded = llm.load(self.model, config=config)
         if self.model is None:
             print(dim(NO_MODEL, sys.stderr), file=sys.stderr, flush=True)
+        if self.kernels is not None:
+            from tiny_llm.kernels.table import in_words
+
+            print(dim(in_words(loaded.model, config), sys.stderr), file=sys.stderr, flush=True)
         return loaded
 
 

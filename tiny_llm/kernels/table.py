@@ -53,6 +53,29 @@ def with_kernels(ops: Ops, name: str) -> Ops:
     return table._replace(compile=lambda function: function) if on == "sim" else table
 
 
+def attending(ops: Ops, on: str) -> Ops:
+    """`ops` with the attention kernels: FlashAttention for several queries, decode attention for one."""
+
+    def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None = None) -> mx.array:
+        if q.shape[0] == 1 and q.shape[1] <= MAX_HEADS * k.shape[0]:
+            lengths = mx.array([k.shape[1]], mx.int32)
+            return decode_attention(q, k[None], v[None], lengths, scale, window or 0, on=on)
+        return flash_attention(q, k, v, [(q.shape[0], k.shape[1])], scale, window or 0, on)
+
+    def packed(
+        q: mx.array, k: Packed, v: Packed, scale: float, window: int | None = None, mask: mx.array | None = None
+    ) -> mx.array:
+        if mask is not None:
+            return ops.packed_attention(q, k, v, scale, window, mask)
+        slots, dim = k.codes.shape[1], q.shape[2]
+        if q.shape[0] == 1 and q.shape[1] <= MAX_HEADS * k.codes.shape[0]:
+            keys, values = ((x.codes[None], x.scales[None], x.biases[None]) for x in (k, v))
+            return packed_attention(q, keys, values, mx.array([slots], mx.int32), scale, window or 0, on=on)
+        return attention(q, k.unpacked(0, slots, dim), v.unpacked(0, slots, dim), scale, window)
+
+    return ops._replace(attention=attention, packed_attention=packed)
+
+
 def in_words(model: Qwen3, engine: EngineConfig) -> str:
     """What runs where, such as `kernels on sim: norm, rotation, gate, attention · MLX's operations: embedding`."""
     table = () if model.config.tie_word_embeddings else ("embed_tokens",)
