@@ -25,18 +25,18 @@ from tiny_llm.config import SamplingParams
 from tiny_llm.decode import generate
 from tiny_llm.decode.sampler import Sampler
 from tiny_llm.model import fused, ops
+from tiny_llm.model.loader import load_weights
 from tiny_llm.model.qwen3 import Qwen3
 
 PROMPTS, TOKENS = {"small (4 × 256)": 1024, "large (16 × 1024)": 128}, 16
 WITHOUT = {
     "layer compiled in two halves": {"compile": ops.PLAIN.compile},
-    "matmul of few rows as (W xᵀ)ᵀ": {"linear": ops.linear},
+    "matrices by columns": {},
     "attention in tiles, vectorised exp": {"attention": fused.attention_gpu},
     "SwiGLU on a vectorised exp": {"swiglu": ops.swiglu},
     "cos and sin once a step": {"rope": fused.rope_gpu},
     "all of these": {
         "compile": ops.PLAIN.compile,
-        "linear": ops.linear,
         "attention": fused.attention_gpu,
         "swiglu": ops.swiglu,
         "rope": fused.rope_gpu,
@@ -63,9 +63,12 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, shape in SHAPES.items():
-            model = load(make_model(Path(folder) / name[:5], max_position_embeddings=4096, **shape)).model
+            path = make_model(Path(folder) / name[:5], max_position_embeddings=4096, **shape)
+            model = load(path).model
+            by_rows = load_weights(path, model.config, mx.float32)
             for lever, replaced in WITHOUT.items():
-                without = Qwen3(model.config, model.weights, model.ops._replace(**replaced))
+                order = by_rows if lever in ("matrices by columns", "all of these") else model.weights
+                without = Qwen3(model.config, order, model.ops._replace(**replaced))
                 cases = [(f"{phase}, {name.split()[0]}: {lever}", "tok/s") for phase in ("prefill", "decode")]
                 engines = [lambda m=m, n=PROMPTS[name]: run(m, n) for m in (model, without)]
                 rows += race_many(cases, *engines, options.rounds)

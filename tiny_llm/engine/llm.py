@@ -56,6 +56,8 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
     loader.check_memory(path, shape, dtype, context if config.max_context else min(context, 4096), cache=cache)
     weights = loader.load_weights(path, shape, dtype)
     ops = unfused(fused.choose(config.ops)) if config.ops == "plain" else fused.choose(config.ops)
+    if ops is fused.CPU:
+        fused.by_columns(weights)
     qwen = Qwen3(shape, weights, with_kernels(ops, config.kernels) if config.kernels else ops)
     defaults = loader.load_generation_defaults(path)
     return LLM(qwen, Tokenizer.from_dir(path), path=path, config=config, defaults=defaults, max_context=context)

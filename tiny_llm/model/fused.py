@@ -5,6 +5,9 @@ they are arrangements of plain operations that `mx.compile` turns into vectorise
 each one gains.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import mlx.core as mx
 
 from tiny_llm.model import ops as plain
@@ -13,25 +16,36 @@ from tiny_llm.model.cached_attention import packed_attention_cpu, packed_attenti
 from tiny_llm.model.ops import Ops, Weight
 from tiny_llm.model.rope import Rotation, apply_rope
 
-FEW_ROWS = 64  # up to here a matmul is bound by reading the weights, and OpenBLAS reads them fastest as W xᵀ
 UNPACKED_ROWS = 8  # from here unpacking a whole weight is faster than doing it in each row's product
 QUERY_TILE = 128  # queries per tile of the CPU's attention
+STRIP = 64  # rows that are turned into columns at a time: the whole matrix takes twice as long
 SCALAR_EXP_LIMIT = 2048  # below this many scores one softmax call costs less than its vectorised parts
 
 
 def linear(x: mx.array, w: Weight) -> mx.array:
-    """`ops.linear`, as (W xᵀ)ᵀ where there are few rows: OpenBLAS then takes its matrix-vector kernels.
-
-    MLX's CPU product unpacks a packed weight for each row again: where there are many it is unpacked once.
-    """
+    """`ops.linear`. MLX's CPU product unpacks a packed weight for each row again: where there are many it is unpacked
+    once. A dense one is read fastest where `by_columns` has laid it out."""
     if "parts" in w:
         return mx.concatenate([linear(x, part) for part in w["parts"]], axis=-1)
     if "scales" in w and x.shape[0] >= UNPACKED_ROWS:
         w = unpacked(w, x.shape[-1])
-    if "scales" in w or x.shape[0] > FEW_ROWS:
-        return plain.linear(x, w)
-    y: mx.array = (w["weight"] @ x.T).T
-    return y + w["bias"] if "bias" in w else y
+    return plain.linear(x, w)
+
+
+def by_columns(weights: Mapping[str, Any]) -> None:
+    """Lay out a model's dense matrices by columns, in place: up to a third less time for a product of few rows.
+
+    Shapes stay (out, in), and the numbers in memory stand as x Wᵀ takes them. An embedding stays as it is, by rows.
+    """
+    layers = (weight for layer in weights["layers"] for weight in layer.values())
+    for weight in (*layers, weights.get("lm_head", {})):
+        for part in weight.get("parts", [weight]):
+            if "scales" not in part and part and part["weight"].ndim == 2:
+                rows = part["weight"]
+                strips = [mx.contiguous(rows[i : i + STRIP].T) for i in range(0, rows.shape[0], STRIP)]
+                part["weight"] = mx.concatenate(strips, axis=1).T
+                mx.eval(part["weight"])
+                mx.clear_cache()
 
 
 def unpacked(w: Weight, width: int) -> Weight:
