@@ -36,6 +36,9 @@ typedef unsigned char uchar;
 typedef unsigned short ushort;
 typedef unsigned int uint;
 typedef unsigned long ulong;
+#if !defined(__aarch64__) && (defined(__clang__) ? __clang_major__ < 15 : __GNUC__ < 12)
+#error "half precision needs g++ 12 or clang++ 15: install one of them, or name it with CXX"
+#endif
 #if defined(__aarch64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
 typedef __fp16 half;  // rounds where it is stored, not at each operation
 #else
