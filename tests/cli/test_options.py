@@ -78,8 +78,10 @@ def test_engine_options_arrive(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         return FakeLLM("x")
 
     monkeypatch.setattr(engine, "load", load)
+    monkeypatch.setattr("tiny_llm.kernels.table.in_words", lambda *_: "what runs where")
     line = "--model m --ops plain --dtype bfloat16 --max-context 99 --prefill-chunk 7 --kernels sim"
-    assert run("generate", "hi", *line.split()).code == 0
+    result = run("generate", "hi", *line.split())
+    assert (result.code, result.err) == (0, "what runs where\n")
     assert loaded == [("m", EngineConfig("plain", "bfloat16", 7, 99, "sim"))]
 
 
