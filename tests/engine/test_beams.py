@@ -1,0 +1,100 @@
+"""Beams and the second place of blocks in the scheduler: what anything in any order rarely comes to."""
+
+from tests.engine.fake import FakeRunner, FakeTier, solo_search
+from tiny_llm.config import SamplingParams, SchedulerConfig
+from tiny_llm.decode.beam import Beam
+from tiny_llm.engine.beams import Beams
+from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.events import Event
+from tiny_llm.engine.lifecycle import Step
+from tiny_llm.engine.radix import RadixTree
+from tiny_llm.engine.request import Request
+from tiny_llm.engine.scheduler import Scheduler
+
+SEARCH = Request("s", tuple(range(100, 108)), SamplingParams(max_tokens=4, beam_width=3))
+
+
+class Engine:
+    """A scheduler whose requests may search, with a runner and a log."""
+
+    def __init__(self, num_blocks: int, tree: bool = True):
+        self.pool, self.events = BlockPool(num_blocks, 4), list[Event]()
+        config = SchedulerConfig(32, 8, 1000)
+        self.scheduler = Scheduler(config, self.pool, RadixTree(self.pool) if tree else None, self.events.append)
+        self.runner, self.beams, self.found = FakeRunner(self.pool), Beams(self.scheduler), dict[str, list[Beam]]()
+
+    def add(self, request: Request) -> None:
+        self.scheduler.add(request, 0.0)
+        if request.searches:
+            self.beams.add(request)
+
+    def step(self) -> Step:
+        step = self.scheduler.schedule(0.0)
+        self.scheduler.finish(step, self.runner.run(step), 0.0)
+        for sequence, search in self.beams.advance(step, self.runner.rows, 0.0):
+            self.found[sequence.request.id] = search.best
+        self.scheduler.check()
+        return step
+
+    def drain(self) -> None:
+        while self.scheduler.has_work:
+            self.step()
+
+
+def test_beams_share_what_they_have_in_common() -> None:
+    engine = Engine(64, tree=False)
+    engine.add(SEARCH)
+    engine.step()  # the prompt, two blocks
+    assert len(engine.scheduler.running) == 3 and engine.pool.num_free == 62
+    second = engine.step()  # each beam writes into a block of its own
+    assert [len(e.blocks) for e in engine.events if (e.kind, e.step) == ("chunk", second.number)] == [1, 1, 1]
+    engine.drain()
+    assert engine.found["s"] == solo_search(SEARCH) and engine.pool.num_free == 64
+    assert not {"preempt", "evict"} & {e.kind for e in engine.events}
+
+
+def test_beams_come_back_together_or_not_yet() -> None:
+    """There would be room for one of three, which could do nothing by itself."""
+    engine = Engine(13, tree=False)
+    engine.add(Request("other", tuple(range(17)), SamplingParams(max_tokens=5)))
+    engine.step()
+    engine.add(SEARCH)
+    engine.step()
+    engine.step()
+    engine.scheduler.abandon(engine.scheduler.schedule(0.0), 0.0)
+    assert [s.request.id for s in engine.scheduler.running] == ["other"]
+    while any(s.request.id == "other" for s in engine.scheduler.running):
+        assert not engine.step().admitted
+    assert [s.index for s in engine.step().admitted] == [0, 1, 2]
+    engine.drain()
+    assert engine.found["s"] == solo_search(SEARCH)
+
+
+def test_what_was_evicted_is_read_back_behind_what_is_left() -> None:
+    engine = Engine(16)
+    tree = engine.scheduler.tree
+    assert tree
+    tree.tier = FakeTier(engine.runner)
+    prompt = tuple(range(22))
+    engine.add(Request("first", prompt, SamplingParams(max_tokens=1)))
+    engine.drain()
+    assert len(tree.evict(3)) == 3  # of five whole blocks
+    engine.add(Request("second", prompt, SamplingParams(max_tokens=1)))
+    engine.drain()
+    kinds = {e.kind: (e.start, e.tokens) for e in engine.events if e.request == "second"}
+    assert (kinds["admit"], kinds["load"], kinds["chunk"]) == ((0, 8), (8, 12), (20, 2))
+
+
+def test_what_can_not_be_read_back_is_computed() -> None:
+    engine = Engine(16)
+    tree = engine.scheduler.tree
+    assert tree
+    tree.tier = FakeTier(engine.runner)
+    tree.tier.asked = 3  # the second block from now on is lost
+    for name in ("first", "second"):
+        engine.add(Request(name, tuple(range(22)), SamplingParams(max_tokens=1)))
+        engine.drain()
+        tree.evict(16)
+    (load,) = (e for e in engine.events if e.kind == "load")
+    assert (load.start, load.tokens, load.note) == (0, 4, "damaged")
+    assert [e.tokens for e in engine.events if e.kind == "chunk"] == [22, 18]
