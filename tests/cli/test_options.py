@@ -75,7 +75,9 @@ def test_engine_options_arrive(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def load(model: Any, *, config: EngineConfig) -> FakeLLM:
         loaded.append((model, config))
-        return FakeLLM("x")
+        fake = FakeLLM("x")
+        fake.model = None
+        return fake
 
     monkeypatch.setattr(engine, "load", load)
     monkeypatch.setattr("tiny_llm.kernels.table.in_words", lambda *_: "what runs where")
