@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,13 +87,16 @@ def test_the_limit_holds_and_the_oldest_go_first(llm: LLM, tmp_path: Path) -> No
     limit = 5 * max(each)
     kept = {path.name for path in sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)[-5:]}
     (tmp_path / "other.txt").write_text("not ours")
+    stray = tmp_path / f".{'0' * 64}.safetensors-abc"  # of a process that was killed two hours ago
+    stray.touch()
+    os.utime(stray, (time.time() - 7200,) * 2)
     loop = tiered(llm, tmp_path, events, limit)
     assert {path.name for path in tmp_path.glob("*.safetensors")} == kept
     for _ in range(2):
         ask(llm, loop, rounds=1)
         loop.close()
         assert sum(path.stat().st_size for path in tmp_path.glob("*.safetensors")) <= limit
-    assert (tmp_path / "other.txt").exists()
+    assert (tmp_path / "other.txt").exists() and not stray.exists()
     assert len(list(tmp_path.iterdir())) == 6
 
 

@@ -1,13 +1,15 @@
 """Blocks of a pool as files: what the prefix tree gives up for want of room, kept on the disk, also for later runs.
 
-A block is named by the model and by all tokens up to its end, so any process finds it. The folder may be shared; what
-is in it beyond the limit goes, whatever was used longest ago first, and any file may be deleted at any time.
+A block is named by the model and by all tokens up to its end, so any process finds it. What the folder holds beyond
+the limit goes, whatever was used longest ago first; any file may be deleted at any time. Processes may share a folder:
+each counts what it found at its start and what it wrote.
 """
 
 import contextlib
 import hashlib
 import os
 import re
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from tiny_llm.config.fields import require
 
 FORMAT, VERSION = "tiny-llm block", 1
 NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
+UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.safetensors-.*")  # of a process that was killed, if it is old
+HOUR = 3600.0
 
 
 class BlockFiles:
@@ -34,8 +38,14 @@ class BlockFiles:
         self.about = {"format": FORMAT, "version": str(VERSION), "model": model}
         self.about["block"] = hashlib.sha256(repr((shapes, [str(b.dtype) for b in pool.state])).encode()).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
-        found = [(entry.stat(), entry.name) for entry in os.scandir(folder) if NAME.fullmatch(entry.name)]
-        found.sort(key=lambda item: item[0].st_mtime_ns)
+        entries = []
+        for entry in os.scandir(folder):
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted it
+                entries.append((entry.stat(), entry.name))
+        for stat, name in entries:
+            if UNFINISHED.fullmatch(name) and stat.st_mtime < time.time() - HOUR:
+                self._unlink(name)
+        found = sorted((item for item in entries if NAME.fullmatch(item[1])), key=lambda item: item[0].st_mtime_ns)
         self.sizes: OrderedDict[str, int] = OrderedDict((name, stat.st_size) for stat, name in found)  # by last use
         self.total = sum(self.sizes.values())
         self._trim()
@@ -53,10 +63,10 @@ class BlockFiles:
         mx.eval(arrays)
         try:
             sealed.write(self.folder / name, self.about, arrays, durable=False)
+            self.sizes[name] = (self.folder / name).stat().st_size
         except OSError as error:
             self.trouble = f"not kept on the disk: {error}"
             return
-        self.sizes[name] = (self.folder / name).stat().st_size
         self.total += self.sizes[name]
         self._trim()
 
@@ -93,5 +103,8 @@ class BlockFiles:
 
     def _delete(self, name: str) -> None:
         self.total -= self.sizes.pop(name, 0)
+        self._unlink(name)
+
+    def _unlink(self, name: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(self.folder / name)

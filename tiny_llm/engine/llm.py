@@ -183,7 +183,7 @@ class LLM:
         config, kind = config or ServingConfig(), self.engine_config.cache
         if kind != "contiguous":
             raise ValueError(
-                f"cache: requests side by side keep all tokens in blocks of a pool; found the {kind} cache"
+                f"cache: requests side by side, and answers of a given form, keep all tokens; found the {kind} cache"
             )
         context = min(config.scheduler.max_context, self.max_context)
         return replace(config, scheduler=replace(config.scheduler, max_context=context))
