@@ -14,6 +14,7 @@ from tests.cache.kinds import CONFIG, KINDS, inputs, oracle, step
 from tiny_llm.cache import disk
 from tiny_llm.cache.quantized import QuantizedCache
 from tiny_llm.cache.rotating import RotatingCache
+from tiny_llm.cache.rotating_quantized import RotatingQuantizedCache
 from tiny_llm.model.ops import PLAIN
 
 MODEL = "a" * 64
@@ -138,6 +139,7 @@ def test_other_models_versions_and_settings_are_refused(path: Path, monkeypatch:
         disk.load(path, KINDS["rotating"](CONFIG, PLAIN), "b" * 64)
     for other, message in (
         (KINDS["contiguous"](CONFIG, PLAIN), "cache: expected contiguous .* found rotating"),
+        (KINDS["rotating, 8 bits"](CONFIG, PLAIN), "cache: expected rotating quantized as .* found rotating;"),
         (RotatingCache(CONFIG, PLAIN, window=10, sinks=2, spare=5), "window: expected 10 .* found 9"),
         (RotatingCache(CONFIG, PLAIN, window=9, sinks=3, spare=5), "sinks: expected 3 .* found 2"),
     ):
@@ -146,6 +148,9 @@ def test_other_models_versions_and_settings_are_refused(path: Path, monkeypatch:
     disk.save(path, filled("4 bits", 3)[0], TOKENS, MODEL)
     with pytest.raises(ValueError, match="bits: expected 8 .* found 4"):
         disk.load(path, QuantizedCache(CONFIG, PLAIN, 8), MODEL)
+    disk.save(path, filled("rotating, 8 bits", 3)[0], TOKENS, MODEL)
+    with pytest.raises(ValueError, match="bits: expected 4 .* found 8"):
+        disk.load(path, RotatingQuantizedCache(CONFIG, PLAIN, 4, window=9, sinks=2, spare=5), MODEL)
     monkeypatch.setattr(disk, "VERSION", 2)
     with pytest.raises(ValueError, match="version: expected 2, found '1'"):
         disk.load(path, KINDS["4 bits"](CONFIG, PLAIN), MODEL)

@@ -55,6 +55,5 @@ def load(path: Path, cache: ContiguousCache, model: str) -> list[int]:
 
 def _settings(cache: ContiguousCache) -> dict[str, str]:
     """What makes a cache of one kind and size unlike another."""
-    return {"cache": type(cache).__name__.removesuffix("Cache").lower()} | {
-        name: str(getattr(cache, name)) for name in cache.SETTINGS
-    }
+    kind = re.sub(r"\B(?=[A-Z])", " ", type(cache).__name__.removesuffix("Cache")).lower()
+    return {"cache": kind} | {name: str(getattr(cache, name)) for name in cache.SETTINGS}
