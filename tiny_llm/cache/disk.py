@@ -1,5 +1,6 @@
 """A cache in a file, so that a long prompt is read once and not in each process."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
