@@ -99,6 +99,7 @@ def test_n_answers_to_each_prompt_lie_flat(llm: LLM) -> None:
     assert [c.index for c in llm.generate(PROMPTS[:2], params)] == [0, 1, 0, 1]
     beams = SamplingParams(beam_width=2, n=2, max_tokens=5)
     assert len(llm.generate(PROMPTS[:2], beams)) == 4
+    assert len(llm.generate(PROMPTS[:2], replace(params, n=40, max_tokens=2))) == 80  # more than usual at once
 
 
 def test_many_prompts_keep_to_the_context_and_the_cache(path: Path) -> None:

@@ -124,6 +124,17 @@ def test_a_whole_prompt(tokenizer: Tokenizer) -> None:
     )
 
 
+@pytest.mark.parametrize("tools", [None, [WEATHER]], ids=["plain", "tools"])
+def test_the_head_ends_where_the_users_words_begin(directory: Path, tmp_path: Path, tools: Any) -> None:
+    tokenizer = with_template(directory, tmp_path, (FIXTURES / "qwen3.jinja").read_text(encoding="utf-8"))
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "the fox"}]
+    tokens = tokenizer.encode(tokenizer.render(chat, tools))
+    head = tokenizer.decode(tokens[: tokenizer.head(chat, tools=tools)], keep_special=True)
+    assert head == tokenizer.render(chat, tools).partition("the fox")[0] and head.endswith("<|im_start|>user\n")
+    assert tokenizer.head([chat[0], {"role": "assistant", "content": "Ho"}]) == 0
+    assert with_template(directory, tmp_path, "{{ raise_exception('no') }}").head(chat) == 0
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -34,7 +34,6 @@ from tiny_llm.quantize.affine import unfused
 POCKET = Path(__file__).parent.parent / "pocket" / "weights" / "target"
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Messages | Sequence[int]
-HERE = "\ue000"  # a character of private use, where a user's words will stand
 
 
 def load(model: str | Path | None = None, *, config: EngineConfig | None = None) -> "LLM":
@@ -148,8 +147,10 @@ class LLM:
         return [completion for one in collected for completion in completions_of(one)]
 
     def _loop(self, requests: Sequence[Request]) -> Loop:
-        """A serving engine with a pool just large enough for these."""
+        """A serving engine with a pool and slots just enough for these."""
         config = self.serving_config()
+        slots = max(config.scheduler.max_sequences, *(r.num_sequences for r in requests))
+        config = replace(config, scheduler=replace(config.scheduler, max_sequences=slots))
         each = block_nbytes(self.config, config.block_size, self.model.weights["norm"]["weight"].dtype)
         need, free = kv_bytes_for(requests, config.scheduler, config.block_size, each), available_bytes()
         return Loop(self.model, self.tokenizer, replace(config, kv_bytes=min(need, free // 2) if free else need))
@@ -166,17 +167,10 @@ class LLM:
                 f"max_tokens: expected at most the context of {self.max_context}, found {params.max_tokens}; lower it"
             )
         params = replace(params, max_tokens=min(params.max_tokens, self.max_context - len(tokens)))
-        stops, head = stop_tokens(self.tokenizer, params), self._head(prompt, template or {})
+        chat = bool(prompt) and isinstance(prompt[0], Mapping)
+        head = self.tokenizer.head(cast(Messages, prompt), **(template or {})) if chat else 0
+        stops = stop_tokens(self.tokenizer, params)
         return Request(name, tuple(tokens), params, stop_tokens=stops, head=head)
-
-    def _head(self, prompt: Prompt, template: Mapping[str, Any]) -> int:
-        """How many tokens of chat messages come before the user's first words: system prompt, tools, settings."""
-        chat = [*prompt] if prompt and isinstance(prompt[0], Mapping) else []
-        first = next((i for i, m in enumerate(chat) if cast(Any, m).get("role") == "user"), None)
-        if first is None:
-            return 0
-        shown = cast(Messages, [*chat[:first], {"role": "user", "content": HERE}])
-        return len(self.tokenizer.encode(self.tokenizer.render(shown, **template).partition(HERE)[0]))
 
     def serving_config(self, config: ServingConfig | None = None) -> ServingConfig:
         """The serving engine's settings for this model. Raises ValueError for a cache that it does not know."""

@@ -19,6 +19,7 @@ from tiny_llm.config.fields import JsonFields, require
 from tiny_llm.model.directory import eos_ids, read_bytes, read_json
 
 ROLES = ("system", "user", "assistant", "tool")
+HERE = "\ue000"  # a character of private use, where the user's words will stand
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,20 @@ class Tokenizer:
             return self._compiled[name].render(messages=chat, tools=tools, documents=None, **settings)
         except Exception as error:  # a template is a program of the model's: anything can go wrong in it
             raise ValueError(f"{self.source}: the chat template refuses: {error}") from error
+
+    def head(self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any) -> int:
+        """How many tokens come before the user's first words: system prompt, tools, the template's settings.
+
+        0 where nobody is the user, or the template refuses messages that end there.
+        """
+        first = next((i for i, message in enumerate(messages) if message.get("role") == "user"), None)
+        if first is None:
+            return 0
+        try:
+            text = self.render([*messages[:first], {"role": "user", "content": HERE}], **template_kwargs)
+        except ValueError:
+            return 0
+        return len(self.encode(text.partition(HERE)[0]))
 
     @cached_property
     def _compiled(self) -> dict[str, Template]:
