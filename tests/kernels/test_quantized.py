@@ -10,6 +10,7 @@ from tiny_llm.kernels.catalog import quantized_arguments
 from tiny_llm.kernels.matmul import quantized_tiles, splits_for
 from tiny_llm.kernels.quantized import quantized_matvec, quantized_rows
 from tiny_llm.kernels.sim import Simulator
+from tiny_llm.kernels.sim.recorder import Recorder
 
 
 @pytest.mark.parametrize(("rows", "kernels"), [
@@ -43,12 +44,22 @@ def test_each_packing_of_one_row(bits: int, group: int) -> None:
 
 @pytest.mark.parametrize("rows", [2, 5, 16])
 def test_weights_are_read_once_for_all_rows(rows: int) -> None:
-    """A kernel that takes the rows one by one would read `rows` times as much."""
+    """A kernel that takes the rows one by one would read `rows` times as much. x is asked for by each threadgroup."""
     arguments, simulator = quantized_arguments(mx.float16, rows, 256, 512, 4, 64), Simulator(check=True)
     quantized_rows(*arguments, on=simulator)
-    read = {b.name: b.read for b in simulator.reports[0].buffers}
+    (report,) = simulator.reports
+    read = {b.name: b.read for b in report.buffers}
     for name, x in zip(("weight", "scales", "biases"), arguments[1:], strict=True):
         assert read[name] == x.nbytes
+    assert read["x"] == report.groups * arguments[0].nbytes
+
+
+@pytest.mark.parametrize(("rows", "owned"), [(2, 64), (4, 64), (8, 64), (16, 32)])
+def test_a_threadgroup_owns_as_many_outputs_as_the_book_says(rows: int, owned: int) -> None:
+    recorder = Recorder()
+    quantized_rows(*quantized_arguments(mx.float16, rows, 6144, 64, 4, 64), on=recorder)
+    dispatch = recorder.calls[0][-1]
+    assert dispatch.grid[0] // dispatch.threadgroup[0] == 6144 // owned
 
 
 def test_tiles_read_what_their_formula_says() -> None:
