@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from tiny_llm.kernels.sim import KernelError, Simulator
+from tiny_llm.kernels.sim import KernelError, Simulator, compiler
 
 Run = Callable[..., list[mx.array]]
 START = "uint i = thread_position_in_grid.x, t = thread_index_in_threadgroup;\n"
@@ -77,7 +77,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_found(fault: Fault, run: Run) -> None:
+def test_a_planted_fault_is_found(fault: Fault, run: Run, request: pytest.FixtureRequest) -> None:
+    if fault.name == "misaligned vector" and compiler.is_clang():
+        request.applymarker(pytest.mark.xfail(reason="clang checks no alignment where a copy is trivial", strict=True))
     limit = 0.2 if fault.kind == "time limit" else 20
     with pytest.raises(KernelError) as caught:
         run(
