@@ -149,7 +149,7 @@ def prelude(check: bool) -> Path:
 
 
 def instrumentation(check: bool) -> tuple[str, ...]:
-    """Calls at each access. With clang the read of `x += y` too; it misses one fault, a misaligned vector as a whole."""
+    """Calls at each access. With clang the read of `x += y` too; it misses one fault, a misaligned copy of a vector."""
     if not check:
         return ()
     if is_clang():
