@@ -98,8 +98,9 @@ def test_rms_norm_squares_in_float32() -> None:
 
 
 @pytest.mark.parametrize("spread", [1.0, 30.0])
-def test_swiglu(table: Ops, spread: float) -> None:
-    x = normal(4, 66) * np.float32(spread)
+@pytest.mark.parametrize("rows", [4, fused.MANY_ROWS])
+def test_swiglu(table: Ops, spread: float, rows: int) -> None:
+    x = normal(rows, 66) * np.float32(spread)
     gate, up = np.split(x.astype(np.float64), 2, axis=-1)
     close(table.swiglu(mx.array(x)), gate / (1 + np.exp(-gate)) * up, atol=3e-5 * spread)
 

@@ -18,6 +18,7 @@ from tiny_llm.model.rope import Rotation, apply_rope
 
 UNPACKED_ROWS = 8  # from here unpacking a whole weight is faster than doing it in each row's product
 QUERY_TILE = 128  # queries per tile of the CPU's attention
+MANY_ROWS = 64  # from here copying what lies apart pays: only over contiguous arrays are compiled loops vectorised
 STRIP = 64  # rows that are turned into columns at a time: the whole matrix takes twice as long
 SCALAR_EXP_LIMIT = 2048  # below this many scores one softmax call costs less than its vectorised parts
 
@@ -76,6 +77,8 @@ def sigmoid(x: mx.array) -> mx.array:
 def swiglu_cpu(gate_up: mx.array) -> mx.array:
     """`ops.swiglu` on the vectorised exponential."""
     gate, up = mx.split(gate_up, 2, axis=-1)
+    if gate_up.shape[0] >= MANY_ROWS:
+        gate, up = mx.contiguous(gate), mx.contiguous(up)
     return gate * sigmoid(gate) * up
 
 
