@@ -75,14 +75,15 @@ class Scheduler(Lifecycle):
         if self.tree is None:
             return prompts
         distinct: dict[object, Sequence] = {}
+        size, limit = self.blocks.block_size, self.blocks.num_blocks
+        if any(sequence.remaining == 1 for sequence in self.running):  # reading must not delay their tokens for long
+            limit = -(-self.config.token_budget // size)
         for sequence in prompts:
-            size, table = self.blocks.block_size, sequence.block_table
-            if sequence.computed == len(table) * size:
-                found = self.tree.match(sequence.tokens, table)
-                if found.blocks:
-                    self._tell(now, "share", sequence, sequence.computed, found.num_tokens, found.blocks)
-                    self._share(sequence, found)
-            at = sequence.computed
+            read = self._look_up(sequence, limit, now)
+            limit -= len(read.blocks)
+            if read.more:
+                continue  # it reads on in the next step
+            table, at = sequence.block_table, sequence.computed
             whole = at == len(table) * size and at + size < len(sequence.tokens)
             following = (table[-1] if table else None, *sequence.tokens[at : at + size])
             distinct.setdefault(following if whole else id(sequence), sequence)

@@ -37,6 +37,14 @@ class Match(NamedTuple):
     reason: str
 
 
+class Restored(NamedTuple):
+    """Blocks read back, what went wrong, and whether there are more."""
+
+    blocks: list[int]
+    fault: str = ""
+    more: bool = False
+
+
 class Node:
     """One block of tokens. `key` names the whole way from the root to here."""
 
@@ -123,19 +131,23 @@ class RadixTree:
         if len(self._evicted) > 4 * self.blocks.num_blocks:
             self._evicted.popitem(last=False)
 
-    def restore(self, tokens: Sequence[int], begin: int, allocate: Callable[[], int]) -> tuple[list[int], str]:
-        """New blocks with what the tier has of `tokens` from `begin` on, but not the last one; and what went wrong."""
+    def restore(self, tokens: Sequence[int], begin: int, limit: int, allocate: Callable[[], int]) -> Restored:
+        """Up to `limit` new blocks with what the tier has of `tokens` from `begin` on, but not the last one."""
         blocks: list[int] = []
+        if self.tier is None:
+            return Restored(blocks)
         for place in islice(addresses(tokens[:-1], self.blocks.block_size), begin // self.blocks.block_size, None):
-            if self.tier is None or place not in self.tier:
+            if place not in self.tier:
                 break
+            if len(blocks) == limit:
+                return Restored(blocks, more=True)
             block = allocate()
             fault = self.tier.load(place, block)
             if fault:
                 self.blocks.free(block)
-                return blocks, fault
+                return Restored(blocks, fault)
             blocks.append(block)
-        return blocks, ""
+        return Restored(blocks)
 
     def save(self) -> None:
         """Store all blocks, so that another run finds them."""

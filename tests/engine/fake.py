@@ -76,10 +76,10 @@ class FakeRunner:
 
 
 class FakeTier:
-    """A second place for blocks that keeps what the runner's blocks remember; each fifth asked for is lost."""
+    """A second place for blocks that keeps what the runner's blocks remember; each `lost`-th asked for is lost."""
 
-    def __init__(self, runner: FakeRunner):
-        self.runner, self.trouble, self.asked = runner, "", 0
+    def __init__(self, runner: FakeRunner, lost: int = 5):
+        self.runner, self.trouble, self.asked, self.lost = runner, "", 0, lost
         self.files: dict[str, dict[int, tuple[int, int]]] = {}
 
     def __contains__(self, address: str) -> bool:
@@ -91,7 +91,7 @@ class FakeTier:
 
     def load(self, address: str, block: int) -> str:
         self.asked += 1
-        if self.asked % 5 == 0:
+        if self.asked % self.lost == 0:
             del self.files[address]
             return "damaged"
         self.runner.slots[block] = dict(self.files[address])

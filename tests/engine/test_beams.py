@@ -17,9 +17,9 @@ SEARCH = Request("s", tuple(range(100, 108)), SamplingParams(max_tokens=4, beam_
 class Engine:
     """A scheduler whose requests may search, with a runner and a log."""
 
-    def __init__(self, num_blocks: int, tree: bool = True):
+    def __init__(self, num_blocks: int, tree: bool = True, token_budget: int = 32):
         self.pool, self.events = BlockPool(num_blocks, 4), list[Event]()
-        config = SchedulerConfig(32, 8, 1000)
+        config = SchedulerConfig(token_budget, 8, 1000)
         self.scheduler = Scheduler(config, self.pool, RadixTree(self.pool) if tree else None, self.events.append)
         self.runner, self.beams, self.found = FakeRunner(self.pool), Beams(self.scheduler), dict[str, list[Beam]]()
 
@@ -85,12 +85,34 @@ def test_what_was_evicted_is_read_back_behind_what_is_left() -> None:
     assert (kinds["admit"], kinds["load"], kinds["chunk"]) == ((0, 8), (8, 12), (20, 2))
 
 
+def test_reading_back_delays_nobody_for_long() -> None:
+    """Beside one that decodes, a long prompt is read a budget's worth a step; by itself at once."""
+    engine, long = Engine(64, token_budget=8), tuple(range(102))
+    tree = engine.scheduler.tree
+    assert tree
+    tree.tier = FakeTier(engine.runner, lost=1000)
+    for name, others in (("first", 0), ("alone", 0), ("beside", 1)):
+        if others:
+            engine.add(Request("decodes", (7, 7), SamplingParams(max_tokens=30)))
+            engine.step()
+        engine.add(Request(name, long, SamplingParams(max_tokens=1)))
+        engine.drain()
+        tree.evict(64)
+    read = {"alone": list[int](), "beside": list[int]()}
+    for event in engine.events:
+        if event.kind == "load":
+            read[event.request].append(event.tokens)
+    assert read == {"alone": [100], "beside": [8] * 12 + [4]}
+    assert [e.tokens for e in engine.events if e.kind == "chunk" and e.request == "beside"] == [2]
+    tokens = [e.step for e in engine.events if e.kind == "token" and e.request == "decodes"]
+    assert tokens == [*range(tokens[0], tokens[0] + 30)]  # one in each step
+
+
 def test_what_can_not_be_read_back_is_computed() -> None:
     engine = Engine(16)
     tree = engine.scheduler.tree
     assert tree
-    tree.tier = FakeTier(engine.runner)
-    tree.tier.asked = 3  # the second block from now on is lost
+    tree.tier = FakeTier(engine.runner, lost=2)
     for name in ("first", "second"):
         engine.add(Request(name, tuple(range(22)), SamplingParams(max_tokens=1)))
         engine.drain()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
-from tiny_llm.engine.radix import Match, RadixTree
+from tiny_llm.engine.radix import Match, RadixTree, Restored
 from tiny_llm.engine.request import FinishReason, Sequence, State
 from tiny_llm.engine.waiting import Waiting
 
@@ -81,8 +81,6 @@ class Lifecycle:
         insort(self.running, sequence, key=lambda s: s.rank)
         step.admitted.append(sequence)
         self._tell(now, "admit", sequence, 0, found.num_tokens, found.blocks, found.reason)
-        if self.tree and self.tree.tier:
-            self._restore(sequence, step, now)
         if sequence.admitted is None:
             sequence.admitted = now
             self.waiting.charge(sequence.request.tenant, sequence.remaining)
@@ -90,16 +88,24 @@ class Lifecycle:
             sequence.followers.remove(beam)
             self._start(beam, self._find(beam), step, now)
 
-    def _restore(self, sequence: Sequence, step: Step, now: float) -> None:
-        """Read back what the tree has given up beyond what was found."""
-        begin = sequence.computed
-        assert self.tree is not None
-        blocks, fault = self.tree.restore(sequence.tokens, begin, lambda: self._allocate(step, now))
-        if blocks or fault:
-            sequence.block_table += blocks
-            sequence.computed = sequence.cached = begin + len(blocks) * self.blocks.block_size
-            self._tell(now, "load", sequence, begin, sequence.computed - begin, blocks, fault)
+    def _look_up(self, sequence: Sequence, limit: int, now: float) -> Restored:
+        """Behind a whole block, share what the tree knows by now, and read back up to `limit` blocks that it lost."""
+        size, tree = self.blocks.block_size, self.tree
+        if tree is None or sequence.computed != len(sequence.block_table) * size:
+            return Restored([])
+        found = tree.match(sequence.tokens, sequence.block_table)
+        if found.blocks:
+            self._tell(now, "share", sequence, sequence.computed, found.num_tokens, found.blocks)
+            self._share(sequence, found)
+        begin, limit = sequence.computed, min(limit, self.blocks.num_available)
+        read = tree.restore(sequence.tokens, begin, limit, lambda: self._allocate(now))
+        if read.blocks or read.fault:
+            tokens = len(read.blocks) * size
+            sequence.block_table += read.blocks
+            sequence.computed, sequence.cached = begin + tokens, sequence.cached + tokens
+            self._tell(now, "load", sequence, begin, tokens, read.blocks, read.fault)
             self._keep(sequence, now)
+        return read
 
     def _share(self, sequence: Sequence, found: Match) -> None:
         for block in found.blocks:
@@ -236,20 +242,20 @@ class Lifecycle:
         if length <= 0:
             return 0
         for i in copies:
-            source, table[i] = table[i], self._allocate(step, now)
+            source, table[i] = table[i], self._allocate(now)
             self.blocks.free(source)
             step.copies.append((source, table[i]))
             self._tell(now, "copy", sequence, blocks=step.copies[-1])
         held = len(table)
         while len(table) < self.blocks.blocks_for(start + length):
-            table.append(self._allocate(step, now))
+            table.append(self._allocate(now))
         samples = length == sequence.remaining and not sequence.request.searches
         step.entries.append(Entry(sequence, start, length, samples))
         self._tell(now, "chunk", sequence, start, length, table[held:])
         return length
         # ANCHOR_END: enter
 
-    def _allocate(self, step: Step, now: float) -> int:
+    def _allocate(self, now: float) -> int:
         if not self.blocks.num_free and self.tree:
             evicted = self.tree.evict(1)
             self._tell(now, "evict", blocks=evicted, note=self.tree.tier.trouble if self.tree.tier else "")
