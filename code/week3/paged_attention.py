@@ -209,10 +209,8 @@ def gathered(pool: mx.array, table: Sequence[int], length: int) -> mx.array:
 
 def padded_tables(tables: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
     """Block tables as one array (R, M), short ones filled up with their own last block: nobody reads another's."""
-    padded = np.zeros((len(tables), max(map(len, tables))), np.int32)
-    for row, table in zip(padded, tables, strict=True):
-        row[: len(table)], row[len(table) :] = table, table[-1]
-    return padded
+    width = max(map(len, tables))
+    return np.array([[*table, *[table[-1]] * (width - len(table))] for table in tables], np.int32)
 
 
 def spans(widths: Sequence[int], spare: int) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ A pool is (Hkv, num_blocks, block, D); a sequence's block table says which block
 one the next, and so on.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -42,16 +43,20 @@ class Pages(NamedTuple):
         visible = key < ends[:, None]
         if window is not None:
             visible &= key >= ends[:, None] - window
-        shape = rows, heads, width
-        group = np.broadcast_to(np.arange(rows * heads).reshape(rows, heads, 1), shape)
         return cls(
             mx.array(tables),
             mx.array(ends),
             mx.array((head * num_blocks + tables[:, None]).astype(np.uint32)),
-            mx.array(group.astype(np.uint32)),
-            mx.array(np.arange(rows * heads * width, dtype=np.uint32).reshape(shape)),
+            *_counted(rows, heads, width),
             mx.array(visible.reshape(rows, 1, width, 1, size)),
         )
+
+
+@lru_cache(maxsize=64)
+def _counted(rows: int, heads: int, width: int) -> tuple[mx.array, mx.array]:
+    """`Pages.rows` and `Pages.each`, which follow from the shape alone."""
+    each = np.arange(rows * heads * width, dtype=np.uint32).reshape(rows, heads, width)
+    return mx.array(each // width), mx.array(each)
 
 
 @mx.compile
