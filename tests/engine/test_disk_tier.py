@@ -165,7 +165,7 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_can_not_be_made_is_named(llm: LLM, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=f"{tmp_path}/file"):
+    with pytest.raises(ValueError, match=f"disk_folder: .*{tmp_path}/file.*; name a folder"):
         tiered(llm, tmp_path / "file", [])
 
 

@@ -238,7 +238,10 @@ class Loop:
         if self.config.disk_folder is None:
             return None
         name = fingerprint(self.model.config, self.model.weights)
-        return BlockFiles(Path(self.config.disk_folder), self.config.disk_bytes, self.pool, name)
+        try:
+            return BlockFiles(Path(self.config.disk_folder), self.config.disk_bytes, self.pool, name)
+        except OSError as error:
+            raise ValueError(f"disk_folder: {error}; name a folder that can be made, read and written") from error
 
     def close(self) -> None:
         """Keep for later runs what the prefix tree knows, if it has a folder for that."""
