@@ -24,6 +24,7 @@ USAGE = [
     ("generate hi --ops fast", "fast", "'fused', 'plain'"),
     ("generate hi --temperature -3", "-3", "from 0 to 100"),
     ("generate hi --logit-bias 13:2", "13:2", "ID=VALUE"),
+    ("generate hi --beam-width 2 --temperature 0.5", "temperature:", "draws nothing, leave it out; found 0.5"),
     ("generate hi --n 4 --beam-width 2", "n:", "at most beam_width (2)"),
     ("generate hi --n 2 --stream", "--stream", "leave out"),
     ("generate hi --raw --system x", "--raw", "--system"),

@@ -73,9 +73,11 @@ def test_json(run: Run, model_dir: Path) -> None:
     assert data["stats"]["decode_tps"] > 0
 
 
-@pytest.mark.parametrize(("options", "count"), [(("--n", "3"), 3), (("--beam-width", "4", "--n", "2"), 2)])
+@pytest.mark.parametrize(
+    ("options", "count"), [(("--n", "3", "--seed", "1"), 3), (("--beam-width", "4", "--n", "2"), 2)]
+)
 def test_several_answers(run: Run, model_dir: Path, options: tuple[str, ...], count: int) -> None:
-    arguments = ("hello", "--model", str(model_dir), "--max-tokens", "6", "--seed", "1", *options)
+    arguments = ("hello", "--model", str(model_dir), "--max-tokens", "6", *options)
     text = run("generate", *arguments).out
     data = json.loads(run("generate", *arguments, "--json").out)
     assert len(data["completions"]) == count

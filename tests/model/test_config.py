@@ -233,6 +233,17 @@ def test_sampling_ranges(name: str, good: list[Any], bad: list[Any]) -> None:
             SamplingParams(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p", "seed"])
+def test_who_asks_for_beams_can_not_ask_for_draws(name: str) -> None:
+    """They were dropped in silence. The model's own defaults are no wish of the caller's."""
+    with pytest.raises(ValueError, match=f"^{name}: beam search draws nothing, leave it out; found 0"):
+        SamplingParams.resolve({"beam_width": 2, name: 0})
+    with pytest.raises(ValueError, match=f"^{name}: beam search draws nothing"):
+        SamplingParams.resolve({name: 0}, {"beam_width": 2})
+    assert SamplingParams.resolve({"beam_width": 2}, {name: 0}).beam_width == 2
+    assert SamplingParams.resolve({"beam_width": 1, name: 0}).beam_width == 1
+
+
 def test_as_many_answers_as_beams_at_most() -> None:
     assert SamplingParams(n=3, beam_width=3).n == 3
     with pytest.raises(ValueError, match=r"^n: expected at most beam_width \(2\), found 3"):

@@ -79,7 +79,8 @@ class SamplingParams:
     def resolve(cls, *layers: Mapping[str, Any]) -> "SamplingParams":
         """Merge settings, the first layer that has a value wins (request, command line, generation config).
 
-        None means "not set". Raises ValueError for an unknown name.
+        None means "not set". Raises ValueError for an unknown name, and where the first layer asks for beams and for
+        what only drawing knows; the other layers may hold that.
         """
         known = {f.name for f in fields(cls)}
         merged: dict[str, Any] = {}
@@ -88,7 +89,11 @@ class SamplingParams:
                 require(name in known, f"{name}: unknown sampling parameter; known are {', '.join(sorted(known))}")
                 if value is not None:
                     merged.setdefault(name, value)
-        return cls(**merged)
+        params = cls(**merged)
+        for name in _DRAWING if params.beam_width > 1 and layers else ():
+            asked = layers[0].get(name)
+            require(asked is None, f"{name}: beam search draws nothing, leave it out; found {asked!r}")
+        return params
 
 
 _NOT_FOR_BEAMS = (
@@ -98,6 +103,7 @@ _NOT_FOR_BEAMS = (
     ("logprobs", None),
     ("structured", None),
 )
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _SAMPLING_RANGES = (
     ("max_tokens", 1, 2**31, True),
     ("temperature", 0, 100, False),
