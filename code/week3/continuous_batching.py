@@ -72,7 +72,7 @@ class Scheduler(Lifecycle):
         Beams that wait for others of their search have nothing to compute.
         """
         prompts = [sequence for sequence in prompts if sequence.remaining]
-        if self.tree is None:
+        if self.tree is None or not prompts:
             return prompts
         distinct: dict[object, Sequence] = {}
         size, limit = self.blocks.block_size, self.blocks.num_blocks
