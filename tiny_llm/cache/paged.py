@@ -26,7 +26,7 @@ from tiny_llm.kernels.paged import Pages, paged_decode_plain
 from tiny_llm.kernels.paged_attention import paged_decode, paged_prefill
 from tiny_llm.model.ops import Ops
 
-SPARE = 32  # blocks by which a group of decoding rows may be filled up: less work than one more group
+SPARE = 128  # blocks by which a group of decoding rows may be filled up: less work than one more group
 
 
 def block_nbytes(config: ModelConfig, block_size: int, dtype: mx.Dtype, bits: int | None = None) -> int:
