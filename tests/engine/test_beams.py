@@ -120,3 +120,24 @@ def test_what_can_not_be_read_back_is_computed() -> None:
     (load,) = (e for e in engine.events if e.kind == "load")
     assert (load.start, load.tokens, load.note) == (0, 4, "damaged")
     assert [e.tokens for e in engine.events if e.kind == "chunk"] == [22, 18]
+
+
+def test_a_block_to_be_copied_is_not_read_over() -> None:
+    """Blocks are read back at once, copies are made when the step runs: a copy's source was free for reading into."""
+    engine, long = Engine(16, token_budget=64), tuple(range(33))
+    tree = engine.scheduler.tree
+    assert tree
+    tree.tier = FakeTier(engine.runner, lost=1000)
+    engine.add(Request("first", long, SamplingParams(max_tokens=1)))
+    engine.drain()
+    tree.evict(16)
+    engine.add(Request("other", tuple(range(200, 232)), SamplingParams(max_tokens=1)))
+    engine.add(Request("two", tuple(range(100, 108)), SamplingParams(max_tokens=1, n=2)))
+    engine.step()
+    engine.add(Request("again", long, SamplingParams(max_tokens=1)))
+    step = engine.step()
+    ((source, _),) = step.copies
+    assert (source,) in [e.blocks for e in engine.events if (e.kind, e.step) == ("evict", step.number)]
+    (load,) = (e for e in engine.events if (e.kind, e.request) == ("load", "again"))
+    assert load.tokens == 32 and source not in load.blocks, "it was to be had, and is spared"
+    engine.drain()

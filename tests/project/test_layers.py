@@ -29,7 +29,7 @@ BESIDE = {  # rooms that only cli may import, and what they may import
 }
 WITHOUT_ARRAYS = {
     f"tiny_llm.engine.{name}"
-    for name in "request blocks radix waiting admission lifecycle scheduler events simulate trace".split()
+    for name in "request step blocks radix waiting admission lifecycle scheduler events simulate trace".split()
 }
 NEVER = {"mlx_lm", "transformers"}  # oracles and peers, of the tests and the benchmarks
 OPTIONAL = {"starlette", "uvicorn", "prometheus_client", "chromadb", "mcp", "opentelemetry", "llguidance", "matplotlib"}

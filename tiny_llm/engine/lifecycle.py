@@ -5,44 +5,15 @@ stopped. Here is how; `scheduler` decides who and when.
 from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as Row
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.radix import Match, RadixTree, Restored
 from tiny_llm.engine.request import FinishReason, Sequence, State
+from tiny_llm.engine.step import Entry as Entry
+from tiny_llm.engine.step import Step as Step
 from tiny_llm.engine.waiting import Waiting
-
-
-class Entry(NamedTuple):
-    """A sequence's share of a step: tokens[start : start + length]; `samples` where a token is drawn after its last."""
-
-    sequence: Sequence
-    start: int
-    length: int
-    samples: bool
-
-    @property
-    def searches(self) -> bool:
-        """Whether the log-probabilities after its last token extend a beam."""
-        return self.sequence.request.searches and self.start + self.length == len(self.sequence.tokens)
-
-
-@dataclass
-class Step:
-    """One forward pass. `copies` are pairs of blocks (source, target) to copy before it, in this order."""
-
-    number: int
-    entries: list[Entry] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    admitted: list[Sequence] = field(default_factory=list)
-    preempted: list[Sequence] = field(default_factory=list)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(entry.length for entry in self.entries)
 
 
 class Lifecycle:
@@ -63,6 +34,7 @@ class Lifecycle:
         self.waiting = Waiting(config.weights)
         self.requests: dict[str, list[Sequence]] = {}  # the unfinished ones with all their sequences
         self.steps = self.arrivals = 0
+        self._copies: tuple[int, list[tuple[int, int]]] = (0, [])  # of which step, and these
         settings = f"token_budget {config.token_budget}, max_sequences {config.max_sequences}"
         self._tell(0.0, "pool", None, blocks.block_size, blocks.num_blocks, note=settings)
 
@@ -97,8 +69,10 @@ class Lifecycle:
         if found.blocks:
             self._tell(now, "share", sequence, sequence.computed, found.num_tokens, found.blocks)
             self._share(sequence, found)
-        begin, limit = sequence.computed, min(limit, self.blocks.num_available)
-        read = tree.restore(sequence.tokens, begin, limit, lambda: self._allocate(now))
+        step, copies = self._copies
+        taken = {block for pair in copies for block in pair} if step == self.steps else set[int]()
+        begin, limit = sequence.computed, min(limit, max(0, self.blocks.num_available - len(taken)))
+        read = tree.restore(sequence.tokens, begin, limit, lambda: self._allocate(now), taken)
         if read.blocks or read.fault:
             tokens = len(read.blocks) * size
             sequence.block_table += read.blocks
@@ -245,6 +219,7 @@ class Lifecycle:
             source, table[i] = table[i], self._allocate(now)
             self.blocks.free(source)
             step.copies.append((source, table[i]))
+            self._copies = step.number, step.copies
             self._tell(now, "copy", sequence, blocks=step.copies[-1])
         held = len(table)
         while len(table) < self.blocks.blocks_for(start + length):

@@ -6,7 +6,7 @@ node's block holds the blocks of all nodes above it, too, so a node that only th
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from hashlib import sha256
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -182,8 +182,26 @@ class RadixTree:
         if len(self._evicted) > 4 * self.blocks.num_blocks:
             self._evicted.popitem(last=False)
 
-    def restore(self, tokens: Sequence[int], begin: int, limit: int, allocate: Callable[[], int]) -> Restored:
-        """Up to `limit` new blocks with what the tier has of `tokens` from `begin` on, but not the last one."""
+    def restore(
+        self, tokens: Sequence[int], begin: int, limit: int, allocate: Callable[[], int], avoid: Set[int]
+    ) -> Restored:
+        """Up to `limit` new blocks with what the tier has of `tokens` from `begin` on, but not the last one.
+
+        They are filled at once. `avoid` are blocks that are still to be copied from or to.
+        """
+        spared: list[int] = []
+
+        def fresh() -> int:
+            while (block := allocate()) in avoid:
+                spared.append(block)
+            return block
+
+        read = self._read(tokens, begin, limit, fresh)
+        for block in spared:
+            self.blocks.free(block)
+        return read
+
+    def _read(self, tokens: Sequence[int], begin: int, limit: int, allocate: Callable[[], int]) -> Restored:
         blocks: list[int] = []
         if self.tier is None:
             return Restored(blocks)
