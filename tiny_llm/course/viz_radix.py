@@ -59,7 +59,7 @@ def words(events: Sequence[Event]) -> str:
     """How much of each prompt was found, and why not more."""
     lengths = {e.request: e.tokens for e in events if e.kind == "arrival"}
     admitted = [e for e in events if e.kind == "admit" and e.sequence == 0]
-    found = sum(e.tokens for e in admitted) + sum(e.tokens for e in events if e.kind == "share")
+    found = sum(e.tokens for e in admitted) + sum(e.tokens for e in events if e.kind in ("share", "load"))
     rows = (
         f"{e.request}: {e.tokens} of {lengths[e.request]} tokens" + (f" ({e.note})" if e.note else "") for e in admitted
     )
