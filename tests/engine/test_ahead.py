@@ -133,3 +133,21 @@ def test_a_step_that_fails_takes_what_was_built_on_it_along(llm: LLM, monkeypatc
     assert loop.runner.ready
     for one in requests:
         assert_same(llm, one, 0, got[one.id][0], alone(llm, one)[0])
+
+
+def test_what_can_not_be_prepared_harms_nobody(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone a request would be given up if its step failed; here the step is fine, and so is the sampler's count."""
+    loop, build = make_loop(llm), Runner._build
+    counts = iter(range(1000))
+
+    def scarce(self: Runner, plan, pool, before=None):
+        built = build(self, plan, pool, before)
+        if before is not None and next(counts) % 3:
+            raise MemoryError("full")
+        return built
+
+    monkeypatch.setattr(Runner, "_build", scarce)
+    one = request(llm, "one", range(9), replace(SAMPLED, repetition_penalty=1.5, frequency_penalty=1.0))
+    got = run(loop, [one])
+    assert 0 < loop.runner.ready < 8 and loop.scheduler.config == loop.limits
+    assert_same(llm, one, 0, got["one"][0], alone(llm, one)[0])

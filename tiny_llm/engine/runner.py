@@ -1,5 +1,6 @@
 """From a step of the scheduler to arrays and back: one forward pass and one sampling for the whole ragged batch."""
 
+import contextlib
 from collections.abc import Sequence as Row
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -83,13 +84,17 @@ class Runner:
         return ahead.running
 
     def prepare(self, plan: Plan, running: Running) -> None:
-        """Build the step that will probably follow the one that runs, from tokens not read yet. Nothing is started."""
+        """Build the step that will probably follow the one that runs, from tokens not read yet. Nothing is started.
+
+        What goes wrong here goes wrong again when the step is due, and is answered for there.
+        """
         if any(entry.sequence.request.params.structured for entry in plan.step.entries):
             return  # a form tells what it allows once it knows the token before
         kept, pool = (self._sampler, self._sampling), self.pool.ahead()
         self._sampler = copy(self._sampler)
-        built = self._build(plan, pool, running)
-        self._ahead = Ahead(plan, built, pool, self._sampler, self._sampling)
+        with contextlib.suppress(Exception):
+            built = self._build(plan, pool, running)
+            self._ahead = Ahead(plan, built, pool, self._sampler, self._sampling)
         self._sampler, self._sampling = kept
 
     def _build(self, plan: Plan, pool: PagedPool, before: Running | None = None) -> Running:
