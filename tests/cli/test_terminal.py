@@ -20,6 +20,12 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]|[\r\b]")
 PROMPT = "\n>"
 
 
+def at_a_terminal() -> None:
+    """Make the terminal the session's own, and Ctrl-C count even where the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.close(os.open(os.ttyname(0), os.O_RDWR))
+
+
 class Terminal:
     """A program at a pseudo-terminal."""
 
@@ -33,7 +39,7 @@ class Terminal:
             stderr=theirs,
             env=environment,
             start_new_session=True,
-            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
+            preexec_fn=at_a_terminal,
         )
         os.close(theirs)
         self.raw = ""

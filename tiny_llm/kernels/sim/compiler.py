@@ -153,7 +153,7 @@ def instrumentation(check: bool) -> tuple[str, ...]:
     if not check:
         return ()
     if is_clang():
-        more = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1")
+        more: tuple[str, ...] = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1")
     else:
         more = ("--param", "tsan-instrument-func-entry-exit=0")
     return (*SANITIZE, *more)
