@@ -153,10 +153,9 @@ def instrumentation(check: bool) -> tuple[str, ...]:
     if not check:
         return ()
     if is_clang():
-        more: tuple[str, ...] = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1")
-    else:
-        more = ("--param", "tsan-instrument-func-entry-exit=0")
-    return (*SANITIZE, *more)
+        options = ("func-entry-exit=0", "read-before-write=1")
+        return (*SANITIZE, *(word for option in options for word in ("-mllvm", f"-tsan-instrument-{option}")))
+    return (*SANITIZE, "--param", "tsan-instrument-func-entry-exit=0")
 
 
 def compile_kernel(text: str, source: Source, check: bool) -> Path:
