@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +55,10 @@ class Terminal:
         while not (wanted in self.text if isinstance(wanted, str) else wanted(self.text)):
             assert time.monotonic() < end, f"{wanted!r} did not come; what came is {self.text!r}"
             self.read()
+
+    def read_prompt(self) -> None:
+        """Wait until the program takes keys one by one, behind a prompt: before that, Ctrl-C is another's."""
+        self.read_until(lambda text: text.rstrip().endswith(">") and not termios.tcgetattr(self.fd)[3] & termios.ECHO)
 
     def read(self) -> bool:
         """Take what there is; False once the program has closed its end."""
@@ -111,6 +116,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(open_terminal: Callable[..., T
     assert re.search(r"\(stopped · \d+ tokens · [\d.]+ tokens/s · first after [\d.]+ s\)", chat.text)
     chat.type("/stats\r")
     chat.read_until("peak memory")
+    chat.read_prompt()
     assert re.search(r"messages +2\n", chat.text), "question and partial answer are in the conversation"
     chat.type("\x03")
     chat.read_until("(/quit or Ctrl-D ends the chat)")
