@@ -135,9 +135,9 @@ def aside(words: Words) -> list[Message]:
 
 
 def memory_lesson(words: Words, branches: int) -> list[Dialogue]:
-    """Users tell something, talk about something else and ask for it; every third branch: for what they never told."""
+    """Users tell something, talk about something else and ask for it; every other branch: for what they never told."""
     known = own_facts(words, words.integer(2, 4))
-    missing = [name for name in words.sample(list(OWN), len(OWN)) if name not in known][: max(1, branches // 3)]
+    missing = [name for name in words.sample(list(OWN), len(OWN)) if name not in known][: max(1, branches // 2)]
     talk: list[Message] = []
     for name, value in known.items():
         talk += tell(words, name, value)
