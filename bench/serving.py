@@ -41,28 +41,32 @@ from tiny_llm.engine.request import Request
 Job = tuple[list[int], int]  # prompt, tokens to write
 BLOCK = 32
 LIMITS = SchedulerConfig(token_budget=256, max_sequences=32)
+WIDE = SchedulerConfig(token_budget=512, max_sequences=64)
 LONG, BESIDE, WRITTEN = 2000, 8, 72
 
 
-def loop_of(llm: LLM, slots: int, **settings: bool) -> Loop:
+def loop_of(llm: LLM, slots: int, limits: SchedulerConfig = LIMITS, **settings: bool) -> Loop:
     """A serving engine whose pool has room for `slots` tokens."""
     size = -(-slots // BLOCK) * block_nbytes(llm.config, BLOCK, mx.float32)
-    return Loop(llm.model, llm.tokenizer, ServingConfig(size, BLOCK, scheduler=LIMITS, **settings))
+    return Loop(llm.model, llm.tokenizer, ServingConfig(size, BLOCK, scheduler=limits, **settings))
 
 
 def request(name: object, job: Job) -> Request:
     return Request(str(name), tuple(job[0]), SamplingParams(temperature=0.0, max_tokens=job[1], ignore_eos=True))
 
 
-def ours(llm: LLM, jobs: Sequence[Job]) -> list[list[int]]:
-    loop = loop_of(llm, 32 * (BLOCK + max(len(prompt) + count for prompt, count in jobs)))
+def ours(llm: LLM, jobs: Sequence[Job], limits: SchedulerConfig = LIMITS) -> list[list[int]]:
+    loop = loop_of(llm, limits.max_sequences * (BLOCK + max(len(prompt) + count for prompt, count in jobs)), limits)
     found = run_all(loop, [request(i, job) for i, job in enumerate(jobs)])
     return [[delta.token for delta in one.answers[0]] for one in found]
 
 
-def peer(model, tokenizer, jobs: Sequence[Job]) -> list[list[int]]:
+def peer(model, tokenizer, jobs: Sequence[Job], limits: SchedulerConfig = LIMITS) -> list[list[int]]:
     prompts, counts = (list(side) for side in zip(*jobs, strict=True))
-    return batch_generate(model, tokenizer, prompts, max_tokens=counts, return_token_ids=True).token_ids
+    size = limits.max_sequences  # of the batch that decodes
+    return batch_generate(
+        model, tokenizer, prompts, max_tokens=counts, return_token_ids=True, completion_batch_size=size
+    ).token_ids
 
 
 def speed(run: Callable[[], Sequence[Sequence[int]]]) -> Callable[[], float]:
@@ -192,8 +196,14 @@ def main() -> None:
         mix = make_jobs(256, 12, 128)
         equal = sum(a == b for a, b in zip(ours(llm, mix), peer(model, tokenizer, mix), strict=True))
         assert equal >= 0.97 * len(mix), f"only {equal} of {len(mix)} answers are the same"
-        rows = [race("256 requests", "tok/s", speed(lambda: ours(llm, mix)), speed(lambda: peer(model, tokenizer, mix)),
-                     options.rounds, warm=False)]  # fmt: skip
+        rows = []
+        for limits in (LIMITS, WIDE):
+            name = f"256 requests, {limits.max_sequences} at a time"
+            sides = (
+                speed(lambda limits=limits: ours(llm, mix, limits)),
+                speed(lambda limits=limits: peer(model, tokenizer, mix, limits)),
+            )
+            rows.append(race(name, "tok/s", *sides, options.rounds, warm=False))
         for size in (1, 8, 32):
             jobs = [(prompt, 64) for prompt, _ in make_jobs(size, 64, 64)]
             rows.append(race(f"batch {size}, 64 in, 64 out", "tok/s", speed(lambda jobs=jobs: ours(llm, jobs)),
