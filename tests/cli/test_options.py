@@ -85,6 +85,11 @@ def test_engine_options_arrive(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     result = run("generate", "hi", *line.split())
     assert (result.code, result.err) == (0, "what runs where\n")
     assert loaded == [("m", EngineConfig("plain", "bfloat16", 7, 99, "sim"))]
+    monkeypatch.setenv("TINY_LLM_KERNELS", "plain")
+    assert run("generate", "hi", "--model", "m").code == 0
+    assert loaded[1] == ("m", EngineConfig(kernels="plain"))
+    monkeypatch.setenv("TINY_LLM_KERNELS", "vulkan")
+    assert run("generate", "hi").code == 2
 
 
 def test_settings_of_leaves_out_what_is_none() -> None:

@@ -192,3 +192,12 @@ def test_a_back_end_that_is_not_here() -> None:
         with_kernels(PLAIN, "cuda")
     with pytest.raises(ValueError, match="kernels: expected one of metal, cuda, sim, plain, found 'gpu'"):
         EngineConfig(kernels="gpu")
+
+
+def test_the_environment_names_the_back_end_of_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINY_LLM_KERNELS", "sim")
+    assert load(POCKET).model.ops.kernels == "sim"
+    assert load(POCKET, config=EngineConfig(kernels="plain")).model.ops.kernels == "plain"
+    monkeypatch.setenv("TINY_LLM_KERNELS", "vulkan")
+    with pytest.raises(ValueError, match="TINY_LLM_KERNELS or on=.*found 'vulkan'"):
+        load(POCKET)

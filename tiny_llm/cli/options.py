@@ -39,8 +39,8 @@ def with_options(command: Callable[..., Result]) -> Callable[..., Result]:
     return run
 
 
-def option(help: str, *names: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, show_default=False)
+def option(help: str, *names: str, metavar: str | None = None, envvar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, envvar=envvar, show_default=False)
 
 
 NO_MODEL = "no model named: this is the small one that ships inside; --model takes another"
@@ -58,7 +58,10 @@ class EngineOptions:
     ] = None
     kernels: Annotated[
         Literal["metal", "cuda", "sim", "plain"] | None,
-        option("Run norms, rotation, gate, quantized products and attention as our kernels; sim runs anywhere."),
+        option(
+            "Run norms, rotation, gate, quantized products and attention as our kernels; sim runs anywhere.",
+            envvar="TINY_LLM_KERNELS",
+        ),
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"] | None, option("Number format of weights and arithmetic.")

@@ -1,5 +1,6 @@
 """`load` a model and ask it: text, chat messages or token ids in, text out, whole or as a stream."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -57,7 +58,8 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
     ops = unfused(fused.choose(config.ops)) if config.ops == "plain" else fused.choose(config.ops)
     if ops is fused.CPU:
         fused.by_columns(weights)
-    qwen = Qwen3(shape, weights, with_kernels(ops, config.kernels) if config.kernels else ops)
+    kernels = config.kernels or os.environ.get("TINY_LLM_KERNELS")
+    qwen = Qwen3(shape, weights, with_kernels(ops, kernels) if kernels else ops)
     defaults = loader.load_generation_defaults(path)
     return LLM(qwen, Tokenizer.from_dir(path), path=path, config=config, defaults=defaults, max_context=context)
 
