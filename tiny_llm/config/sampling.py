@@ -49,7 +49,7 @@ class SamplingParams:
             value = getattr(self, name)
             ok = (value is None and name in ("logprobs", "seed")) or _fits(value, low, high, whole)
             kind = "an integer" if whole else "a number"
-            require(ok, f"{name}: expected {kind} from {low:g} to {high:g}, found {value!r}")
+            require(ok, f"{name}: expected {kind} from {low:.12g} to {high:.12g}, found {value!r}")
         require(
             isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop),
             f"stop: expected a tuple of non-empty strings, found {self.stop!r}",
