@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tiny_llm.pocket import builtin, data_chat, passages, tools
+from tiny_llm.pocket import builtin, data_chat, passages, toolbox
 from tiny_llm.pocket.faq import faq_entries
 from tiny_llm.pocket.words import Words, held_out, read_table
 
@@ -18,7 +18,8 @@ LISTS = [
     (data_chat.ASK, data_chat.MORE_ASK),
     (passages.ATTRIBUTE_SAYS, passages.MORE_ATTRIBUTE_SAYS),
     (passages.ATTRIBUTE_ASKS, passages.MORE_ATTRIBUTE_ASKS),
-    (tools.ATTRIBUTE_ASKS, tools.MORE_ATTRIBUTE_ASKS),
+    (toolbox.ATTRIBUTE_ASKS, toolbox.MORE_ATTRIBUTE_ASKS),
+    (toolbox.SETTER_ASKS, toolbox.MORE_SETTER_ASKS),
     (builtin.SUM_ASKS, builtin.MORE_SUM_ASKS),
     (builtin.CLOCK_ASKS, builtin.MORE_CLOCK_ASKS),
     (builtin.READ_ASKS, builtin.MORE_READ_ASKS),
@@ -38,5 +39,15 @@ def test_further_phrasings_leave_the_kept_one_to_the_evaluation(options: list[st
 def test_a_word_that_nobody_knows_comes_in_training_only() -> None:
     words = [Words(seed).or_unknown("height", 0.3) for seed in range(300)]
     assert 60 < sum(word != "height" for word in words) < 120
-    assert not any(held_out(word.capitalize()) for word in words if word != "height")
+    assert not any(held_out(word) and held_out(word.capitalize()) for word in words if word != "height")
     assert all(Words(seed, "test").or_unknown("height", 0.3) == "height" for seed in range(50))
+
+
+def test_a_template_is_blurred_in_training_only_and_keeps_what_is_in_braces() -> None:
+    template = "Please tell me the {a} of {{e}}, now."
+    found = [Words(seed).blurred(template) for seed in range(300)]
+    assert 60 < sum(text != template for text in found) < 130
+    for text in found:
+        assert text.format(a="price").format(e="Rome").count("price") == 1
+        assert text[0].isupper() and "{{e}}," in text and text.endswith(".")
+    assert all(Words(seed, "test").blurred(template) == template for seed in range(50))

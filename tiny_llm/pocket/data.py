@@ -19,7 +19,7 @@ def long_needle(words: Words) -> Lesson:
 
 
 LESSONS: Mapping[str, Callable[[Words], Lesson]] = {
-    "tool": lambda words: tool_lesson(words, 3),
+    "tool": lambda words: tool_lesson(words, 4),
     "context": lambda words: context_lesson(words, 8),
     "needle": lambda words: needle_lesson(words, words.integer(2, 20), 3),
     "long_needle": long_needle,
@@ -56,6 +56,6 @@ class Mix:
 
 FOUNDATION = Mix({"copy": 0.4, "context": 0.25, "needle": 0.25, "memory": 0.1})
 EVERYTHING = Mix(
-    {"tool": 0.33, "context": 0.29, "needle": 0.04, "faq": 0.12, "text": 0.05, "memory": 0.13, "think": 0.04}
+    {"tool": 0.35, "context": 0.30, "needle": 0.03, "faq": 0.10, "text": 0.05, "memory": 0.13, "think": 0.04}
 )
 LONG = Mix({**EVERYTHING.weights, "long_needle": 0.05})

@@ -45,6 +45,12 @@ MORE_TELL = (  # in training only
     "They gave me {v} as {a}.",
     "By the way, my {a} is {v}.",
     "About my {a}: it is {v}.",
+    "Write down my {a}: {v}.",
+    "Save my {a}: {v}.",
+    "Remember my {a}: {v}.",
+    "For later: my {a} is {v}.",
+    "This is my {a}: {v}.",
+    "Have my {a}: {v}.",
 )
 MORE_ASK = (
     "I asked you to remember my {a}. What is it?",
@@ -59,6 +65,12 @@ MORE_ASK = (
     "My {a}, please.",
     "What is the {a} that I told you?",
     "Could you say my {a}?",
+    "What is it, my {a}?",
+    "So which is my {a}?",
+    "Then what is my {a}?",
+    "My {a}: which is it?",
+    "Who knows my {a}?",
+    "Which of them is my {a}?",
 )
 OWN = {
     "name": "name",
@@ -105,7 +117,7 @@ def tell(words: Words, name: str, value: str) -> list[Message]:
             ("My name is {v}.", "I am {v}.", "Hello, I am {v}.", "Call me {v}.", "My name is {v}. Hello!")
         )
         return [user(said.format(v=value)), assistant(f"Nice to meet you, {value}!")]
-    return [user(words.phrasing(TELL, MORE_TELL).format(a=name, v=value)), assistant(TOLD)]
+    return [user(words.blurred(words.phrasing(TELL, MORE_TELL)).format(a=name, v=value)), assistant(TOLD)]
 
 
 def ask_back(words: Words, name: str) -> str:
@@ -123,7 +135,7 @@ def ask_back(words: Words, name: str) -> str:
                 "Which name do I have?",
             )
         )
-    return words.opened(words.phrasing(ASK, MORE_ASK).format(a=name))
+    return words.opened(words.blurred(words.phrasing(ASK, MORE_ASK)).format(a=name))
 
 
 def aside(words: Words) -> list[Message]:

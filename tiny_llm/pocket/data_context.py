@@ -69,7 +69,7 @@ def context_lesson(words: Words, branches: int) -> list[Dialogue]:
     document: Document = facts(words, count) if words.chance(0.85) else explanations(words, min(count, 4))
     head = words.choice(HEADS)
     system = [{"role": "system", "content": words.choice(SYSTEMS)}] if words.chance(0.25) else []
-    absent = min(len(document.unanswered), max(1, round(branches * 0.35)))
+    absent = min(len(document.unanswered), max(1, round(branches * 0.3)))
     questions = [(question, ABSENT) for question in words.sample(document.unanswered, absent)]
     for question, number, answer in words.sample(document.answered, branches - absent):
         questions.append((question, cited(answer, number)))

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from tiny_llm.pocket.builtin import BUILTIN
 from tiny_llm.pocket.dialogue import Dialogue, Message, assistant, call, to_json, tool_result, user
 from tiny_llm.pocket.faq import question_and_answer
-from tiny_llm.pocket.tools import Request, Tool, any_tool, toolbox
+from tiny_llm.pocket.toolbox import any_tool, toolbox
+from tiny_llm.pocket.tools import Request, Tool
 from tiny_llm.pocket.words import Words
 
 NO_TOOL = "None of my tools can do that."

@@ -57,6 +57,10 @@ MORE_ATTRIBUTE_ASKS = (
     "Say the {a} of {{e}}.",
     "What {a} belongs to {{e}}?",
     "Which {a} goes with {{e}}?",
+    "So the {a} of {{e}}?",
+    "The {a} of {{e}}?",
+    "Then what about the {a} of {{e}}?",
+    "The {a} of {{e}}, please.",
 )
 
 
@@ -116,8 +120,8 @@ def attribute_relation(words: Words) -> Relation:
     """A relation made of an attribute's name: a held-out word in the evaluation, a made-up one now and then."""
     attribute = words.from_split(list(attributes()))
     name = words.or_unknown(attribute, 0.3)
-    says = [text.format(a=name) for text in words.seen(ATTRIBUTE_SAYS, MORE_ATTRIBUTE_SAYS)]
-    asks = [text.format(a=name) for text in words.phrasings(ATTRIBUTE_ASKS, MORE_ATTRIBUTE_ASKS)]
+    says = [words.blurred(text).format(a=name) for text in words.seen(ATTRIBUTE_SAYS, MORE_ATTRIBUTE_SAYS)]
+    asks = [words.blurred(text).format(a=name) for text in words.phrasings(ATTRIBUTE_ASKS, MORE_ATTRIBUTE_ASKS)]
     return Relation(attributes()[attribute], says, asks, (name,))
 
 

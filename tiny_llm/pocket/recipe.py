@@ -69,7 +69,8 @@ class Recipe:
     size: Size
     tokens: int = 40_000_000
     seed: int = 1
-    step_tokens: int = 2560
+    step_tokens: int = 2560  # of a batch
+    batches: int = 1  # of a step; processes share them
     repeats: Repeats = field(default_factory=Repeats)
     foundation: Mix = FOUNDATION
     foundation_tokens: int = 2_000_000
@@ -113,4 +114,4 @@ class Recipe:
         return min(1.0, (step + 1) / self.warmup_steps) * (self.final_rate + (1 - self.final_rate) * decay)
 
 
-RECIPES = {"target": Recipe(TARGET), "draft": Recipe(DRAFT)}
+RECIPES = {"target": Recipe(TARGET, batches=2), "draft": Recipe(DRAFT, batches=2)}

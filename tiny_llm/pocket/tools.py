@@ -1,16 +1,17 @@
 """Tools that are made up: a schema with random names, and requests that fit it.
 
-Families come from tables/tools_*.toml and, without end, from kinds and attributes: "get_invoice_total(invoice)". An
-eighth of them is held out, so the skill to learn is reading the schema.
+Families come from tables/tools_*.toml and, without end, from `toolbox`: "get_invoice_total(invoice)". An eighth of them
+is held out, so the skill to learn is reading the schema.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from tiny_llm.pocket.dialogue import Message, to_json
-from tiny_llm.pocket.words import Words, held_out, read_table
+from tiny_llm.pocket.words import LISTS, Words, held_out, read_table
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,15 @@ def kinds_of_things(table: str = "kinds") -> tuple[str, ...]:
     return tuple(read_table("tables/attributes.toml")[table].split())
 
 
+@cache
+def schema_words() -> frozenset[str]:
+    """The words of three letters and more in names of tools, parameters and results, of training and evaluation."""
+    listed = [*families("train"), *families("test")]
+    names = [name for family in listed for name in (*family["names"], *family["parameters"], *family["result"])]
+    known = (*attributes(), *kinds_of_things(), *kinds_of_things("engines"), *LISTS["fields"])
+    return frozenset(word for name in (*names, *known) for word in re.split(r"[_|]", name) if len(word) > 2)
+
+
 def listed_tool(words: Words, family: Mapping[str, Any]) -> Tool:
     """An instance of a family from the tables."""
     names = [words.choice(choices.split("|")) for choices in family["parameters"]]
@@ -110,125 +120,3 @@ def listed_tool(words: Words, family: Mapping[str, Any]) -> Tool:
     made = schema(words.phrasing(family["names"]), words.phrasing(family["about"]), properties)
     asks = words.phrasings(family["asks"], family.get("more_asks", ()))
     return Tool(family["id"], made, requests(names, kinds, asks, family["result"]))
-
-
-ATTRIBUTE_NAMES = ["get_{k}_{a}", "{k}_{a}", "find_{a}", "lookup_{k}_{a}", "{a}_of_{k}", "read_{a}", "fetch_{k}_{a}"]
-ATTRIBUTE_ABOUT = [
-    "The {a} of a {k}.",
-    "Get the {a} of a {k}.",
-    "Look up the {a}.",
-    "Find the {a} of a {k}.",
-    "Tell which {a} a {k} has.",
-    "Read the {a} of one {k}.",
-]
-ATTRIBUTE_ASKS = (
-    "What is the {a} of the {k} {{0}}?",
-    "Get me the {a} of {{0}}.",
-    "Find the {a} for the {k} {{0}}.",
-    "I need the {a} of the {k} {{0}}.",
-    "Tell me the {a} of {{0}}, please.",
-    "Which {a} does the {k} {{0}} have?",
-    "{{0}} is a {k}. What is its {a}?",
-    "Do you know the {a} of {{0}}?",
-    "Look up the {a} of the {k} {{0}}.",
-    "Give me the {a} of the {k} {{0}}.",
-    "Can you check the {a} of {{0}}?",
-    "For the {k} {{0}}, what is the {a}?",
-    "Show me the {a} of {{0}}.",
-    "{k} {{0}}: which {a}?",
-    "I would like the {a} of {{0}}.",
-    "What {a} has the {k} {{0}}?",
-)
-MORE_ATTRIBUTE_ASKS = (  # in training only
-    "Tell me which {a} {{0}} has.",
-    "I want to know the {a} of the {k} {{0}}.",
-    "The {a} of {{0}}, please.",
-    "About the {k} {{0}}: what is the {a}?",
-    "Could you find the {a} of the {k} {{0}}?",
-    "Which {a} belongs to {{0}}?",
-    "Name the {a} of the {k} {{0}}.",
-    "Please look for the {a} of {{0}}.",
-    "What {a} was given to the {k} {{0}}?",
-    "We have a {k} named {{0}}. What is its {a}?",
-    "{a} of {{0}}?",
-    "Read me the {a} of the {k} {{0}}.",
-)
-
-
-def attribute_tool(words: Words, kind: str | None = None) -> Tool:
-    """A tool that looks up one attribute of one kind of thing; both held-out words in the evaluation."""
-    kind = kind or words.or_unknown(words.from_split(kinds_of_things()), 0.25)
-    known = words.from_split(list(attributes()))
-    attribute = words.or_unknown(known, 0.35)
-    label = words.choice((kind, "name", f"{kind}_name", f"{kind}_id", "item", "key"))
-    value = words.choice(("name", "name", "code")) if not label.endswith("_id") else "code"
-    fill = {"k": kind, "a": attribute}
-    made = schema(
-        words.choice(ATTRIBUTE_NAMES).format(**fill),
-        words.choice(ATTRIBUTE_ABOUT).format(**fill),
-        {label: parameter(words, label, value)},
-    )
-    asks = [ask.format(**fill) for ask in words.phrasings(ATTRIBUTE_ASKS, MORE_ATTRIBUTE_ASKS)]
-    results = {attribute: attributes()[known]}
-    return Tool(f"attribute:{attribute}", made, requests([label], [value], asks, results))
-
-
-SETTER_NAMES = ["set_{k}_{a}", "change_{a}", "update_{k}_{a}", "put_{a}", "write_{k}_{a}", "{k}_set_{a}"]
-SETTER_ABOUT = [
-    "Set the {a} of a {k}.",
-    "Change the {a} of a {k}.",
-    "Give a {k} a new {a}.",
-    "Write the {a} of one {k}.",
-    "Update the {a}.",
-]
-SETTER_ASKS = (
-    "Set the {a} of the {k} {{0}} to {{1}}.",
-    "Change the {a} of {{0}} to {{1}}.",
-    "The {k} {{0}} gets the {a} {{1}}.",
-    "Make {{1}} the {a} of {{0}}.",
-    "Please put the {a} of the {k} {{0}} at {{1}}.",
-    "{{1}} is the new {a} of the {k} {{0}}. Change it.",
-    "Give the {k} {{0}} the {a} {{1}}.",
-    "Update the {a} of {{0}}: {{1}}.",
-    "For {{0}}, write {{1}} as {a}.",
-    "I want {{1}} as {a} of the {k} {{0}}.",
-    "New {a} for {{0}}: {{1}}.",
-    "Let the {a} of the {k} {{0}} be {{1}}.",
-    "Can you change the {a} of {{0}} to {{1}}?",
-    "{k} {{0}}, {a} {{1}}, please.",
-)
-
-
-def setter_tool(words: Words, kind: str | None = None) -> Tool:
-    """A tool that changes one attribute of one kind of thing: two parameters, the second of any type."""
-    kind = kind or words.or_unknown(words.from_split(kinds_of_things()), 0.25)
-    known = words.from_split(list(attributes()))
-    attribute = words.or_unknown(known, 0.35)
-    fill = {"k": kind, "a": attribute}
-    labels = [
-        words.choice((kind, "name", f"{kind}_name", "item")),
-        words.choice((attribute, f"new_{attribute}", "value", "to")),
-    ]
-    kinds = ["name", attributes()[known]]
-    properties = {label: parameter(words, label, value) for label, value in zip(labels, kinds, strict=True)}
-    made = schema(words.choice(SETTER_NAMES).format(**fill), words.choice(SETTER_ABOUT).format(**fill), properties)
-    asks = [ask.format(**fill) for ask in words.phrasings(SETTER_ASKS)]
-    return Tool(f"set:{attribute}", made, requests(labels, kinds, asks, {"status": "of:done,ok,saved,changed"}))
-
-
-def any_tool(words: Words) -> Tool:
-    """A listed family or a composed one."""
-    if words.chance(0.5):
-        return listed_tool(words, words.choice(families(words.split)))
-    return attribute_tool(words) if words.chance(0.7) else setter_tool(words)
-
-
-def toolbox(words: Words, count: int) -> list[Tool]:
-    """Tools with different names; sometimes two that nearly are the same."""
-    found: dict[str, Tool] = {}
-    near = words.or_unknown(words.from_split(kinds_of_things()), 0.25) if words.chance(0.3) else None
-    while len(found) < count:
-        tool = attribute_tool(words, near) if near and words.chance(0.7) else any_tool(words)
-        if all(tool.family != other.family for other in found.values()):
-            found.setdefault(tool.name, tool)
-    return list(found.values())

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -22,11 +23,13 @@ def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path
 
     `after` is a trained model's directory to start from.
 
+    Several processes share the batches of a step: `mlx.launch -n 2 --backend ring -- python -m tiny_llm pocket train`.
+
     Leaves checkpoint.safetensors, log.jsonl, loss.svg and, in model/, the weights so far as a Hugging Face directory.
     Raises ValueError when the directory holds another recipe's checkpoint, OSError when the disk is full.
     """
     keep_memory()
-    console = Console()
+    console = Console(quiet=mx.distributed.init().rank() > 0)
     trainer = resumed(recipe, directory, after, console)
     directory.mkdir(parents=True, exist_ok=True)
     if trainer.done:
@@ -97,6 +100,8 @@ def summary(trainer: Trainer, recent: list[dict[str, float]]) -> dict[str, Any]:
 
 def publish(trainer: Trainer) -> None:
     """The checkpoint, the weights as a model directory, and the plot."""
+    if not trainer.leads:
+        return
     trainer.save()
     tokenizer, model = shipped_tokenizer(), trainer.directory / "model"
     (stop,), (pad,) = (tokenizer.encode(text).ids for text in ("<|im_end|>", "<|endoftext|>"))

@@ -4,14 +4,16 @@ import ctypes
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_unflatten
+from mlx.nn import average_gradients
+from mlx.utils import tree_map, tree_unflatten
+from tokenizers import Tokenizer
 
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.directory import load_config
@@ -22,7 +24,8 @@ from tiny_llm.pocket.batches import Batch, LessonStream, repeated
 from tiny_llm.pocket.differentiable import TRAINING, TreeAttention, cross_entropy
 from tiny_llm.pocket.optimizer import Optimizer, flatten
 from tiny_llm.pocket.recipe import Recipe
-from tiny_llm.pocket.tokenizer import VOCAB_SIZE
+from tiny_llm.pocket.tokenizer import VOCAB_SIZE, shipped_tokenizer
+from tiny_llm.pocket.vocabulary import translated
 from tiny_llm.pocket.weights_io import random_weights
 
 SHORTEST_LIMIT = 192  # tokens of a lesson at the beginning of the foundation stage
@@ -62,9 +65,17 @@ class Trainer:
         self.parent: dict[str, Any] | None = None  # pocket.json of the model that this one goes on from
         mx.eval(self.weights)
         self.log = directory / "log.jsonl"
+        self.group = mx.distributed.init()
+        if recipe.batches % self.group.size():
+            raise ValueError(f"{self.group.size()} processes can't share {recipe.batches} batches of a step evenly")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files."""
+        return self.group.rank() == 0
 
     def follow(self, model: Path) -> None:
-        """Start from a trained model; its tokens count.
+        """Start from a trained model; its tokens count. Its embedding is translated if it has another tokenizer.
 
         Raises ValueError when it is no pocket model, or one of another size.
         """
@@ -79,9 +90,15 @@ class Trainer:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{made}: expected an object that tells its tokens, found {error!r}") from error
         self.weights = load_weights(model, found, mx.float32)
+        theirs, ours = Tokenizer.from_file(str(model / "tokenizer.json")), shipped_tokenizer()
+        if theirs.to_str() != ours.to_str():
+            embedding = self.weights["embed_tokens"]
+            embedding["weight"] = translated(embedding["weight"], theirs, ours)
         self._enter("everything")
 
     def save(self) -> None:
+        if not self.leads:
+            return
         arrays: dict[str, mx.array] = {f"weights.{name}": array for name, array in flatten(self.weights).items()}
         arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state.items()}
         state = {"progress": asdict(self.progress), "stream": self.stream.state(), "parent": self.parent}
@@ -107,12 +124,14 @@ class Trainer:
 
     def _cut_log(self) -> None:
         """Forget what was logged after the checkpoint."""
-        if self.log.exists():
+        if self.leads and self.log.exists():
             lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= self.progress.step]
             self.log.write_text("".join(kept), encoding="utf-8")
 
     def write(self, entry: dict[str, Any]) -> None:
+        if not self.leads:
+            return
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.progress.step, "tokens": self.progress.tokens, **entry}) + "\n")
 
@@ -121,20 +140,32 @@ class Trainer:
         return self.progress.tokens >= self.recipe.tokens
 
     def step(self) -> dict[str, float]:
-        """One step: its batch, gradients and update. Returns what is worth logging."""
+        """One step: its batches, gradients and update. Returns what is worth logging."""
         begun, p = time.monotonic(), self.progress
-        batch = self._batch(np.random.default_rng([self.recipe.seed, p.step]))
-        (loss, answers), gradients = mx.value_and_grad(self._loss)(self.weights, batch)
+        rng = np.random.default_rng([self.recipe.seed, p.step])
+        batches = [self._batch(rng) for _ in range(self.recipe.batches)]
+        losses, gradients = self._gradients(batches)
         rate = self.recipe.rate(p.step, p.tokens)
         self.weights, norm = self.optimizer.update(self.weights, gradients, rate)
-        mx.eval(self.weights, self.optimizer.state, loss, answers, norm)
+        mx.eval(self.weights, self.optimizer.state, losses, norm)
         p.step += 1
-        p.tokens += batch.num_tokens
-        seconds = time.monotonic() - begun
-        measured = {"loss": loss, "answers": answers, "norm": norm}
-        found = {name: float(np.array(value)) for name, value in measured.items()}
-        self._advance(found["answers"])
-        return {**found, "rate": rate, "seconds": seconds, "tokens": batch.num_tokens}
+        tokens = sum(batch.num_tokens for batch in batches)
+        p.tokens += tokens
+        loss, answers = np.array(losses).tolist()
+        self._advance(answers)
+        measured = {"loss": loss, "answers": answers, "norm": float(np.array(norm)), "rate": rate}
+        return {**measured, "seconds": time.monotonic() - begun, "tokens": tokens}
+
+    def _gradients(self, batches: Sequence[Batch]) -> tuple[mx.array, Any]:
+        """The two losses (2,) and the gradients, means over all batches. Each process takes its part of them."""
+        losses, total = mx.zeros(2), tree_map(mx.zeros_like, self.weights)
+        for batch in batches[self.group.rank() :: self.group.size()]:
+            found, gradients = mx.value_and_grad(self._loss)(self.weights, batch)
+            losses, total = losses + mx.stack(found), tree_map(mx.add, total, gradients)
+            mx.eval(losses, total)
+        losses, total = average_gradients((losses, total), self.group)
+        own = len(batches) / self.group.size()
+        return losses / own, tree_map(lambda gradient: gradient / own, total)
 
     def _loss(self, weights: Any, batch: Batch) -> tuple[mx.array, mx.array]:
         """Weighted mean over all targets, and the mean over the model's own words."""

@@ -4,9 +4,11 @@ What is held out is decided by a hash, never by chance, so training and evaluati
 """
 
 import random
+import re
 import sys
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -47,6 +49,14 @@ OPENERS = (
     "Please help me. ",
     "Say, ",
 )
+
+
+@cache
+def plain_words() -> tuple[str, ...]:
+    """The words of four letters and more of the tables and the FAQ, without those that are held out."""
+    texts = (path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*/*.toml")))
+    found = {word for text in texts for word in re.findall(r"\b[a-z]{4,}\b", text)}
+    return tuple(sorted(word for word in found if not held_out(word)))
 
 
 class Words:
@@ -97,8 +107,33 @@ class Words:
         return self.choice([o for o in options if held_out(o) == (self.split == "test")] or options)
 
     def or_unknown(self, word: str, share: float) -> str:
-        """The word; in training, this often, a made-up one in its place, that can only be matched, not remembered."""
-        return self.name().lower() if self.split == "train" and self.chance(share) else word
+        """The word; in training, this often, another in its place, that can only be matched, not remembered."""
+        return self.any_word() if self.split == "train" and self.chance(share) else word
+
+    def any_word(self) -> str:
+        """A word in small letters: made of syllables or, in training only, of two plain words, or a plain one."""
+        if self.split == "test" or self.chance(0.4):
+            return self.name().lower()
+        while True:
+            first, second = self.sample(plain_words(), 2)
+            word = first
+            if self.chance(0.6):
+                word = first[: self.integer(2, len(first) - 1)] + second[self.integer(1, len(second) - 2) :]
+            if not held_out(word):
+                return word
+
+    def blurred(self, template: str) -> str:
+        """The template; in training, now and then, one or two of its words are others: what is in braces tells all."""
+        if self.split == "test" or not self.chance(0.3):
+            return template
+        pieces = template.split(" ")
+        free = [place for place, piece in enumerate(pieces) if "{" not in piece]
+        for place in self.sample(free, self.integer(1, 2)):
+            mark = pieces[place][len(pieces[place].rstrip(".,:?!")) :]
+            word = self.word() if mark or self.chance(0.7) else ""
+            pieces[place] = word + mark
+        text = " ".join(piece for piece in pieces if piece)
+        return text[0].upper() + text[1:]
 
     def name(self) -> str:
         """A made-up proper name, like Brakor."""
@@ -140,7 +175,7 @@ class Words:
 
     def word(self) -> str:
         """A plain word or a made-up one, in small letters."""
-        return self.choice((self.name().lower(), self.choice(THINGS), self.choice(QUALITIES)))
+        return self.choice((self.any_word(), self.choice(THINGS), self.choice(QUALITIES)))
 
     def sentence(self) -> str:
         """Grammatical nonsense that fills long documents."""
