@@ -46,7 +46,7 @@ def test_a_word_that_nobody_knows_comes_in_training_only() -> None:
 def test_a_template_is_blurred_in_training_only_and_keeps_what_is_in_braces() -> None:
     template = "Please tell me the {a} of {{e}}, now."
     found = [Words(seed).blurred(template) for seed in range(300)]
-    assert 60 < sum(text != template for text in found) < 130
+    assert 25 < sum(text != template for text in found) < 70
     for text in found:
         assert text.format(a="price").format(e="Rome").count("price") == 1
         assert text[0].isupper() and "{{e}}," in text and text.endswith(".")

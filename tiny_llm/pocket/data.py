@@ -26,7 +26,7 @@ LESSONS: Mapping[str, Callable[[Words], Lesson]] = {
     "faq": lambda words: faq_lesson(words, 6),
     "text": lambda words: text_lesson(words, 6),
     "copy": lambda words: text_lesson(words, 6, COPYING),
-    "memory": lambda words: memory_lesson(words, 6),
+    "memory": lambda words: memory_lesson(words, 8),
     "think": lambda words: arithmetic_lesson(words, 5),
 }
 
@@ -56,6 +56,6 @@ class Mix:
 
 FOUNDATION = Mix({"copy": 0.4, "context": 0.25, "needle": 0.25, "memory": 0.1})
 EVERYTHING = Mix(
-    {"tool": 0.35, "context": 0.30, "needle": 0.03, "faq": 0.10, "text": 0.05, "memory": 0.13, "think": 0.04}
+    {"tool": 0.32, "context": 0.28, "needle": 0.03, "faq": 0.08, "text": 0.04, "memory": 0.22, "think": 0.03}
 )
 LONG = Mix({**EVERYTHING.weights, "long_needle": 0.05})

@@ -135,7 +135,7 @@ def ask_back(words: Words, name: str) -> str:
                 "Which name do I have?",
             )
         )
-    return words.opened(words.blurred(words.phrasing(ASK, MORE_ASK)).format(a=name))
+    return words.opened(words.phrasing(ASK, MORE_ASK).format(a=name))
 
 
 def aside(words: Words) -> list[Message]:
@@ -148,14 +148,15 @@ def aside(words: Words) -> list[Message]:
 
 def memory_lesson(words: Words, branches: int) -> list[Dialogue]:
     """Users tell something, talk about something else and ask for it; every other branch: for what they never told."""
-    known = own_facts(words, words.integer(2, 4))
+    few = words.split == "train" and words.chance(0.3)  # short ones, too, to learn from
+    known = own_facts(words, words.integer(1, 2) if few else words.integer(2, 4))
     missing = [name for name in words.sample(list(OWN), len(OWN)) if name not in known][: max(1, branches // 2)]
     talk: list[Message] = []
     for name, value in known.items():
         talk += tell(words, name, value)
-        if words.chance(0.35):
+        if not few and words.chance(0.35):
             talk += aside(words)
-    if words.chance(0.3):
+    if not few and words.chance(0.3):
         name = words.choice([name for name in known if name != "name"])
         known[name] = str(words.value(OWN.get(name) or attributes().get(name, "name")))
         talk += [user(f"Now my {name} is {known[name]}."), assistant(TOLD)]

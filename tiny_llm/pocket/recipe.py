@@ -77,6 +77,7 @@ class Recipe:
     everything: Mix = EVERYTHING
     long: Mix = LONG
     long_share: float = 0.25  # of all tokens, at the end
+    refresh_share: float = 0.04  # of the batches after the foundation: any token must be copied, the rare ones too
     max_length: int = 1024
     max_long_length: int = 2304
     prompt_share: float = 0.15  # of the prompt's tokens that are learned too

@@ -184,6 +184,8 @@ class Trainer:
             share = (p.tokens - p.stage_start) / r.foundation_tokens
             limit = int(SHORTEST_LIMIT + share * (r.max_length - SHORTEST_LIMIT))
             return self.stream.next(r.foundation, limit, rng)
+        if rng.random() < r.refresh_share:
+            return repeated(r.repeats, r.repeats.longest_period, VOCAB_SIZE, VOCAB_SIZE, r.step_tokens, rng)
         if p.stage == "everything":
             return self.stream.next(r.everything, r.max_length, rng)
         return self.stream.next(r.long, r.max_long_length, rng)

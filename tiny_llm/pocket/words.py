@@ -53,9 +53,9 @@ OPENERS = (
 
 @cache
 def plain_words() -> tuple[str, ...]:
-    """The words of four letters and more of the tables and the FAQ, without those that are held out."""
+    """The words of three letters and more of the tables and the FAQ, without those that are held out."""
     texts = (path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*/*.toml")))
-    found = {word for text in texts for word in re.findall(r"\b[a-z]{4,}\b", text)}
+    found = {word for text in texts for word in re.findall(r"\b[a-z]{3,}\b", text)}
     return tuple(sorted(word for word in found if not held_out(word)))
 
 
@@ -124,7 +124,7 @@ class Words:
 
     def blurred(self, template: str) -> str:
         """The template; in training, now and then, one or two of its words are others: what is in braces tells all."""
-        if self.split == "test" or not self.chance(0.3):
+        if self.split == "test" or not self.chance(0.15):
             return template
         pieces = template.split(" ")
         free = [place for place, piece in enumerate(pieces) if "{" not in piece]
