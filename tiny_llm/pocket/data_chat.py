@@ -7,6 +7,7 @@ from tiny_llm.pocket.tools import attributes
 from tiny_llm.pocket.words import Words
 
 TOLD = "I will remember that."
+UNTOLD = "not known to me yet"
 TELL = (
     "My {a} is {v}.",
     "Please remember: my {a} is {v}.",
@@ -164,7 +165,7 @@ def memory_lesson(words: Words, branches: int) -> list[Dialogue]:
     asked = words.sample(list(known), branches - len(missing))
     asked += [words.choice(list(known)) for _ in range(branches - len(missing) - len(asked))]
     for name in [*asked, *(words.or_unknown(name, 0.3) for name in missing)]:
-        answer = f"Your {name} is {known[name]}." if name in known else f"You have not told me your {name}."
+        answer = f"Your {name} is {known.get(name, UNTOLD)}."
         lesson.append(Dialogue("multi_turn", (*talk, user(ask_back(words, name)), assistant(answer))))
     return lesson
 

@@ -169,11 +169,11 @@ def action_request(words: Words, act: str, thing: str, kinds: Mapping[str, str])
     shuffled = words.sample(list(values), len(values)) if len(texts) < 2 or part != "{x}" else list(values)
     said = words.choice((", ", " and ", " ", ", then ")).join(part.format(l=key, x=values[key]) for key in shuffled)
     asked = words.choice(ACTION_HEADS).format(v=act, n=thing)
-    both = (asked, said) if words.chance(0.7) else (said, asked)
+    both = (asked[0].upper() + asked[1:], said) if words.chance(0.7) else (said, asked)
     question = words.choice((" ", ": ", ", ")).join(both) + words.choice((".", "", "!"))
     key, kind = words.choice(("status", "number", words.any_word())), words.choice(("code", "number", "word"))
     result = {key: words.value(kind)}
-    return Request(question[0].upper() + question[1:], values, to_json(result), say(result))
+    return Request(question, values, to_json(result), say(result))
 
 
 def action_tool(words: Words) -> Tool:
