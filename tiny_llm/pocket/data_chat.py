@@ -52,6 +52,13 @@ MORE_TELL = (  # in training only
     "For later: my {a} is {v}.",
     "This is my {a}: {v}.",
     "Have my {a}: {v}.",
+    "Keep my {a}: {v}.",
+    "Store my {a}: {v}.",
+    "Mark my {a}: {v}.",
+    "Take my {a}: {v}.",
+    "Learn my {a}: {v}.",
+    "Add my {a}: {v}.",
+    "Here is my {a}: {v}.",
 )
 MORE_ASK = (
     "I asked you to remember my {a}. What is it?",
