@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,9 +16,10 @@ import pytest
 from tiny_llm.model.directory import load_config
 from tiny_llm.model.loader import load_weights
 from tiny_llm.pocket import checkpoint
+from tiny_llm.pocket.batches import repeated
 from tiny_llm.pocket.optimizer import flatten
 from tiny_llm.pocket.recipe import RECIPES, Recipe, Repeats, Size
-from tiny_llm.pocket.tokenizer import shipped_tokenizer
+from tiny_llm.pocket.tokenizer import VOCAB_SIZE, shipped_tokenizer
 from tiny_llm.pocket.train import train
 from tiny_llm.pocket.trainer import Trainer
 
@@ -266,3 +268,16 @@ def test_rates_warm_up_stay_and_fall() -> None:
 def test_shapes_fit_every_quantization_group(name: str) -> None:
     size = RECIPES[name].size
     assert size.hidden % 128 == size.mlp % 128 == size.heads * size.head_dim % 128 == 0
+
+
+@pytest.mark.parametrize("stage", ["everything", "long"])
+def test_some_batches_after_the_foundation_are_repeats_of_any_token(tmp_path: Path, stage: str) -> None:
+    repeats, lessons = (Trainer(replace(TINY, refresh_share=share), tmp_path, encode, "x") for share in (1.0, 0.0))
+    rng = np.random.default_rng(3)
+    rng.random()
+    expected = repeated(TINY.repeats, TINY.repeats.longest_period, VOCAB_SIZE, VOCAB_SIZE, TINY.step_tokens, rng)
+    for trainer in (repeats, lessons):
+        trainer.progress.stage = stage
+    assert mx.array_equal(repeats._batch(np.random.default_rng(3)).tokens, expected.tokens)
+    (start,) = encode("<|im_start|>")
+    assert mx.any(lessons._batch(np.random.default_rng(3)).tokens == start)

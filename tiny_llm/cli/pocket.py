@@ -19,7 +19,10 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Where checkpoints go (default: runs/SIZE).")] = None,
     after: Annotated[Path | None, typer.Option(help="A trained model's directory to start from.")] = None,
 ) -> None:
-    """Train a pocket model; goes on from the last checkpoint in OUT."""
+    """Train a pocket model; goes on from the last checkpoint in OUT.
+
+    Two processes share the work: mlx.launch -n 2 --backend ring -- python -m tiny_llm pocket train
+    """
     from dataclasses import replace
 
     from tiny_llm.pocket.recipe import RECIPES

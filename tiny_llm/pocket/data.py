@@ -56,6 +56,6 @@ class Mix:
 
 FOUNDATION = Mix({"copy": 0.4, "context": 0.25, "needle": 0.25, "memory": 0.1})
 EVERYTHING = Mix(
-    {"tool": 0.32, "context": 0.28, "needle": 0.03, "faq": 0.08, "text": 0.04, "memory": 0.22, "think": 0.03}
+    {"tool": 0.30, "context": 0.26, "needle": 0.02, "faq": 0.16, "text": 0.03, "memory": 0.20, "think": 0.03}
 )
 LONG = Mix({**EVERYTHING.weights, "long_needle": 0.05})
