@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.nn import average_gradients
+from mlx.nn.utils import average_gradients
 from mlx.utils import tree_map, tree_unflatten
 from tokenizers import Tokenizer
 
@@ -161,7 +161,7 @@ class Trainer:
         losses, total = mx.zeros(2), tree_map(mx.zeros_like, self.weights)
         for batch in batches[self.group.rank() :: self.group.size()]:
             found, gradients = mx.value_and_grad(self._loss)(self.weights, batch)
-            losses, total = losses + mx.stack(found), tree_map(mx.add, total, gradients)
+            losses, total = losses + mx.stack(list(found)), tree_map(mx.add, total, gradients)
             mx.eval(losses, total)
         losses, total = average_gradients((losses, total), self.group)
         own = len(batches) / self.group.size()
