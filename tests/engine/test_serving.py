@@ -57,7 +57,7 @@ def test_when_one_of_many_fails_the_others_are_cancelled(path: Path) -> None:
     with Engine(path, serving=replace(SERVING, kv_bytes=2**18), emit=events.append) as engine:
         for bad, words in (([1] * 600, "leave no room"), ([1] * 300, "the pool has 32")):
             with pytest.raises(ValueError, match=words):
-                engine.generate([bad, "the quick", "the lazy dog", bad], replace(LONG, max_tokens=200))
+                engine.generate(["the quick", bad, "the lazy dog"], replace(LONG, max_tokens=200))
         [[answer]] = engine.generate(["the quick"], GREEDY)
     assert answer.finish_reason == "length"
     ended = [(e.note, e.tokens) for e in events if e.kind == "finish"]
@@ -71,11 +71,15 @@ def test_one_prompt_is_not_taken_for_many(engine: Engine, prompt) -> None:
     assert engine.generate([], GREEDY) == []
 
 
-def test_more_tokens_than_a_context_holds_are_refused(engine: Engine, llm: LLM) -> None:
-    with pytest.raises(ValueError, match="max_tokens: expected at most the context of 512, found 513; lower it"):
-        engine.generate(["the quick"], max_tokens=513)
-    with pytest.raises(ValueError, match="max_tokens: expected at most the context of 512, found 9999; lower it"):
-        llm.generate(["the quick", "the lazy"], max_tokens=9999)
+def test_max_tokens_beyond_the_context_mean_the_same_everywhere(path: Path, llm: LLM) -> None:
+    """They were cut to the context for one prompt and refused for a list of one."""
+    settings = {"max_tokens": 9999, "ignore_eos": True, "seed": 1}
+    alone = llm.generate("the quick", **settings)
+    assert len(alone.tokens) == 512 - len(llm.encode("the quick")) and alone.finish_reason == "length"
+    assert [one.tokens for one in llm.generate(["the quick"], **settings)] == [alone.tokens]
+    with Engine(path) as engine:
+        [[served]] = engine.generate(["the quick"], **settings)
+    assert served.tokens == alone.tokens
 
 
 def test_a_miss_within_the_template_is_told(path: Path) -> None:

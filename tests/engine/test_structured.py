@@ -109,8 +109,8 @@ def test_a_matcher_at_fault_fails_its_request_alone(llm: LLM) -> None:
     loop.add(request(llm, "bad", range(5), asks(SUM)))
     loop.add(request(llm, "good", range(9), replace(asks(None), ignore_eos=True)))
     outputs = [output for _ in range(4) for output in loop.step()]
-    (matcher,) = loop.runner._matchers.values()
-    matcher.consume_token(7)
+    (form,) = loop.runner.forms._forms.values()
+    form.matcher.consume_token(7)
     outputs += outputs_of(loop)
     (error,) = [output for output in outputs if output.error]
     assert error.request_id == "bad" and "can't go on" in str(error.error)

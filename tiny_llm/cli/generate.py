@@ -24,7 +24,8 @@ from tiny_llm.cli.terminal import note, printable
 from tiny_llm.cli.thinking import ThinkingSplitter, starts_thinking
 
 if TYPE_CHECKING:
-    from tiny_llm.engine.llm import LLM, Completion, Prompt
+    from tiny_llm.engine.llm import LLM, Completion
+    from tiny_llm.engine.prompt import Prompt
 
 
 @with_options

@@ -1,6 +1,7 @@
 """Typed access to JSON that came from elsewhere, with errors that say where to look."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,26 @@ from typing import Any
 def require(ok: bool, message: str) -> None:
     if not ok:
         raise ValueError(message)
+
+
+def shown(value: Any) -> str:
+    """`value` as an error message shows it: at most 80 characters, whatever it is."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:  # an int of more digits than Python prints, or a faulty __repr__
+        return f"a {type(value).__name__} that can't be printed"
+
+
+def is_integer(value: Any) -> bool:
+    """Whether `value` is an int, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether `value` is an int or float that a float can hold, neither infinite nor NaN."""
+    if is_integer(value):
+        return bool(abs(value) < 2**1023)
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def parse_object(data: bytes, source: str) -> "JsonFields":

@@ -1,17 +1,14 @@
 """What a request asks of decoding."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tiny_llm.config.fields import require
+from tiny_llm.config.fields import is_finite, is_integer, require, shown
 from tiny_llm.config.structured import Structured
 
-
-def _fits(value: Any, low: float, high: float, whole: bool = False) -> bool:
-    kinds = int if whole else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 1000  # characters; with MAX_STOPS it bounds what looking for stop strings costs for each token
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,8 @@ class SamplingParams:
     """What a request asks of decoding. The defaults are neutral: they change nothing about the model's distribution.
 
     temperature 0 is greedy. top_k 0 is off. `logprobs` None is off, N returns the N likeliest beside the chosen token.
-    `stop` strings end the text before them; `stop_token_ids` and the model's own eos end it, unless `ignore_eos`.
+    `stop` strings end the text before them, at most 64 of 1,000 characters each; those in a thought that the prompt or
+    the model opened with <think> do not count. `stop_token_ids` and the model's own eos end it, unless `ignore_eos`.
     `seed` None draws a fresh one. `n` independent samples; `beam_width` above 1 searches instead of sampling and
     ranks by log-probability / length ** `length_penalty`. `structured` is the form that the answer must have; its
     log-probabilities are then those among the tokens that the form allows.
@@ -49,31 +47,48 @@ class SamplingParams:
             value = getattr(self, name)
             ok = (value is None and name in ("logprobs", "seed")) or _fits(value, low, high, whole)
             kind = "an integer" if whole else "a number"
-            require(ok, f"{name}: expected {kind} from {low:.12g} to {high:.12g}, found {value!r}")
-        require(
-            isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop),
-            f"stop: expected a tuple of non-empty strings, found {self.stop!r}",
-        )
-        require(
-            isinstance(self.stop_token_ids, tuple) and all(_fits(t, 0, 2**31, True) for t in self.stop_token_ids),
-            f"stop_token_ids: expected a tuple of token ids, found {self.stop_token_ids!r}",
-        )
-        for token, bias in dict(self.logit_bias).items():
-            ok = _fits(token, 0, 2**31, True) and _fits(bias, -100, 100)
-            require(ok, f"logit_bias: expected token ids with values from -100 to 100, found {token!r}: {bias!r}")
+            require(ok, f"{name}: expected {kind} from {low:.12g} to {high:.12g}, found {shown(value)}")
         found = self.structured
-        require(
-            found is None or isinstance(found, Structured),
-            f"structured: expected a Structured, found {found!r}",
-        )
-        require(found is None or not self.ignore_eos, "ignore_eos: a structured answer ends where its form is complete")
+        require(found is None or isinstance(found, Structured), f"structured: expected a Structured, found {found!r}")
+        self._check_ends()
+        self._check_bias()
         if self.beam_width > 1:
-            require(self.n <= self.beam_width, f"n: expected at most beam_width ({self.beam_width}), found {self.n}")
-            for name, neutral in (*_NOT_FOR_BEAMS, ("logit_bias", {}), ("stop", ())):
-                value = getattr(self, name)
-                require(
-                    value == neutral, f"{name}: beam search has no use for it, expected {neutral!r}, found {value!r}"
-                )
+            self._check_beams()
+
+    def _check_ends(self) -> None:
+        """What ends an answer: stop strings, stop tokens, the model's eos."""
+        ok = isinstance(self.stop, tuple) and all(isinstance(text, str) and text for text in self.stop)
+        require(ok, f"stop: expected a tuple of non-empty strings, found {shown(self.stop)}")
+        require(len(self.stop) <= MAX_STOPS, f"stop: expected at most {MAX_STOPS} strings, found {len(self.stop)}")
+        longest = max(map(len, self.stop), default=0)
+        require(
+            longest <= MAX_STOP_LENGTH, f"stop: expected at most {MAX_STOP_LENGTH} characters each, found {longest}"
+        )
+        ids = self.stop_token_ids
+        ok = isinstance(ids, tuple) and all(_fits(token, 0, 2**31, True) for token in ids)
+        require(ok, f"stop_token_ids: expected a tuple of token ids, found {shown(ids)}")
+        require(
+            isinstance(self.ignore_eos, bool), f"ignore_eos: expected true or false, found {shown(self.ignore_eos)}"
+        )
+        require(
+            self.structured is None or not self.ignore_eos,
+            "ignore_eos: a structured answer ends where its form is complete",
+        )
+
+    def _check_bias(self) -> None:
+        biases = self.logit_bias
+        require(isinstance(biases, Mapping), f"logit_bias: expected token ids with values, found {shown(biases)}")
+        object.__setattr__(self, "logit_bias", dict(biases))  # the caller's own may change while the request runs
+        for token, bias in self.logit_bias.items():
+            ok = _fits(token, 0, 2**31, True) and _fits(bias, -100, 100)
+            expected = "expected token ids with values from -100 to 100"
+            require(ok, f"logit_bias: {expected}, found {shown(token)}: {shown(bias)}")
+
+    def _check_beams(self) -> None:
+        require(self.n <= self.beam_width, f"n: expected at most beam_width ({self.beam_width}), found {self.n}")
+        for name, neutral in (*_NOT_FOR_BEAMS, ("logit_bias", {}), ("stop", ())):
+            value = getattr(self, name)
+            require(value == neutral, f"{name}: beam search has no use for it, expected {neutral!r}, found {value!r}")
 
     @classmethod
     def resolve(cls, *layers: Mapping[str, Any]) -> "SamplingParams":
@@ -94,6 +109,20 @@ class SamplingParams:
             asked = layers[0].get(name)
             require(asked is None, f"{name}: beam search draws nothing, leave it out; found {asked!r}")
         return params
+
+
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Raise ValueError for a token id in `params` that is outside a model's vocabulary of `vocab_size` ids."""
+    for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+        bad = next((token for token in ids if token >= vocab_size), None)
+        require(
+            bad is None, f"{name}: expected token ids from 0 to {vocab_size - 1}, the model's vocabulary, found {bad}"
+        )
+
+
+def _fits(value: Any, low: float, high: float, whole: bool = False) -> bool:
+    right = is_integer(value) if whole else is_finite(value)
+    return right and bool(low <= value <= high)
 
 
 _NOT_FOR_BEAMS = (

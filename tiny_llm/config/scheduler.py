@@ -1,10 +1,9 @@
 """How the serving engine shares a step, the pool and the waiting line."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tiny_llm.config.fields import require
+from tiny_llm.config.fields import is_finite, is_integer, require, shown
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,19 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         for name in ("token_budget", "max_sequences", "max_context"):
             value = getattr(self, name)
-            ok = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            require(ok, f"{name}: expected an integer of at least 1, found {value!r}")
+            ok = is_integer(value) and value >= 1
+            require(ok, f"{name}: expected an integer of at least 1, found {shown(value)}")
         require(
             self.token_budget >= self.max_sequences,
             f"token_budget: expected at least max_sequences ({self.max_sequences}), a token for each sequence, "
             f"found {self.token_budget}",
         )
         for name, value in (("patience", self.patience), ("priority_seconds", self.priority_seconds)):
-            require(0 <= value < math.inf, f"{name}: expected seconds from 0 up, found {value!r}")
+            ok = is_finite(value) and value >= 0
+            require(ok, f"{name}: expected seconds from 0 up, found {shown(value)}")
+        require(
+            isinstance(self.weights, Mapping), f"weights: expected tenants with numbers, found {shown(self.weights)}"
+        )
         for tenant, weight in self.weights.items():
-            require(0 < weight < math.inf, f"weights: expected a number above 0 for {tenant!r}, found {weight!r}")
+            ok = is_finite(weight) and weight > 0
+            require(ok, f"weights: expected a number above 0 for {shown(tenant)}, found {shown(weight)}")

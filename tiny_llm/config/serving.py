@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tiny_llm.config.engine import check_packing
-from tiny_llm.config.fields import require
+from tiny_llm.config.fields import is_integer, require, shown
 from tiny_llm.config.scheduler import SchedulerConfig
 
 
@@ -30,9 +30,21 @@ class ServingConfig:
     def __post_init__(self) -> None:
         for name in ("kv_bytes", "block_size", "disk_bytes"):
             value = getattr(self, name)
-            ok = (value is None and name == "kv_bytes") or (isinstance(value, int) and value >= 1)
-            require(ok, f"{name}: expected an integer of at least 1, found {value!r}")
+            ok = (value is None and name == "kv_bytes") or (is_integer(value) and value >= 1)
+            require(ok, f"{name}: expected an integer of at least 1, found {shown(value)}")
         check_packing(self.kv_bits, None)
+        require(
+            isinstance(self.prefix_cache, bool),
+            f"prefix_cache: expected true or false, found {shown(self.prefix_cache)}",
+        )
+        require(
+            self.disk_folder is None or isinstance(self.disk_folder, (str, Path)),
+            f"disk_folder: expected a folder's path, found {shown(self.disk_folder)}",
+        )
+        require(
+            isinstance(self.scheduler, SchedulerConfig),
+            f"scheduler: expected a SchedulerConfig, found {shown(self.scheduler)}",
+        )
         require(
             self.prefix_cache or self.disk_folder is None,
             f"disk_folder: holds blocks of the prefix cache, which is off; found {str(self.disk_folder)!r}",

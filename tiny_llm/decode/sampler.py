@@ -23,13 +23,15 @@ class Sampled(NamedTuple):
 
     tokens (R,) uint32; logprobs (R,) of these tokens; top_tokens and top_logprobs (R, N) in descending order, N the
     most that any row asked for. Log-probabilities are the model's own, before penalties, temperature and truncation,
-    as in OpenAI's API and vLLM.
+    as in OpenAI's API and vLLM. finite (R,) bool: False where the row's logits hold NaN or infinity; its token then
+    means nothing.
     """
 
     tokens: mx.array
     logprobs: mx.array | None = None
     top_tokens: mx.array | None = None
     top_logprobs: mx.array | None = None
+    finite: mx.array | None = None
 
 
 class Sampler:
@@ -76,10 +78,13 @@ class Sampler:
         assert logits.shape == (len(self.params), self.vocab_size) and where.shape == (len(self.params),)
         adjusted = self._adjust(logits)
         chosen = [group.choose(adjusted, self._keys, where) for group in self._groups]
-        tokens = chosen[0] if len(chosen) == 1 else mx.concatenate(chosen)[self._order]
+        tokens, finite = chosen[0]
+        if len(chosen) > 1:
+            tokens = mx.concatenate([part for part, _ in chosen])[self._order]
+            finite = mx.concatenate([part for _, part in chosen])[self._order]
         if self._history is not None:
             self._history = self._history.append(tokens)
-        return Sampled(tokens, *self._report(logits, tokens))
+        return Sampled(tokens, *self._report(logits, tokens), finite=finite)
 
     def select(self, rows: Sequence[int]) -> "Sampler":
         """A sampler of these rows, in this order; a row may be left out or appear twice (a beam that forks)."""
@@ -170,15 +175,22 @@ class _Group:
             _column([p.min_p for p in chosen]) if any(p.min_p for p in chosen) else None,
         )
 
-    def choose(self, logits: mx.array, keys: sampling.Words, positions: npt.NDArray[np.int64]) -> mx.array:
-        """The tokens of this group's rows. logits (R, V), keys and positions (R,) → (rows of the group,) uint32."""
+    def choose(
+        self, logits: mx.array, keys: sampling.Words, positions: npt.NDArray[np.int64]
+    ) -> tuple[mx.array, mx.array]:
+        """The tokens of this group's rows, and whether their logits were finite: uint32 and bool, (rows,) each.
+
+        The chosen token alone tells: the row's maximum goes into every weight, so NaN or infinity anywhere leaves it a
+        NaN or no weight at all. logits (R, V), keys and positions (R,).
+        """
         if self.index is not None:
             logits = logits[self.index]
         if self.columns == 1:
-            return mx.argmax(logits, axis=-1)
-        tokens = None
+            tokens = mx.argmax(logits, axis=-1)
+            return tokens, mx.isfinite(_of_column(logits, tokens))
+        tokens_of: mx.array | None = None  # the token of each column
         if self.columns:
-            logits, tokens = sampling.largest(logits, self.columns)
+            logits, tokens_of = sampling.largest(logits, self.columns)
         # ANCHOR: choose
         kept = sampling.weights(logits.astype(mx.float32), self.temperature)
         if self.top_k is not None:
@@ -189,7 +201,13 @@ class _Group:
             kept = sampling.min_p(kept, self.min_p)
         column = sampling.draw(kept, sampling.uniforms(keys[self.rows], positions[self.rows]))
         # ANCHOR_END: choose
-        return column if tokens is None else mx.take_along_axis(tokens, column[:, None], axis=-1)[:, 0]
+        finite = _of_column(kept, column) > 0
+        return (column if tokens_of is None else _of_column(tokens_of, column)), finite
+
+
+def _of_column(values: mx.array, column: mx.array) -> mx.array:
+    """values (R, C), column (R,) → the value in each row's column, (R,)."""
+    return mx.take_along_axis(values, column[:, None], axis=-1)[:, 0]
 
 
 class _History(NamedTuple):

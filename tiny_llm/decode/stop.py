@@ -21,7 +21,8 @@ class StopStrings:
         if found:
             self.held = ""
             return text[: min(found)], True
-        prefixes = (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        lengths = ((stop, n) for stop in self.stops for n in range(1, min(len(stop), len(text) + 1)))
+        prefixes = [n for stop, n in lengths if text.endswith(stop[:n])]
         safe = len(text) - max(prefixes, default=0)
         self.held = text[safe:]
         return text[:safe], False

@@ -1,8 +1,10 @@
 """Structured output: a grammar says which tokens may come next, all others get minus infinity. (llguidance)"""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
+from threading import Lock
 from typing import Any
 
 import mlx.core as mx
@@ -13,13 +15,22 @@ from tiny_llm.config.structured import Structured
 from tiny_llm.model.tokenizer import Tokenizer
 
 Bits = npt.NDArray[np.int32]
+KEPT = 64  # compiled grammars
+# Between the parts of a JSON text: a line break with its indentation, or a few spaces. A model that likes line breaks
+# could otherwise fill its whole answer with them.
+WHITE_SPACE = r"(\r?\n[ \t]{0,12}|[ ]{1,4})"
 
 
 class Grammars:
-    """Makes matchers, each of which follows one answer. Raises ValueError where llguidance is not installed."""
+    """Makes matchers, each of which follows one answer. Raises ValueError where llguidance is not installed.
+
+    Any thread may call `matcher`; a matcher itself belongs to one thread at a time.
+    """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        self._compiled: OrderedDict[Structured, Any] = OrderedDict()  # by last use
+        self._lock = Lock()
 
     @cached_property
     def _known(self) -> Any:
@@ -30,12 +41,33 @@ class Grammars:
 
     def matcher(self, wanted: Structured) -> Any:
         """A new matcher. Raises ValueError, with llguidance's reason, for what is no schema, expression or grammar."""
-        library = _library()
-        make = {"json_schema": "grammar_from_json_schema", "regex": "grammar_from_regex", "lark": "grammar_from_lark"}
-        grammar = getattr(library.LLMatcher, make[wanted.kind])(wanted.text)
-        if reason := library.LLMatcher.validate_grammar(grammar, self._known):
+        with self._lock:
+            if wanted not in self._compiled:
+                self._compiled[wanted] = self._compile(wanted)
+                while len(self._compiled) > KEPT:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(wanted)
+            return self._compiled[wanted].deep_copy()
+
+    def _compile(self, wanted: Structured) -> Any:
+        matcher = _library().LLMatcher
+        if wanted.kind == "json_schema":
+            grammar = matcher.grammar_from_json_schema(wanted.text, defaults={"whitespace_pattern": WHITE_SPACE})
+        elif wanted.kind == "regex":
+            grammar = matcher.grammar_from_regex(wanted.text)
+        else:
+            grammar = matcher.grammar_from_lark(wanted.text)
+        if reason := matcher.validate_grammar(grammar, self._known):
             raise ValueError(f"structured: expected a {wanted.kind}, found a faulty one: {reason}")
-        return library.LLMatcher(self._known, grammar, log_level=0)
+        return matcher(self._known, grammar, log_level=0)
+
+    @cached_property
+    def anything_but_an_end(self) -> Bits:
+        """The bits of a row in which every token may come but those that end a text, (ceil(V / 32),)."""
+        allowed = np.ones(-(-self.vocab_size // 32) * 32, np.bool_)
+        allowed[[token for token in self.tokenizer.eos_token_ids if token < self.vocab_size]] = False
+        bits: Bits = np.packbits(allowed, bitorder="little").view(np.int32)
+        return bits
 
     def bits(self, matchers: Sequence[Any]) -> Bits:
         """A bit for each token that may come next, (matchers, ceil(V / 32)), the lowest first."""

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tiny_llm.config import SchedulerConfig
@@ -65,6 +65,18 @@ def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> 
     if bar:
         bar.end()
     return list(found.values())
+
+
+def run_one(loop: Loop, collected: Collected) -> Iterator[Delta]:
+    """A request's answers as they come. Raises what it meets."""
+    loop.add(collected.request)
+    while loop.has_work:
+        for output in loop.step():
+            collected.take(output)
+            if output.error is not None:
+                raise output.error
+            if output.delta is not None:
+                yield output.delta
 
 
 class Progress:

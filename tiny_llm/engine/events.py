@@ -18,6 +18,8 @@ finish   a sequence ends (note: why)                           those            
 """
 
 import json
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -55,6 +57,22 @@ class JsonLines:
 
     def __call__(self, event: Event) -> None:
         self.stream.write(event.line() + "\n")
+
+
+class Guarded:
+    """Calls `emit` with each event; what it raises is a warning, the first time, and harms no request."""
+
+    def __init__(self, emit: Callable[[Event], None]):
+        self.emit, self._told = emit, False
+
+    def __call__(self, event: Event) -> None:
+        try:
+            self.emit(event)
+        except Exception as error:
+            if not self._told:
+                self._told = True
+                message = f"emit: {self.emit!r} raised {error!r} at a {event.kind} event; events may be missing"
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def read(path: Path) -> list[Event]:

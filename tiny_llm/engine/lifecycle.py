@@ -30,6 +30,7 @@ class Lifecycle:
         emit: Callable[[Event], None] | None = None,
     ):
         self.config, self.blocks, self.tree, self.emit = config, blocks, tree, emit
+        self.limits = config  # `config` may be lowered for a while, after a step that failed
         self.running: list[Sequence] = []
         self.waiting = Waiting(config.weights)
         self.requests: dict[str, list[Sequence]] = {}  # the unfinished ones with all their sequences

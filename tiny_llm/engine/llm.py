@@ -15,15 +15,19 @@ from tiny_llm.cache.choose import new_cache, slot_bytes, slots_at_most
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.paged import block_nbytes
 from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams
+from tiny_llm.config.fields import require, shown
+from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.decode.beam import beam_search, deltas_of_beams
+from tiny_llm.decode.beam import stream_beams
 from tiny_llm.decode.generate import Delta, check_prompt, stop_tokens, stream
-from tiny_llm.engine.batch import Collected, kv_bytes_for, run_all
+from tiny_llm.engine.batch import Collected, kv_bytes_for, run_all, run_one
 from tiny_llm.engine.completion import Completion as Completion
 from tiny_llm.engine.completion import Stats as Stats
 from tiny_llm.engine.completion import completions_of, join, stats_of
 from tiny_llm.engine.loop import Loop
+from tiny_llm.engine.prompt import Prepared, Prompt, head_of, many, prepare
 from tiny_llm.engine.request import Request
+from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.kernels.table import with_kernels
 from tiny_llm.model import fused, hub, loader
 from tiny_llm.model.fingerprint import fingerprint
@@ -33,8 +37,6 @@ from tiny_llm.model.tokenizer import Tokenizer
 from tiny_llm.quantize.affine import unfused
 
 POCKET = Path(__file__).parent.parent / "pocket" / "weights" / "target"
-Messages = Sequence[Mapping[str, Any]]
-Prompt = str | Messages | Sequence[int]
 
 
 def load(model: str | Path | None = None, *, config: EngineConfig | None = None) -> "LLM":
@@ -42,6 +44,7 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
 
     Raises ValueError where there is no such model, its files are broken or memory will not do.
     """
+    clear_streams_at_end()
     config = config or EngineConfig()
     if model is None and not (POCKET / "config.json").exists():
         raise ValueError(
@@ -71,9 +74,8 @@ def _dtype(config: EngineConfig) -> mx.Dtype | None:
     return None if mx.default_device() == mx.gpu else mx.float32
 
 
-def many(prompt: Any) -> bool:
-    """Whether this is a list of prompts: of texts, of lists of token ids, or of lists of messages."""
-    return not isinstance(prompt, str) and len(prompt) > 0 and all(isinstance(p, (str, list, tuple)) for p in prompt)
+class OvertakenError(RuntimeError):
+    """A stream goes on although a later one has taken its cache."""
 
 
 class LLM:
@@ -98,6 +100,7 @@ class LLM:
         self.defaults = dict(defaults or {})
         self.max_context = max_context or model.config.max_position_embeddings
         self.last_stats: Stats | None = None
+        self._turn = 0  # counts the streams that took the kept cache
         self._cache, self._cached = self._new_cache(), list[int]()
 
     @property
@@ -109,13 +112,7 @@ class LLM:
 
         `template` holds the template's own settings, such as tools and enable_thinking.
         """
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if prompt and isinstance(prompt[0], Mapping):
-            return self.tokenizer.encode(self.tokenizer.render(cast(Messages, prompt), **(template or {})))
-        if not all(isinstance(token, int) for token in prompt):
-            raise ValueError(f"prompt: expected a text, chat messages or token ids, found {prompt!s:.80}")
-        return cast(list[int], list(prompt))
+        return prepare(self.tokenizer, prompt, template).tokens
 
     def generate(
         self,
@@ -160,19 +157,27 @@ class LLM:
     def request(
         self, name: str, prompt: Prompt, params: SamplingParams, template: Mapping[str, Any] | None = None
     ) -> Request:
-        """A prompt as the serving engine takes it. Raises ValueError as `stream` does, and for more `max_tokens` than a
-        context holds; those that only the prompt leaves no room for are not asked for."""
-        tokens = self.encode(prompt, template)
-        check_prompt(tokens, self.max_context, self.config.vocab_size)
-        if params.max_tokens > self.max_context and params.max_tokens != SamplingParams.max_tokens:
-            raise ValueError(
-                f"max_tokens: expected at most the context of {self.max_context}, found {params.max_tokens}; lower it"
-            )
+        """A prompt as the serving engine takes it. Raises ValueError as `stream` does.
+
+        `max_tokens` beyond what the context leaves room for are not asked for: the answer then ends with "length".
+        """
+        prepared = prepare(self.tokenizer, prompt, template)
+        tokens = prepared.tokens
+        self._check(tokens, params)
         params = replace(params, max_tokens=min(params.max_tokens, self.max_context - len(tokens)))
-        chat = bool(prompt) and isinstance(prompt[0], Mapping)
-        head = self.tokenizer.head(cast(Messages, prompt), **(template or {})) if chat else 0
-        stops = stop_tokens(self.tokenizer, params)
-        return Request(name, tuple(tokens), params, stop_tokens=stops, head=head)
+        return Request(
+            name,
+            tuple(tokens),
+            params,
+            stop_tokens=stop_tokens(self.tokenizer, params),
+            head=head_of(self.tokenizer, prompt, template),
+            in_thought=prepared.in_thought,
+        )
+
+    def _check(self, tokens: Sequence[int], params: SamplingParams) -> None:
+        """Raise ValueError for what no step could run."""
+        check_prompt(tokens, self.max_context, self.config.vocab_size)
+        check_token_ids(params, self.config.vocab_size)
 
     def serving_config(self, config: ServingConfig | None = None) -> ServingConfig:
         """The serving engine's settings for this model. Raises ValueError for a cache that it does not know."""
@@ -192,42 +197,46 @@ class LLM:
         template: Mapping[str, Any] | None = None,
         **overrides: Any,
     ) -> Iterator[Delta]:
-        """The answer as it comes; `last_stats` holds its figures from the first token on."""
-        params = self.resolve(params, overrides)
-        tokens = self.encode(prompt, template)
-        check_prompt(tokens, self.max_context, self.config.vocab_size)
-        if params.structured is not None:
-            return self._structured(self.request("alone", tokens, params))
-        return self._timed(tokens, params)
+        """The answer as it comes; `last_stats` holds its figures from the first token on.
 
-    def _structured(self, request: Request) -> Iterator[Delta]:
+        One answer at a time: when another stream begins, the next step of this one raises RuntimeError.
+        """
+        params = self.resolve(params, overrides)
+        if params.structured is not None:
+            request = self.request("alone", prompt, params, template)
+            loop = self._loop([request])
+            loop.check(request)
+            return self._alone(loop, request)
+        prepared = prepare(self.tokenizer, prompt, template)
+        self._check(prepared.tokens, params)
+        return self._timed(prepared, params)
+
+    def _alone(self, loop: Loop, request: Request) -> Iterator[Delta]:
         """An answer of a given form: only the serving engine's loop knows how."""
-        loop, collected = self._loop([request]), Collected(request)
-        loop.add(request)
-        while loop.has_work:
-            for output in loop.step():
-                collected.take(output)
-                if output.error is not None:
-                    raise output.error
-                self.last_stats = stats_of(collected)
-                if output.delta is not None:
-                    yield output.delta
+        collected = Collected(request)
+        for delta in run_one(loop, collected):
+            self.last_stats = stats_of(collected)
+            yield delta
 
     def resolve(self, params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
         """The settings of a request. Raises ValueError for unknown names and for both forms at once."""
         if params is None:
             return SamplingParams.resolve(overrides, self.defaults)
+        require(isinstance(params, SamplingParams), f"params: expected SamplingParams, found {shown(params)}")
         if overrides:
             raise ValueError(f"{', '.join(overrides)}: expected either a SamplingParams or single settings, found both")
         return params
 
-    def _timed(self, tokens: list[int], params: SamplingParams) -> Iterator[Delta]:
+    def _timed(self, prepared: Prepared, params: SamplingParams) -> Iterator[Delta]:
         """Run a request, keeping the figures and what the cache holds up to date."""
+        clear_streams_at_end()
+        self._turn += 1
+        turn, tokens = self._turn, prepared.tokens
         cached = self._reuse(tokens)
         mx.reset_peak_memory()
         begin, first, count = time.perf_counter(), 0.0, 0
         try:
-            for delta in (self._beams if params.beam_width > 1 else self._sample)(tokens, params):
+            for delta in self._answers(prepared, params):
                 now = time.perf_counter()
                 first = first or now
                 if delta.token is not None:
@@ -236,7 +245,9 @@ class LLM:
                         self._cached.append(delta.token)
                 self.last_stats = Stats(len(tokens), cached, count, first - begin, now - first, mx.get_peak_memory())
                 yield delta
-        except GeneratorExit:
+                if turn != self._turn:
+                    raise OvertakenError("another stream of this LLM has begun: its cache holds one answer at a time")
+        except (GeneratorExit, OvertakenError):
             raise  # the caller has heard enough, between two steps: the cache is whole
         except BaseException as error:
             self._cache, self._cached = self._new_cache(), []  # a step may have ended half-way
@@ -259,22 +270,12 @@ class LLM:
         self._cached = list(tokens)
         return agreed
 
-    def _sample(self, tokens: list[int], params: SamplingParams) -> Iterator[Delta]:
-        options = {"prefill_chunk": self.engine_config.prefill_chunk, "max_context": self.max_context}
-        return stream(self.model, self.tokenizer, tokens, params, self._cache, **options)
-
-    def _beams(self, tokens: list[int], params: SamplingParams) -> Iterator[Delta]:
-        beams = beam_search(
-            self.model,
-            tokens,
-            self._cache,
-            width=params.beam_width,
-            limit=min(params.max_tokens, self.max_context - len(tokens)),
-            stops=stop_tokens(self.tokenizer, params),
-            length_penalty=params.length_penalty,
-            prefill_chunk=self.engine_config.prefill_chunk,
-        )
-        return deltas_of_beams(beams[: params.n], self.tokenizer)
+    def _answers(self, prepared: Prepared, params: SamplingParams) -> Iterator[Delta]:
+        chunk = self.engine_config.prefill_chunk
+        what = self.model, self.tokenizer, prepared.tokens, params, self._cache
+        if params.beam_width > 1:
+            return stream_beams(*what, prefill_chunk=chunk, max_context=self.max_context)
+        return stream(*what, in_thought=prepared.in_thought, prefill_chunk=chunk, max_context=self.max_context)
 
     def _new_cache(self) -> ContiguousCache:
         return new_cache(self.config, self.model.ops, self.engine_config)

@@ -3,12 +3,13 @@
 A call of `step` waits for the step under way, plans and starts the next one, and makes text of the last one's tokens
 while the device works. While it waits it builds the step that will probably be next. What a request gets does not
 depend on who runs beside it: each token's random numbers are a function of the request's seed, the number of its
-sample and the token's place alone.
+sample and the token's place alone. (What rounding leaves open remains: with packed keys and values, `kv_bits`, a
+token whose two best logits lie within the packing's error may fall either way in another batch.)
 """
 
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,19 +19,23 @@ import mlx.core as mx
 from tiny_llm.cache.block_files import BlockFiles
 from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
+from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.decode.beam import Logprobs
-from tiny_llm.decode.generate import Delta, Token, check_prompt, deltas_of
+from tiny_llm.decode.beam import Logprobs, is_finite
+from tiny_llm.decode.generate import NOT_FINITE, Delta, Token, check_prompt, deltas_of
 from tiny_llm.decode.structured import Grammars
+from tiny_llm.decode.thought import AnswerStops
+from tiny_llm.engine.admission import check_request
 from tiny_llm.engine.ahead import foresee
 from tiny_llm.engine.beams import Beams, texts_of
 from tiny_llm.engine.blocks import BlockPool
-from tiny_llm.engine.events import Event
+from tiny_llm.engine.events import Event, Guarded
 from tiny_llm.engine.lifecycle import Entry, Step
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request, Sequence, State
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.qwen3 import Qwen3
@@ -42,12 +47,13 @@ GOOD_STEPS = 16  # after a failure: steps until the batch may double
 
 @dataclass(frozen=True)
 class Output:
-    """What a step gave a request: a piece of one of its answers, or why it failed (nothing more comes then)."""
+    """What a step gave a request: a piece of one of its answers, or why it failed. `ended`: nothing more comes."""
 
     request_id: str
     delta: Delta | None = None
     error: Exception | None = None
     cached_tokens: int = 0
+    ended: bool = False
 
 
 class Answer:
@@ -55,9 +61,11 @@ class Answer:
 
     def __init__(self, sequence: Sequence, tokenizer: Tokenizer):
         self.sequence, self._tokens = sequence, deque[Token]()
-        params, stops = sequence.request.params, sequence.request.stop_tokens
+        request = sequence.request
+        strings = AnswerStops(request.params.stop, request.in_thought)
         tokens = iter(self._tokens.popleft, None)
-        self._deltas = deltas_of(tokens, tokenizer, params.stop, stops, params.max_tokens, sequence.index)
+        limit = request.params.max_tokens
+        self._deltas = deltas_of(tokens, tokenizer, strings, request.stop_tokens, limit, sequence.index)
 
     def add(self, token: Token) -> Delta:
         self._tokens.append(token)
@@ -75,6 +83,7 @@ class Loop:
         emit: Callable[[Event], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
+        clear_streams_at_end()
         self.model, self.tokenizer, self.clock = model, tokenizer, clock
         self.config = config or ServingConfig()
         limits = self.config.scheduler
@@ -83,9 +92,10 @@ class Loop:
         self.pool = self._new_pool()
         blocks = BlockPool(self.pool.num_blocks, self.pool.block_size)
         tree = RadixTree(blocks, self._files()) if self.config.prefix_cache else None
-        self.scheduler = Scheduler(self.limits, blocks, tree, emit)
+        self.scheduler = Scheduler(self.limits, blocks, tree, emit and Guarded(emit))
         self.runner = Runner(model, self.pool, Grammars(tokenizer, model.config.vocab_size))
         self._answers: dict[tuple[str, int], Answer] = {}
+        self._left: Counter[str] = Counter()  # answers of each request that have not ended
         self._beams = Beams(self.scheduler)
         self._running: Running | None = None
         self._good = 0
@@ -94,11 +104,17 @@ class Loop:
     def has_work(self) -> bool:
         return bool(self._answers or self._beams)
 
+    def check(self, request: Request) -> None:
+        """Raise ValueError, with the numbers, for a request that can never run. Any thread may call it."""
+        vocab_size = self.model.config.vocab_size
+        check_prompt(request.tokens, self.limits.max_context, vocab_size)
+        check_token_ids(request.params, vocab_size)
+        check_request(request, self.limits, self.scheduler.blocks)
+        self.runner.forms.check(request)
+
     def add(self, request: Request) -> None:
-        """Take in a request. Raises ValueError, with the numbers, for what can never run."""
-        check_prompt(request.tokens, self.limits.max_context, self.model.config.vocab_size)
-        if request.params.structured is not None:
-            self.runner.grammars.matcher(request.params.structured)
+        """Take in a request. Raises ValueError as `check` does, and for an id that is under way already."""
+        self.check(request)
         if request.params.seed is None:
             request = replace(request, params=replace(request.params, seed=secrets.randbits(64)))
         sequences = self.scheduler.add(request, self.clock())
@@ -107,6 +123,7 @@ class Loop:
             return
         for sequence in sequences:
             self._answers[request.id, sequence.index] = Answer(sequence, self.tokenizer)
+        self._left[request.id] = len(sequences)
 
     def cancel(self, request_id: str) -> bool:
         """Forget a request in whatever state it is; whether there was one."""
@@ -146,13 +163,18 @@ class Loop:
         """Take in what a step computed; the searches that ended, and the requests found at fault."""
         outputs, now = list[Output](), self.clock()
         self.scheduler.finish(step, [None if token is None else token.id for token in tokens], now)
-        for sequence, search in self._beams.advance(step, rows, now):
-            for delta in texts_of(sequence, search, self.tokenizer):
-                outputs.append(Output(sequence.request.id, delta, cached_tokens=sequence.cached))
-        self._grow()
-        faults, self.runner.faults = self.runner.faults, []
+        faults = self.runner.take_faults()
+        for place in [place for place, row in rows.items() if not is_finite(row)]:
+            faults.append((step.entries[place].sequence.request.id, ArithmeticError(NOT_FINITE)))
+            del rows[place]
         for request_id, fault in faults:
             outputs += self._fail(request_id, fault)
+        for sequence, search in self._beams.advance(step, rows, now):
+            *first, last = texts_of(sequence, search, self.tokenizer)
+            name, cached = sequence.request.id, sequence.cached
+            outputs += [Output(name, delta, cached_tokens=cached) for delta in first]
+            outputs.append(Output(name, last, cached_tokens=cached, ended=True))
+        self._grow()
         return outputs
 
     def _start(self) -> list[Output]:
@@ -181,19 +203,29 @@ class Loop:
             return self._fail(sequence.request.id, error)
         if delta.finish_reason is not None:
             del self._answers[key]
+            self._left[key[0]] -= 1
+            self.runner.forms.forget(*key)
             self.scheduler.stop(sequence, delta.finish_reason, self.clock())
-        return [Output(key[0], delta, cached_tokens=sequence.cached)]
+        ended = not self._left[key[0]]
+        if ended:
+            del self._left[key[0]]
+        return [Output(key[0], delta, cached_tokens=sequence.cached, ended=ended)]
 
     def _fail(self, request_id: str, error: Exception) -> list[Output]:
+        """End a request with an error; nothing where it has ended already."""
+        if request_id not in self.scheduler.requests and not self._left[request_id]:
+            return []
         self._forget(request_id)
         for sequence in list(self.scheduler.requests.get(request_id, [])):
             self.scheduler.stop(sequence, "error", self.clock())
-        return [Output(request_id, error=error)]
+        return [Output(request_id, error=error, ended=True)]
 
     def _forget(self, request_id: str) -> None:
         self._beams.forget(request_id)
+        self._left.pop(request_id, None)
         for key in [key for key in self._answers if key[0] == request_id]:
             del self._answers[key]
+            self.runner.forms.forget(*key)
 
     def _after_failure(self, step: Step, error: Exception) -> list[Output]:
         """Go on with half of the batch; a request that fails alone, and can't be cut smaller, is given up."""

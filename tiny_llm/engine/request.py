@@ -1,15 +1,15 @@
 """What the scheduler handles: requests as they come, and the sequences that answer them."""
 
-import math
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 from tiny_llm.config import SamplingParams
-from tiny_llm.config.fields import require
+from tiny_llm.config.fields import is_finite, is_integer, require, shown
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 PRIORITIES = 10
+MAX_TENANT = 256  # characters
 
 
 class State(Enum):
@@ -27,7 +27,8 @@ class Request:
     `arrival` and `deadline` (when the answer should begin) are seconds on the scheduler's clock. `priority` is from
     -10 to 10, higher goes first. `tenant` is whose share of the engine it uses. `stop_tokens` are the ids that end an
     answer. `head` is how many of the first tokens come before the user's own words (system prompt, tools, settings of
-    the chat template); it only serves to tell why a prefix was not found. Raises ValueError for a value out of range.
+    the chat template); it only serves to tell why a prefix was not found. `in_thought`: the prompt ends inside a
+    thought that the answer closes with `</think>`. Raises ValueError for a value of another type or out of range.
     """
 
     id: str
@@ -39,13 +40,20 @@ class Request:
     arrival: float = 0.0
     stop_tokens: frozenset[int] = frozenset()
     head: int = 0
+    in_thought: bool = False
 
     def __post_init__(self) -> None:
+        require(isinstance(self.id, str), f"id: expected a text, found {shown(self.id)}")
+        require(isinstance(self.tokens, tuple), f"prompt: expected a tuple of token ids, found {shown(self.tokens)}")
         require(len(self.tokens) > 0, "prompt: expected at least one token, found none")
-        ok = isinstance(self.priority, int) and abs(self.priority) <= PRIORITIES
-        require(ok, f"priority: expected an integer from -{PRIORITIES} to {PRIORITIES}, found {self.priority!r}")
-        for name, value in (("arrival", self.arrival), ("deadline", self.deadline)):
-            require(value is None or math.isfinite(value), f"{name}: expected a time in seconds, found {value!r}")
+        bad = next((token for token in self.tokens if not is_integer(token)), None)
+        require(bad is None, f"prompt: expected token ids, found {shown(bad)}")
+        require(isinstance(self.params, SamplingParams), f"params: expected SamplingParams, found {shown(self.params)}")
+        check_priority(self.priority)
+        check_tenant(self.tenant)
+        check_seconds("arrival", self.arrival)
+        if self.deadline is not None:
+            check_seconds("deadline", self.deadline)
 
     @property
     def searches(self) -> bool:
@@ -56,6 +64,23 @@ class Request:
     def num_sequences(self) -> int:
         """Continuations under way at once."""
         return self.params.beam_width if self.searches else self.params.n
+
+
+def check_priority(value: Any) -> None:
+    """Raise ValueError for anything but an integer from -PRIORITIES to PRIORITIES."""
+    ok = is_integer(value) and abs(value) <= PRIORITIES
+    require(ok, f"priority: expected an integer from -{PRIORITIES} to {PRIORITIES}, found {shown(value)}")
+
+
+def check_tenant(value: Any) -> None:
+    """Raise ValueError for anything but a name of at most MAX_TENANT characters."""
+    ok = isinstance(value, str) and 0 < len(value) <= MAX_TENANT
+    require(ok, f"tenant: expected a name of 1 to {MAX_TENANT} characters, found {shown(value)}")
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Raise ValueError for anything but a finite number of seconds."""
+    require(is_finite(value), f"{name}: expected a time in seconds, found {shown(value)}")
 
 
 @dataclass(eq=False)

@@ -5,18 +5,19 @@ from collections.abc import Sequence as Row
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
 from tiny_llm.cache.paged import PagedBatch, PagedPool
 from tiny_llm.decode.beam import Logprobs, log_softmax
-from tiny_llm.decode.generate import Token, TokenLogprobs
+from tiny_llm.decode.generate import NOT_FINITE, Token, TokenLogprobs
 from tiny_llm.decode.sampler import Sampled, Sampler
-from tiny_llm.decode.structured import Grammars, mask_logits
+from tiny_llm.decode.structured import Grammars
 from tiny_llm.engine.ahead import Plan
+from tiny_llm.engine.forms import Fault, Forms
 from tiny_llm.engine.lifecycle import Entry, Step
-from tiny_llm.engine.request import Sequence, State
+from tiny_llm.engine.request import Sequence
 from tiny_llm.model.qwen3 import Qwen3
 
 
@@ -56,10 +57,10 @@ class Runner:
     """Runs steps on one model and one pool, in the thread that made both. `ready` counts those that were prepared."""
 
     def __init__(self, model: Qwen3, pool: PagedPool, grammars: Grammars):
-        self.model, self.pool, self.grammars = model, pool, grammars
-        self.faults: list[tuple[str, Exception]] = []  # requests that `read` found at fault, with why
+        self.model, self.pool = model, pool
+        self.forms = Forms(grammars)
         self.ready = 0
-        self._matchers: dict[Sequence, Any] = {}
+        self._faults: list[Fault] = []
         self._sampler: Sampler | None = None
         self._sampling: list[Sequence] = []
         self._ahead: Ahead | None = None
@@ -114,7 +115,7 @@ class Runner:
         logits, rest = (logits[: len(places)], logits[len(places) :]) if searching else (logits, None)
         sampled = None
         if places:
-            logits = self._masked(logits, [entries[place].sequence for place in places])
+            logits = self.forms.mask(logits, [entries[place].sequence for place in places], pool.state)
             sampled = self._sample(logits, [entries[place] for place in places])
         numbers = ([order[place] for place in some] for some in (places, searching))
         return Running(plan.step, next(numbers), sampled, next(numbers), rest)
@@ -124,18 +125,21 @@ class Runner:
         tokens: list[Token | None] = [None] * len(running.step.entries)
         if running.sampled is None:
             mx.eval(self.pool.state)
-        else:
-            for place, token in zip(running.places, _tokens_of(running.sampled), strict=True):
-                asked = running.step.entries[place].sequence.request.params.logprobs
-                top = token.logprobs and token.logprobs.top[:asked]
-                logprobs = (
-                    None
-                    if asked is None or token.logprobs is None
-                    else TokenLogprobs(token.logprobs.logprob, top or ())
-                )
-                tokens[place] = Token(token.id, logprobs)
-                self._follow(running.step.entries[place].sequence, token.id)
+            return tokens
+        for place, token, finite in zip(running.places, *_numbers_of(running.sampled), strict=True):
+            sequence = running.step.entries[place].sequence
+            tokens[place] = _with_logprobs(token, sequence.request.params.logprobs)
+            if finite:
+                self.forms.follow(sequence, token.id)
+            else:
+                self._faults.append((sequence.request.id, ArithmeticError(NOT_FINITE)))
         return tokens
+
+    def take_faults(self) -> list[Fault]:
+        """The requests that were found at fault since the last call, with why; no other is concerned."""
+        found = self._faults + self.forms.faults
+        self._faults, self.forms.faults = [], []
+        return found
 
     def forget(self) -> None:
         """Drop what is prepared. It holds the pool's buffers: while it does, a write to them is a copy."""
@@ -145,34 +149,6 @@ class Runner:
         """After a step that failed: what it left half done must not be built upon."""
         self.forget()
         self._sampler = None
-
-    def _masked(self, logits: mx.array, sequences: Row[Sequence]) -> mx.array:
-        """Only what each answer's form allows. The host finds that out while the device computes the logits."""
-        rows = [row for row, sequence in enumerate(sequences) if sequence.request.params.structured]
-        if not rows:
-            return logits
-        mx.async_eval(logits, *self.pool.state)  # type: ignore[no-untyped-call]
-        for sequence in [s for s in self._matchers if s.state is State.FINISHED]:
-            del self._matchers[sequence]
-        matchers = []
-        for row in rows:
-            wanted = sequences[row].request.params.structured
-            assert wanted is not None
-            if sequences[row] not in self._matchers:
-                self._matchers[sequences[row]] = self.grammars.matcher(wanted)
-            matchers.append(self._matchers[sequences[row]])
-        bits = mx.array(self.grammars.bits(matchers))
-        if len(rows) == len(sequences):
-            return mask_logits(logits, bits)
-        index = mx.array(rows)
-        logits[index] = mask_logits(logits[index], bits)
-        return logits
-
-    def _follow(self, sequence: Sequence, token: int) -> None:
-        matcher = self._matchers.get(sequence)
-        if matcher is not None and not matcher.consume_token(token):
-            reason = matcher.get_error().partition("\n")[0]
-            self.faults.append((sequence.request.id, ValueError(f"structured: can't go on: {reason}")))
 
     def _sample(self, logits: mx.array, entries: Row[Entry]) -> Sampled:
         """One token for each entry. The sampler, which counts tokens for penalties, is kept for the rows it has."""
@@ -208,14 +184,23 @@ def _row(entries: Row[Entry], before: Running | None) -> mx.array:
     return before.sampled.tokens if rows == [*range(len(places))] else before.sampled.tokens[mx.array(rows)]
 
 
-def _tokens_of(sampled: Sampled) -> list[Token]:
+def _numbers_of(sampled: Sampled) -> tuple[list[Token], list[bool]]:
+    """A step's tokens, and whether each was chosen by finite logits."""
     ids = cast(list[int], sampled.tokens.tolist())
+    finite = [True] * len(ids) if sampled.finite is None else cast(list[bool], sampled.finite.tolist())
     if sampled.logprobs is None:
-        return [Token(token) for token in ids]
+        return [Token(token) for token in ids], finite
     chosen = cast(list[float], sampled.logprobs.tolist())
     tops: list[tuple[tuple[int, float], ...]] = [()] * len(ids)
     if sampled.top_tokens is not None and sampled.top_logprobs is not None:
         tokens = cast(list[list[int]], sampled.top_tokens.tolist())
         logprobs = cast(list[list[float]], sampled.top_logprobs.tolist())
         tops = [tuple(zip(*row, strict=True)) for row in zip(tokens, logprobs, strict=True)]
-    return [Token(*row) for row in zip(ids, map(TokenLogprobs, chosen, tops), strict=True)]
+    return [Token(*row) for row in zip(ids, map(TokenLogprobs, chosen, tops), strict=True)], finite
+
+
+def _with_logprobs(token: Token, asked: int | None) -> Token:
+    """The token with the log-probabilities that its request asked for: a step has as many as any request wants."""
+    if asked is None or token.logprobs is None:
+        return Token(token.id)
+    return Token(token.id, TokenLogprobs(token.logprobs.logprob, token.logprobs.top[:asked]))

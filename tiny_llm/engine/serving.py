@@ -3,38 +3,61 @@
 MLX's arrays belong to the thread that built them, so what leaves the engine's thread is text and plain numbers.
 """
 
-import asyncio
-import contextlib
+import atexit
 import itertools
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tiny_llm.config import EngineConfig, SamplingParams
+from tiny_llm.config.fields import require, shown
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.decode.generate import Delta
 from tiny_llm.engine.batch import Collected, Progress
 from tiny_llm.engine.completion import Completion, completions_of
 from tiny_llm.engine.events import Event
-from tiny_llm.engine.llm import LLM, Prompt, load, many
+from tiny_llm.engine.llm import LLM, load
 from tiny_llm.engine.loop import Loop, Output
+from tiny_llm.engine.prompt import Prompt, many
+from tiny_llm.engine.request import Request, check_priority, check_seconds, check_tenant
+from tiny_llm.engine.streams import AsyncStream, Stream
+from tiny_llm.engine.threads import clear_streams_at_end
 
 Deliver = Callable[[Output], None]
-OF_REQUEST = ("priority", "tenant", "deadline")
+Reader = TypeVar("Reader", Stream, AsyncStream)
+
+
+@dataclass(frozen=True)
+class Add:
+    """Order to the engine's thread: run a request and deliver what it gives."""
+
+    request: Request
+    deliver: Deliver
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Order to the engine's thread: nobody reads this request any more."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Close:
+    """Order to the engine's thread: end."""
 
 
 class Engine:
-    """A model for many requests at once. Use it in a `with` block, or `close` it.
+    """A model for many requests at once. Use it in a `with` block, or `close` it; at exit it closes itself.
 
     `emit` is called in the engine's thread with each event of the scheduler. Raises what `load` raises.
 
     Methods that take a prompt also take `options`: those of `LLM.stream`, and of the request `priority` (-10 to 10),
-    `tenant`, and `deadline`, the seconds from now in which its answer should begin. What can never run raises
-    ValueError, with the numbers.
+    `tenant`, and `deadline`, the seconds from now in which its answer should begin. A value of the wrong kind, and what
+    can never run, raise ValueError in the call, with the numbers.
     """
 
     def __init__(
@@ -45,43 +68,29 @@ class Engine:
         serving: ServingConfig | None = None,
         emit: Callable[[Event], None] | None = None,
     ):
+        require(emit is None or callable(emit), f"emit: expected a function of an event, found {shown(emit)}")
         self._make: Callable[[], LLM] = lambda: load(model, config=config)
         self._serving, self._emit = serving, emit
-        self._inbox: queue.SimpleQueue[Callable[[Loop], None] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Add | Leave | Close] = queue.SimpleQueue()
+        self._gate, self._is_open = threading.RLock(), True  # an order is put while the gate is open, or not at all
         self._listeners: dict[str, Deliver] = {}
-        self._ids, self._closed = itertools.count(), False
+        self._ids = itertools.count()
         self._ready, self._fault = threading.Event(), list[BaseException]()
         self._thread = threading.Thread(target=self._work, name="tiny-llm engine", daemon=True)
         self._thread.start()
         self._ready.wait()
         if self._fault:
+            self._thread.join()
             raise self._fault[0]
+        atexit.register(self.close)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Iterator[Delta]:
-        """The answer as it comes; leaving it early cancels the request."""
-        box: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        return self._pieces(self._send(prompt, params, options, box.put), box)
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Stream:
+        """The answer as it comes; closing or dropping the stream early cancels the request."""
+        return self._send(Stream, prompt, params, options)
 
-    def _pieces(self, collected: Collected, box: "queue.SimpleQueue[Output]") -> Iterator[Delta]:
-        try:
-            while not collected.done:
-                if (delta := taken(collected, box.get())) is not None:
-                    yield delta
-        finally:
-            self._leave(collected)
-
-    async def astream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
-    ) -> AsyncIterator[Delta]:
-        """`stream` for an event loop, which it never blocks."""
-        here, box = asyncio.get_running_loop(), asyncio.Queue[Output]()
-        collected = self._send(prompt, params, options, lambda output: _post(here, box, output))
-        try:
-            while not collected.done:
-                if (delta := taken(collected, await box.get())) is not None:
-                    yield delta
-        finally:
-            self._leave(collected)
+    def astream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> AsyncStream:
+        """`stream` for an event loop, which it never blocks while it waits."""
+        return self._send(AsyncStream, prompt, params, options)
 
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams | None = None, progress: bool = False, **options: Any
@@ -90,42 +99,36 @@ class Engine:
 
         Raises the first error that a request met; the others are then cancelled.
         """
-        if prompts and not many(prompts):
-            raise ValueError(f"prompts: expected a list of prompts, found one: {prompts!s:.80}")
-        boxes: list[queue.SimpleQueue[Output]] = [queue.SimpleQueue() for _ in prompts]
-        jobs: list[Collected] = []
+        if not many(prompts) and prompts != []:
+            raise ValueError(f"prompts: expected a list of prompts, found one: {shown(prompts)}")
+        streams: list[Stream] = []
         bar = Progress(len(prompts)) if progress else None
         try:
-            for prompt, box in zip(prompts, boxes, strict=True):
-                jobs.append(self._send(prompt, params, options, box.put))
-            for done, (job, box) in enumerate(zip(jobs, boxes, strict=True), 1):
-                for _ in self._pieces(job, box):
+            streams.extend(self.stream(prompt, params, **options) for prompt in prompts)
+            for done, stream in enumerate(streams, 1):
+                for _ in stream:
                     if bar:
-                        bar.show(done - job.done, sum(other.num_tokens for other in jobs[:done]))
+                        bar.show(done - stream.collected.done, sum(s.collected.num_tokens for s in streams[:done]))
         finally:
-            for job in jobs:
-                self._leave(job)
+            for stream in streams:
+                stream.close()
             if bar:
                 bar.end()
-        return [completions_of(job) for job in jobs]
+        return [completions_of(stream.collected) for stream in streams]
 
     async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> list[Completion]:
         """The n answers to a prompt, for an event loop."""
-        here, box = asyncio.get_running_loop(), asyncio.Queue[Output]()
-        collected = self._send(prompt, params, options, lambda output: _post(here, box, output))
-        try:
-            while not collected.done:
-                taken(collected, await box.get())
-        finally:
-            self._leave(collected)
-        return completions_of(collected)
+        stream = self.astream(prompt, params, **options)
+        async for _ in stream:
+            pass
+        return completions_of(stream.collected)
 
     def close(self) -> None:
-        """Stop the thread; whoever still waits gets a RuntimeError."""
-        if not self._closed:
-            self._closed = True
-            self._inbox.put(None)
+        """End the engine's thread; a request that is under way gets a RuntimeError. A second call does nothing."""
+        self._put(Close())
+        if threading.current_thread() is not self._thread:  # `emit` may close the engine that calls it
             self._thread.join()
+        atexit.unregister(self.close)
 
     def __enter__(self) -> "Engine":
         return self
@@ -134,66 +137,69 @@ class Engine:
         self.close()
 
     def _send(
-        self, prompt: Prompt, params: SamplingParams | None, options: dict[str, Any], deliver: Deliver
-    ) -> Collected:
-        """Hand a request to the engine's thread."""
-        if self._closed or self._fault:
-            raise RuntimeError(f"the engine is closed{f' after {self._fault[0]!r}' if self._fault else ''}")
-        mine = {name: options[name] for name in OF_REQUEST if name in options}
-        rest = {name: value for name, value in options.items() if name not in (*OF_REQUEST, "template")}
+        self, reader: type[Reader], prompt: Prompt, params: SamplingParams | None, options: dict[str, Any]
+    ) -> Reader:
+        """Hand a request to the engine's thread; what gives its answer."""
+        request = self._request(prompt, params, options)
+        stream = reader(Collected(request), self._leave)
+        if not self._put(Add(request, stream.deliver)):
+            raise self._closed()
+        return stream
+
+    def _request(self, prompt: Prompt, params: SamplingParams | None, options: Mapping[str, Any]) -> Request:
+        """What the caller asks, checked. Raises ValueError for what can never run."""
+        if not self._is_open:
+            raise self._closed()
         now = time.monotonic()
-        if mine.get("deadline") is not None:
-            mine["deadline"] += now
+        rest = dict(options)
+        priority, tenant = rest.pop("priority", Request.priority), rest.pop("tenant", Request.tenant)
+        deadline, template = rest.pop("deadline", None), rest.pop("template", None)
+        check_priority(priority)
+        check_tenant(tenant)
+        if deadline is not None:
+            check_seconds("deadline", deadline)
+            deadline += now
         settings = self.llm.resolve(params, rest)
-        request = self.llm.request(f"r{next(self._ids)}", prompt, settings, options.get("template"))
-        request = replace(request, arrival=now, **mine)
+        request = self.llm.request(f"r{next(self._ids)}", prompt, settings, template)
+        request = replace(request, arrival=now, priority=priority, tenant=tenant, deadline=deadline)
+        self._loop.check(request)
+        return request
 
-        def add(loop: Loop) -> None:
-            self._listeners[request.id] = deliver
-            try:
-                loop.add(request)
-            except ValueError as error:
-                self._deliver(Output(request.id, error=error))
+    def _put(self, order: Add | Leave | Close) -> bool:
+        """Give an order to the engine's thread; False where that has ended."""
+        with self._gate:
+            if self._is_open:
+                self._inbox.put(order)
+            self._is_open = self._is_open and not isinstance(order, Close)
+            return self._is_open
 
-        self._inbox.put(add)
-        return Collected(request)
+    def _closed(self) -> RuntimeError:
+        error = RuntimeError(f"the engine is closed{f' after {self._fault[0]!r}' if self._fault else ''}")
+        error.__cause__ = self._fault[0] if self._fault else None
+        return error
 
     def _leave(self, collected: Collected) -> None:
-        """Nobody listens to this request any more."""
-        name = collected.request.id
-
-        def forget(loop: Loop) -> None:
-            self._listeners.pop(name, None)
-            loop.cancel(name)
-
+        """Nobody reads this request any more."""
         if not collected.done:
-            self._inbox.put(forget)
-
-    def _deliver(self, output: Output) -> None:
-        if (listener := self._listeners.get(output.request_id)) is not None:
-            if output.error is not None:
-                del self._listeners[output.request_id]
-            listener(output)
+            self._put(Leave(collected.request.id))
 
     def _work(self) -> None:
         """The engine's thread."""
+        clear_streams_at_end()
         try:
             self.llm: LLM = self._make()
-            loop = Loop(self.llm.model, self.llm.tokenizer, self.llm.serving_config(self._serving), self._emit)
+            config = self.llm.serving_config(self._serving)
+            self._loop = Loop(self.llm.model, self.llm.tokenizer, config, self._emit)
             self._ready.set()
-            while self._read_inbox(loop):
-                for output in loop.step():
+            while self._read_inbox(self._loop):
+                for output in self._loop.step():
                     self._deliver(output)
-            loop.close()
+            self._loop.close()
         except BaseException as error:
             self._fault.append(error)
         finally:
+            self._end()
             self._ready.set()
-            cause = self._fault[0] if self._fault else None
-            for name in list(self._listeners):
-                closed = RuntimeError("the engine was closed before the answer was complete")
-                closed.__cause__ = cause
-                self._deliver(Output(name, error=closed))
 
     def _read_inbox(self, loop: Loop) -> bool:
         """Do what has been asked, waiting only where there is nothing else to do; False when it is time to end."""
@@ -202,19 +208,39 @@ class Engine:
                 order = self._inbox.get(block=not loop.has_work)
             except queue.Empty:
                 return True
-            if order is None:
+            if isinstance(order, Close):
                 return False
-            order(loop)
+            if isinstance(order, Add):
+                self._add(loop, order)
+            else:
+                self._listeners.pop(order.request_id, None)
+                loop.cancel(order.request_id)
 
+    def _add(self, loop: Loop, order: Add) -> None:
+        """Whatever goes wrong with a request that comes goes wrong for that request alone."""
+        self._listeners[order.request.id] = order.deliver
+        try:
+            loop.add(order.request)
+        except Exception as error:
+            loop.cancel(order.request.id)
+            self._deliver(Output(order.request.id, error=error, ended=True))
 
-def taken(collected: Collected, output: Output) -> Delta | None:
-    """Note an output; its piece of the answer. Raises what the request met."""
-    collected.take(output)
-    if output.error is not None:
-        raise output.error
-    return output.delta
+    def _deliver(self, output: Output) -> None:
+        listener = self._listeners.get(output.request_id)
+        if output.ended:
+            self._listeners.pop(output.request_id, None)
+        if listener is not None:
+            listener(output)
 
-
-def _post(here: asyncio.AbstractEventLoop, box: "asyncio.Queue[Output]", output: Output) -> None:
-    with contextlib.suppress(RuntimeError):  # the event loop has ended: nobody is left to hear it
-        here.call_soon_threadsafe(box.put_nowait, output)
+    def _end(self) -> None:
+        """Answer all that is still asked: nobody may wait for a thread that has ended."""
+        with self._gate:
+            self._is_open = False
+        while not self._inbox.empty():
+            order = self._inbox.get()
+            if isinstance(order, Add):
+                self._listeners[order.request.id] = order.deliver
+        for name in list(self._listeners):
+            error = RuntimeError("the engine was closed before the answer was complete")
+            error.__cause__ = self._fault[0] if self._fault else None
+            self._deliver(Output(name, error=error, ended=True))

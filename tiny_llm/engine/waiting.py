@@ -10,6 +10,7 @@ from heapq import heapify, heappop, heappush
 from tiny_llm.engine.request import Sequence, State
 
 Rank = tuple[float, int]
+MAX_IDLE = 4096  # tenants without a waiting request whose counters are kept
 
 
 class Waiting:
@@ -30,6 +31,8 @@ class Waiting:
         """Join the line. Who had nothing to wait for gets no credit for that time."""
         tenant = sequence.request.tenant
         if tenant not in self._lines:
+            if len(self.counters) > 2 * (len(self._lines) + MAX_IDLE):
+                self._forget_idle()
             self._lines[tenant] = []
             self.counters[tenant] = max(self.counters[tenant], self._now)
         heappush(self._lines[tenant], (sequence.rank, sequence))
@@ -73,6 +76,13 @@ class Waiting:
             for line in self._lines.values():
                 line[:] = [item for item in line if item[1].state is State.WAITING]
                 heapify(line)
+
+    def _forget_idle(self) -> None:
+        """Drop the counters of idle tenants but for the MAX_IDLE highest: a client may invent a tenant a request."""
+        idle = [tenant for tenant in self.counters if tenant not in self._lines]
+        idle.sort(key=self.counters.__getitem__)
+        for tenant in idle[:-MAX_IDLE]:
+            del self.counters[tenant]
 
     def charge(self, tenant: str, num_tokens: int) -> None:
         """The tenant was served."""

@@ -1,0 +1,106 @@
+"""The forms that running answers must have: which tokens may come next, and what follows from the token that came."""
+
+from collections.abc import Sequence as Row
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from tiny_llm.decode.structured import Bits, Grammars, mask_logits
+from tiny_llm.decode.thought import Place, Thought
+from tiny_llm.engine.request import Request, Sequence
+
+Fault = tuple[str, Exception]  # a request's id, and why it can't go on
+
+
+class Form:
+    """One answer's form. It binds behind the thought, where the prompt has opened one."""
+
+    def __init__(self, matcher: Any, grammars: Grammars, in_thought: bool):
+        self.matcher, self.grammars = matcher, grammars
+        self._thought = Thought(is_open=in_thought)
+        self._detokenizer = grammars.tokenizer.detokenizer(keep_special=True) if in_thought else None
+
+    def bits(self) -> Bits:
+        """A bit for each token that may come next, (ceil(V / 32),). Raises ValueError where none may."""
+        if self._detokenizer is not None:
+            return self.grammars.anything_but_an_end
+        bits: Bits = self.grammars.bits([self.matcher])[0]
+        if not bits.any():
+            raise ValueError(f"structured: can't go on: {_reason(self.matcher) or 'no token may follow'}")
+        return bits
+
+    def follow(self, token: int) -> None:
+        """Take in the token that came. Raises ValueError where the form does not allow it."""
+        if self._detokenizer is not None:
+            self._thought.split(self._detokenizer.add(token))
+            if self._thought.place is Place.ANSWER:
+                self._detokenizer = None
+        elif not self.matcher.consume_token(token):
+            raise ValueError(f"structured: can't go on: {_reason(self.matcher)}")
+
+
+class Forms:
+    """The forms of the sequences under way. `faults`: requests whose form can't go on, for the loop to end."""
+
+    def __init__(self, grammars: Grammars):
+        self.grammars = grammars
+        self.faults: list[Fault] = []
+        self._forms: dict[tuple[str, int], Form] = {}
+
+    def __len__(self) -> int:
+        return len(self._forms)
+
+    def check(self, request: Request) -> None:
+        """Raise ValueError, with the reason, for a form that is none. Any thread may call it."""
+        if request.params.structured is not None:
+            self.grammars.matcher(request.params.structured)
+
+    def mask(self, logits: mx.array, sequences: Row[Sequence], state: Row[mx.array]) -> mx.array:
+        """Minus infinity for the tokens that a sequence's form does not allow. logits (R, V), one row a sequence.
+
+        `state` are the pool's buffers: the device computes them and the logits while the host asks the grammars.
+        """
+        rows = [row for row, sequence in enumerate(sequences) if sequence.request.params.structured]
+        if not rows:
+            return logits
+        mx.async_eval(logits, *state)  # type: ignore[no-untyped-call]
+        bits = mx.array(np.stack([self._bits(sequences[row]) for row in rows]))
+        if len(rows) == len(sequences):
+            return mask_logits(logits, bits)
+        index = mx.array(rows)
+        logits[index] = mask_logits(logits[index], bits)
+        return logits
+
+    def follow(self, sequence: Sequence, token: int) -> None:
+        """Take in the token that a sequence was given."""
+        form = self._forms.get((sequence.request.id, sequence.index))
+        if form is None:
+            return
+        try:
+            form.follow(token)
+        except Exception as error:
+            self.faults.append((sequence.request.id, error))
+
+    def forget(self, request_id: str, index: int) -> None:
+        """Drop a sequence that has ended."""
+        self._forms.pop((request_id, index), None)
+
+    def _bits(self, sequence: Sequence) -> Bits:
+        """The sequence's bits; those of any token where its form is at fault, which ends its request and no other."""
+        request, key = sequence.request, (sequence.request.id, sequence.index)
+        assert request.params.structured is not None
+        try:
+            if key not in self._forms:
+                matcher = self.grammars.matcher(request.params.structured)
+                self._forms[key] = Form(matcher, self.grammars, request.in_thought)
+            return self._forms[key].bits()
+        except Exception as error:
+            self.faults.append((request.id, error))
+            return np.full_like(self.grammars.anything_but_an_end, -1)
+
+
+def _reason(matcher: Any) -> str:
+    """llguidance's reason in one line, "" where it has none."""
+    reason: str = matcher.get_error().partition("\n")[0]
+    return reason

@@ -1,0 +1,113 @@
+"""An answer on its way from the engine's thread to the thread or event loop that reads it.
+
+The engine's thread knows a reader's box only. So a reader that is dropped goes at once, and cancels its request.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from tiny_llm.decode.generate import Delta
+from tiny_llm.engine.batch import Collected
+from tiny_llm.engine.loop import Output
+
+Leave = Callable[[Collected], None]
+
+
+class Stream(Iterator[Delta]):
+    """The pieces of a request's answers, for a thread that waits for each.
+
+    Closing or dropping it before the end cancels the request. Raises what the request met.
+    """
+
+    def __init__(self, collected: Collected, leave: Leave):
+        self.collected, self._leave = collected, leave
+        self._box: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        self.deliver = self._box.put  # for the engine's thread
+
+    def __next__(self) -> Delta:
+        while not self.collected.done:
+            delta = taken(self.collected, self._box.get())
+            if delta is not None:
+                return delta
+        raise StopIteration
+
+    def close(self) -> None:
+        """Cancel the request, if it has not ended."""
+        self._leave(self.collected)
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class AsyncStream(AsyncIterator[Delta]):
+    """The same for an event loop, which it never blocks."""
+
+    def __init__(self, collected: Collected, leave: Leave):
+        self.collected, self._leave = collected, leave
+        self._box = AsyncBox()
+        self.deliver = self._box.put  # for the engine's thread
+
+    async def __anext__(self) -> Delta:
+        while not self.collected.done:
+            delta = taken(self.collected, await self._box.get())
+            if delta is not None:
+                return delta
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Cancel the request, if it has not ended."""
+        self._leave(self.collected)
+
+    def __del__(self) -> None:
+        self._leave(self.collected)
+
+
+class AsyncBox:
+    """A queue that any thread fills and one task of any event loop reads. It keeps nothing of a loop between reads."""
+
+    def __init__(self) -> None:
+        self._outputs: deque[Output] = deque()
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._lock = threading.Lock()
+
+    def put(self, output: Output) -> None:
+        with self._lock:
+            self._outputs.append(output)
+            waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            event_loop, future = waiter
+            with contextlib.suppress(RuntimeError):  # the event loop has ended: nobody waits any more
+                event_loop.call_soon_threadsafe(_wake, future)
+
+    async def get(self) -> Output:
+        while True:
+            with self._lock:
+                if self._outputs:
+                    return self._outputs.popleft()
+                event_loop = asyncio.get_running_loop()
+                future: asyncio.Future[None] = event_loop.create_future()
+                self._waiter = event_loop, future
+            await future
+
+
+def taken(collected: Collected, output: Output) -> Delta | None:
+    """Note an output; its piece of the answer. Raises what the request met."""
+    collected.take(output)
+    if output.error is not None:
+        raise output.error
+    return output.delta
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():  # the task that waited may have been cancelled
+        future.set_result(None)

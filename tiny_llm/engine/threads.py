@@ -1,0 +1,24 @@
+"""What a thread that computes must leave behind it: nothing."""
+
+import threading
+
+import mlx.core as mx
+
+
+class _Streams:
+    """Destroyed by the thread that it was made in, when that thread ends."""
+
+    def __del__(self) -> None:
+        mx.clear_streams()
+
+
+_of_this_thread = threading.local()
+
+
+def clear_streams_at_end() -> None:
+    """Destroy MLX's streams of the calling thread when it ends. The main thread needs no such care.
+
+    MLX 0.32 aborts the process at its exit where a thread that computed has left its streams behind.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        _of_this_thread.streams = getattr(_of_this_thread, "streams", None) or _Streams()
