@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tiny_llm.cache.base import KVCache
+from tiny_llm.config import SamplingParams
 from tiny_llm.course import NotDone
-from tiny_llm.decode.generate import LAST, Delta, prefill
+from tiny_llm.decode.generate import LAST, NOT_FINITE, Delta, prefill, stop_tokens
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
@@ -82,14 +83,41 @@ def beam_search(
     length_penalty: float = 1.0,
     prefill_chunk: int = 2048,
 ) -> list[Beam]:
-    """The `width` best continuations of at most `limit` tokens, best first, each computed in a cache of its own."""
+    """The `width` best continuations of at most `limit` tokens, best first, each computed in a cache of its own.
+
+    Raises ArithmeticError where the model's logits are not finite.
+    """
     search, caches = Search(width, limit, stops, length_penalty), [cache]
-    logprobs = [*map(log_softmax, prefill(model, prompt, cache, prefill_chunk))]
+    logprobs = [_finite(log_softmax(row)) for row in prefill(model, prompt, cache, prefill_chunk)]
     while parents := search.advance(logprobs):
         caches = [caches[parent].fork() for parent in parents]
         steps = [model(mx.array([b.tokens[-1]]), held, LAST) for b, held in zip(search.live, caches, strict=True)]
-        logprobs = [log_softmax(logits[0]) for logits in steps]
+        logprobs = [_finite(log_softmax(logits[0])) for logits in steps]
     return search.best
+
+
+def stream_beams(
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    cache: KVCache,
+    *,
+    prefill_chunk: int,
+    max_context: int,
+) -> Iterator[Delta]:
+    """The n best of `params.beam_width` beams, as `generate.stream` gives samples. The prompt must be checked."""
+    beams = beam_search(
+        model,
+        prompt,
+        cache,
+        width=params.beam_width,
+        limit=min(params.max_tokens, max_context - len(prompt)),
+        stops=stop_tokens(tokenizer, params),
+        length_penalty=params.length_penalty,
+        prefill_chunk=prefill_chunk,
+    )
+    return deltas_of_beams(beams[: params.n], tokenizer)
 
 
 def deltas_of_beams(beams: Sequence[Beam], tokenizer: Tokenizer) -> Iterator[Delta]:
@@ -114,3 +142,14 @@ def log_softmax(logits: mx.array) -> Logprobs:
     """(V,), read back."""
     row = logits.astype(mx.float32)
     return np.array(row - mx.logsumexp(row))
+
+
+def is_finite(logprobs: Logprobs) -> bool:
+    """Whether a step's log-probabilities are numbers: NaN or infinity among the logits makes all of them NaN."""
+    return bool(np.isfinite(logprobs.max()))
+
+
+def _finite(logprobs: Logprobs) -> Logprobs:
+    if not is_finite(logprobs):
+        raise ArithmeticError(NOT_FINITE)
+    return logprobs

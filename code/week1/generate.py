@@ -14,14 +14,19 @@ import mlx.core as mx
 from tiny_llm.cache.base import KVCache
 from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import SamplingParams
+from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.course import NotDone
 from tiny_llm.decode.sampler import Sampled, Sampler
-from tiny_llm.decode.stop import StopStrings
+from tiny_llm.decode.thought import AnswerStops
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
 LAST = slice(-1, None)
+NOT_FINITE = (
+    "the model's logits are not finite numbers: they overflow in this number format (set --dtype bfloat16 or float32), "
+    "or the model's files are damaged (download them again)"
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,9 @@ def _start(sampled: Sampled) -> None:
 
 
 def _read(sampled: Sampled) -> Token:
-    """Wait for a step and take its numbers out of MLX."""
+    """Wait for a step and take its numbers out of MLX. Raises ArithmeticError where the logits were not finite."""
+    if sampled.finite is not None and not sampled.finite.item():
+        raise ArithmeticError(NOT_FINITE)
     token = cast(int, sampled.tokens.item())
     if sampled.logprobs is None:
         return Token(token)
@@ -110,16 +117,25 @@ def _read(sampled: Sampled) -> Token:
 
 
 def stream(
-    model: Qwen3, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams, cache: KVCache, **options: int
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    cache: KVCache,
+    *,
+    in_thought: bool = False,
+    **options: int,
 ) -> Iterator[Delta]:
     """The answer, piece by piece; with n > 1 one answer after the other, all from the same prefill.
 
-    `cache` may hold a beginning of the prompt already. Options: `prefill_chunk` tokens per step, `max_context`
-    tokens that a sequence may have. Raises ValueError for an empty prompt and one that leaves no room for a token.
+    `cache` may hold a beginning of the prompt already. `in_thought`: the prompt ends inside a thought, in which stop
+    strings do not count. Options: `prefill_chunk` tokens per step, `max_context` tokens that a sequence may have.
+    Raises ValueError for an empty prompt, one that leaves no room for a token, and ids outside the vocabulary.
     """
     chunk = options.get("prefill_chunk", 2048)
     max_context = options.get("max_context", model.config.max_position_embeddings)
     check_prompt(prompt, max_context, model.config.vocab_size)
+    check_token_ids(params, model.config.vocab_size)
     limit = min(params.max_tokens, max_context - len(prompt))
     logits = prefill(model, prompt, cache, chunk)
     stops = stop_tokens(tokenizer, params)
@@ -127,21 +143,29 @@ def stream(
         branch = cache if index == params.n - 1 else cache.fork()
         sampler = Sampler([params], model.config.vocab_size, [prompt], samples=[index])
         tokens = generate_tokens(model, logits, branch, sampler, len(prompt), limit, stops)
-        yield from deltas_of(tokens, tokenizer, params.stop, stops, limit, index)
+        yield from deltas_of(tokens, tokenizer, AnswerStops(params.stop, in_thought), stops, limit, index)
 
 
 def deltas_of(
-    tokens: Iterator[Token], tokenizer: Tokenizer, stop: Sequence[str], stops: Collection[int], limit: int, index: int
+    tokens: Iterator[Token],
+    tokenizer: Tokenizer,
+    strings: AnswerStops,
+    stops: Collection[int],
+    limit: int,
+    index: int,
 ) -> Iterator[Delta]:
-    """Tokens to text, up to a stop token, a stop string or `limit` tokens."""
-    detokenizer, matcher = tokenizer.detokenizer(), StopStrings(stop)
+    """Tokens to text, up to a token in `stops`, a stop string or `limit` tokens."""
+    detokenizer = tokenizer.detokenizer()
     for count, token in enumerate(tokens, 1):
         ended = token.id in stops
         last = ended or count == limit
         piece = "" if ended else detokenizer.add(token.id)
-        text, stopped = matcher.add(piece + (detokenizer.finish() if last else ""))
+        if last:
+            piece += detokenizer.finish()
+        text, stopped = strings.add(piece)
         if last and not stopped:
-            text += matcher.finish()
+            rest, stopped = strings.finish()
+            text += rest
         reason: FinishReason | None = "stop" if ended or stopped else "length" if last else None
         yield Delta(text, token.id, index, reason, token.logprobs)
         if reason:

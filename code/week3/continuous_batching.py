@@ -28,7 +28,7 @@ class Scheduler(Lifecycle):
     def add(self, request: Request, now: float) -> list[Sequence]:
         """Let a request wait; returns its sequences. Raises ValueError, with the numbers, for what can never run."""
         require(request.id not in self.requests, f"id: request {request.id!r} is under way already")
-        check_request(request, self.config, self.blocks)
+        check_request(request, self.limits, self.blocks)
         self.arrivals += 1
         serial, due = self.arrivals * 1024, due_time(request, self.config)
         sequences = [Sequence(request, i, (due, serial + i)) for i in range(request.num_sequences)]

@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.cache.kinds import CONFIG, KINDS, inputs, oracle, step
-from tiny_llm.cache import disk
+from tiny_llm.cache import disk, sealed
 from tiny_llm.cache.quantized import QuantizedCache
 from tiny_llm.cache.rotating import RotatingCache
 from tiny_llm.cache.rotating_quantized import RotatingQuantizedCache
 from tiny_llm.model.ops import PLAIN
 
 MODEL = "a" * 64
-TOKENS = list(range(100, 150))
+TOKENS = list(range(40, 90))
 
 
 def filled(kind: str, length: int, trimmed: int = 0):
@@ -46,6 +46,70 @@ def test_round_trip_and_on_from_there(path: Path, kind: str, length: int, trimme
     np.testing.assert_allclose(got, oracle(kind, *layers[1])[kept:], rtol=1e-4, atol=2e-5)
 
 
+def by_hand(path: Path, changes: dict[str, mx.array | None], about: dict[str, str] | None = None) -> None:
+    """Write the file again with other arrays (None leaves one out) and metadata, and a digest that is right."""
+    arrays, metadata = mx.load(str(path), return_metadata=True)
+    changed = {name: array for name, array in (arrays | changes).items() if array is not None}
+    metadata.pop("sha256")
+    sealed.write(path, metadata | (about or {}), changed)
+
+
+KEYS = mx.zeros((2, 20, 32))
+BAD_ARRAYS = {
+    "a layer is missing": {"keys.1": None, "values.1": None},
+    "one array is missing": {"values.1": None},
+    "an array too many": {"keys.2": KEYS, "values.2": KEYS},
+    "an array of another name": {"keys.1": None, "key.1": KEYS},
+    "too few slots": {"keys.1": KEYS[:, :3]},
+    "no slots": {"keys.1": KEYS[:, :0]},
+    "too many slots": {"keys.1": mx.zeros((2, 21, 32))},
+    "too few heads": {"values.0": KEYS[:1]},
+    "another width": {"values.0": KEYS[..., :16]},
+    "another rank": {"values.0": KEYS[0]},
+    "integers": {"keys.0": KEYS.astype(mx.int32)},
+    "NaN": {"keys.0": KEYS * mx.nan},
+    "infinity": {"values.1": KEYS + mx.inf},
+    "too few tokens": {"tokens": mx.array([1, 2, 3], mx.int32)},
+    "a token outside the vocabulary": {"tokens": mx.full(20, CONFIG.vocab_size, mx.int32)},
+    "a negative token": {"tokens": mx.full(20, -1, mx.int32)},
+    "tokens of another type": {"tokens": mx.zeros(20)},
+}
+
+
+@pytest.mark.parametrize("what", BAD_ARRAYS)
+def test_arrays_made_by_hand_are_refused(path: Path, what: str) -> None:
+    """A missing layer was a read of memory that is not there; NaN and short keys gave wrong answers."""
+    disk.save(path, filled("contiguous", 20)[0], TOKENS, MODEL)
+    by_hand(path, {})
+    assert disk.load(path, KINDS["contiguous"](CONFIG, PLAIN), MODEL) == TOKENS[:20]
+    by_hand(path, BAD_ARRAYS[what])
+    cache = KINDS["contiguous"](CONFIG, PLAIN)
+    with pytest.raises(ValueError, match="prompt.safetensors: .*delete it"):
+        disk.load(path, cache, MODEL)
+    assert cache.offset == 0 and not cache.state
+
+
+@pytest.mark.parametrize("offset", ["21", "19", "-1", "2e1", "", "9" * 30])
+def test_a_length_that_is_not_the_arrays_is_refused(path: Path, offset: str) -> None:
+    disk.save(path, filled("contiguous", 20)[0], TOKENS, MODEL)
+    by_hand(path, {}, {"offset": offset})
+    with pytest.raises(ValueError, match="delete it"):
+        disk.load(path, KINDS["contiguous"](CONFIG, PLAIN), MODEL)
+
+
+@pytest.mark.parametrize("kind", ["8 bits", "4 bits", "rotating, 8 bits"])
+@pytest.mark.parametrize("part", range(3))
+def test_packed_arrays_made_by_hand_are_refused(path: Path, kind: str, part: int) -> None:
+    """Codes, scales and biases, each of another width, another type and not finite."""
+    disk.save(path, filled(kind, 20)[0], TOKENS, MODEL)
+    array = mx.load(str(path))[f"values.{part}"]
+    bad = [array[..., :0], array.astype(mx.int32), array[:, :-1]] + ([array * mx.nan] if part else [])
+    for changed in bad:
+        by_hand(path, {f"values.{part}": changed})
+        with pytest.raises(ValueError, match=f"values.{part}: expected"):
+            disk.load(path, KINDS[kind](CONFIG, PLAIN), MODEL)
+
+
 def test_a_file_of_any_name(tmp_path: Path) -> None:
     """MLX takes the format from a name's end, and a name without one was written and never read again."""
     cache, _ = filled("contiguous", 5)
@@ -57,7 +121,7 @@ def test_a_file_of_any_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_half_precision_comes_back_bit_by_bit(path: Path, dtype: mx.Dtype) -> None:
     cache, back = (KINDS["contiguous"](CONFIG, PLAIN) for _ in range(2))
-    step(cache, [tuple(x.astype(dtype) for x in inputs(CONFIG, 9))], 0, 9)
+    step(cache, [tuple(x.astype(dtype) for x in inputs(CONFIG, 9, seed)) for seed in (0, 1)], 0, 9)
     disk.save(path, cache, TOKENS, MODEL)
     disk.load(path, back, MODEL)
     for a, b in zip(cache.state, back.state, strict=True):

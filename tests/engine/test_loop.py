@@ -17,7 +17,8 @@ from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.generate import Delta
-from tiny_llm.engine.loop import GOOD_STEPS, Answer, Loop, Output
+from tiny_llm.engine.loop import Answer, Loop, Output
+from tiny_llm.engine.recovery import GOOD_STEPS
 from tiny_llm.engine.request import Request
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -326,7 +327,7 @@ def test_out_of_memory_parts_no_beams(llm: LLM, monkeypatch: pytest.MonkeyPatch)
         for index, want in alone(llm, one).items():
             assert_same(llm, one, index, deltas(outputs, one.id, index), want)
     assert {e.sequence for e in events if (e.kind, e.request) == ("preempt", "s")} == {0, 1, 2, 3}
-    outputs = run_with(lambda i, length, _: length in (4, 5), [search, other])
+    outputs = run_with(lambda i, length, cache: length > 20 or length in (4, 5), [search, other])
     assert [(o.request_id, type(o.error)) for o in outputs if o.error] == [("s", MemoryError)]
     assert_same(llm, other, 0, deltas(outputs, "o", 0), alone(llm, other)[0])
 

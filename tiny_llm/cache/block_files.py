@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
@@ -59,12 +60,12 @@ class BlockFiles:
         if name in self.sizes:
             self._used(name)
             return
-        arrays = {str(i): buffer[:, block] for i, buffer in enumerate(self.pool.state)}
-        mx.eval(arrays)
         try:
+            arrays = {str(i): buffer[:, block] for i, buffer in enumerate(self.pool.state)}
+            mx.eval(arrays)
             sealed.write(self.folder / name, self.about, arrays, durable=False)
             self.sizes[name] = (self.folder / name).stat().st_size
-        except OSError as error:
+        except (OSError, MemoryError, RuntimeError) as error:  # no room on the disk, or none for the copy
             self.trouble = f"not kept on the disk: {error}"
             return
         self.total += self.sizes[name]
@@ -78,7 +79,7 @@ class BlockFiles:
             require(about == self.about | {"sha256": about["sha256"]}, f"{name}: is of another model or pool")
             arrays = mx.load(str(self.folder / name))
             assert isinstance(arrays, dict)
-            mx.eval(arrays)
+            self._check_arrays(name, arrays)
         except (OSError, ValueError, RuntimeError) as error:
             self._delete(name)
             return f"not read from the disk: {error}"
@@ -87,6 +88,15 @@ class BlockFiles:
         mx.eval(self.pool.state)
         self._used(name)
         return ""
+
+    def _check_arrays(self, name: str, arrays: Mapping[str, mx.array]) -> None:
+        """Evaluate a block's arrays. Raises ValueError where they are not of this pool's shapes, or not finite."""
+        state = self.pool.state
+        require(arrays.keys() == {str(i) for i in range(len(state))}, f"{name}: expected {len(state)} arrays")
+        for i, buffer in enumerate(state):
+            array, shape = arrays[str(i)], (buffer.shape[0], *buffer.shape[2:])
+            require(array.shape == shape and array.dtype == buffer.dtype, f"{name}: array {i} is of another shape")
+            require(bool(mx.isfinite(array).all().item()), f"{name}: array {i}: expected finite numbers, found others")
 
     def _name(self, address: str) -> str:
         kind = self.about["model"] + self.about["block"]

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import mlx.core as mx
-
 from tiny_llm.cache.block_files import BlockFiles
 from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
@@ -32,7 +30,8 @@ from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event, Guarded
 from tiny_llm.engine.lifecycle import Entry, Step
 from tiny_llm.engine.radix import RadixTree
-from tiny_llm.engine.request import Request, Sequence, State
+from tiny_llm.engine.recovery import Recovery
+from tiny_llm.engine.request import Request, Sequence
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
 from tiny_llm.engine.threads import clear_streams_at_end
@@ -42,7 +41,6 @@ from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
 USUAL_CONTEXT = 4096  # tokens of a sequence that the default pool has room for
-GOOD_STEPS = 16  # after a failure: steps until the batch may double
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Loop:
         self._left: Counter[str] = Counter()  # answers of each request that have not ended
         self._beams = Beams(self.scheduler)
         self._running: Running | None = None
-        self._good = 0
+        self._recovery = Recovery(self.scheduler, self.runner, self.pool)
 
     @property
     def has_work(self) -> bool:
@@ -174,7 +172,7 @@ class Loop:
             name, cached = sequence.request.id, sequence.cached
             outputs += [Output(name, delta, cached_tokens=cached) for delta in first]
             outputs.append(Output(name, last, cached_tokens=cached, ended=True))
-        self._grow()
+        self._recovery.after_success()
         return outputs
 
     def _start(self) -> list[Output]:
@@ -228,42 +226,8 @@ class Loop:
             self.runner.forms.forget(*key)
 
     def _after_failure(self, step: Step, error: Exception) -> list[Output]:
-        """Go on with half of the batch; a request that fails alone, and can't be cut smaller, is given up."""
-        alive = [entry for entry in step.entries if entry.sequence.state is State.RUNNING]
-        self._recover(step)
-        small = len(alive) == 1 and (alive[0].length == 1 or not out_of_memory(error))
-        beams = len(alive) > 1 and alive[0].sequence.request.searches  # they can't go on without each other
-        if small or (beams and len({entry.sequence.request.id for entry in alive}) == 1):
-            return self._fail(alive[0].sequence.request.id, error)
-        half = self.scheduler.config
-        fewer = max(1, min(half.max_sequences, len(alive)) // 2)
-        budget = max(fewer, min(half.token_budget, step.num_tokens) // 2)
-        self.scheduler.config = replace(half, max_sequences=fewer, token_budget=budget)
-        self._good = 0
-        return []
-
-    def _recover(self, step: Step) -> None:
-        """Put scheduler and pool in order after a step that ended half-way."""
-        self.runner.reset()
-        now = self.clock()
-        try:
-            mx.eval(self.pool.state)
-        except Exception:  # the writes themselves can't be done: everything is computed again
-            self.pool.clear()
-            running = [Entry(sequence, 0, 0, False) for sequence in self.scheduler.running]
-            step = Step(step.number, running, [(0, block) for block in range(self.pool.num_blocks)])
-        self.scheduler.abandon(step, now)
-        if self.scheduler.tree and not self.scheduler.running:
-            self.scheduler.tree.forget()
-
-    def _grow(self) -> None:
-        """Back towards the limits, GOOD_STEPS after GOOD_STEPS."""
-        self._good += 1
-        config = self.scheduler.config
-        if config != self.limits and self._good % GOOD_STEPS == 0:
-            fewer = min(self.limits.max_sequences, 2 * config.max_sequences)
-            budget = max(fewer, min(self.limits.token_budget, 2 * config.token_budget))
-            self.scheduler.config = replace(config, max_sequences=fewer, token_budget=budget)
+        given_up = self._recovery.after_failure(step, error, self.clock())
+        return [] if given_up is None else self._fail(given_up, error)
 
     def _files(self) -> BlockFiles | None:
         """Where the prefix tree's blocks go that the pool has no room for."""
@@ -291,7 +255,3 @@ class Loop:
             budget = budget if free is None else min(budget, free // 4)
         shape = num_blocks_for(config, budget, size, dtype, bits), size, dtype
         return PackedPool(config, self.model.ops, *shape, bits) if bits else PagedPool(config, self.model.ops, *shape)
-
-
-def out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "alloc" in str(error).lower())
