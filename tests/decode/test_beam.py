@@ -10,7 +10,7 @@ from tests.model.parity import ours, prompt
 from tests.support import make_model
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.recompute import RecomputeCache
-from tiny_llm.decode.beam import Beam, beam_search
+from tiny_llm.decode.beam import Beam, Search, beam_search
 from tiny_llm.decode.generate import generate_naive
 from tiny_llm.model.qwen3 import Qwen3
 
@@ -79,6 +79,22 @@ def test_stop_tokens_and_length_penalty(model: Qwen3) -> None:
         for beam in beams:
             assert beam.finished == (beam.tokens[-1] == stop)
             assert stop not in beam.tokens[:-1]
+
+
+def test_a_finished_beam_is_ranked_by_all_its_tokens() -> None:
+    """The stop token counts: -3 over 3 tokens is as good as -1 over 1, and better than -2.2 over 2."""
+    stop = 0
+    rows = np.log(np.array([[1e-9, 0.5, 0.3, 0.2 - 1e-9]], np.float32))
+    search = Search(width=2, limit=4, stops={stop}, length_penalty=1.0)
+    search.advance(rows)
+    ends = np.log(np.array([[0.4, 0.35, 0.15, 0.1], [0.1, 0.3, 0.3, 0.3]], np.float32))
+    search.advance(ends)
+    (finished,) = search.finished
+    assert finished.tokens == (1, stop)
+    assert finished.score(1.0) == pytest.approx(np.log(0.5 * 0.4) / 2)
+    longer = Beam((1, 1, 1), np.log(0.5 * 0.4) * 1.4)  # over 3 tokens it is the better one, over fewer it is not
+    search.live = [longer]
+    assert search.best[0] is longer
 
 
 def test_score() -> None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from tests.engine.test_loop import GREEDY, make_loop, request, run, summary
@@ -176,3 +177,38 @@ def test_after_a_failure_nothing_lost_is_kept(llm: LLM, tmp_path: Path) -> None:
     loop.scheduler.tree.forget()
     loop.close()
     assert not loop.scheduler.tree.nodes and list(tmp_path.iterdir()) == []
+
+
+def test_the_order_of_use_outlives_the_run(llm: LLM, tmp_path: Path) -> None:
+    """A file's time of change says when its block was last used: a run that reads it makes it younger."""
+    loop = tiered(llm, tmp_path, [])
+    files, block = loop.scheduler.tree.tier, loop.scheduler.blocks.allocate()
+    for address in ("first", "second", "third"):
+        files.store(address, block)
+    for age, address in enumerate(("third", "second", "first")):
+        os.utime(tmp_path / files._name(address), (1e9 - age, 1e9 - age))
+    files.load("first", block)
+    files.store("second", block)  # it is there: used again
+    each = next(iter(files.sizes.values()))
+    later = block_files.BlockFiles(tmp_path, 2 * each, loop.pool, files.about["model"])
+    assert "first" in later and "second" in later and "third" not in later
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("what", ["missing", "short", "integers", "nan"])
+def test_blocks_made_by_hand_are_not_taken(llm: LLM, tmp_path: Path, bits: int | None, what: str) -> None:
+    """With a right digest, of this model and pool: NaN would spoil every answer that shares the block."""
+    want = ask(llm, tiered(llm, None, [], bits=bits))
+    first = tiered(llm, tmp_path, [], bits=bits)
+    ask(llm, first)
+    first.close()
+    for path in tmp_path.glob("*.safetensors"):
+        arrays, about = mx.load(str(path), return_metadata=True)
+        last = str(len(arrays) - 1)
+        array = arrays.pop(last)
+        made = {"short": array[..., :-1], "integers": array.astype(mx.int32), "nan": array * mx.nan}
+        about.pop("sha256")
+        sealed.write(path, about, arrays | ({last: made[what]} if what in made else {}), durable=False)
+    events: list[Event] = []
+    assert ask(llm, tiered(llm, tmp_path, events, bits=bits)) == want
+    assert all(e.note.startswith("not read from the disk: ") for e in events if e.kind == "load")

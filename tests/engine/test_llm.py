@@ -1,5 +1,6 @@
 """`load` and `LLM`: what the Python API promises."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ def test_the_same_prompt_again_and_a_shorter_one(path: Path, llm: LLM) -> None:
 def test_the_cache_is_right_after_samples_beams_and_one_token(path: Path, llm: LLM, settings: dict) -> None:
     llm.generate("the quick", SamplingParams(**{"max_tokens": 6, "seed": 1, **settings}))
     assert llm.generate("the quick brown fox", GREEDY).text == fresh(path, "the quick brown fox")
+
+
+def test_an_answer_cut_short_is_gone_on_from(path: Path, llm: LLM) -> None:
+    """Its last token was said and never computed: the cache holds one token less than the text."""
+    for params in (replace(GREEDY, max_tokens=4), replace(GREEDY, max_tokens=1), replace(GREEDY, max_tokens=4, n=2)):
+        tokens = llm.encode(CHAT)
+        answer = llm.generate(tokens, params)
+        last = answer[-1] if isinstance(answer, list) else answer
+        longer = [*tokens, *last.tokens, 5]
+        after = llm.generate(longer, GREEDY)
+        assert after.text == fresh(path, longer)
+        assert after.stats.cached_tokens == len(longer) - 2
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4])

@@ -100,6 +100,20 @@ def test_when_blocks_run_out_the_last_in_rank_gives_way_and_loses_nothing() -> N
     assert a.output == solo(range(6), 15) and b.output == solo(range(50, 56), 15)
 
 
+@pytest.mark.parametrize(("num_blocks", "beside", "found_later"), [(9, 20, 4), (10, 16, 12)])
+def test_what_was_cached_is_told_of_the_last_admission(num_blocks: int, beside: int, found_later: int) -> None:
+    """A sequence that lost its blocks and is admitted again found what that admission says: less, or more."""
+    engine = Engine(num_blocks=num_blocks)
+    engine.add("first", range(8), max_tokens=1)
+    engine.drain()
+    (shared,) = engine.add("shared", [*range(8), *range(60, 66)], max_tokens=12)
+    (other,) = engine.add("other", range(100, 112), max_tokens=beside, priority=5)
+    preempted = [s for _ in range(60) if engine.scheduler.has_work for s in engine.step().preempted]
+    assert shared in preempted and other not in preempted
+    admitted = [e.tokens for e in engine.events if e.kind == "admit" and e.request == "shared"]
+    assert admitted == [8, found_later] and shared.cached == found_later
+
+
 def test_prompts_that_hold_each_others_blocks_do_not_deadlock() -> None:
     """Promised blocks went to decodes; with all blocks held by unfinished prompts the last one gives way."""
     engine = Engine(num_blocks=8, tree=False, token_budget=6)

@@ -132,6 +132,19 @@ def test_streams_from_several_threads(llm: LLM, engine: Engine) -> None:
     assert len(texts) == 6
 
 
+def test_a_deadline_counts_from_the_call(path: Path) -> None:
+    """A deadline beyond `patience` changes nothing: the request that came first goes first."""
+    events: list[Event] = []
+    limits = SchedulerConfig(token_budget=64, max_sequences=1, patience=2.0)
+    with Engine(path, serving=replace(SERVING, scheduler=limits), emit=events.append) as engine:
+        busy = engine.stream("the quick", replace(LONG, max_tokens=100))
+        next(busy)
+        waiting = [engine.stream("hello", GREEDY), engine.stream("hello", GREEDY, deadline=3.0)]
+        assert [len(list(stream)) for stream in [*waiting, busy]] == [12, 12, 99]
+    names = [event.request for event in events if event.kind == "admit"]
+    assert names == sorted(names)
+
+
 def test_the_async_form(llm: LLM, engine: Engine) -> None:
     async def one(prompt) -> str:
         return "".join([delta.text async for delta in engine.astream(prompt, GREEDY)])

@@ -1,5 +1,6 @@
 """Structured output: a grammar says which tokens may come next, all others get minus infinity. (llguidance)"""
 
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -52,7 +53,7 @@ class Grammars:
     def _compile(self, wanted: Structured) -> Any:
         matcher = _library().LLMatcher
         if wanted.kind == "json_schema":
-            grammar = matcher.grammar_from_json_schema(wanted.text, defaults={"whitespace_pattern": WHITE_SPACE})
+            grammar = matcher.grammar_from_json_schema(wanted.text, defaults=_white_space(wanted.text))
         elif wanted.kind == "regex":
             grammar = matcher.grammar_from_regex(wanted.text)
         else:
@@ -76,6 +77,14 @@ class Grammars:
         for row, matcher in enumerate(matchers):
             masks.fill_next_token_bitmask(matcher, bits, row)
         return bits
+
+
+def _white_space(schema: str) -> dict[str, str]:
+    """WHITE_SPACE, unless the schema's own `x-guidance` says which white space it wants."""
+    found = json.loads(schema)
+    own = found.get("x-guidance") if isinstance(found, dict) else None
+    said = isinstance(own, dict) and any(name.startswith("whitespace") for name in own)
+    return {} if said else {"whitespace_pattern": WHITE_SPACE}
 
 
 def _library(name: str = "llguidance") -> Any:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import mlx.core as mx
+
 from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.config.fields import require, shown
 from tiny_llm.config.serving import ServingConfig
@@ -24,7 +26,6 @@ from tiny_llm.engine.loop import Loop, Output
 from tiny_llm.engine.prompt import Prompt, many
 from tiny_llm.engine.request import Request, check_priority, check_seconds, check_tenant
 from tiny_llm.engine.streams import AsyncStream, Stream
-from tiny_llm.engine.threads import clear_streams_at_end
 
 Deliver = Callable[[Output], None]
 Reader = TypeVar("Reader", Stream, AsyncStream)
@@ -185,7 +186,6 @@ class Engine:
 
     def _work(self) -> None:
         """The engine's thread."""
-        clear_streams_at_end()
         try:
             self.llm: LLM = self._make()
             config = self.llm.serving_config(self._serving)
@@ -200,6 +200,7 @@ class Engine:
         finally:
             self._end()
             self._ready.set()
+            mx.clear_streams()  # the last act; see `clear_streams_at_end`
 
     def _read_inbox(self, loop: Loop) -> bool:
         """Do what has been asked, waiting only where there is nothing else to do; False when it is time to end."""

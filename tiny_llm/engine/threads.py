@@ -6,10 +6,14 @@ import mlx.core as mx
 
 
 class _Streams:
-    """Destroyed by the thread that it was made in, when that thread ends."""
+    """Destroyed when the thread that it was made in ends, by that thread."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
 
     def __del__(self) -> None:
-        mx.clear_streams()
+        if threading.get_ident() == self._thread:  # a debugger may have kept it beyond its thread's end
+            mx.clear_streams()
 
 
 _of_this_thread = threading.local()
