@@ -1,4 +1,4 @@
-"""Apply the tables of `keys.py` to a file: refuse what must be refused, and name what nobody knows."""
+"""Apply the tables of `keys.py` to a file: refuse the keys that must be refused, and warn of unknown ones."""
 
 import sys
 from collections.abc import Mapping

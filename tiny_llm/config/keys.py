@@ -44,6 +44,7 @@ LABELS = "for models that classify"
 SEQ2SEQ = "for models with an encoder"
 NOTE = "a note of the program that wrote the file"
 OTHER_WEIGHTS = "take a plain Qwen2, Qwen2.5 or Qwen3"
+PICTURES = "its sections are for pictures and films; in a text all of them have the same position"
 SPECULATION = "for a draft model, which transformers is given beside this one"
 WITHOUT = "remove it to get the model's answers without it"
 
@@ -94,17 +95,14 @@ CONFIG_RULES = (
     Rule("per_layer_config pruned_heads", REFUSED, "all layers have one shape here; " + OTHER_WEIGHTS, ({}, [])),
     Rule("text_config vision_config", REFUSED, "this engine reads text only; " + OTHER_WEIGHTS, ({},)),
     Rule("configuration_files", REFUSED, "put the settings for your version into config.json and remove it", ([],)),
-    Rule(
-        "use_mrope",
-        HARMLESS,
-        "its sections tell pictures and films apart; in a text all of them have the same position",
-    ),
-    Rule("attention_dropout hidden_dropout initializer_range use_bfloat16", HARMLESS, TRAINING),
+    Rule("use_mrope", HARMLESS, PICTURES),
+    Rule("attention_dropout hidden_dropout initializer_range use_bfloat16 tf_legacy_loss", HARMLESS, TRAINING),
     Rule("dtype torch_dtype", HARMLESS, "each tensor says its own type, and --dtype chooses another"),
     Rule("use_cache chunk_size_feed_forward torchscript", HARMLESS, SPEED),
     Rule(
         "attn_implementation _attn_implementation _attn_implementation_autoset _attn_implementation_internal "
-        "experts_implementation _experts_implementation _experts_implementation_internal",
+        "experts_implementation _experts_implementation _experts_implementation_internal "
+        "allow_global_per_layer_attribute_access serialize_explicit_per_layer_config",
         HARMLESS,
         SPEED,
     ),
@@ -116,6 +114,7 @@ CONFIG_RULES = (
     Rule("tokenizer_class", HARMLESS, "tokenizer.json holds the tokenizer"),
     Rule("auto_map", HARMLESS, "code of a model directory is never run; the layers are those of model_type"),
     Rule("transformers_weights", HARMLESS, "weights are read from the safetensors files"),
+    Rule("attention_chunk_size", HARMLESS, "for layers of chunked_attention, which are refused"),
     Rule(
         "transformers_version _name_or_path name_or_path _commit_hash model_name unsloth_fixed unsloth_version "
         "transformers.js_config mlx_version",
@@ -156,11 +155,7 @@ ROPE_RULES = (
         "all layers turn alike here; write the settings themselves into the table if they are the same for all",
     ),
     Rule("short_factor long_factor", HARMLESS, "read by longrope only, and that rope_type is refused"),
-    Rule(
-        "mrope_section mrope_interleaved",
-        HARMLESS,
-        "sections tell pictures and films apart; in a text all of them have the same position",
-    ),
+    Rule("mrope_section mrope_interleaved", HARMLESS, PICTURES),
     Rule("finetuned", HARMLESS, NOTE),
 )
 
@@ -230,11 +225,7 @@ GENERATION_RULES = (
     Rule("pad_token_id", HARMLESS, "batches are not padded here"),
     Rule("decoder_start_token_id", HARMLESS, SEQ2SEQ),
     Rule("use_cache cache_implementation cache_config max_cache_len low_memory", HARMLESS, "--cache chooses the cache"),
-    Rule(
-        "prefill_chunk_size compile_config disable_compile continuous_batching_config",
-        HARMLESS,
-        SPEED,
-    ),
+    Rule("prefill_chunk_size compile_config disable_compile continuous_batching_config", HARMLESS, SPEED),
     Rule(
         "output_attentions output_hidden_states output_scores output_logits return_dict_in_generate", HARMLESS, OUTPUT
     ),
@@ -278,7 +269,7 @@ TOKENIZER_RULES = (
     Rule("add_bos_token add_eos_token", HARMLESS, "transformers reads the post-processor of tokenizer.json instead"),
     Rule(
         "tokenizer_class backend use_fast from_slow slow_tokenizer_class tokenizer_file vocab_file merges_file vocab "
-        "merges gguf_file tokenizer_object special_tokens_map_file files_loaded unk_id post_processor",
+        "merges gguf_file tokenizer tokenizer_object special_tokens_map_file files_loaded unk_id post_processor",
         HARMLESS,
         "tokenizer.json holds the tokenizer",
     ),

@@ -125,12 +125,14 @@ def _llama3(table: JsonFields, theta: float, original: int) -> RopeConfig:
 def _kind(table: JsonFields) -> Any:
     """The value of `rope_type`, which older files call `type`."""
     named = [name for name in ("rope_type", "type") if table.data.get(name) is not None]
+    if not named:
+        return "default"
     kinds = [table.choice(name, ROPE_KINDS) for name in named]
     require(
-        len(set(kinds)) < 2,
-        f"{table.source}: rope_type: expected what type says ({kinds[-1:]}), found {kinds[:1]}; remove the wrong one",
+        kinds[0] == kinds[-1],
+        f"{table.source}: rope_type: expected what type says ({kinds[-1]!r}), found {kinds[0]!r}; remove the wrong one",
     )
-    return kinds[0] if kinds else "default"
+    return kinds[0]
 
 
 def _theta(config: JsonFields, table: JsonFields | None) -> float:
