@@ -118,7 +118,7 @@ def stream(
     tokens that a sequence may have. Raises ValueError for an empty prompt and one that leaves no room for a token.
     """
     chunk = options.get("prefill_chunk", 2048)
-    max_context = options.get("max_context", model.config.max_position_embeddings)
+    max_context = model.config.context(options.get("max_context"))
     check_prompt(prompt, max_context, model.config.vocab_size)
     limit = min(params.max_tokens, max_context - len(prompt))
     logits = prefill(model, prompt, cache, chunk)

@@ -40,8 +40,8 @@ def test_a_cache_takes_a_head_or_says_what_to_do(head_dim: int, engine: EngineCo
         assert slot_bytes(config(head_dim), engine, 4) > 0
         return
     message = (
-        rf"^kv_bits: expected a model whose head_dim is a multiple of 32, found head_dim {head_dim}; .* "
-        "leave kv_bits and kv_group_size out and take the contiguous or the rotating cache$"
+        rf"^cache: expected a head_dim that is a multiple of 32 .*, found the model's {head_dim}; "
+        "take the contiguous or the rotating cache and leave kv_bits and kv_group_size out$"
     )
     for call in (lambda: attend(engine, head_dim), lambda: slot_bytes(config(head_dim), engine, 4)):
         with pytest.raises(ValueError, match=message):
@@ -57,7 +57,7 @@ def test_the_serving_engines_pool_says_the_same(head_dim: int) -> None:
     if FITS[head_dim] is not None:
         assert made()[0] > 0
         return
-    with pytest.raises(ValueError, match=rf"kv_bits: expected .* found head_dim {head_dim}; .* leave kv_bits"):
+    with pytest.raises(ValueError, match=rf"cache: expected .* found the model's {head_dim}; .* leave kv_bits"):
         made()
 
 
@@ -72,7 +72,7 @@ def test_the_group_size_that_is_not_set(head_dim: int, size: int | None) -> None
 )
 def test_a_group_size_that_does_not_fit_names_those_that_do(head_dim: int, wanted: int, possible: str) -> None:
     message = (
-        rf"^kv_group_size: expected {possible} for the model's head_dim of {head_dim}, found {wanted}; set that or"
+        rf"^kv_group_size: expected {possible} with the model's head_dim \({head_dim}\), found {wanted}; set that or"
     )
     with pytest.raises(ValueError, match=message):
         group_size_for(head_dim, wanted)

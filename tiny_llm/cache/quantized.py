@@ -22,14 +22,14 @@ def group_size_for(head_dim: int, wanted: int | None = None) -> int:
     possible = [size for size in GROUP_SIZES if head_dim % size == 0]
     require(
         bool(possible),
-        f"kv_bits: expected a model whose head_dim is a multiple of {min(GROUP_SIZES)}, found head_dim {head_dim}; "
-        "its keys and values can't be packed: leave kv_bits and kv_group_size out and take the contiguous or the "
-        "rotating cache",
+        f"cache: expected a head_dim that is a multiple of {min(GROUP_SIZES)} to keep keys and values in few bits, "
+        f"found the model's {head_dim}; take the contiguous or the rotating cache and leave kv_bits and kv_group_size "
+        "out",
     )
     sizes = " or ".join(map(str, possible))
     require(
         wanted is None or wanted in possible,
-        f"kv_group_size: expected {sizes} for the model's head_dim of {head_dim}, found {wanted}; "
+        f"kv_group_size: expected {sizes} with the model's head_dim ({head_dim}), found {wanted}; "
         "set that or leave it out",
     )
     return wanted or next(size for size in PREFERRED if size in possible)
