@@ -271,7 +271,7 @@ def test_an_honoured_key_makes_a_difference(table: str, key: str, rule: Rule, tm
     try:
         assert read(table, {**beside, key: HONOURED_BY[table][key]}, tmp_path, model) != before
     except ValueError as error:
-        assert f"{key}: expected" in str(error) or f"{key}: 7: expected" in str(error)
+        assert f"{key}: expected" in str(error) or f"{key}: '7': expected" in str(error)
 
 
 def test_an_unknown_key_is_named_once_and_goes_on(tmp_path: Path, model: Path, capsys) -> None:
@@ -282,7 +282,7 @@ def test_an_unknown_key_is_named_once_and_goes_on(tmp_path: Path, model: Path, c
         for _ in range(2):
             assert read(table, {"foo_bar": {"a": 1} if table != ROPE else [1], "baz": 3}, tmp_path, model) == before
         said = capsys.readouterr().err
-        assert said.count("foo_bar") == 1 and "baz (3)" in said and said.count("\n") == 1
+        assert said.count("foo_bar") == 1 and "'baz' (3)" in said and said.count("\n") == 1
         assert table in said
 
 
@@ -383,8 +383,8 @@ BAD_ROPE = [
         r"original_max_position_embeddings: expected at most max_position_embeddings \(4096\), found 8192",
     ),
     ({"partial_rotary_factor": 0.5}, r"rope_scaling: partial_rotary_factor: expected 1 or nothing, found 0.5"),
-    ({"full_attention": {"factor": 2}}, r"rope_scaling: full_attention: expected settings for all layers, found"),
-    ({"chunked_attention": {}}, r"rope_scaling: chunked_attention: expected settings for all layers, found"),
+    ({"full_attention": {"factor": 2}}, r"rope_scaling: 'full_attention': expected settings for all layers, found"),
+    ({"chunked_attention": {}}, r"rope_scaling: 'chunked_attention': expected settings for all layers, found"),
     ({"rope_type": "llama3"}, r"rope_scaling: low_freq_factor: expected a finite number above 0, found nothing"),
 ]
 
@@ -415,6 +415,13 @@ BOTH = [
 def test_two_places_that_contradict_each_other_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_hf({**SHAPE, **values})
+
+
+def test_a_factor_that_falls_short_of_the_model_is_named(capsys) -> None:
+    """As transformers does, which computes with the factor all the same."""
+    assert ModelConfig.from_hf({**SHAPE, "rope_scaling": {**YARN, "factor": 2.5}}).max_context == 4096
+    said = capsys.readouterr().err
+    assert "factor: 2.5 times the original 1024 positions are fewer than max_position_embeddings (4096)" in said
 
 
 def test_two_places_that_agree_are_read() -> None:
@@ -515,7 +522,8 @@ INERT = {
 def test_what_is_harmless_here_is_harmless_in_transformers(key: str, tmp_path: Path, model: Path) -> None:
     text, tokens, decoded, _, _ = read(TOKENIZER, {key: INERT[key]}, tmp_path, model)
     write_json(tmp_path / "config.json", json.loads((model / "config.json").read_text()))
-    oracle = AutoTokenizer.from_pretrained(str(tmp_path))
+    oracle, without = (AutoTokenizer.from_pretrained(str(path)) for path in (tmp_path, model))
+    assert oracle.encode(text) == without.encode(text)
     chat = [{"role": "user", "content": "the fox , it 's"}]
     assert oracle.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == text
     assert oracle.encode(text, add_special_tokens=False) == tokens
@@ -525,20 +533,20 @@ def test_what_is_harmless_here_is_harmless_in_transformers(key: str, tmp_path: P
 DISAGREEING = [
     (
         {"added_tokens_decoder": {"7": {"content": "<|im_end|>", "special": True}}},
-        "7: expected number 313 and special tr",
+        "'7': expected number 313 and special tr",
     ),
     (
         {"added_tokens_decoder": {"313": {"content": "<|im_end|>"}}},
-        "313: expected number 313 and special true, as in tok",
+        "'313': expected number 313 and special true, as in tok",
     ),
     (
         {"added_tokens_decoder": {"320": {"content": "<new>"}}},
-        "320: expected a token of tokenizer.json, as in tokenizer",
+        "'320': expected a token of tokenizer.json, as in tokenizer",
     ),
-    ({"added_tokens_decoder": {"x": [None]}}, "x: expected a token of tokenizer.json"),
+    ({"added_tokens_decoder": {"x": [None]}}, "'x': expected a token of tokenizer.json"),
     ({"added_tokens_decoder": 3}, "expected an object, found 3"),
     ({"extra_special_tokens": ["<new>"]}, "expected special tokens only, as in tokenizer.json, found '<new>'; correct"),
-    ({"additional_special_tokens": ["<think>"]}, "expected no plain token, as in tokenizer.json, found '<think>'"),
+    ({"additional_special_tokens": ["<think>"]}, "expected special tokens only, as in tokenizer.json, found '<think>'"),
     ({"additional_special_tokens": [{"content": "fox"}]}, "expected special tokens only, as in tokenizer.json"),
     (
         {"extra_special_tokens": {"image_token": "<x>"}},
@@ -554,6 +562,16 @@ def test_files_that_disagree_on_a_token_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"{TOKENIZER}: {next(iter(values))}: {message}"):
         read(TOKENIZER, values, tmp_path, model)
+
+
+def test_only_a_qwen2_tokenizer_goes_by_the_other_file(tmp_path: Path, model: Path) -> None:
+    """transformers takes other classes as tokenizer.json has them, so a difference is harmless there."""
+    before = read(TOKENIZER, {}, tmp_path, model)
+    for values in ({"add_prefix_space": True}, {"additional_special_tokens": ["<think>"]}):
+        assert read(TOKENIZER, {"tokenizer_class": "PreTrainedTokenizerFast", **values}, tmp_path, model) == before
+        for kind in ("Qwen2Tokenizer", "Qwen2TokenizerFast", None):
+            with pytest.raises(ValueError, match="as in tokenizer.json, found"):
+                read(TOKENIZER, {"tokenizer_class": kind, **values}, tmp_path, model)
 
 
 def test_files_that_agree_are_read(tmp_path: Path, model: Path) -> None:

@@ -29,7 +29,7 @@ def check_keys(fields: JsonFields, table: str) -> None:
             continue
         rule = rules.get(key)
         if rule is None:
-            unknown.append(f"{key} ({value!r:.40})")
+            unknown.append(f"{key!r:.60} ({value!r:.40})")
         elif is_refused(rule, value, fields.data):
             expected = " or ".join([*(repr(neutral) for neutral in rule.neutral), "nothing"])
             raise ValueError(f"{fields.source}: {key}: expected {expected}, found {value!r:.100}; {rule.why}")

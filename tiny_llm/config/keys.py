@@ -251,9 +251,9 @@ TOKENIZER_RULES = (
     Rule(
         "additional_special_tokens extra_special_tokens",
         HONOURED,
-        "must be special tokens of tokenizer.json, else it is refused",
+        "must be special tokens of tokenizer.json, else they are refused",
     ),
-    Rule("add_prefix_space", HONOURED, "must agree with tokenizer.json, else it is refused"),
+    Rule("add_prefix_space", HONOURED, "of a Qwen2Tokenizer: must agree with tokenizer.json, else it is refused"),
     Rule("split_special_tokens", REFUSED, "chat templates need whole special tokens; set it to false", (False,)),
     Rule(
         "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",

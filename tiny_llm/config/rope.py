@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tiny_llm.config.check import check_keys
+from tiny_llm.config.check import check_keys, warn
 from tiny_llm.config.fields import JsonFields, require
 from tiny_llm.config.keys import ROPE
 
@@ -63,8 +63,8 @@ def _read(config: JsonFields, table: JsonFields, length: int) -> RopeConfig:
     nested = next((key for key, value in table.data.items() if isinstance(value, Mapping)), None)
     require(
         nested is None,
-        f"{table.source}: {nested}: expected settings for all layers, found some of its own; all layers turn alike "
-        "here: write the settings themselves into the table if they are the same for all",
+        f"{table.source}: {nested!r:.60}: expected settings for all layers, found some of its own; "
+        "all layers turn alike here: write the settings themselves into the table if they are the same for all",
     )
     check_keys(table, ROPE)
     theta, kind = _theta(config, table), _kind(table)
@@ -88,6 +88,12 @@ def _yarn(table: JsonFields, theta: float, original: int, length: int) -> RopeCo
     fast, slow = table.number("beta_fast", 32.0), table.number("beta_slow", 1.0)
     require(fast >= slow, f"{table.source}: beta_fast: expected at least beta_slow ({slow:g}), found {fast:g}")
     unset = "factor" in table.data and table.data["factor"] is None
+    factor = length / original if unset else _factor(table)
+    if factor * original < length:
+        warn(
+            f"{table.source}: factor: {factor:g} times the original {original} positions are fewer than "
+            f"max_position_embeddings ({length}): texts beyond {factor * original:g} tokens are not stretched enough"
+        )
     optional: dict[str, Any] = {}
     if table.data.get("attention_factor") is not None:
         optional["attention_factor"] = table.number("attention_factor")
@@ -97,7 +103,7 @@ def _yarn(table: JsonFields, theta: float, original: int, length: int) -> RopeCo
     return RopeConfig(
         theta,
         "yarn",
-        factor=length / original if unset else _factor(table),
+        factor=factor,
         original_max_position_embeddings=original,
         beta_fast=fast,
         beta_slow=slow,
