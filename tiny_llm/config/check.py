@@ -35,7 +35,7 @@ def check_keys(fields: JsonFields, table: str) -> None:
             raise ValueError(f"{fields.source}: {key}: expected {expected}, found {value!r:.100}; {rule.why}")
     if unknown:
         warn(
-            f"{fields.source}: goes on without keys that this engine does not know: {', '.join(unknown):.300}; "
+            f"{fields.source}: unknown keys have no effect: {', '.join(unknown):.300}; "
             "if the model depends on one of them, its answers will be wrong"
         )
 
