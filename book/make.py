@@ -59,7 +59,11 @@ def made() -> dict[Path, str]:
     files = stubs.generate()
     exercises = [chapter for chapter in chapters if course().chapter(chapter)]
     taught = {src / "contracts" / f"{chapter}.txt": contracts(chapter, files) for chapter in exercises}
-    tables = {src / "tables" / name: text for name, text in importlib.import_module("copying").tables().items()}
+    tables = {
+        src / "tables" / name: text
+        for module in ("copying", "keys")
+        for name, text in importlib.import_module(module).tables().items()
+    }
     return pictures | asked | taught | tables
 
 

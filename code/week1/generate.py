@@ -133,7 +133,7 @@ def stream(
     Raises ValueError for an empty prompt, one that leaves no room for a token, and ids outside the vocabulary.
     """
     chunk = options.get("prefill_chunk", 2048)
-    max_context = options.get("max_context", model.config.max_position_embeddings)
+    max_context = model.config.context(options.get("max_context"))
     check_prompt(prompt, max_context, model.config.vocab_size)
     check_token_ids(params, model.config.vocab_size)
     limit = min(params.max_tokens, max_context - len(prompt))

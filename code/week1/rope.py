@@ -43,9 +43,13 @@ def _yarn(config: RopeConfig, head_dim: int, inverse: mx.array) -> mx.array:
         wavelength = config.original_max_position_embeddings / (rotations * 2 * math.pi)
         return head_dim * math.log(wavelength) / (2 * math.log(config.theta))
 
-    low = max(math.floor(pair_with(config.beta_fast)), 0)
-    high = min(math.ceil(pair_with(config.beta_slow)), head_dim - 1)
-    ramp = (mx.arange(head_dim // 2, dtype=mx.float32) - low) / max(high - low, 0.001)
+    low, high = pair_with(config.beta_fast), pair_with(config.beta_slow)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0.0), min(high, head_dim - 1.0)
+    if low == high:
+        high += 0.001
+    ramp = (mx.arange(head_dim // 2, dtype=mx.float32) - low) / (high - low)
     interpolated = mx.clip(ramp, 0, 1)
     return inverse / config.factor * interpolated + inverse * (1 - interpolated)
 

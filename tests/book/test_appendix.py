@@ -11,8 +11,10 @@ import pytest
 
 from tests.book import pages
 from tests.book.pages import FENCE, ROOT, SRC, text_of
+from tiny_llm.config.keys import CONFIG, TABLES
 
-PAGES = sorted((SRC / "appendix").glob("*.md"))
+REFERENCE = {"a-2-keys"}  # pages to look things up in, not to read through
+PAGES = sorted(page for page in (SRC / "appendix").glob("*.md") if page.stem not in REFERENCE)
 DATA = ROOT / "book" / "figures" / "data"
 COPYING = SRC / "appendix" / "a-1-copying.md"
 PARTS = (
@@ -104,3 +106,14 @@ def test_the_text_gives_the_logs_figures() -> None:
 def test_the_card_is_the_shipped_models() -> None:
     card = (ROOT / "tiny_llm" / "pocket" / "weights" / "target" / "README.md").read_text(encoding="utf-8")
     assert rows(text_of(SRC / "tables" / "pocket-card.md")) == rows(card.partition("## Results")[2])
+
+
+def test_the_page_of_keys_has_every_key_of_every_table() -> None:
+    """A table of the engine that the page does not print would be a rule that nobody can look up."""
+    page = pages.expanded(SRC / "appendix" / "a-2-keys.md")
+    for name, rules in TABLES.items():
+        section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        printed = {re.sub("`", "", row[0]).replace(", ", " "): row[1] for row in rows(section)}
+        for rule in rules:
+            assert printed[rule.keys].startswith(f"**{rule.verdict.value}**") and printed[rule.keys].endswith(rule.why)
+        assert len(printed) == len(rules) + (name == CONFIG)

@@ -39,10 +39,11 @@ def test_groups_that_do_not_divide_the_heads(run: Run, tmp_path: Path) -> None:
     path = make_model(tmp_path / "odd", head_dim=80)
     result = run("generate", "--model", str(path), "--cache", "quantized", "hi")
     assert result.code == 1
-    assert "kv_group_size: expected a divisor of the model's head_dim (80), found 64, 32" in result.err
+    assert "cache: expected a head_dim that is a multiple of 32" in result.err
+    assert "found the model's 80; take the contiguous or the rotating cache and leave kv_bits" in result.err
     result = run("generate", "--model", str(path), "--cache", "rotating", "--kv-bits", "8", "hi")
     assert result.code == 1
-    assert "take a cache that is not quantized" in result.err
+    assert "take the contiguous or the rotating cache and leave kv_bits and kv_group_size out" in result.err
 
 
 @pytest.mark.parametrize("line", [

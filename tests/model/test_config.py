@@ -73,8 +73,11 @@ def test_qwen25_derives_its_head_and_has_a_bias() -> None:
 def test_what_old_files_leave_out() -> None:
     optional = ("num_key_value_heads", "head_dim", "tie_word_embeddings", "rope_theta", "hidden_act", "attention_bias")
     config = ModelConfig.from_hf({key: value for key, value in QWEN3.items() if key not in optional})
-    assert (config.num_key_value_heads, config.head_dim, config.tie_word_embeddings) == (16, 64, False)
+    assert (config.num_key_value_heads, config.head_dim, config.tie_word_embeddings) == (16, 128, False)
     assert config.rope == RopeConfig(10000.0)
+    assert changed(head_dim=None).head_dim == 64
+    old = {key: value for key, value in QWEN25.items() if key not in optional}
+    assert ModelConfig.from_hf({**old, "num_attention_heads": 64, "hidden_size": 4096}).num_key_value_heads == 32
 
 
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32768, "beta_fast": 16, "attention_factor": 1.5}
@@ -136,12 +139,12 @@ REFUSED = [
     ({"num_key_value_heads": 3}, r"num_key_value_heads: expected a divisor of num_attention_heads \(16\), found 3"),
     ({"head_dim": None, "hidden_size": 1000}, r"num_attention_heads: expected a divisor of hidden_size \(1000\)"),
     ({"head_dim": 63}, r"head_dim: expected an even number, found 63"),
-    ({"hidden_act": "gelu"}, r"hidden_act: expected one of silu, found 'gelu'"),
+    ({"hidden_act": "gelu"}, r"hidden_act: expected one of silu, swish, found 'gelu'"),
     ({"rms_norm_eps": float("nan")}, r"rms_norm_eps: expected a finite number above 0, found nan"),
     ({"rms_norm_eps": float("inf")}, r"rms_norm_eps: expected a finite number above 0, found inf"),
     ({"rms_norm_eps": 0}, r"rms_norm_eps: expected a finite number above 0, found 0"),
     ({"rms_norm_eps": "1e-6"}, r"rms_norm_eps: expected a finite number above 0, found '1e-6'"),
-    ({"rope_theta": 10**400}, r"rope_theta: expected a finite number above 0, found 1000000"),
+    ({"rope_theta": 10**400}, r"rope_theta: expected a finite number above 1, found 1000000"),
     ({"tie_word_embeddings": "yes"}, r"tie_word_embeddings: expected true or false, found 'yes'"),
     ({"rope_scaling": [4]}, r"rope_scaling: expected an object, found \[4\]"),
     ({"rope_scaling": {"type": "dynamic"}}, r"rope_scaling: type: expected one of default, linear, yarn, llama3, fo"),
@@ -150,7 +153,11 @@ REFUSED = [
         {"rope_scaling": {"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}},
         r"rope_scaling: high_freq_factor: expected a number above low_freq_factor \(4\), found 4",
     ),
-    ({"use_sliding_window": True}, r"sliding_window: expected an integer .*, found None"),
+    ({"use_sliding_window": True, "sliding_window": "4"}, r"sliding_window: expected an integer .*, found '4'"),
+    (
+        {"layer_types": ["sliding_attention", *["full_attention"] * 27]},
+        r"layer_types: expected no sliding_attention without a window, found 1 such layers; set sliding_window and use",
+    ),
     (
         {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention"]},
         r"layer_types: expected 28 of",

@@ -10,6 +10,7 @@ from tiny_llm.cache.memory import STEP
 from tiny_llm.config import ModelConfig
 from tiny_llm.config.engine import check_packing
 from tiny_llm.config.fields import require
+from tiny_llm.config.model import GROUP_SIZES
 from tiny_llm.model.cached_attention import Packed
 from tiny_llm.model.ops import Ops
 
@@ -17,15 +18,21 @@ PREFERRED = (64, 32)  # of these the first that divides head_dim is taken
 
 
 def group_size_for(head_dim: int, wanted: int | None = None) -> int:
-    """The group size for heads `head_dim` wide. Raises ValueError where the wanted one, or each, does not divide it."""
-    sizes = PREFERRED if wanted is None else (wanted,)
-    fits = [size for size in sizes if head_dim % size == 0]
+    """The group size for heads `head_dim` wide: `wanted`, or one that fits. Raises ValueError where none does."""
+    possible = [size for size in GROUP_SIZES if head_dim % size == 0]
     require(
-        bool(fits),
-        f"kv_group_size: expected a divisor of the model's head_dim ({head_dim}), found {', '.join(map(str, sizes))}; "
-        "set one that divides it, or take a cache that is not quantized",
+        bool(possible),
+        f"cache: expected a head_dim that is a multiple of {min(GROUP_SIZES)} to keep keys and values in few bits, "
+        f"found the model's {head_dim}; take the contiguous or the rotating cache and leave kv_bits and kv_group_size "
+        "out",
     )
-    return fits[0]
+    sizes = " or ".join(map(str, possible))
+    require(
+        wanted is None or wanted in possible,
+        f"kv_group_size: expected {sizes} with the model's head_dim ({head_dim}), found {wanted}; "
+        "set that or leave it out",
+    )
+    return wanted or next(size for size in PREFERRED if size in possible)
 
 
 class QuantizedCache(ContiguousCache):

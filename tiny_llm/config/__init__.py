@@ -4,7 +4,8 @@ All classes are frozen; each checks itself when it is made and refuses what it d
 """
 
 from tiny_llm.config.engine import EngineConfig
-from tiny_llm.config.model import ModelConfig, QuantizationConfig, RopeConfig
+from tiny_llm.config.model import ModelConfig, QuantizationConfig, context_within
+from tiny_llm.config.rope import RopeConfig
 from tiny_llm.config.sampling import SamplingParams
 from tiny_llm.config.scheduler import SchedulerConfig
 from tiny_llm.config.structured import Structured
@@ -17,4 +18,5 @@ __all__ = [
     "SamplingParams",
     "SchedulerConfig",
     "Structured",
+    "context_within",
 ]

@@ -4,68 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tiny_llm.config.check import check_keys
 from tiny_llm.config.fields import JsonFields, require
+from tiny_llm.config.keys import CONFIG
+from tiny_llm.config.rope import RopeConfig
 
 ARCHITECTURES = ("qwen2", "qwen3")
-ROPE_KINDS = ("default", "linear", "yarn", "llama3")
 QUANTIZED_BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary position embedding and how it is stretched beyond the training length.
-
-    `kind` "linear" divides positions by `factor`; "yarn" is arXiv:2309.00071; "llama3" is the scheme of Llama 3.1.
-    """
-
-    theta: float = 10000.0
-    kind: Literal["default", "linear", "yarn", "llama3"] = "default"
-    factor: float = 1.0
-    original_max_position_embeddings: int = 0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 1.0
-    mscale_all_dim: float = 0.0
-    attention_factor: float | None = None
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-
-    @classmethod
-    def from_hf(cls, config: JsonFields, max_position_embeddings: int) -> "RopeConfig":
-        """Both generations: `rope_theta` and `rope_scaling` at the top, or all of it under `rope_parameters`."""
-        scaling = config.table("rope_parameters") or config.table("rope_scaling")
-        source = scaling if scaling and "rope_theta" in scaling.data else config
-        theta = source.number("rope_theta", 10000.0)
-        if scaling is None:
-            return cls(theta)
-        kind = scaling.choice("rope_type" if "rope_type" in scaling.data else "type", ROPE_KINDS, "default")
-        if kind == "default":
-            return cls(theta)
-        optional = (
-            {"attention_factor": scaling.number("attention_factor")} if scaling.data.get("attention_factor") else {}
-        )
-        rope = cls(
-            theta,
-            kind,
-            factor=scaling.number("factor"),
-            original_max_position_embeddings=scaling.integer(
-                "original_max_position_embeddings", max_position_embeddings
-            ),
-            beta_fast=scaling.number("beta_fast", 32.0),
-            beta_slow=scaling.number("beta_slow", 1.0),
-            mscale=scaling.number("mscale", 1.0, low=-1e-9),
-            mscale_all_dim=scaling.number("mscale_all_dim", 0.0, low=-1e-9),
-            low_freq_factor=scaling.number("low_freq_factor", 1.0),
-            high_freq_factor=scaling.number("high_freq_factor", 4.0),
-            **optional,
-        )
-        require(
-            kind != "llama3" or rope.high_freq_factor > rope.low_freq_factor,
-            f"{scaling.source}: high_freq_factor: expected a number above low_freq_factor "
-            f"({rope.low_freq_factor:g}), found {rope.high_freq_factor:g}",
-        )
-        return rope
 
 
 @dataclass(frozen=True)
@@ -80,14 +26,22 @@ class QuantizationConfig:
     def of_model(cls, config: JsonFields) -> "QuantizationConfig | None":
         """What config.json says, None for a dense model. Other libraries' quantization is refused."""
         table, other = config.table("quantization"), config.table("quantization_config")
-        if table is not None:
-            return cls.from_hf(table)
-        require(
-            other is None or "quant_method" not in other.data,
-            f"{config.source}: quantization_config: expected MLX's quantization, found quant_method "
-            f"{other and other.data.get('quant_method')!r}; take the model's MLX version (the mlx-community ones)",
-        )
-        return None
+        method = other.data.get("quant_method") if other else None
+        if table is None:
+            require(
+                method is None,
+                f"{config.source}: quantization_config: expected MLX's quantization, found quant_method "
+                f"{method!r:.40}; take the model's MLX version (the mlx-community ones)",
+            )
+            return cls.from_hf(other) if other and other.data else None
+        found = cls.from_hf(table)
+        if other and other.data and method is None:
+            require(
+                cls.from_hf(other) == found,
+                f"{config.source}: quantization_config: expected what quantization says, found {other.data!r:.100}; "
+                "remove the wrong one",
+            )
+        return found
 
     @classmethod
     def from_hf(cls, table: JsonFields) -> "QuantizationConfig":
@@ -98,6 +52,11 @@ class QuantizationConfig:
                 layers[path] = cls.from_hf(JsonFields(value, f"{table.source}: {path}"))
             elif value is False:
                 layers[path] = None
+            elif path not in ("bits", "group_size", "mode") and value not in (True, None):
+                raise ValueError(
+                    f"{table.source}: {path}: expected bits, group_size, mode or a layer's own settings, "
+                    f"found {value!r:.100}"
+                )
         return cls(table.choice("bits", QUANTIZED_BITS), table.choice("group_size", GROUP_SIZES), layers)
 
 
@@ -123,6 +82,25 @@ class ModelConfig:
     sliding_layers: tuple[int, ...] = ()
     quantization: QuantizationConfig | None = None
 
+    @property
+    def max_context(self) -> int:
+        """How many tokens a text may have: `max_position_embeddings`, or more where YaRN stretches positions."""
+        return self.rope.max_context(self.max_position_embeddings)
+
+    def context(self, wanted: int | None) -> int:
+        """`wanted` tokens of context, all there is with None. Raises ValueError for more than there is."""
+        limit = self.max_context
+        if limit > self.max_position_embeddings:
+            reason = f"YaRN's factor {self.rope.factor:g} times {self.rope.original_max_position_embeddings} positions"
+        else:
+            reason = "the model's max_position_embeddings"
+        return context_within(
+            wanted,
+            limit,
+            f"{reason}; lower it, or give config.json a rope_scaling for a longer context if the model's makers name "
+            "one",
+        )
+
     def window_of(self, layer: int) -> int | None:
         """How many keys a query of this layer sees at most, itself included; None for all."""
         return self.sliding_window if layer in self.sliding_layers else None
@@ -132,8 +110,10 @@ class ModelConfig:
         """Read a parsed Hugging Face `config.json`. Raises ValueError naming `source`, key, expected and found."""
         config = JsonFields(data, source)
         model_type = config.choice("model_type", ARCHITECTURES)
-        config.choice("hidden_act", ("silu",), "silu")
-        heads, kv_heads, head_dim = _heads(config)
+        check_keys(config, CONFIG)
+        _check_head(config)
+        config.choice("hidden_act", ("silu", "swish"), "silu")
+        heads, kv_heads, head_dim = _heads(config, model_type)
         layers = config.integer("num_hidden_layers", high=10_000)
         window, sliding = _sliding(config, layers)
         length = config.integer("max_position_embeddings", 32768)
@@ -150,7 +130,7 @@ class ModelConfig:
             rms_norm_eps=config.number("rms_norm_eps", 1e-6),
             rope=RopeConfig.from_hf(config, length),
             tie_word_embeddings=config.flag("tie_word_embeddings", False),
-            qkv_bias=config.flag("attention_bias", model_type == "qwen2"),
+            qkv_bias=config.flag("attention_bias", False) or model_type == "qwen2",
             qk_norm=model_type == "qwen3",
             sliding_window=window,
             sliding_layers=sliding,
@@ -158,29 +138,73 @@ class ModelConfig:
         )
 
 
-def _heads(config: JsonFields) -> tuple[int, int, int]:
-    """Query heads, K/V heads and their width, which is hidden_size / heads unless given."""
+def context_within(
+    wanted: int | None, limit: int, reason: str = "what the model was loaded with; lower one or raise the other"
+) -> int:
+    """`wanted` tokens of context, `limit` with None. Raises ValueError with the `reason` for more than `limit`."""
+    require(
+        wanted is None or wanted <= limit,
+        f"max_context: expected at most {limit} tokens, found {wanted}; {limit} is {reason}",
+    )
+    return limit if wanted is None else wanted
+
+
+def _check_head(config: JsonFields) -> None:
+    """Refuse a model whose last layer does not give the next token's logits."""
+    named = config.data.get("architectures")
+    names = named if isinstance(named, list) else [] if named is None else [named]
+    other = [name for name in names if not (isinstance(name, str) and name.endswith("ForCausalLM"))]
+    require(
+        not other,
+        f"{config.source}: architectures: expected a model …ForCausalLM, found {other!r:.100}; "
+        "this engine generates text: take the model's version for that",
+    )
+
+
+def _heads(config: JsonFields, model_type: str) -> tuple[int, int, int]:
+    """Query heads, K/V heads and their width. A key that is missing has the value that transformers gives it."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    kv_heads = config.integer("num_key_value_heads", heads)
+    grouped = "num_key_value_heads" not in config.data and heads % 32 == 0
+    kv_heads = config.integer("num_key_value_heads", 32 if grouped else heads)
+    fixed = model_type == "qwen3" and "head_dim" not in config.data
+    derived = config.data.get("head_dim") is None and not fixed
     for name, value, whole, of in (
         ("num_key_value_heads", kv_heads, heads, "num_attention_heads"),
-        ("num_attention_heads", heads, hidden if config.data.get("head_dim") is None else heads, "hidden_size"),
+        ("num_attention_heads", heads, hidden if derived else heads, "hidden_size"),
     ):
         require(whole % value == 0, f"{config.source}: {name}: expected a divisor of {of} ({whole}), found {value}")
-    head_dim = config.integer("head_dim", hidden // heads)
+    head_dim = config.integer("head_dim", hidden // heads if derived else 128)
     require(head_dim % 2 == 0, f"{config.source}: head_dim: expected an even number, found {head_dim}")
     return heads, kv_heads, head_dim
 
 
 def _sliding(config: JsonFields, layers: int) -> tuple[int | None, tuple[int, ...]]:
     """The window and the layers that use it: `layer_types`, or all from `max_window_layers` on."""
-    if not config.flag("use_sliding_window", False):
-        return None, ()
-    window = config.integer("sliding_window")
-    kinds = config.data.get("layer_types")
+    kinds = _layer_types(config, layers)
+    used = config.flag("use_sliding_window", False)
+    window = None
+    if used and (config.data.get("sliding_window") is not None or "sliding_window" not in config.data):
+        window = config.integer("sliding_window", 4096)
     if kinds is None:
-        return window, tuple(range(config.integer("max_window_layers", layers, low=0), layers))
-    known = ("full_attention", "sliding_attention")
+        begin = config.integer("max_window_layers", 28, low=0) if window is not None else layers
+        sliding = tuple(range(begin, layers))
+    else:
+        sliding = tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
+    require(
+        not sliding or window is not None,
+        f"{config.source}: layer_types: expected no sliding_attention without a window, found {len(sliding)} such "
+        "layers; set sliding_window and use_sliding_window, or make them full_attention",
+    )
+    return (window, sliding) if sliding else (None, ())
+
+
+def _layer_types(config: JsonFields, layers: int) -> list[str] | None:
+    """The kind of attention of each layer, None where the file does not say."""
+    kinds, known = config.data.get("layer_types"), ("full_attention", "sliding_attention")
+    if kinds is None:
+        return None
+    if isinstance(kinds, list):
+        kinds = ["full_attention" if kind == "attention" else kind for kind in kinds]  # an older name
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
-        raise ValueError(f"{config.source}: layer_types: expected {layers} of {known}, found {kinds!r}")
-    return window, tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
+        raise ValueError(f"{config.source}: layer_types: expected {layers} of {known}, found {kinds!r:.100}")
+    return kinds

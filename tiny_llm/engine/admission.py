@@ -16,7 +16,7 @@ def check_request(request: Request, config: SchedulerConfig, blocks: BlockPool) 
     )
     what = f"prompt of {len(request.tokens)} tokens with max_tokens {params.max_tokens}"
     require(
-        longest <= config.max_context,
+        config.max_context is None or longest <= config.max_context,
         f"{what}: {longest} tokens are more than the context of {config.max_context}; "
         "shorten the prompt or lower max_tokens",
     )

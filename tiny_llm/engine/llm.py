@@ -14,7 +14,7 @@ from tiny_llm.cache import disk
 from tiny_llm.cache.choose import new_cache, slot_bytes, slots_at_most
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.paged import block_nbytes
-from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams
+from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams, context_within
 from tiny_llm.config.fields import require, shown
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
@@ -53,7 +53,7 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
         )
     path = POCKET if model is None else hub.resolve(str(model))
     shape = loader.load_config(path)
-    context = min(config.max_context or shape.max_position_embeddings, shape.max_position_embeddings)
+    context = shape.context(config.max_context)
     dtype = _dtype(config)
     cache = partial(slot_bytes, shape, config), slots_at_most(config)
     loader.check_memory(path, shape, dtype, context if config.max_context else min(context, 4096), cache=cache)
@@ -63,7 +63,7 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
         fused.by_columns(weights)
     kernels = config.kernels or os.environ.get("TINY_LLM_KERNELS")
     qwen = Qwen3(shape, weights, with_kernels(ops, kernels) if kernels else ops)
-    defaults = loader.load_generation_defaults(path)
+    defaults = loader.load_generation_defaults(path, context)
     return LLM(qwen, Tokenizer.from_dir(path), path=path, config=config, defaults=defaults, max_context=context)
 
 
@@ -98,7 +98,7 @@ class LLM:
         self.model, self.tokenizer, self.path, self.engine_config = model, tokenizer, path, config
         self.name = "pocket" if path == POCKET else path.name
         self.defaults = dict(defaults or {})
-        self.max_context = max_context or model.config.max_position_embeddings
+        self.max_context = model.config.context(max_context)
         self.last_stats: Stats | None = None
         self._turn = 0  # counts the streams that took the kept cache
         self._cache, self._cached = self._new_cache(), list[int]()
@@ -186,7 +186,7 @@ class LLM:
             raise ValueError(
                 f"cache: requests side by side, and answers of a given form, keep all tokens; found the {kind} cache"
             )
-        context = min(config.scheduler.max_context, self.max_context)
+        context = context_within(config.scheduler.max_context, self.max_context)
         return replace(config, scheduler=replace(config.scheduler, max_context=context))
 
     def stream(

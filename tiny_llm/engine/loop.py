@@ -85,8 +85,8 @@ class Loop:
         self.model, self.tokenizer, self.clock = model, tokenizer, clock
         self.config = config or ServingConfig()
         limits = self.config.scheduler
-        longest = min(limits.max_context, model.config.max_position_embeddings)
-        self.limits = replace(limits, max_context=longest)
+        self.max_context = model.config.context(limits.max_context)
+        self.limits = replace(limits, max_context=self.max_context)
         self.pool = self._new_pool()
         blocks = BlockPool(self.pool.num_blocks, self.pool.block_size)
         tree = RadixTree(blocks, self._files()) if self.config.prefix_cache else None
@@ -105,7 +105,7 @@ class Loop:
     def check(self, request: Request) -> None:
         """Raise ValueError, with the numbers, for a request that can never run. Any thread may call it."""
         vocab_size = self.model.config.vocab_size
-        check_prompt(request.tokens, self.limits.max_context, vocab_size)
+        check_prompt(request.tokens, self.max_context, vocab_size)
         check_token_ids(request.params, vocab_size)
         check_request(request, self.limits, self.scheduler.blocks)
         self.runner.forms.check(request)
@@ -249,7 +249,7 @@ class Loop:
         dtype = self.model.weights["norm"]["weight"].dtype
         budget = self.config.kv_bytes
         if budget is None:
-            context = -(-min(self.limits.max_context, USUAL_CONTEXT) // size)
+            context = -(-min(self.max_context, USUAL_CONTEXT) // size)
             budget = self.limits.max_sequences * context * block_nbytes(config, size, dtype, bits)
             free = available_bytes()
             budget = budget if free is None else min(budget, free // 4)

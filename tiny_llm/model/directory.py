@@ -4,9 +4,20 @@ from pathlib import Path
 from typing import Any
 
 from tiny_llm.config import ModelConfig, SamplingParams
+from tiny_llm.config.check import check_keys
 from tiny_llm.config.fields import JsonFields, parse_object
+from tiny_llm.config.keys import GENERATION
 
-SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+SAMPLING_DEFAULTS = {  # the keys of generation_config.json, and what SamplingParams calls them
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "length_penalty": "length_penalty",
+    "max_new_tokens": "max_tokens",
+    "stop_strings": "stop",
+}
 
 
 def read_bytes(path: Path, limit: int = -1) -> bytes:
@@ -33,20 +44,35 @@ def load_config(directory: Path) -> ModelConfig:
     return ModelConfig.from_hf(fields.data, fields.source)
 
 
-def load_generation_defaults(directory: Path) -> dict[str, Any]:
+def load_generation_defaults(directory: Path, max_context: int | None = None) -> dict[str, Any]:
     """The sampling settings that the model's makers advise, under SamplingParams' names.
 
-    Those of generation_config.json; `do_sample` false means greedy. Raises ValueError for a value out of range.
+    Those of generation_config.json; `do_sample` false means greedy, and an answer is no longer than `max_context`.
+    Raises ValueError for a key that this engine can't honour, and for a value out of range.
     """
     fields = read_json(directory / "generation_config.json", optional=True)
-    defaults = {name: fields.data[name] for name in SAMPLING_DEFAULTS if fields.data.get(name) is not None}
+    check_keys(fields, GENERATION)
+    defaults = {}
+    for key, name in SAMPLING_DEFAULTS.items():
+        if fields.data.get(key) is not None:
+            defaults[name] = _setting(fields, key, name)
     if not fields.flag("do_sample", True):
         defaults["temperature"] = 0.0
-    try:
-        SamplingParams(**defaults)
-    except ValueError as error:
-        raise ValueError(f"{fields.source}: {error}") from error
+    if max_context is not None and "max_tokens" in defaults:
+        defaults["max_tokens"] = min(defaults["max_tokens"], max_context)
     return defaults
+
+
+def _setting(fields: JsonFields, key: str, name: str) -> Any:
+    """The value of `key` as the setting `name`. Raises ValueError naming file and key where it is none."""
+    value = fields.data[key]
+    if key == "stop_strings":
+        value = tuple(value) if isinstance(value, list) else (value,)
+    try:
+        SamplingParams(**{name: value})
+    except ValueError as error:
+        raise ValueError(f"{fields.source}: {key}:{str(error).removeprefix(name + ':')}") from error
+    return value
 
 
 def eos_ids(directory: Path) -> frozenset[int] | None:

@@ -17,6 +17,7 @@ from tokenizers.decoders import DecodeStream
 
 from tiny_llm.config.fields import JsonFields, require
 from tiny_llm.model.directory import eos_ids, read_bytes, read_json
+from tiny_llm.model.tokenizer_keys import check_tokenizer_config
 
 ROLES = ("system", "user", "assistant", "tool")
 HERE = "\ue000"  # a character of private use, where the user's words will stand
@@ -44,6 +45,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         fields = read_json(directory / "tokenizer_config.json", optional=True)
+        check_tokenizer_config(fields, backend)
         special = _special_tokens(fields)
         eos = eos_ids(directory)
         if eos is None:
