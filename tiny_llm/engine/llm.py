@@ -107,10 +107,11 @@ class LLM:
     def encode(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids of a raw text, of chat messages under the model's template, or of ids as they are.
 
+        A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token; `Tokenizer.render`'s does not.
         `template` holds the template's own settings, such as tools and enable_thinking.
         """
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
+            return self.tokenizer.encode(prompt, add_special_tokens=True)
         if prompt and isinstance(prompt[0], Mapping):
             return self.tokenizer.encode(self.tokenizer.render(cast(Messages, prompt), **(template or {})))
         if not all(isinstance(token, int) for token in prompt):
