@@ -73,7 +73,8 @@ def _dtype(config: EngineConfig) -> mx.Dtype | None:
 
 def many(prompt: Any) -> bool:
     """Whether this is a list of prompts: of texts, of lists of token ids, or of lists of messages."""
-    return not isinstance(prompt, str) and len(prompt) > 0 and all(isinstance(p, (str, list, tuple)) for p in prompt)
+    several = isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0
+    return several and all(isinstance(p, (str, list, tuple)) for p in prompt)
 
 
 class LLM:
@@ -107,11 +108,13 @@ class LLM:
     def encode(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids of a raw text, of chat messages under the model's template, or of ids as they are.
 
-        A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token; `Tokenizer.render`'s does not.
+        A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token; a rendered one does not.
         `template` holds the template's own settings, such as tools and enable_thinking.
         """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, add_special_tokens=True)
+        if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Sequence):
+            raise ValueError(f"prompt: expected a text, chat messages or token ids, found {prompt!r:.80}")
         if prompt and isinstance(prompt[0], Mapping):
             return self.tokenizer.encode(self.tokenizer.render(cast(Messages, prompt), **(template or {})))
         if not all(isinstance(token, int) for token in prompt):

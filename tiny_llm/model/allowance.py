@@ -11,7 +11,8 @@ from typing import Any
 
 from jinja2.utils import Namespace
 
-SECONDS = 1.0  # of this thread's processor time
+SECONDS = 0.5  # of this thread's processor time
+SECONDS_PER_CHARACTER = 1e-6  # more, of the messages and tools
 CHARACTERS = 20_000_000  # that the template may make in all, each of up to 4 bytes
 PER_CHARACTER = 40  # and as many more for each character of the messages and tools
 OBJECT = 16  # characters that take the memory of one Python object
@@ -19,7 +20,7 @@ BITS = 10_000  # of an integer
 DEEPEST = 150  # levels of lists and objects
 
 
-class Exhausted(ValueError):
+class LimitError(ValueError):
     """The template ran too long or made too much."""
 
 
@@ -28,22 +29,22 @@ class Allowance:
 
     def __init__(self, size: int):
         self.left = CHARACTERS + PER_CHARACTER * size
-        self.end = time.thread_time() + SECONDS + size / 10_000_000
+        self.end = time.thread_time() + SECONDS + size * SECONDS_PER_CHARACTER
 
     def spend(self, characters: int) -> None:
-        """Take so many characters. Raises Exhausted if too few are left, and if the time is over."""
+        """Take so many characters. Raises LimitError if too few are left, and if the time is over."""
         self.left -= characters + 1
         if self.left < 0:
-            raise Exhausted("it makes too much text, or too long lists")
+            raise LimitError("it makes too much text, or too long lists")
         if time.thread_time() > self.end:
-            raise Exhausted(f"it runs longer than {SECONDS:g} s")
+            raise LimitError("it runs too long")
 
     def spend_on(self, value: Any, factor: int = 1) -> None:
         """Take what a value needs as text, in which a list counts each time it appears."""
         self.spend(factor * self.size_of(value))
 
     def size_of(self, value: Any) -> int:
-        """Return about how many characters the value is as text. Raises Exhausted if it is beyond what is left."""
+        """Return about how many characters the value is as text. Raises LimitError if it is beyond what is left."""
         if isinstance(value, str):
             return len(value)
         total = count = 0
@@ -52,12 +53,12 @@ class Allowance:
             value, depth = waiting.pop()
             total += len(value) if isinstance(value, str) else OBJECT
             if total > self.left:
-                raise Exhausted("it makes too much text, or too long lists")
+                raise LimitError("it makes too much text, or too long lists")
             count += 1
             if count % 1024 == 0:
                 self.spend(0)
             if depth > DEEPEST:
-                raise Exhausted(f"it nests lists deeper than {DEEPEST} levels")
+                raise LimitError(f"it nests lists deeper than {DEEPEST} levels")
             if isinstance(value, Collection) and not isinstance(value, str):
                 waiting += [(each, depth + 1) for each in self._inside(value)]
             elif isinstance(value, Namespace):
@@ -66,7 +67,7 @@ class Allowance:
 
     def _inside(self, value: Collection[Any]) -> list[Any]:
         if OBJECT * len(value) > self.left:
-            raise Exhausted("it makes too much text, or too long lists")
+            raise LimitError("it makes too much text, or too long lists")
         if isinstance(value, Mapping):
             return [each for pair in value.items() for each in pair]
         return list(value)

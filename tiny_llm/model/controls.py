@@ -184,7 +184,7 @@ def _any_of(texts: Iterable[str]) -> str:
     branches = []
     for first, group in sorted(by_first.items()):
         if first:
-            start = commonprefix(group)
+            start = commonprefix(group)  # noqa: RUF071  of texts, not of paths
             branches.append(re.escape(start) + _any_of([text[len(start) :] for text in group]))
     if not branches:
         return ""

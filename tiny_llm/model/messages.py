@@ -20,7 +20,10 @@ class Mark(Protocol):
 
 
 class Copy:
-    """Copies JSON values and marks their texts. Raises ValueError for anything that JSON can't hold, naming its place."""
+    """Copies JSON values and marks their texts.
+
+    Raises ValueError for anything that JSON can't hold, naming its place.
+    """
 
     def __init__(self, mark: Mark):
         self.mark = mark

@@ -10,7 +10,7 @@ from jinja2.sandbox import SandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Cycler, Joiner
 from markupsafe import Markup
 
-from tiny_llm.model.allowance import BITS, CURRENT, OBJECT, Exhausted, cost
+from tiny_llm.model.allowance import BITS, CURRENT, OBJECT, LimitError, cost
 
 WIDEST = 10_000  # of a field, an indentation, and of what else a number makes longer
 FREE = {"abs", "attr", "count", "d", "default", "first", "float", "int", "last", "length", "round", "safe"}
@@ -62,7 +62,7 @@ def _check_bits(operator: str, left: int, right: int) -> None:
     elif operator == "**":
         bits = left.bit_length() * max(1, right)
     if bits > BITS:
-        raise Exhausted(f"it makes an integer of more than {BITS} bits")
+        raise LimitError(f"it makes an integer of more than {BITS} bits")
 
 
 def _check_percent(form: str, values: Any) -> None:
@@ -78,7 +78,7 @@ def _check_percent(form: str, values: Any) -> None:
 def _check_widths(numbers: Sequence[str]) -> None:
     for number in numbers:
         if number == "*" or len(number) > 6 or int(number or "0") > WIDEST:
-            raise Exhausted(f"it makes a field wider than {WIDEST}")
+            raise LimitError(f"it makes a field wider than {WIDEST}")
 
 
 class Format:
@@ -88,7 +88,7 @@ class Format:
         self.environment = environment
         self.original = method
         if isinstance(method.__self__, Markup):
-            raise Exhausted("it calls format on a text behind the filter safe, which is not possible here")
+            raise LimitError("it calls format on a text behind the filter safe, which is not possible here")
 
     def method(self, *args: Any, **kwargs: Any) -> str:
         values: Mapping[str, Any] = kwargs
@@ -114,7 +114,10 @@ class Formatter(SandboxedFormatter):
 
 
 def materialized(name: str, args: tuple[Any, ...], place: int) -> tuple[Any, ...]:
-    """Return a filter's arguments with a list instead of an iterator as the value, args[place], which can be measured."""
+    """Return a filter's arguments with a list in place of an iterator as the value, which is args[place].
+
+    A list can be measured.
+    """
     if len(args) <= place or name in FREE or name in LAZY or not isinstance(args[place], Iterator):
         return args
     return (*args[:place], list(args[place]), *args[place + 1 :])
@@ -126,7 +129,7 @@ def check_filter(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> N
     allowance.spend(0)
     others = [*args[1:], *kwargs.values()]
     if name in MULTIPLYING and any(isinstance(each, int | float) and abs(each) > WIDEST for each in others):
-        raise Exhausted(f"the filter {name} gets a number above {WIDEST}")
+        raise LimitError(f"the filter {name} gets a number above {WIDEST}")
     if name in FREE or not args:
         return
     value = args[0]
@@ -156,11 +159,11 @@ def _check_growth(name: str, value: Any, others: Sequence[Any], kwargs: Mapping[
         _check_percent(str(value), tuple(others))
     elif name == "sum":
         if any(isinstance(each, list | tuple) for each in others):
-            raise Exhausted("it sums lists, which takes long")
+            raise LimitError("it sums lists, which takes long")
     elif name == "tojson":
         texts = [each for each in [*others, *(kwargs.get("separators") or ())] if isinstance(each, str)]
         if sum(map(len, texts)) > SEPARATOR:
-            raise Exhausted(f"it writes JSON with separators of more than {SEPARATOR} characters")
+            raise LimitError(f"it writes JSON with separators of more than {SEPARATOR} characters")
 
 
 def check_test(name: str, args: Sequence[Any]) -> None:
@@ -173,26 +176,26 @@ def check_test(name: str, args: Sequence[Any]) -> None:
 
 
 def check_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Check function(…), which must be one of the template's own, of the environment's, or a method known to be safe."""
+    """Check function(…), which must be the template's own, the environment's, or a method known to be safe."""
     allowance = CURRENT.get()
     allowance.spend(0)
     if isinstance(function, types.BuiltinMethodType):
         owner = function.__self__
         if not any(function.__name__ in names for kind, names in METHODS.items() if isinstance(owner, kind)):
-            raise Exhausted(f"it calls {function.__name__} of {type(owner).__name__}, which templates may not")
+            raise LimitError(f"it calls {function.__name__} of {type(owner).__name__}, which templates may not")
         for each in [owner, *args] if isinstance(owner, list | tuple) else args:
             allowance.size_of(each)
         if isinstance(owner, str):
             check_method(function.__name__, owner, args)
     elif isinstance(function, types.MethodType):
         if not isinstance(function.__self__, Format | LoopContext | Cycler | Joiner):
-            raise Exhausted(f"it calls {function.__name__}, which templates may not")
+            raise LimitError(f"it calls {function.__name__}, which templates may not")
         for each in args:
             allowance.size_of(each)
     elif isinstance(function, type):
         allowance.spend(sum(map(cost, [*args, *kwargs.values()])))
     elif not isinstance(function, Macro | LoopContext | BlockReference | Undefined | Joiner | types.FunctionType):
-        raise Exhausted(f"it calls a {type(function).__name__}, which templates may not")
+        raise LimitError(f"it calls a {type(function).__name__}, which templates may not")
 
 
 def check_method(name: str, text: str, args: Sequence[Any]) -> None:
@@ -201,7 +204,7 @@ def check_method(name: str, text: str, args: Sequence[Any]) -> None:
     if name in ("center", "ljust", "rjust", "zfill", "expandtabs"):
         widths = [each for each in args if isinstance(each, int)]
         if any(width > WIDEST for width in widths):
-            raise Exhausted(f"it makes a field wider than {WIDEST}")
+            raise LimitError(f"it makes a field wider than {WIDEST}")
         allowance.spend(WIDEST + len(text) + text.count("\t") * max(widths, default=8))
     elif name == "replace" and len(args) >= 2 and isinstance(args[0], str) and isinstance(args[1], str):
         allowance.spend(len(text) + text.count(args[0]) * len(args[1]))

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, cast
 
 from jinja2 import TemplateError, nodes, pass_context
 from jinja2.compiler import CodeGenerator
@@ -24,7 +24,6 @@ from tiny_llm.model.allowance import CURRENT, cost
 
 INTERCEPTED = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 WITHOUT = ("lipsum", "pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")  # no template needs them
-NodeType = TypeVar("NodeType", bound=nodes.Node)
 
 
 class GenerationTag(Extension):
@@ -99,7 +98,7 @@ class Environment(ImmutableSandboxedEnvironment):
             self.filters.pop(name, None)
             self.globals.pop(name, None)
         self.filters = {name: _limited(name, function) for name, function in self.filters.items()}
-        self.tests = {name: _limited_test(name, function) for name, function in self.tests.items()}
+        self.tests = {name: _limited_test(name, cast(Any, function)) for name, function in self.tests.items()}
         self.filters |= {"_turn": _turn, "_text": _text, "_part": _part, "_whole": _whole}
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
@@ -117,7 +116,7 @@ class Environment(ImmutableSandboxedEnvironment):
             return None
         return operations.Format(self, value).method
 
-    def concat(self, pieces: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, pieces: Iterable[str]) -> str:
         """Join what a template, a macro or a block writes."""
         allowance = CURRENT.get()
         kept = []
@@ -127,7 +126,7 @@ class Environment(ImmutableSandboxedEnvironment):
         return "".join(kept)
 
 
-def _checked(node: nodes.Expr, name: str, place: nodes.Node) -> nodes.Expr:
+def _checked(node: Any, name: str, place: nodes.Node) -> Any:
     """Return the expression behind one of the filters that check."""
     if isinstance(node, nodes.TemplateData) or (isinstance(node, nodes.Const) and name != "_turn"):
         return node
@@ -201,7 +200,8 @@ def _tojson(
     return "".join(pieces)
 
 
-def _raise_exception(message: str) -> None:
+def _raise_exception(message: Any) -> None:
+    CURRENT.get().spend_on(message)
     raise TemplateError(message)
 
 

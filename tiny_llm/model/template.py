@@ -21,7 +21,8 @@ from tiny_llm.model.sandbox import Environment
 
 DIRECTORY = "additional_chat_templates"
 OPEN, CLOSE = "<think>", "</think>"
-LONGEST = 200_000  # characters of a template
+LONGEST = 100_000  # characters of a template; the longest known have a third of it
+TAGS = 2_500  # {{ … }} and {% … %} in it
 RESERVED = ("messages", "tools", "add_generation_prompt")
 
 
@@ -64,8 +65,7 @@ class ChatTemplates:
         text = self._run(name, {**context, "add_generation_prompt": add_generation_prompt}, size, mark)
         opens = False
         if add_generation_prompt and OPEN in text:
-            bare = self._run(name, {**context, "add_generation_prompt": False}, size, mark)
-            added = _difference(bare, text)
+            added = self._generation_prompt(name, context, text, size, mark)
             opens = added.rfind(OPEN) > added.rfind(CLOSE)
         if special_tokens_in_messages:
             return Rendered(text, opens)
@@ -78,6 +78,23 @@ class ChatTemplates:
         settings = {key: value for key, value in context.items() if key not in RESERVED}
         marks = {"assistant": own}
         return _checked(context["messages"], context["tools"], settings, lambda role: marks.get(role, everywhere))
+
+    def _generation_prompt(self, name: str, context: Mapping[str, Any], text: str, size: int, mark: str) -> str:
+        """Return what the template puts behind the last message of the prompt `text`.
+
+        That is what it leaves out when no generation prompt is asked for. Some templates always write one: theirs is
+        what follows the last message when that message is but a mark.
+        """
+        try:
+            bare = self._run(name, {**context, "add_generation_prompt": False}, size, mark)
+            if bare != text and text.startswith(bare):
+                return text[len(bare) :]
+            *others, last = context["messages"]
+            shown = {**context, "messages": [*others, {"role": last["role"], "content": mark}]}
+            marked = self._run(name, {**shown, "add_generation_prompt": True}, size, mark)
+        except ValueError:
+            return ""
+        return marked.rpartition(mark)[2] if mark in marked else ""
 
     def _run(self, name: str, context: Mapping[str, Any], size: int, mark: str) -> str:
         """Run a template within its limits."""
@@ -96,7 +113,9 @@ class ChatTemplates:
     def _compile(self, name: str) -> Template:
         if name not in self.compiled:
             text = self.texts[name]
+            tags = text.count("{{") + text.count("{%")
             require(len(text) <= LONGEST, f"it has {len(text)} characters, more than {LONGEST}")
+            require(tags <= TAGS, f"it has {tags} tags, more than {TAGS}")
             self.compiled[name] = self.environment.from_string(text)
         return self.compiled[name]
 
@@ -161,11 +180,3 @@ def _collector(texts: list[str]) -> Mark:
         return text
 
     return collect
-
-
-def _difference(bare: str, text: str) -> str:
-    """Return what `text` has behind the beginning that it shares with `bare`."""
-    if text.startswith(bare):
-        return text[len(bare) :]
-    shared = next((i for i, (one, other) in enumerate(zip(bare, text, strict=False)) if one != other), len(text))
-    return text[shared:]
