@@ -43,7 +43,7 @@ class Marker:
         self.longest = max(map(len, self.tokens), default=0)
         self.firsts = {token[0] for token in self.tokens}
         self.lasts = {token[-1] for token in self.tokens}
-        self.starts = re.compile(_starts(self.tokens))
+        self.starts = re.compile(f"(?:{_starts(self.tokens)})(?!{mark})")
 
     def __call__(self, text: str, *, borders: bool = True, inside: bool = False) -> str:
         """Return the text with marks.
@@ -79,7 +79,7 @@ class Marker:
         if not ends and inside and len(text) < 4 * self.longest:
             whole = text.strip().replace(self.mark, "")
             ends = whole != "" and any(whole in token[1:-1] for token in self.tokens)
-        return text[:begin] + self.mark + text[begin:] if ends else text
+        return text[:begin] + 2 * self.mark + text[begin:] if ends else text
 
     def _ends(self, part: str) -> bool:
         return any(token.endswith(part) and token != part for token in self.tokens)
@@ -107,8 +107,8 @@ class Controls:
         spans = []
         marks = end = 0
         for match in re.finditer(self._pattern, text):
-            if len(match[0]) == 1 and text.startswith(mark, match.end()):
-                continue  # a message's token of one character has its mark behind it
+            if len(match[0]) == 1 and _marks_at(text, match.end(), mark) % 2:
+                continue  # a message's token of one character has its mark behind it; borders have two
             marks += text.count(mark, end, match.start())
             end = match.end()
             spans.append((match.start() - marks, match.end() - marks))
@@ -144,6 +144,13 @@ class Controls:
                 token |= {"content": names[token["content"]], "normalized": False, "single_word": False}
         _rename(data["model"], names)
         return tokenizers.Tokenizer.from_str(json.dumps(data)), names
+
+
+def _marks_at(text: str, place: int, mark: str) -> int:
+    count = 0
+    while text.startswith(mark, place + count):
+        count += 1
+    return count
 
 
 def _rename(model: dict[str, Any], names: dict[str, str]) -> None:
