@@ -133,9 +133,12 @@ def test_other_texts_are_encoded_as_they_were(template: str, contents: list[str]
     tokenizer = fixture(template)
     messages = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
     tokens = tokenizer.encode(tokenizer.render(messages, add_generation_prompt=False))
-    assert tokens == tokenizer.backend.encode(
-        str(tokenizer.render(messages, add_generation_prompt=False)), add_special_tokens=False
-    ).ids
+    assert (
+        tokens
+        == tokenizer.backend.encode(
+            str(tokenizer.render(messages, add_generation_prompt=False)), add_special_tokens=False
+        ).ids
+    )
     if evil and template == "qwen2.5.jinja":  # whose earlier turns stay as they are
         longer = tokenizer.encode(tokenizer.render([*messages, {"role": "user", "content": EVIL}]))
         assert longer[: len(tokens)] == tokens

@@ -5,6 +5,8 @@ from typing import Any
 
 import tokenizers
 
+PART = 65_536  # characters that are normalized at once
+BORDER = 64  # bytes by which a part alone may be longer than within the text
 KEEPING = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Sequence", "Split", "UnicodeScripts"}
 
 
@@ -18,18 +20,29 @@ class LeastTokens:
         self.backend = backend
         added = backend.get_added_tokens_decoder().values()
         self.trims = any(token.lstrip or token.rstrip for token in added)  # a token may swallow white space
-        self.longest = max((len(piece.encode()) for piece in backend.get_vocab()), default=1)
+        self.longest = max((len(piece.encode()) for piece in backend.get_vocab()), default=1) or 1
         self.holds = _keeps_all(backend)
 
-    def __call__(self, text: str) -> int:
-        if not self.holds or self._tokens(text) == 0:
-            return 0
-        normalized = text if self.backend.normalizer is None else self.backend.normalizer.normalize_str(text)
-        return min(self._tokens(text), self._tokens(normalized))
+    def __call__(self, text: str, limit: int) -> int:
+        """Return how many tokens the text has at least, as far as that is needed to tell that it has more than `limit`.
 
-    def _tokens(self, text: str) -> int:
-        kept = "".join(text.split()) if self.trims else text
-        return -(-len(kept.encode()) // max(1, self.longest))
+        The normalizer may shorten a text, so that it is asked, part by part.
+        """
+        if not self.holds:
+            return 0
+        size = 0
+        for begin in range(0, len(text), PART):
+            size += max(0, self._size(text[begin : begin + PART]) - BORDER)
+            if size > limit * self.longest:
+                break
+        return -(-size // self.longest)
+
+    def _size(self, part: str) -> int:
+        """Return the bytes of a part of the text that have to be in tokens."""
+        if self.backend.normalizer is not None:
+            part = self.backend.normalizer.normalize_str(part)
+        kept = "".join(part.split()) if self.trims else part
+        return len(kept.encode())
 
 
 def _keeps_all(backend: tokenizers.Tokenizer) -> bool:

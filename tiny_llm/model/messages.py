@@ -2,10 +2,9 @@
 
 import json
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
-
-from tiny_llm.config.fields import require
 
 ROLES = ("system", "user", "assistant", "tool")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # where clients put them
@@ -34,29 +33,49 @@ class Copy:
 
     def value(self, value: Any, where: str, depth: int = 0) -> Any:
         self.nodes += 1
-        require(depth <= DEEPEST, f"{where}: expected at most {DEEPEST} levels of lists and objects, found more")
-        require(self.nodes <= NODES, f"{where}: expected at most {NODES} values in a message or tool, found more")
+        if depth > DEEPEST or self.nodes > NODES:
+            raise ValueError(
+                f"{where:.100}: expected at most {DEEPEST} levels of lists and objects and {NODES} values, found more"
+            )
         if isinstance(value, str):
             return self.text(value, where, borders=not value.isidentifier())
         if value is None or isinstance(value, bool | int):
             return value
         if isinstance(value, float):
-            require(math.isfinite(value), f"{where}: expected a finite number, found {value}: JSON has no such number")
+            expect(math.isfinite(value), where, "a finite number, because JSON has no other", value)
             return value
         if isinstance(value, Mapping):
-            return {self.key(key, where): self.value(each, f"{where}.{key}", depth + 1) for key, each in value.items()}
+            return {
+                self.key(key, where): self.value(each, f"{where}.{key!s:.50}", depth + 1) for key, each in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self.value(each, f"{where}[{i}]", depth + 1) for i, each in enumerate(value)]
-        raise ValueError(f"{where}: expected text, numbers, true, false, null, lists and objects, found {value!r:.100}")
+        raise ValueError(f"{where}: expected text, numbers, true, false, null, lists or objects, found {shown(value)}")
 
     def key(self, key: Any, where: str) -> str:
-        require(isinstance(key, str), f"{where}: expected texts as keys, found {key!r:.100}")
-        return self.text(key, f"{where}: key {key!r:.100}", borders=not key.isidentifier())
+        expect(isinstance(key, str), where, "texts as keys", key)
+        return self.text(key, f"{where}: key {shown(key)}", borders=not key.isidentifier())
+
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 100
+SHORT.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, shortened: its whole could be very long."""
+    return SHORT.repr(value)
+
+
+def expect(ok: bool, where: str, expected: str, found: Any) -> None:
+    """Raise ValueError that names the place, what was expected and what was found, unless all is well."""
+    if not ok:
+        raise ValueError(f"{where}: expected {expected}, found {shown(found)}")
 
 
 def as_text(text: Any, where: str) -> str:
     """Check that this is text that can be written as UTF-8."""
-    require(isinstance(text, str), f"{where}: expected a text, found {text!r:.100}")
+    expect(isinstance(text, str), where, "a text", text)
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -73,10 +92,8 @@ def checked_messages(messages: Sequence[Mapping[str, Any]], mark_for: Callable[[
     Content becomes a text, thoughts stand under `reasoning_content`, arguments of tool calls are objects.
     `mark_for(role)` is what marks a role's texts.
     """
-    require(
-        isinstance(messages, list | tuple) and len(messages) > 0,
-        f"messages: expected a list of at least one message, found {messages!r:.100}",
-    )
+    filled = isinstance(messages, list | tuple) and len(messages) > 0
+    expect(filled, "messages", "a list of at least one message", messages)
     return [_message(message, f"messages[{i}]", mark_for) for i, message in enumerate(messages)]
 
 
@@ -84,14 +101,14 @@ def checked_tools(tools: Sequence[Mapping[str, Any]] | None, mark: Mark) -> list
     """Return copies of the tools' descriptions. Raises ValueError naming what is malformed."""
     if tools is None:
         return None
-    require(isinstance(tools, list | tuple), f"tools: expected a list of tools, found {tools!r:.100}")
+    expect(isinstance(tools, list | tuple), "tools", "a list of tools", tools)
     return [_tool(tool, f"tools[{i}]", mark) for i, tool in enumerate(tools)]
 
 
 def _message(message: Mapping[str, Any], where: str, mark_for: Callable[[str], Mark]) -> dict[str, Any]:
-    require(isinstance(message, Mapping), f"{where}: expected role and content, found {message!r:.100}")
+    expect(isinstance(message, Mapping), where, "role and content", message)
     role = message.get("role")
-    require(role in ROLES, f"{where}: role: expected one of {', '.join(ROLES)}, found {role!r:.100}")
+    expect(role in ROLES, f"{where}: role", f"one of {', '.join(ROLES)}", role)
     copy = Copy(mark_for(str(role)))
     silent = bool(message.get("tool_calls"))
     checked: dict[str, Any] = {}
@@ -105,7 +122,7 @@ def _message(message: Mapping[str, Any], where: str, mark_for: Callable[[str], M
         elif key == "tool_calls":
             checked |= _calls(value, where, copy)
         else:
-            checked[copy.key(key, where)] = copy.value(value, f"{where}.{key}")
+            checked[copy.key(key, where)] = copy.value(value, f"{where}.{key!s:.50}")
     if "content" not in checked:
         checked["content"] = _content(None, silent, where, copy)
     thought = next((checked[key] for key in THOUGHTS if checked.get(key) is not None), None)
@@ -126,23 +143,23 @@ def _content(content: Any, silent: bool, where: str, copy: Copy) -> str:
 def _part(part: Any, where: str) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
     text = part.get("text") if isinstance(part, Mapping) else None
-    found = f"a part of type {kind!r:.100}" if isinstance(kind, str) and kind != "text" else f"{part!r:.100}"
-    expected = 'expected {"type": "text", "text": …}, because models here read only text'
-    require(kind == "text" and isinstance(text, str), f"{where}: {expected}; found {found}")
-    return str(text)
+    if kind == "text" and isinstance(text, str):
+        return text
+    found = f"a part of type {shown(kind)}" if isinstance(kind, str) and kind != "text" else shown(part)
+    raise ValueError(f'{where}: expected {{"type": "text", "text": …}}, because models here read text; found {found}')
 
 
 def _calls(calls: Any, where: str, copy: Copy) -> dict[str, Any]:
     """Return {"tool_calls": …}; nothing for null, which clients send where there are none."""
     if calls is None:
         return {}
-    require(isinstance(calls, list | tuple), f"{where}.tool_calls: expected a list of calls, found {calls!r:.100}")
+    expect(isinstance(calls, list | tuple), f"{where}.tool_calls", "a list of calls", calls)
     return {"tool_calls": [_call(call, f"{where}.tool_calls[{j}]", copy) for j, call in enumerate(calls)]}
 
 
 def _call(call: Any, where: str, copy: Copy) -> dict[str, Any]:
     """Return a tool call, {"function": {"name", "arguments"}} or what is inside, with its arguments as an object."""
-    require(isinstance(call, Mapping), f"{where}: expected a function's name and arguments, found {call!r:.100}")
+    expect(isinstance(call, Mapping), where, "a function's name and arguments", call)
     if "function" not in call:
         return _function(call, where, copy)
     checked: dict[str, Any] = {}
@@ -150,14 +167,14 @@ def _call(call: Any, where: str, copy: Copy) -> dict[str, Any]:
         if key == "function":
             checked[key] = _function(value, f"{where}.function", copy)
         else:
-            checked[copy.key(key, where)] = copy.value(value, f"{where}.{key}")
+            checked[copy.key(key, where)] = copy.value(value, f"{where}.{key!s:.50}")
     return checked
 
 
 def _function(function: Any, where: str, copy: Copy) -> dict[str, Any]:
-    require(isinstance(function, Mapping), f"{where}: expected name and arguments, found {function!r:.100}")
+    expect(isinstance(function, Mapping), where, "name and arguments", function)
     name = function.get("name")
-    require(isinstance(name, str) and name != "", f"{where}.name: expected the name of a function, found {name!r:.100}")
+    expect(isinstance(name, str) and name != "", f"{where}.name", "the name of a function", name)
     arguments = _arguments(function.get("arguments"), f"{where}.arguments")
     checked: dict[str, Any] = copy.value({**function, "arguments": arguments}, where)
     return checked
@@ -172,8 +189,8 @@ def _arguments(arguments: Any, where: str) -> Mapping[str, Any]:
         try:
             parsed = json.loads(arguments, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: expected a JSON object, found {arguments!r:.100}: {error}") from None
-    require(isinstance(parsed, Mapping), f"{where}: expected a JSON object, found {arguments!r:.100}")
+            raise ValueError(f"{where}: expected a JSON object, found {shown(arguments)}: {error}") from None
+    expect(isinstance(parsed, Mapping), where, "a JSON object", arguments)
     return parsed  # type: ignore[no-any-return]
 
 
@@ -183,15 +200,13 @@ def _refuse(constant: str) -> None:
 
 def _tool(tool: Any, where: str, mark: Mark) -> dict[str, Any]:
     """Return a tool, {"type": "function", "function": {"name", …}} or what is inside."""
-    require(isinstance(tool, Mapping), f"{where}: expected a function's name and parameters, found {tool!r:.100}")
+    expect(isinstance(tool, Mapping), where, "a function's name and parameters", tool)
     function = tool.get("function", tool)
     place = f"{where}.function" if "function" in tool else where
-    require(isinstance(function, Mapping), f"{place}: expected name and parameters, found {function!r:.100}")
+    expect(isinstance(function, Mapping), f"{place}", "name and parameters", function)
     name, parameters = function.get("name"), function.get("parameters")
-    require(isinstance(name, str) and name != "", f"{place}.name: expected the name of a function, found {name!r:.100}")
-    require(
-        parameters is None or isinstance(parameters, Mapping),
-        f"{place}.parameters: expected a JSON schema, an object, found {parameters!r:.100}",
-    )
+    expect(isinstance(name, str) and name != "", f"{place}.name", "the name of a function", name)
+    schema = parameters is None or isinstance(parameters, Mapping)
+    expect(schema, f"{place}.parameters", "a JSON schema, an object", parameters)
     checked: dict[str, Any] = Copy(mark).value(tool, where)
     return checked

@@ -71,6 +71,14 @@ class ChatTemplates:
             return Rendered(text, opens)
         return self._without_marks(text, mark, opens)
 
+    def unused_character(self, messages: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+        """Return a character that is in none of the messages, tools and settings, of which messages may be none."""
+        given: list[str] = []
+        others = {key: value for key, value in settings.items() if key != "tools"}
+        empty = {"role": "user", "content": ""}
+        _checked([*messages, empty], settings.get("tools"), others, lambda role: _collector(given))
+        return unused_character([*self.texts.values(), *given])
+
     def _marked(self, context: Mapping[str, Any], mark: str) -> dict[str, Any]:
         """Return the same with marks in what spells a control token."""
         everywhere = Marker(self.controls.tokens, mark)
@@ -168,7 +176,7 @@ def _checked(
 ) -> dict[str, Any]:
     """Return checked copies of what a template sees, their texts passed through `mark_for(role)`."""
     mark = mark_for("")
-    copied = {key: Copy(mark).value(value, key) for key, value in settings.items()}
+    copied = {key: Copy(mark).value(value, f"{key:.50}") for key, value in settings.items()}
     return {**copied, "messages": checked_messages(messages, mark_for), "tools": checked_tools(tools, mark)}
 
 

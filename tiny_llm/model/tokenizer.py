@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 
 from tiny_llm.config.fields import JsonFields
-from tiny_llm.model.controls import Controls, unused_character
+from tiny_llm.model.controls import Controls
 from tiny_llm.model.detokenizer import BytesDetokenizer, Detokenizer, Pieces, UnitsDetokenizer
 from tiny_llm.model.directory import eos_ids, read_bytes, read_json
 from tiny_llm.model.length import LeastTokens
@@ -62,8 +62,8 @@ class Tokenizer:
         of the text alone says so.
         """
         as_text(text, "prompt")
-        if limit is not None and len(text) > limit and self._least_tokens(text) > limit:
-            least = self._least_tokens(text)
+        least = 0 if limit is None or len(text) <= limit else self._least_tokens(text, limit)
+        if limit is not None and least > limit:
             raise ValueError(f"prompt: expected at most {limit} tokens, found at least {least}; shorten the prompt")
         if isinstance(text, Rendered):
             tokens = self._controls.encode(text)
@@ -118,8 +118,8 @@ class Tokenizer:
         first = next((i for i, message in enumerate(messages) if message.get("role") == "user"), None)
         if first is None:
             return 0
-        here = unused_character([f"{messages[:first]!r}{template_kwargs!r}"])
         try:
+            here = self._chat.unused_character(messages[:first], template_kwargs)
             text = self.render([*messages[:first], {"role": "user", "content": here}], **template_kwargs)
         except ValueError:
             return 0
