@@ -109,8 +109,7 @@ class LLM:
         """Token ids of a raw text, of chat messages under the model's template, or of ids as they are.
 
         A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token; a rendered one does not.
-        `template` holds the template's own settings, such as tools and enable_thinking, and what else
-        `Tokenizer.render` takes, such as special_tokens_in_messages.
+        `template` holds what `Tokenizer.render` takes beside messages: tools and settings such as enable_thinking.
         """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, add_special_tokens=True)
