@@ -6,6 +6,7 @@ from typing import Any
 from tiny_llm.config import SamplingParams
 from tiny_llm.decode.generate import Delta
 from tiny_llm.engine.completion import Completion, Stats, join
+from tiny_llm.model.rendered import Rendered
 
 Answer = str | Exception | Sequence[str | Callable[[], None]]
 
@@ -15,9 +16,10 @@ class FakeTokenizer:
 
     templates = {"default": ""}  # noqa: RUF012
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> Rendered:
         lines = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
-        return lines + "assistant: " + template.get("prefill", "")
+        prefill = template.get("prefill", "")
+        return Rendered(f"{lines}assistant: {prefill}", opens_thought=prefill.endswith("<think>"))
 
 
 class FakeLLM:

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiny_llm.cli.thinking import ThinkingSplitter, starts_thinking
+from tests.cli.fake import FakeLLM
+from tiny_llm.cli.generate import show_text
+from tiny_llm.cli.thinking import ThinkingSplitter
 
 CASES = [
     ("<think>\nwhy\n</think>\n\nbecause", False, "why\n", "because"),
@@ -52,7 +54,13 @@ def test_text_that_cannot_be_a_tag_is_not_held_back() -> None:
     assert splitter.add(" and </") == [(True, " and ")]
 
 
-def test_start_state_comes_from_the_last_tag_of_the_prompt() -> None:
-    assert starts_thinking("…assistant\n<think>\n")
-    assert not starts_thinking("…assistant\n<think>\n\n</think>\n\n")
-    assert not starts_thinking("…assistant\n")
+@pytest.mark.parametrize("asked", ["hi", "what does <think> mean?"])
+@pytest.mark.parametrize("opens", [False, True])
+def test_a_tag_in_the_question_does_not_hide_the_answer(
+    asked: str, opens: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An answer to a question that contained <think> went to stderr as a thought."""
+    template = {"prefill": "<think>"} if opens else {}
+    request = [{"role": "user", "content": asked}]
+    show_text(FakeLLM(), request, template, ["so</think>", "yes"])  # type: ignore[arg-type]
+    assert capsys.readouterr().out == ("yes\n" if opens else "so</think>yes\n")

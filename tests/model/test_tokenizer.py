@@ -1,15 +1,17 @@
 """Tokenizer and chat templates against transformers; streamed text against decoding all at once."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import AutoTokenizer
 
-from tests.support import FIXTURES, make_model, write_json
+from tests.support import FIXTURES, make_model, make_tokenizer, write_json
 from tiny_llm.model.tokenizer import Tokenizer
 
 TEXTS = (
@@ -182,6 +184,31 @@ def test_a_template_file_comes_before_the_config(directory: Path, tmp_path: Path
     assert with_template(directory, tmp_path, "from the config").render(CHATS["one question"]) == "from the file"
 
 
+def test_named_template_files_are_those_of_transformers(directory: Path, tmp_path: Path) -> None:
+    """transformers writes one file a template; tools vanished, because only chat_template.jinja was read."""
+    (tmp_path / "chat_template.jinja").write_text("plain {{ messages[0].content }}")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("with tools {{ messages[0].content }}")
+    ours = with_template(directory, tmp_path, "from the config")
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+    for tools in (None, [WEATHER]):
+        expected = theirs.apply_chat_template(CHATS["one question"], tools=tools, tokenize=False)
+        assert ours.render(CHATS["one question"], tools) == expected
+
+
+def test_a_template_file_that_is_no_text_is_named(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"additional_chat_templates/rag.jinja: expected UTF-8 text"):
+        with_template(directory, tmp_path, None)
+
+
+def test_a_model_with_other_templates_only_says_which(directory: Path, tmp_path: Path) -> None:
+    tokenizer = with_template(directory, tmp_path, [{"name": "rag", "template": "x"}])
+    with pytest.raises(ValueError, match=r"expected a chat template, found only rag"):
+        tokenizer.render(CHATS["one question"])
+
+
 def test_without_a_template_only_rendering_fails(directory: Path, tmp_path: Path) -> None:
     tokenizer = with_template(directory, tmp_path, None)
     assert tokenizer.decode(tokenizer.encode("the fox")) == "the fox"
@@ -294,6 +321,73 @@ def test_a_broken_tokenizer_file_is_named(tmp_path: Path, content: bytes | None)
         (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ValueError, match=rf"{tmp_path}/tokenizer.json: expected a (file|tokenizer), found"):
         Tokenizer.from_dir(tmp_path)
+
+
+def adding(directory: Path, target: Path, single: str, config: dict[str, Any]) -> Tokenizer:
+    """A tokenizer whose post-processor makes `single` of each text."""
+    stored = make_tokenizer()
+    special = [(text, stored.token_to_id(text)) for text in ("<|endoftext|>", "<|im_end|>")]
+    if single:
+        stored.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    stored.save(str(target / "tokenizer.json"))
+    fields = json.loads((directory / "tokenizer_config.json").read_text())
+    names = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    write_json(target / "tokenizer_config.json", {**fields, **names, **config})
+    return Tokenizer.from_dir(target)
+
+
+@pytest.mark.parametrize("single", ["", "$A", "<|endoftext|> $A", "$A <|im_end|>", "<|endoftext|> $A <|im_end|>"])
+@pytest.mark.parametrize(
+    "config", [{}, {"add_bos_token": True}, {"add_bos_token": False, "add_eos_token": True}, {"add_eos_token": False}]
+)
+@pytest.mark.parametrize("text", ["hello", "", "<think> é"])
+def test_a_raw_text_gets_what_transformers_adds(
+    directory: Path, tmp_path: Path, single: str, config: dict[str, Any], text: str
+) -> None:
+    """tokenizer.json's post-processor alone decides, as in transformers; add_bos_token is for models without it."""
+    ours = adding(directory, tmp_path, single, config)
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert ours.encode(text, add_special_tokens=True) == theirs(text).input_ids
+    assert ours.encode(text) == theirs(text, add_special_tokens=False).input_ids
+
+
+def test_nothing_is_added_twice_or_to_a_rendered_text(directory: Path, tmp_path: Path) -> None:
+    ours = adding(directory, tmp_path, "<|endoftext|> $A <|im_end|>", {})
+    once = ours.encode("hello", add_special_tokens=True)
+    assert ours.encode("<|endoftext|>hello", add_special_tokens=True) == once
+    assert ours.encode("hello<|im_end|>", add_special_tokens=True) == once
+    rendered = ours.render(CHATS["one question"])
+    assert ours.encode(rendered, add_special_tokens=True) == ours.encode(rendered) == ours.encode(str(rendered))
+
+
+@pytest.mark.parametrize("prompt", [None, 3, 2.5, b"hi", ["hi"], {"a": 1}])
+def test_a_prompt_that_is_no_text_is_named(tokenizer: Tokenizer, prompt: Any) -> None:
+    with pytest.raises(ValueError, match=r"prompt: expected a text, found"):
+        tokenizer.encode(prompt)
+
+
+def test_half_a_character_is_named(tokenizer: Tokenizer) -> None:
+    """The library called it a TextInputSequence that must be str."""
+    with pytest.raises(ValueError, match=r"prompt: expected text, found half a character .*U\+D800\) at character 2"):
+        tokenizer.encode("ab\ud800")
+
+
+def test_a_text_that_is_too_long_is_refused_before_it_is_tokenized(tokenizer: Tokenizer) -> None:
+    start = time.thread_time()
+    with pytest.raises(ValueError, match=r"prompt: expected at most 512 tokens, found at least \d+; shorten"):
+        tokenizer.encode("the fox " * 1_250_000, limit=512)
+    assert time.thread_time() - start < 2  # tokenizing takes more than ten
+
+
+@given(text=st.text(max_size=60) | st.sampled_from(TEXTS) | st.just("e\u0301" * 30) | st.just("<|im_start|>" * 9))
+@settings(derandomize=True, max_examples=150, deadline=None)
+def test_the_limit_is_exact(tokenizer: Tokenizer, text: str) -> None:
+    """Also where normalization makes the text shorter."""
+    count = len(tokenizer.encode(text))
+    assert tokenizer.encode(text, limit=count) == tokenizer.encode(text)
+    if count:
+        with pytest.raises(ValueError, match=rf"expected at most {count - 1} tokens"):
+            tokenizer.encode(text, limit=count - 1)
 
 
 def test_truncation_and_padding_of_the_file_do_not_count(directory: Path, tmp_path: Path) -> None:

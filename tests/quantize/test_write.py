@@ -145,11 +145,14 @@ def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.
 def test_all_that_belongs_to_the_model_comes_along(tmp_path: Path) -> None:
     path = make_model(tmp_path / "in", shards=2)
     (path / "chat_template.jinja").write_text("{{ messages }}")
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     (path / "README.md").write_text("figures of the dense model")
     before = everything(path)
     out = quantized(path, tmp_path / "out")
     assert everything(path) == before
     names = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    names.add("additional_chat_templates/tool_use.jinja")
     assert set(everything(out)) == names | {"model.safetensors"}
     changed = ("config.json", "model.safetensors")
     assert all(data == before[name] for name, data in everything(out).items() if name not in changed)

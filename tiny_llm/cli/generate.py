@@ -21,7 +21,7 @@ from tiny_llm.cli.options import (
 )
 from tiny_llm.cli.session import AnswerView, timing
 from tiny_llm.cli.terminal import note, printable
-from tiny_llm.cli.thinking import ThinkingSplitter, starts_thinking
+from tiny_llm.cli.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM, Completion
@@ -109,7 +109,7 @@ def show_text(llm: "LLM", request: "Prompt", template: dict[str, Any], texts: It
         print()
         return
     view = AnswerView()
-    splitter = ThinkingSplitter(starts_thinking(llm.tokenizer.render(cast(Any, request), **template)))
+    splitter = ThinkingSplitter(llm.tokenizer.render(cast(Any, request), **template).opens_thought)
     for text in texts:
         view.show(splitter.add(text))
     view.show(splitter.finish())

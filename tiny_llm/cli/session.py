@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tiny_llm.cli.conversation import Conversation, Message
 from tiny_llm.cli.terminal import dim, printable, styled
-from tiny_llm.cli.thinking import ThinkingSplitter, starts_thinking
+from tiny_llm.cli.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM, Stats
@@ -87,7 +87,7 @@ class Session:
     def _answer(self) -> None:
         """Answer the last message. What was written before a failure or Ctrl-C stays in the conversation."""
         messages = self._fit()
-        splitter = ThinkingSplitter(starts_thinking(self.llm.tokenizer.render(messages, **self.template)))
+        splitter = ThinkingSplitter(self.llm.tokenizer.render(messages, **self.template).opens_thought)
         view = AnswerView()
         try:
             reason = self._stream(messages, splitter, view)

@@ -3,15 +3,11 @@
 OPEN, CLOSE = "<think>", "</think>"
 
 
-def starts_thinking(prompt: str) -> bool:
-    """Whether the rendered `prompt` ends inside an open think tag, as newer Qwen templates leave it."""
-    return prompt.rfind(OPEN) > prompt.rfind(CLOSE)
-
-
 class ThinkingSplitter:
     """Splits streamed text into (is_thinking, piece) pairs; a tag may come in several pieces.
 
     Thinking is what stands at the very beginning between `<think>` and `</think>`; later tags are the answer's text.
+    `thinking`: whether the prompt opened the tag already, as `Rendered.opens_thought` says.
     """
 
     def __init__(self, thinking: bool = False):

@@ -110,7 +110,8 @@ class LLM:
     def encode(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids of a raw text, of chat messages under the model's template, or of ids as they are.
 
-        `template` holds the template's own settings, such as tools and enable_thinking.
+        A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token; a rendered one does not.
+        `template` holds what `Tokenizer.render` takes beside messages: tools and settings such as enable_thinking.
         """
         return prepare(self.tokenizer, prompt, template).tokens
 
@@ -161,7 +162,7 @@ class LLM:
 
         `max_tokens` beyond what the context leaves room for are not asked for: the answer then ends with "length".
         """
-        prepared = prepare(self.tokenizer, prompt, template)
+        prepared = prepare(self.tokenizer, prompt, template, self.max_context)
         tokens = prepared.tokens
         self._check(tokens, params)
         params = replace(params, max_tokens=min(params.max_tokens, self.max_context - len(tokens)))
@@ -207,7 +208,7 @@ class LLM:
             loop = self._loop([request])
             loop.check(request)
             return self._alone(loop, request)
-        prepared = prepare(self.tokenizer, prompt, template)
+        prepared = prepare(self.tokenizer, prompt, template, self.max_context)
         self._check(prepared.tokens, params)
         return self._timed(prepared, params)
 

@@ -24,20 +24,21 @@ def many(prompt: Any) -> bool:
     return is_list and all(isinstance(p, (str, list, tuple)) for p in prompt)
 
 
-def prepare(tokenizer: Tokenizer, prompt: Prompt, template: Template = None) -> Prepared:
-    """A text as it is, chat messages under the model's chat template, or token ids.
+def prepare(tokenizer: Tokenizer, prompt: Prompt, template: Template = None, limit: int | None = None) -> Prepared:
+    """The tokens of a text, of chat messages under the model's chat template, or of token ids as they are.
 
-    `template` holds the template's own settings, such as tools and enable_thinking. Raises ValueError for what is none
-    of these.
+    A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token. `template` holds what
+    `Tokenizer.render` takes beside messages. Raises ValueError for what is no prompt, and for one of more than `limit`
+    tokens, before it is tokenized where its length alone says so.
     """
     ok = template is None or isinstance(template, Mapping)
     require(ok, f"template: expected the chat template's settings by name, found {shown(template)}")
     if isinstance(prompt, str):
-        return Prepared(tokenizer.encode(prompt))
+        return Prepared(tokenizer.encode(prompt, add_special_tokens=True, limit=limit))
     is_list = isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray)
     if is_list and prompt and isinstance(prompt[0], Mapping):
         text = tokenizer.render(cast(Messages, prompt), **(template or {}))
-        return Prepared(tokenizer.encode(text), bool(getattr(text, "opens_thought", False)))
+        return Prepared(tokenizer.encode(text, limit=limit), text.opens_thought)
     if not is_list or not all(map(is_integer, prompt)):
         raise ValueError(f"prompt: expected a text, chat messages or token ids, found {shown(prompt)}")
     return Prepared(cast(list[int], list(prompt)))

@@ -1,26 +1,22 @@
 """Text to token ids and back, and chat messages to text by the model's own template."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers.decoders import DecodeStream
 
-from tiny_llm.config.fields import JsonFields, require
+from tiny_llm.config.fields import JsonFields
+from tiny_llm.model.controls import Controls
+from tiny_llm.model.detokenizer import BytesDetokenizer, Detokenizer, Pieces, UnitsDetokenizer
 from tiny_llm.model.directory import eos_ids, read_bytes, read_json
+from tiny_llm.model.length import LeastTokens
+from tiny_llm.model.messages import as_text
+from tiny_llm.model.rendered import Rendered
+from tiny_llm.model.template import ChatTemplates, read_templates
 from tiny_llm.model.tokenizer_keys import check_tokenizer_config
-
-ROLES = ("system", "user", "assistant", "tool")
-HERE = "\ue000"  # a character of private use, where the user's words will stand
 
 
 @dataclass(frozen=True)
@@ -50,16 +46,36 @@ class Tokenizer:
         eos = eos_ids(directory)
         if eos is None:
             eos = frozenset(i for i in [backend.token_to_id(special.get("eos_token", ""))] if i is not None)
-        return cls(backend, eos, _templates(directory, fields), special, str(directory))
+        return cls(backend, eos, read_templates(directory, fields), special, str(directory))
 
     @property
     def vocab_size(self) -> int:
         """Number of ids with a text; a model's own vocab_size is often padded beyond it."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, in which special tokens may be spelled out; none is added."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, *, add_special_tokens: bool = False, limit: int | None = None) -> list[int]:
+        """Return the ids of a text.
+
+        In a plain text, special tokens may be spelled out. In a text that `render` made, only the template's own are
+        tokens; what messages spell is text. `add_special_tokens` adds to a plain text what tokenizer.json's
+        post-processor adds (its beginning-of-text token, say), unless the text has it; a template brings its own.
+
+        Raises ValueError for what is no text, and for more than `limit` tokens: before tokenizing where the length
+        of the text alone says so.
+        """
+        as_text(text, "prompt")
+        least = 0 if limit is None or len(text) <= limit else self._least_tokens(text, limit)
+        if limit is not None and least > limit:
+            raise ValueError(f"prompt: expected at most {limit} tokens, found at least {least}; shorten the prompt")
+        if isinstance(text, Rendered):
+            tokens = self._controls.encode(text)
+        else:
+            tokens = self.backend.encode(text, add_special_tokens=False).ids
+            if add_special_tokens:
+                tokens = self._with_added(tokens)
+        if limit is not None and len(tokens) > limit:
+            raise ValueError(f"prompt: expected at most {limit} tokens, found {len(tokens)}; shorten the prompt")
+        return tokens
 
     def decode(self, tokens: Iterable[int], *, keep_special: bool = False) -> str:
         """Text of ids. Bytes that are not UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
@@ -69,32 +85,32 @@ class Tokenizer:
         """Text of a single id, special or not."""
         return self.decode([token], keep_special=True)
 
-    def detokenizer(self, *, keep_special: bool = False) -> "StreamingDetokenizer":
-        return StreamingDetokenizer(self, keep_special)
+    def detokenizer(self, *, keep_special: bool = False) -> Detokenizer:
+        """Return what makes text of ids as they come; its pieces together are the text that `decode` gives."""
+        if self._pieces.byte_level:
+            return BytesDetokenizer(self._pieces, keep_special)
+        return UnitsDetokenizer(self._pieces, keep_special)
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        *,
+        special_tokens_in_messages: bool = False,
         **template_kwargs: Any,
-    ) -> str:
-        """The prompt that the model's chat template makes of `messages` [{"role", "content", …}].
+    ) -> Rendered:
+        """Return the prompt that the model's chat template makes of `messages` [{"role", "content", …}].
+
+        Only the template writes control tokens: where messages, tools or settings spell one, `encode` takes it for
+        text. In the assistant's turns only special tokens are text, because the model itself wrote tags such as
+        <think>. `special_tokens_in_messages` switches this off: every token that is spelled out is a token.
 
         `template_kwargs` are the template's own, such as enable_thinking. Raises ValueError where the model has no
-        template, a message is malformed or the template refuses.
+        template, a message or tool is malformed, or the template refuses or takes too long.
         """
-        name = "tool_use" if tools and "tool_use" in self.templates else "default"
-        require(
-            name in self.templates,
-            f"{self.source}: expected a chat template, found none; give a plain text prompt or add chat_template.jinja",
-        )
-        settings = {**self.special, **template_kwargs, "add_generation_prompt": add_generation_prompt}
-        chat = _checked(messages)
-        try:
-            return self._compiled[name].render(messages=chat, tools=tools, documents=None, **settings)
-        except Exception as error:  # a template is a program of the model's: anything can go wrong in it
-            raise ValueError(f"{self.source}: the chat template refuses: {error}") from error
+        return self._chat.render(messages, tools, add_generation_prompt, special_tokens_in_messages, template_kwargs)
 
     def head(self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any) -> int:
         """How many tokens come before the user's first words: system prompt, tools, the template's settings.
@@ -105,61 +121,45 @@ class Tokenizer:
         if first is None:
             return 0
         try:
-            text = self.render([*messages[:first], {"role": "user", "content": HERE}], **template_kwargs)
+            here = self._chat.unused_character(messages[:first], template_kwargs)
+            text = self.render([*messages[:first], {"role": "user", "content": here}], **template_kwargs)
         except ValueError:
             return 0
-        return len(self.encode(text.partition(HERE)[0]))
+        return len(self.encode(text.before(here)))
+
+    def _with_added(self, tokens: list[int]) -> list[int]:
+        """Return the ids with what the post-processor puts before and behind, unless they have it."""
+        before, behind = self._added
+        if before and tokens[: len(before)] != before:
+            tokens = [*before, *tokens]
+        if behind and tokens[-len(behind) :] != behind:
+            tokens = [*tokens, *behind]
+        return tokens
 
     @cached_property
-    def _compiled(self) -> dict[str, Template]:
-        """The templates, in the environment that Hugging Face templates are written for."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        return {name: environment.from_string(text) for name, text in self.templates.items()}
+    def _added(self) -> tuple[list[int], list[int]]:
+        """What the post-processor puts before and behind a text."""
+        encoding = self.backend.encode("a", add_special_tokens=True)
+        own = [place for place, added in enumerate(encoding.special_tokens_mask) if not added]
+        if not own:
+            return encoding.ids, []
+        return encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]
 
+    @cached_property
+    def _controls(self) -> Controls:
+        return Controls(self.backend)
 
-class StreamingDetokenizer:
-    """Text as tokens come: the pieces of `add` and `finish` together are the text that decoding all at once gives."""
+    @cached_property
+    def _chat(self) -> ChatTemplates:
+        return ChatTemplates(self.templates, self.special, self._controls, self.source)
 
-    def __init__(self, tokenizer: Tokenizer, keep_special: bool):
-        self.tokenizer, self.keep_special = tokenizer, keep_special
-        self.stream = DecodeStream(skip_special_tokens=not keep_special)
-        self.tokens: list[int] = []
-        self.length = 0
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.backend)
 
-    def add(self, token: int) -> str:
-        """The text that this token completes, "" inside a character."""
-        self.tokens.append(token)
-        piece = self.stream.step(self.tokenizer.backend, token) or ""
-        self.length += len(piece)
-        return piece
-
-    def finish(self) -> str:
-        """What is left: a character cut off, as U+FFFD."""
-        return self.tokenizer.decode(self.tokens, keep_special=self.keep_special)[self.length :]
-
-
-class GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}`, which marks a training target: here only what is inside."""
-
-    tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """Jinja's own filter would escape HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
+    @cached_property
+    def _least_tokens(self) -> LeastTokens:
+        return LeastTokens(self.backend)
 
 
 def _special_tokens(fields: JsonFields) -> dict[str, str]:
@@ -170,46 +170,3 @@ def _special_tokens(fields: JsonFields) -> dict[str, str]:
         if name.endswith("_token") and isinstance(text, str):
             special[name] = text
     return special
-
-
-def _templates(directory: Path, fields: JsonFields) -> dict[str, str]:
-    """Templates by name: chat_template.jinja, else tokenizer_config.json's text or list of {"name", "template"}."""
-    file = directory / "chat_template.jinja"
-    if file.exists():
-        try:
-            return {"default": read_bytes(file).decode()}
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: expected UTF-8 text, found something else: {error}") from error
-    value = fields.data.get("chat_template")
-    if value is None:
-        return {}
-    named = value if isinstance(value, list) else [{"name": "default", "template": value}]
-    templates: dict[str, str] = {}
-    for item in named:
-        name, text = (item.get("name"), item.get("template")) if isinstance(item, Mapping) else (None, None)
-        if not isinstance(name, str) or not isinstance(text, str):
-            expected = "expected a text or a list of names and templates"
-            raise ValueError(f"{fields.source}: chat_template: {expected}, found {value!r:.100}")
-        templates[name] = text
-    return templates
-
-
-def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages as templates expect them: content a text, thoughts under `reasoning_content`."""
-    require(
-        isinstance(messages, list | tuple) and len(messages) > 0,
-        f"messages: expected a list of at least one message, found {messages!r:.100}",
-    )
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-
-
-def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    require(isinstance(message, Mapping), f"{where}: expected role and content, found {message!r:.100}")
-    role, content = message.get("role"), message.get("content")
-    require(role in ROLES, f"{where}: role: expected one of {', '.join(ROLES)}, found {role!r:.100}")
-    silent = content is None and bool(message.get("tool_calls"))
-    require(isinstance(content, str) or silent, f"{where}: content: expected a text, found {content!r:.100}")
-    checked = {**message, "content": content or ""}
-    if checked.get("reasoning_content") is None and isinstance(checked.get("reasoning"), str):
-        checked["reasoning_content"] = checked["reasoning"]
-    return checked

@@ -19,11 +19,12 @@ from tiny_llm.config.fields import require
 from tiny_llm.model.directory import load_config, read_json
 from tiny_llm.model.ops import Weight
 from tiny_llm.model.safetensors import INDEX, read_entries, read_header
+from tiny_llm.model.template import DIRECTORY as TEMPLATES
 from tiny_llm.quantize.affine import check_fit
 from tiny_llm.quantize.plan import as_json, matrices, settings_of
 
 SHARD = 5 * 10**9  # bytes of a file at most, as on the Hub
-COPIED = ("*.json", "*.jinja", "*.txt", "*.jsonl", "*.tiktoken", "tokenizer.model", "LICENSE*")
+COPIED = ("*.json", "*.jinja", f"{TEMPLATES}/*.jinja", "*.txt", "*.jsonl", "*.tiktoken", "tokenizer.model", "LICENSE*")
 REWRITTEN = ("config.json", INDEX)
 
 
@@ -131,7 +132,9 @@ def _write_rest(source: Path, directory: Path, plan: QuantizationConfig) -> None
     _write_json(directory / "config.json", config | {"quantization": table, "quantization_config": table})
     for file in sorted({file for pattern in COPIED for file in source.glob(pattern)}):
         if file.is_file() and file.name not in REWRITTEN:
-            shutil.copyfile(file, directory / file.name)
+            copy = directory / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 def _write_json(file: Path, data: Any) -> None:
@@ -140,7 +143,7 @@ def _write_json(file: Path, data: Any) -> None:
 
 def _move(new: Path, out: Path) -> None:
     """Put a whole directory into its place; one that is there goes only when the new one stands."""
-    for file in [*new.iterdir(), new]:
+    for file in [*new.rglob("*"), new]:
         handle = os.open(file, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)

@@ -1,0 +1,85 @@
+"""How much time and text one rendering of a chat template may use.
+
+A template is a program that comes with a model's files. An `Allowance` is spent while it runs; `sandbox.py` asks it
+before each operation that could take long or make much.
+"""
+
+import time
+from collections.abc import Collection, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from jinja2.utils import Namespace
+
+SECONDS = 0.8  # of this thread's processor time
+SECONDS_PER_CHARACTER = 1e-6  # more, of the messages and tools
+CHARACTERS = 20_000_000  # that the template may make in all, each of up to 4 bytes
+PER_CHARACTER = 40  # and as many more for each character of the messages and tools
+OBJECT = 16  # characters that take the memory of one Python object
+BITS = 10_000  # of an integer
+DEEPEST = 150  # levels of lists and objects
+
+
+class LimitError(ValueError):
+    """The template ran too long or made too much."""
+
+
+class Allowance:
+    """What is left to one rendering. `size`: characters of its messages and tools."""
+
+    def __init__(self, size: int):
+        self.left = CHARACTERS + PER_CHARACTER * size
+        self.end = time.thread_time() + SECONDS + size * SECONDS_PER_CHARACTER
+
+    def spend(self, characters: int) -> None:
+        """Take so many characters. Raises LimitError if too few are left, and if the time is over."""
+        self.left -= characters + 1
+        if self.left < 0:
+            raise LimitError("it makes too much text, or too long lists")
+        if time.thread_time() > self.end:
+            raise LimitError("it runs too long")
+
+    def spend_on(self, value: Any, factor: int = 1) -> None:
+        """Take what a value needs as text, in which a list counts each time it appears."""
+        self.spend(factor * self.size_of(value))
+
+    def size_of(self, value: Any) -> int:
+        """Return about how many characters the value is as text. Raises LimitError if it is beyond what is left."""
+        if isinstance(value, str):
+            return len(value)
+        total = count = 0
+        waiting = [(value, 0)]
+        while waiting:
+            value, depth = waiting.pop()
+            total += len(value) if isinstance(value, str) else OBJECT
+            if total > self.left:
+                raise LimitError("it makes too much text, or too long lists")
+            count += 1
+            if count % 1024 == 0:
+                self.spend(0)
+            if depth > DEEPEST:
+                raise LimitError(f"it nests lists deeper than {DEEPEST} levels")
+            if isinstance(value, Collection) and not isinstance(value, str):
+                waiting += [(each, depth + 1) for each in self._inside(value)]
+            elif isinstance(value, Namespace):
+                waiting.append((object.__getattribute__(value, "_Namespace__attrs"), depth + 1))
+        return total
+
+    def _inside(self, value: Collection[Any]) -> list[Any]:
+        if OBJECT * len(value) > self.left:
+            raise LimitError("it makes too much text, or too long lists")
+        if isinstance(value, Mapping):
+            return [each for pair in value.items() for each in pair]
+        return list(value)
+
+
+def cost(value: Any) -> int:
+    """Return the memory of a value without what is in it, in characters."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Collection):
+        return OBJECT * len(value)
+    return OBJECT
+
+
+CURRENT: ContextVar[Allowance] = ContextVar("allowance")

@@ -1,0 +1,199 @@
+"""Control tokens: which texts of a vocabulary steer the model, and how a message that spells one stays text.
+
+A chat template glues its own control tokens and the words of messages into one text. To tell them apart afterwards,
+`Marker` puts a private-use character into each control token that a message spells, and at its borders where only a
+part of one stands. `Controls.find` then sees the template's own tokens alone, and `Controls.encode` gives these to a
+second tokenizer under names that no text contains.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Iterable
+from functools import cached_property
+from os.path import commonprefix
+from typing import Any
+
+import tokenizers
+
+from tiny_llm.model.rendered import Rendered, Spans
+
+PRIVATE = range(0xE000, 0xF900)  # characters for private use: no text needs them
+ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
+
+
+def unused_character(texts: Iterable[str]) -> str:
+    """Return a private-use character that is in none of the texts, not even as a JSON escape."""
+    used: set[str] = set()
+    for text in texts:
+        used.update(text)
+        used.update(chr(int(code, 16)) for code in ESCAPED.findall(text))
+    for code in PRIVATE:
+        if chr(code) not in used:
+            return chr(code)
+    raise ValueError(f"messages: expected a character of U+E000 to U+F8FF that is unused, found all {len(PRIVATE)}")
+
+
+class Marker:
+    """Marks what spells one of the control tokens `tokens`, in texts that do not contain the character `mark`."""
+
+    def __init__(self, tokens: Iterable[str], mark: str):
+        self.tokens = list(tokens)
+        self.mark = mark
+        self.longest = max(map(len, self.tokens), default=0)
+        self.firsts = {token[0] for token in self.tokens}
+        self.lasts = {token[-1] for token in self.tokens}
+        self.starts = re.compile(f"(?:{_starts(self.tokens)})(?!{mark})")
+
+    def __call__(self, text: str, *, borders: bool = True, inside: bool = False) -> str:
+        """Return the text with marks.
+
+        `borders`: also mark where a part of a token begins or ends the text, because the template may add the rest.
+        `inside`: also mark a text that is the middle of a token.
+        """
+        if not self.tokens:
+            return text
+        if borders:
+            text = self._marked_head(self._marked_tail(text), inside)
+        return self.starts.sub(rf"\g<0>{self.mark}", text)
+
+    def _marked_tail(self, text: str) -> str:
+        """Mark the beginnings of tokens at the end of the text, before white space that a template may strip."""
+        end = len(text.rstrip())
+        begin = max(0, end - self.longest)
+        tail = text[begin:end]
+        for place in range(len(tail) - 1, -1, -1):
+            if tail[place] in self.firsts and self._begins(tail[place:].replace(self.mark, "")):
+                tail = tail[: place + 1] + self.mark + tail[place + 1 :]
+        return text[:begin] + tail + text[end:]
+
+    def _begins(self, part: str) -> bool:
+        return any(token.startswith(part) and token != part for token in self.tokens)
+
+    def _marked_head(self, text: str, inside: bool) -> str:
+        """Mark the end of a token at the beginning of the text."""
+        begin = len(text) - len(text.lstrip())
+        head = text[begin : begin + 2 * self.longest].replace(self.mark, "")[: self.longest]
+        lengths = [length for length, last in enumerate(head, 1) if last in self.lasts]
+        ends = any(self._ends(head[:length]) for length in lengths)
+        if not ends and inside and len(text) < 4 * self.longest:
+            whole = text.strip().replace(self.mark, "")
+            ends = whole != "" and any(whole in token[1:-1] for token in self.tokens)
+        return text[:begin] + 2 * self.mark + text[begin:] if ends else text
+
+    def _ends(self, part: str) -> bool:
+        return any(token.endswith(part) and token != part for token in self.tokens)
+
+
+class Controls:
+    """The control tokens of a tokenizer.
+
+    `special`: those that are never text, whoever writes them. `tokens`: these and the other added tokens, such as
+    `<think>`, except for mere words and white space, which some vocabularies add.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        self.backend = backend
+        added = [token for token in backend.get_added_tokens_decoder().values() if token.content]
+        self.special = frozenset(token.content for token in added if token.special)
+        self.tokens = self.special | {token.content for token in added if not _is_word(token.content)}
+        normalized = any(token.normalized and token.content in self.tokens for token in added)
+        self.appear_late = normalized and backend.normalizer is not None  # normalization may spell them
+
+    def find(self, text: str, mark: str) -> Spans:
+        """Return where control tokens without marks stand in the text, counted without the marks."""
+        if not self.tokens:
+            return ()
+        spans = []
+        marks = end = 0
+        for match in re.finditer(self._pattern, text):
+            if len(match[0]) == 1 and _marks_at(text, match.end(), mark) % 2:
+                continue  # a message's token of one character has its mark behind it; borders have two
+            marks += text.count(mark, end, match.start())
+            end = match.end()
+            spans.append((match.start() - marks, match.end() - marks))
+        return tuple(spans)
+
+    def encode(self, text: Rendered) -> list[int]:
+        """Return the ids of a text in which only `text.controls` are control tokens."""
+        if text.controls is None:
+            return self.backend.encode(str(text), add_special_tokens=False).ids
+        second, names = self._second
+        pieces = []
+        end = 0
+        for begin, after in text.controls:
+            pieces += [text[end:begin], names[text[begin:after]]]
+            end = after
+        return second.encode("".join([*pieces, text[end:]]), add_special_tokens=False).ids
+
+    @cached_property
+    def _pattern(self) -> str:
+        return _any_of(self.tokens)
+
+    @cached_property
+    def _second(self) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+        """The same tokenizer with other names for its control tokens, and these names.
+
+        A name is drawn by chance, so that no text can contain it on purpose.
+        """
+        secret = "".join(chr(secrets.choice(PRIVATE)) for _ in range(8))
+        names = {token: f"{secret}{place}{secret}" for place, token in enumerate(sorted(self.tokens))}
+        data = json.loads(self.backend.to_str())
+        for token in data["added_tokens"]:
+            if token["content"] in names:
+                token |= {"content": names[token["content"]], "normalized": False, "single_word": False}
+        _rename(data["model"], names)
+        return tokenizers.Tokenizer.from_str(json.dumps(data)), names
+
+
+def _marks_at(text: str, place: int, mark: str) -> int:
+    count = 0
+    while text.startswith(mark, place + count):
+        count += 1
+    return count
+
+
+def _rename(model: dict[str, Any], names: dict[str, str]) -> None:
+    """Rename tokens in the model of a tokenizer.json, so that it can't build them from their letters."""
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {names.get(piece, piece): token for piece, token in vocab.items()}
+    else:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges", [])]
+    if pairs:
+        model["merges"] = [pair for pair in pairs if not names.keys() & {pair[0], pair[1], pair[0] + pair[1]}]
+
+
+def _is_word(text: str) -> bool:
+    """Whether an added token is a word or white space, which steers nothing."""
+    return all(character.isalnum() or character.isspace() or character == "▁" for character in text)
+
+
+def _starts(tokens: Iterable[str]) -> str:
+    """Return a pattern for the first character of each token, wherever it begins: also inside another token."""
+    by_first: dict[str, list[str]] = {}
+    for token in tokens:
+        by_first.setdefault(token[0], []).append(token[1:])
+    return "|".join(f"{re.escape(first)}(?={_any_of(rests)})" for first, rests in sorted(by_first.items()))
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """Return a pattern for the longest of the texts at a place.
+
+    Texts with a common beginning share it, so that the pattern stays fast with thousands of texts.
+    """
+    by_first: dict[str, list[str]] = {}
+    for text in texts:
+        by_first.setdefault(text[:1], []).append(text)
+    branches = []
+    for first, group in sorted(by_first.items()):
+        if first:
+            start = commonprefix(group)  # noqa: RUF071  of texts, not of paths
+            branches.append(re.escape(start) + _any_of([text[len(start) :] for text in group]))
+    if not branches:
+        return ""
+    optional = "?" if "" in by_first else ""
+    return f"(?:{'|'.join(branches)}){optional}"

@@ -1,0 +1,212 @@
+"""Chat messages and tools as templates expect them: checked, with their texts marked as plain text."""
+
+import json
+import math
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+ROLES = ("system", "user", "assistant", "tool")
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # where clients put them
+DEEPEST = 100  # levels of lists and objects in a message or tool
+NODES = 1_000_000  # values in one message or tool
+
+
+class Mark(Protocol):
+    """What marks a text of a message; see `controls.Marker`."""
+
+    def __call__(self, text: str, *, borders: bool = True, inside: bool = False) -> str: ...
+
+
+class Copy:
+    """Copies JSON values and marks their texts.
+
+    Raises ValueError for anything that JSON can't hold, naming its place.
+    """
+
+    def __init__(self, mark: Mark):
+        self.mark = mark
+        self.nodes = 0
+
+    def text(self, text: str, where: str, **options: bool) -> str:
+        return self.mark(as_text(text, where), **options)
+
+    def value(self, value: Any, where: str, depth: int = 0) -> Any:
+        self.nodes += 1
+        if depth > DEEPEST or self.nodes > NODES:
+            raise ValueError(
+                f"{where:.100}: expected at most {DEEPEST} levels of lists and objects and {NODES} values, found more"
+            )
+        if isinstance(value, str):
+            return self.text(value, where, borders=not value.isidentifier())
+        if value is None or isinstance(value, bool | int):
+            return value
+        if isinstance(value, float):
+            expect(math.isfinite(value), where, "a finite number, because JSON has no other", value)
+            return value
+        if isinstance(value, Mapping):
+            return {
+                self.key(key, where): self.value(each, f"{where}.{key!s:.50}", depth + 1) for key, each in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.value(each, f"{where}[{i}]", depth + 1) for i, each in enumerate(value)]
+        raise ValueError(f"{where}: expected text, numbers, true, false, null, lists or objects, found {shown(value)}")
+
+    def key(self, key: Any, where: str) -> str:
+        expect(isinstance(key, str), where, "texts as keys", key)
+        return self.text(key, f"{where}: key {shown(key)}", borders=not key.isidentifier())
+
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 100
+SHORT.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, shortened: its whole could be very long."""
+    return SHORT.repr(value)
+
+
+def expect(ok: bool, where: str, expected: str, found: Any) -> None:
+    """Raise ValueError that names the place, what was expected and what was found, unless all is well."""
+    if not ok:
+        raise ValueError(f"{where}: expected {expected}, found {shown(found)}")
+
+
+def as_text(text: Any, where: str) -> str:
+    """Check that this is text that can be written as UTF-8."""
+    expect(isinstance(text, str), where, "a text", text)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: expected text, found half a character (the surrogate U+{ord(text[error.start]):04X}) at "
+            f"character {error.start}; read the text as UTF-8"
+        ) from None
+    return str(text)
+
+
+def checked_messages(messages: Sequence[Mapping[str, Any]], mark_for: Callable[[str], Mark]) -> list[dict[str, Any]]:
+    """Return copies of the messages as templates expect them. Raises ValueError naming what is malformed.
+
+    Content becomes a text, thoughts stand under `reasoning_content`, arguments of tool calls are objects.
+    `mark_for(role)` is what marks a role's texts.
+    """
+    filled = isinstance(messages, list | tuple) and len(messages) > 0
+    expect(filled, "messages", "a list of at least one message", messages)
+    return [_message(message, f"messages[{i}]", mark_for) for i, message in enumerate(messages)]
+
+
+def checked_tools(tools: Sequence[Mapping[str, Any]] | None, mark: Mark) -> list[dict[str, Any]] | None:
+    """Return copies of the tools' descriptions. Raises ValueError naming what is malformed."""
+    if tools is None:
+        return None
+    expect(isinstance(tools, list | tuple), "tools", "a list of tools", tools)
+    return [_tool(tool, f"tools[{i}]", mark) for i, tool in enumerate(tools)]
+
+
+def _message(message: Mapping[str, Any], where: str, mark_for: Callable[[str], Mark]) -> dict[str, Any]:
+    expect(isinstance(message, Mapping), where, "role and content", message)
+    role = message.get("role")
+    expect(role in ROLES, f"{where}: role", f"one of {', '.join(ROLES)}", role)
+    copy = Copy(mark_for(str(role)))
+    silent = bool(message.get("tool_calls"))
+    checked: dict[str, Any] = {}
+    for key, value in message.items():
+        if key == "role":
+            checked[key] = value
+        elif key == "content":
+            checked[key] = _content(value, silent, where, copy)
+        elif key in THOUGHTS and value is not None:
+            checked[key] = copy.text(value, f"{where}: {key}", inside=True)
+        elif key == "tool_calls":
+            checked |= _calls(value, where, copy)
+        else:
+            checked[copy.key(key, where)] = copy.value(value, f"{where}.{key!s:.50}")
+    if "content" not in checked:
+        checked["content"] = _content(None, silent, where, copy)
+    thought = next((checked[key] for key in THOUGHTS if checked.get(key) is not None), None)
+    if thought is not None:  # templates read it under one name or the other
+        checked = {"thinking": thought, **checked, "reasoning_content": thought}
+    return checked
+
+
+def _content(content: Any, silent: bool, where: str, copy: Copy) -> str:
+    """Return a message's text: as it is, or the parts of a list of texts together, or "" where there are tool calls."""
+    if content is None and silent:
+        return ""
+    if isinstance(content, list | tuple) and content:
+        content = "".join(_part(part, f"{where}: content[{i}]") for i, part in enumerate(content))
+    return copy.text(content, f"{where}: content", inside=True)
+
+
+def _part(part: Any, where: str) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(text, str):
+        return text
+    found = f"a part of type {shown(kind)}" if isinstance(kind, str) and kind != "text" else shown(part)
+    raise ValueError(f'{where}: expected {{"type": "text", "text": …}}, because models here read text; found {found}')
+
+
+def _calls(calls: Any, where: str, copy: Copy) -> dict[str, Any]:
+    """Return {"tool_calls": …}; nothing for null, which clients send where there are none."""
+    if calls is None:
+        return {}
+    expect(isinstance(calls, list | tuple), f"{where}.tool_calls", "a list of calls", calls)
+    return {"tool_calls": [_call(call, f"{where}.tool_calls[{j}]", copy) for j, call in enumerate(calls)]}
+
+
+def _call(call: Any, where: str, copy: Copy) -> dict[str, Any]:
+    """Return a tool call, {"function": {"name", "arguments"}} or what is inside, with its arguments as an object."""
+    expect(isinstance(call, Mapping), where, "a function's name and arguments", call)
+    if "function" not in call:
+        return _function(call, where, copy)
+    checked: dict[str, Any] = {}
+    for key, value in call.items():
+        if key == "function":
+            checked[key] = _function(value, f"{where}.function", copy)
+        else:
+            checked[copy.key(key, where)] = copy.value(value, f"{where}.{key!s:.50}")
+    return checked
+
+
+def _function(function: Any, where: str, copy: Copy) -> dict[str, Any]:
+    expect(isinstance(function, Mapping), where, "name and arguments", function)
+    name = function.get("name")
+    expect(isinstance(name, str) and name != "", f"{where}.name", "the name of a function", name)
+    arguments = _arguments(function.get("arguments"), f"{where}.arguments")
+    checked: dict[str, Any] = copy.value({**function, "arguments": arguments}, where)
+    return checked
+
+
+def _arguments(arguments: Any, where: str) -> Mapping[str, Any]:
+    """Return arguments as an object. Clients send them as JSON text, and none at all as "" or null."""
+    if arguments is None or arguments == "":
+        return {}
+    parsed = arguments
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments, parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: expected a JSON object, found {shown(arguments)}: {error}") from None
+    expect(isinstance(parsed, Mapping), where, "a JSON object", arguments)
+    return parsed  # type: ignore[no-any-return]
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"JSON has no number {constant}")
+
+
+def _tool(tool: Any, where: str, mark: Mark) -> dict[str, Any]:
+    """Return a tool, {"type": "function", "function": {"name", …}} or what is inside."""
+    expect(isinstance(tool, Mapping), where, "a function's name and parameters", tool)
+    function = tool.get("function", tool)
+    place = f"{where}.function" if "function" in tool else where
+    expect(isinstance(function, Mapping), f"{place}", "name and parameters", function)
+    name, parameters = function.get("name"), function.get("parameters")
+    expect(isinstance(name, str) and name != "", f"{place}.name", "the name of a function", name)
+    schema = parameters is None or isinstance(parameters, Mapping)
+    expect(schema, f"{place}.parameters", "a JSON schema, an object", parameters)
+    checked: dict[str, Any] = Copy(mark).value(tool, where)
+    return checked
