@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from tiny_llm._blas import cache_dir
+from tiny_llm.kernels.sim import wheel
 from tiny_llm.kernels.sim.report import CompileError
 from tiny_llm.kernels.sim.signature import ATTRIBUTES
 from tiny_llm.kernels.sim.source import Source
@@ -59,7 +60,7 @@ def flags() -> tuple[str, ...]:
         if is_clang()
         else ("-fsingle-precision-constant",)
     )
-    return (*COMMON, *single, *stack_probes(), *architecture(), f"-I{INCLUDE}", f"-I{mlx_include()}")
+    return (*COMMON, *single, *stack_probes(), *architecture(), f"-I{INCLUDE}")
 
 
 def stack_probes() -> tuple[str, ...]:
@@ -97,8 +98,9 @@ def _sources_key() -> str:
     for path in sorted([*INCLUDE.rglob("*"), *NATIVE.glob("*")]):
         if path.is_file():
             digest.update(path.read_bytes())
-    for path in (Path(compiler()), mlx_include() / "mlx" / "backend" / "metal" / "kernels" / "utils.h"):
+    for path in (Path(compiler()), mlx_include() / wheel.KERNELS / "utils.h"):
         digest.update(repr((str(path), path.stat().st_size, path.stat().st_mtime_ns)).encode())
+    digest.update(Path(wheel.__file__).read_bytes())
     digest.update(repr((flags(), PRELUDE)).encode())
     return digest.hexdigest()[:16]
 
@@ -107,6 +109,13 @@ def folder() -> Path:
     path = cache_dir() / "kernels" / _sources_key()
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def headers(text: str) -> str:
+    """The option that finds MLX's headers which `text` includes, made ready for C++."""
+    made = folder() / "metal"
+    wheel.prepare(text, made, mlx_include(), INCLUDE)
+    return f"-I{made}"
 
 
 def run(command: Sequence[object], what: str) -> None:
@@ -149,7 +158,7 @@ def prelude(check: bool, math_mode: str = "safe") -> Path:
         new = Path(making) / made.name
         run(
             [
-                *(compiler(), *flags(), *MATH_MODES[math_mode], *instrumentation(check)),
+                *(compiler(), *flags(), headers(PRELUDE), *MATH_MODES[math_mode], *instrumentation(check)),
                 *("-x", "c++-header", path, "-o", new),
             ],
             "the simulator's Metal library",
@@ -180,7 +189,7 @@ def compile_kernel(text: str, source: Source, check: bool, math_mode: str = "saf
         cpp, made = Path(making) / "kernel.cpp", Path(making) / path.name
         compiled = path.with_suffix(".o") if sys.platform == "darwin" else Path(making) / "kernel.o"  # atos reads it
         cpp.write_text(text)
-        options = (*flags(), *MATH_MODES[math_mode], *instrumentation(check))
+        options = (*flags(), headers(text), *MATH_MODES[math_mode], *instrumentation(check))
         command = [compiler(), *options, "-include", include, "-c", cpp, "-o", compiled]
         try:
             run(command, source.label)
