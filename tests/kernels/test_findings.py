@@ -58,14 +58,14 @@ FAULTS = [
     Fault("tile not filled", TILE + "if (t < 63) tile[t] = x0[i];\n" + BARRIER + "out[i] = tile[t];",
           "uninitialised read", 5, "element 63"),
     Fault("adds to an output that has no value", START + "out[i] += x0[i];", "uninitialised read", 2, "init_value"),
-    Fault("an array that starts with nothing", START + "float sum[4];\nfor (int k = 0; k < 4; k++)\n  sum[k] += x0[i];\n"
-          "out[i] = sum[3];", "uninitialised read", 4, "element 0 of its own variable `sum`"),
+    Fault("an array that starts with nothing", START + "float sum[4];\nfor (int k = 0; k < 4; k++)\n"
+          "  sum[k] += x0[i];\nout[i] = sum[3];", "uninitialised read", 4, "element 0 of its own variable `sum`"),
     Fault("the last element of an array", START + "float a[4];\nfor (int k = 0; k < 3; k++) a[k] = x0[i];\n"
           "out[i] = a[0] + a[1] + a[2]\n  + a[3];", "uninitialised read", 5, "element 3 of its own variable `a`"),
-    Fault("a sum that starts with nothing", START + "float sum;\nfor (int k = 0; k < 4; k++) sum += x0[i];\nout[i] = sum;",
-          "uninitialised read", 3, "its own variable `sum`, where nothing was written"),
-    Fault("a value in one branch only", START + "float v, w = 1;\nif (i < 60) v = w;\nout[i] = v;", "uninitialised read",
-          4, "thread (60, 0, 0)"),
+    Fault("a sum that starts with nothing", START + "float sum;\nfor (int k = 0; k < 4; k++) sum += x0[i];\n"
+          "out[i] = sum;", "uninitialised read", 3, "its own variable `sum`, where nothing was written"),
+    Fault("a value in one branch only", START + "float v, w = 1;\nif (i < 60) v = w;\nout[i] = v;",
+          "uninitialised read", 4, "thread (60, 0, 0)"),
     Fault("a vector without a value", START + "float4 v;\nv.x = 1;\nout[i] = v.y;", "uninitialised read", 4, "`v`"),
     Fault("an array of two axes", START + "float a[2][3];\na[0][0] = a[1][2] = 1;\nout[i] = a[0][0] + a[1][1];",
           "uninitialised read", 4, "element 4 of its own variable `a`"),
@@ -186,18 +186,21 @@ INNOCENT = {
     "lanes that have returned": START + "out[i] = x0[i];\nif (i % 2) return;\nout[i] = simd_sum(x0[i]);",
     "table of constants": START + "const float table[4] = {1, 2, 3, 4};\nout[i] = table[i & 3];",
     "every element of an own array": START + "float a[4];\nfor (int k = 0; k < 4; k++) a[k] = k;\nout[i] = a[i & 3];",
-    "the first turn of a loop": START + "float a[1];\nfor (uint k = 0; k < 3; k++)\n  if (k == 0) a[0] = 1; else a[0] += 1;"
-    "\nout[i] = a[0];",
+    "the first turn of a loop": START + "float a[1];\nfor (uint k = 0; k < 3; k++)\n"
+    "  if (k == 0) a[0] = 1; else a[0] += 1;\nout[i] = a[0];",
     "a value in both branches": START + "float v;\nif (i & 1) v = 1; else v = 2;\nout[i] = v;",
     "three of a vector of three": START + "float3 a[2];\na[0] = float3(1);\nfloat3 b = a[0];\nout[i] = b.z;",
     "a struct that is filled in part": START + "Pair p, q;\np.a = 1;\nq = p;\nout[i] = q.a;",
-    "a value by reference": START + "int e;\nfloat whole, c, m = frexp(3.0f, e) + modf(1.5f, whole) + sincos(0.5f, c);\n"
-    "out[i] = m + e + whole + c;",
+    "a value by reference": START + "int e;\nfloat whole, c;\n"
+    "float m = frexp(3.0f, e) + modf(1.5f, whole) + sincos(0.5f, c);\nout[i] = m + e + whole + c;",
     "a helper fills it": START + "float a[2];\nfill(a);\nout[i] = a[0] + a[1];",
     "a struct with a constructor": START + "Zero z;\nout[i] = z.a;",
-    "one name after another": START + "{ float a[2]; a[0] = a[1] = 1; out[i] = a[0]; }\n{ float b[2] = {1, 2}; out[i] = b[i & 1]; }",
-    "a switch": START + "switch (i & 1) {\ncase 0:\n  float v;\n  v = 1;\n  out[i] = v;\n  break;\ndefault:\n  out[i] = 2;\n}",
-    "names that look like declarations": START + "uint n = 3;\nfloat a[3], b = n;\nfor (uint k = 0, m; k < n; k++) { m = k; a[m] = b; }\n"
+    "one name after another": START + "{ float a[2]; a[0] = a[1] = 1; out[i] = a[0]; }\n"
+    "{ float b[2] = {1, 2}; out[i] = b[i & 1]; }",
+    "a switch": START + "switch (i & 1) {\ncase 0:\n  float v;\n  v = 1;\n  out[i] = v;\n  break;\n"
+    "default:\n  out[i] = 2;\n}",
+    "names that look like declarations": START + "uint n = 3;\nfloat a[3], b = n;\n"
+    "for (uint k = 0, m; k < n; k++) { m = k; a[m] = b; }\n"
     "i * n;\nout[i] = a[2] < b ? a[0] : a[1];",
     "uniform branch": START + "out[i] = x0[i];\nif (simdgroup_index_in_threadgroup == 1) out[i] = simd_sum(x0[i]);",
 }  # fmt: skip

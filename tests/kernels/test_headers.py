@@ -1,4 +1,4 @@
-"""The headers of MLX's wheel: each that a kernel can include compiles, and their matrix product and attention run right."""
+"""The headers of MLX's wheel: each that a kernel can include compiles, and the matrix product in them runs right."""
 
 import re
 from typing import Any
@@ -117,6 +117,10 @@ def test_threadgroup_memory_of_an_included_function_is_the_groups(run: Run) -> N
 
 def test_complex_numbers(run: Run) -> None:
     """MLX's own operators; the simulator's former stand-in had none."""
-    body = "uint i = thread_position_in_grid.x;\ncomplex64_t z = complex64_t(x0[i], 1) * complex64_t(0, 1) / complex64_t(2);\n"
-    (got,) = run(body + "out[i] = z.real * 10 + z.imag;", [mx.arange(64).astype(mx.float32)])
+    body = (
+        "uint i = thread_position_in_grid.x;\n"
+        "complex64_t z = complex64_t(x0[i], 1) * complex64_t(0, 1) / complex64_t(2);\n"
+        "out[i] = z.real * 10 + z.imag;"
+    )
+    (got,) = run(body, [mx.arange(64).astype(mx.float32)])
     np.testing.assert_allclose(np.array(got), -5 + np.arange(64) / 2)

@@ -68,7 +68,8 @@ ACCEPTED = {
     "complex numbers": ("complex64_t z = complex64_t(x[0], x[1]);\nz = z * z + z;\nout[0] = z.real - z.imag;", ""),
     "MLX's names of types": ("float16_t h = 1;\nbfloat16_t b = bfloat16_t(x[0]);\nout[0] = float(h) + float(b);", ""),
     "limits and traits": (
-        "out[0] = is_same_v<half, float> ? numeric_limits<float>::infinity() : M_2_SQRTPI_F + FLT_EPSILON;", ""
+        "out[0] = is_same_v<half, float> ? numeric_limits<float>::infinity() : M_2_SQRTPI_F + FLT_EPSILON;",
+        "",
     ),
     "swizzles": ("float4 v = float4(1, 2, 3, 4);\nout[0] = v.wzyx.x + v.xy.y;", ""),
     "vector load": ("float4 v = ((const device float4*)x)[0];\nout[0] = dot(v, v);", ""),

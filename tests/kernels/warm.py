@@ -5,16 +5,19 @@ Most of the time of tests on kernels is the C++ compiler's. What it made is kept
 itself, and finds them compiled or compiles them.
 """
 
+import contextlib
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ROOMS = ("course/test_tasks", "tests/kernels/")
 MANY = 200  # tests of kernels; for fewer a second process is not worth its start
 
 
@@ -34,12 +37,12 @@ def forget_others(folder: Path, keep: str) -> None:
 def start(session: pytest.Session) -> None:
     """Compile ahead in a process of its own, if there are many kernels to test and a core to do it."""
     folder = kept(session.config)
-    here = [item for item in session.items if "tests/kernels/" in item.nodeid or "test_tasks" in item.nodeid]
-    if folder is None or len(here) < MANY or (os.cpu_count() or 1) < 2 or hasattr(session.config, "kernels_ahead"):
+    rooms = [room for room in ROOMS if sum(room in item.nodeid for item in session.items) >= MANY]
+    if folder is None or not rooms or (os.cpu_count() or 1) < 2 or hasattr(session.config, "kernels_ahead"):
         return
     environment = {**os.environ, "TINY_LLM_CACHE": str(folder), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.kernels.warm"],
+        [sys.executable, "-m", "tests.kernels.warm", *rooms],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -55,7 +58,7 @@ def start(session: pytest.Session) -> None:
     session.config.add_cleanup(stop)
 
 
-def launches() -> Iterator[tuple[str, Callable[[], object]]]:
+def launches(rooms: Sequence[str]) -> Iterator[tuple[str, Callable[[], object]]]:
     """A name and a call for each launch to prepare, those that the tests come to last first."""
     import mlx.core as mx
 
@@ -66,10 +69,13 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     from tiny_llm.kernels.check import check_kernel
     from tiny_llm.kernels.sim import Simulator
 
-    for task in reversed([task for task in course().tasks if task.is_kernel]):
+    tasks = [task for task in course().tasks if task.is_kernel] if ROOMS[0] in rooms else []
+    for task in reversed(tasks):
         for name in reversed(mistakes.names(task)):
             text = mistakes.mistaken_source(task, name)
             yield text, lambda task=task, name=name: runner.run_task(task, mistakes.mistaken(task, name))
+    if ROOMS[1] not in rooms:
+        return
     for kernel, number, weaker in reversed(PLACES):
         entry, source = CATALOG[kernel], mutant(kernel, number, weaker)
         simulator = Simulator(check=True, replace={kernel: source})
@@ -78,26 +84,22 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
         yield entry.kernel.path.read_text(), lambda e=entry: check_kernel(e, {}, 0)
 
 
-def main() -> None:
+def main(rooms: Sequence[str]) -> None:
     """Launch what was not launched yet with this simulator; a file says of each that it was."""
-    import hashlib
-
     import tiny_llm  # noqa: F401  before mlx
     from tiny_llm.kernels.sim import compiler
 
     os.nice(10)
     done = compiler.folder() / "launched"
     done.mkdir(exist_ok=True)
-    for text, launch in launches():
+    for text, launch in launches(rooms):
         mark = done / hashlib.sha256(text.encode()).hexdigest()[:24]
         if mark.exists():
             continue
-        try:
+        with contextlib.suppress(Exception):  # the mutants are wrong, and whatever else is wrong, the tests say
             launch()
-        except Exception:  # the mutants are wrong, and whatever else is wrong, the tests say
-            pass
         mark.touch()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

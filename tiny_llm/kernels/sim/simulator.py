@@ -69,9 +69,7 @@ class Simulator:
             print(signature.text(source.header, source.body))
         runtime = load_runtime()
         check = self.check or self.trace
-        library_path = compiler.compile_kernel(
-            cpp(source, signature, check), source, check, interface.math_mode
-        )
+        library_path = compiler.compile_kernel(cpp(source, signature, check), source, check, interface.math_mode)
         library = compiler.load_kernel(library_path)
         with memory(runtime) as buffers:
             arguments, outputs = place(interface, signature, arrays, dispatch, buffers)

@@ -14,7 +14,9 @@ INCLUDE = re.compile(rf'^[ \t]*#[ \t]*include[ \t]*"({KERNELS}[^"]+)"', re.MULTI
 OTHER_SPACES = "threadgroup|device|constant"
 FUNCTION_CONSTANT = re.compile(r"(\[\[function_constant\(\w+\)\]\])\s*;")
 SPECIALISED_MEMBER = re.compile(r"^[ \t]+template <>\n", re.MULTILINE)
-POINTER_ELEMENT = re.compile(rf"template <typename T>\nstruct pointer_element<(?:{OTHER_SPACES}) T\*> {{.*?\n}};", re.DOTALL)
+POINTER_ELEMENT = re.compile(
+    rf"template <typename T>\nstruct pointer_element<(?:{OTHER_SPACES}) T\*> {{.*?\n}};", re.DOTALL
+)
 BINDING_OF_MEMORY = re.compile(r"\[\[threadgroup\(\d+\)\]\]")
 PLAIN_METHOD = re.compile(rf"^(  )constexpr METAL_FUNC operator bool\(\) (?:const )?(?:{OTHER_SPACES}) {{.*?\n\1}}$",
                           re.DOTALL | re.MULTILINE)  # fmt: skip
