@@ -129,11 +129,11 @@ def test_a_race_is_found_in_every_order(seed: int, run: Run) -> None:
 
 EQUAL = {
     "one element of an output": (START + "out[i] = 0;\nthreadgroup_barrier(mem_flags::mem_device);\nout[0] = 7;", {},
-                                 "let one thread write, as in `if"),
+                                 "Let one thread write, as in `if"),
     "a flag of the threadgroup": (START + "threadgroup int found;\nif (x0[i] >= 0) found = 1;\n" + BARRIER
                                   + "out[i] = found;", {}, "mem_threadgroup"),
     "two threadgroups": ("out[thread_position_in_threadgroup.x] = x0[0];", {"group": 32, "output_shapes": [(32,)]},
-                         "let one threadgroup write, or use an atomic store"),
+                         "No barrier orders threadgroups: let one of them write, or use an atomic store"),
     "a vector": (START + "threadgroup float4 v;\nv = float4(1, 2, 3, 4);\n" + BARRIER + "out[i] = v.y;", {}, "`v`"),
 }  # fmt: skip
 

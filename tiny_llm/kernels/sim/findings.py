@@ -26,15 +26,15 @@ RACE_REMEDIES = (
     "simdgroup_barrier orders the lanes of one simdgroup only; use threadgroup_barrier(mem_flags::{flag})",
     "No barrier orders threadgroups: let one group own the element, use atomics, or launch a second kernel",
 )
-ONE_WRITER = "It comes out right as long as the values stay equal, but nothing promises it: "
+ONE_WRITER = "It comes out right as long as the values stay equal, but nothing promises it. "
 RACES_OF_EQUAL_WRITES = (
-    ONE_WRITER + "let one thread write, as in `if (thread_index_in_threadgroup == 0)`, or put "
+    ONE_WRITER + "Let one thread write, as in `if (thread_index_in_threadgroup == 0)`, or put "
     "threadgroup_barrier(mem_flags::{flag}) between the two",
-    ONE_WRITER + "let one thread write; the barrier between the two does not order {memory} memory, which "
+    ONE_WRITER + "Let one thread write; the barrier between the two does not order {memory} memory, which "
     "mem_flags::{flag} would",
-    ONE_WRITER + "let one thread of the threadgroup write, not one of each simdgroup; simdgroup_barrier orders the "
+    ONE_WRITER + "Let one thread of the threadgroup write, not one of each simdgroup; simdgroup_barrier orders the "
     "lanes of one simdgroup only",
-    ONE_WRITER + "let one threadgroup write, or use an atomic store; no barrier orders threadgroups",
+    ONE_WRITER + "No barrier orders threadgroups: let one of them write, or use an atomic store",
 )
 PRIVATE_REMEDY = "A thread's variables begin with whatever was left in the registers; give it a value first, such as 0"
 REMEDIES = {
