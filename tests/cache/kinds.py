@@ -27,6 +27,7 @@ KINDS: dict[str, MakeCache] = {
     "8 bits": lambda config, ops: QuantizedCache(config, ops, 8, step=7),
     "4 bits": lambda config, ops: QuantizedCache(config, ops, 4, step=7),
 }
+GROUPS = {32: 32, 64: 64, 96: 32, 128: 64}  # head_dim: how many numbers of it share a scale, unless a user says so
 WINDOWS = {  # (window, sinks)
     "rotating": (9, 2),
     "rotating, no sinks": (6, 0),

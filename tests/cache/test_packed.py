@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from tests.cache.kinds import BITS, GROUPS, KINDS, inputs, oracle, shape, step
 from tests.cache.test_paged import scattered, whole
 from tests.engine.test_loop import SAMPLED, request, run, summary
 from tests.model.parity import prompt
@@ -14,11 +15,59 @@ from tiny_llm.cache.paged import PagedBatch, block_nbytes, num_blocks_for
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.engine.loop import Loop
+from tiny_llm.kernels.table import with_kernels
+from tiny_llm.model.ops import PLAIN
 
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
     return load(make_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dim", GROUPS)
+def test_pages_give_the_attention_of_the_definition_at_each_width(dim: int, bits: int) -> None:
+    """Every fixture was 32 wide, so that a pool with groups of 32 at any width passed."""
+    config, sizes = shape(dim=dim), [9, 1, 1, 13, 1, 5]
+    q, k, v = inputs(config, sum(sizes))
+    (table,), count = scattered([list(range(sum(sizes)))], 4)
+    pool = PackedPool(config, PLAIN, count, 4, bits=bits)
+    parts, at = [], 0
+    for size in sizes:
+        batch = PagedBatch(pool, [table], [at], [size])
+        parts.append(batch.attend(0, *(x[at : at + size] for x in (q, k, v))))
+        at += size
+    want = oracle(f"{bits} bits", q, k, v, GROUPS[dim])
+    np.testing.assert_allclose(np.array(mx.concatenate(parts)), want, rtol=1e-4, atol=2e-5)
+    assert pool.packed[0][0][1].shape[-1] == dim // GROUPS[dim], "scales of a key"
+
+
+@pytest.mark.parametrize("table", ["plain", "twins"])
+@pytest.mark.parametrize("kind", BITS)
+@pytest.mark.parametrize("dim", GROUPS)
+def test_packed_caches_give_it_as_well(dim: int, kind: str, table: str) -> None:
+    config = shape(dim=dim)
+    layer = inputs(config, 31)
+    cache = KINDS[kind](config, PLAIN if table == "plain" else with_kernels(PLAIN, "plain"))
+    parts, at = [], 0
+    for size in (4, 1, 1, 13, 1, 11):
+        parts += step(cache, [layer], at, at + size)
+        at += size
+    want = oracle(kind, *layer, GROUPS[dim])
+    np.testing.assert_allclose(np.array(mx.concatenate(parts)), want, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_a_served_model_of_another_width_keeps_near_the_full_one(dim: int, tmp_path_factory) -> None:
+    wide = load(make_model(tmp_path_factory.mktemp("model"), head_dim=dim))
+    tokens = prompt(21, seed=1)
+    (table,), count = scattered([tokens], 4)
+    pool = PackedPool(wide.config, wide.model.ops, count, 4)
+    wide.model.hidden_states(mx.array(tokens[:15]), PagedBatch(pool, [table], [0], [15]))
+    got = wide.model(mx.array(tokens[15:]), PagedBatch(pool, [table], [15], [6]))
+    assert 1e-5 < np.abs(np.array(got) - whole(wide.model, tokens)[15:]).max() < 0.1
+    each = block_nbytes(wide.config, 16, mx.float32, 8)
+    assert PackedPool(wide.config, wide.model.ops, 3, 16).nbytes == 3 * each
 
 
 @pytest.mark.parametrize(("bits", "apart"), [(8, 0.1), (4, 2.0)])

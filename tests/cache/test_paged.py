@@ -1,6 +1,7 @@
 """The paged pool: any mix of sequences in one step gives each of them the logits of its own whole run."""
 
 import random
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kernels.conftest import kernel_cache  # noqa: F401
 from tests.model.parity import close, ours, prompt
 from tests.support import make_model
 from tiny_llm.cache.paged import PagedBatch, PagedPool, block_nbytes, num_blocks_for, spans
@@ -15,7 +17,6 @@ from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.kernels.catalog import paged_decode_arguments
 from tiny_llm.kernels.paged import Pages, paged_decode_plain
 from tiny_llm.kernels.paged_attention import paged_decode
-from tiny_llm.kernels.sim import compiler
 from tiny_llm.model.qwen3 import Qwen3
 
 
@@ -65,12 +66,21 @@ def test_and_so_with_a_sliding_window(windowed: Qwen3, plan, order) -> None:
 @pytest.mark.parametrize("kind", ["model", "windowed"])
 def test_and_so_with_the_kernels(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the simulator, as on a GPU: one launch for those that decode, one for all others."""
-    try:
-        compiler.compiler()
-    except ValueError as error:
-        pytest.skip(str(error))
+    request.getfixturevalue("kernel_cache")
     monkeypatch.setenv("TINY_LLM_KERNELS", "sim")
     check_mix(request.getfixturevalue(kind), PLAN, 4, random.Random(1), fill=np.nan)
+
+
+@pytest.mark.parametrize("back_end", ["plain", "sim"])
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+def test_and_so_with_wider_heads(
+    head_dim: int, back_end: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's simdgroup holds 32 numbers: 80 leaves lanes without a column."""
+    if back_end == "sim":
+        request.getfixturevalue("kernel_cache")
+    monkeypatch.setenv("TINY_LLM_KERNELS", back_end)
+    check_mix(ours(make_model(tmp_path, head_dim=head_dim)), PLAN, 4, random.Random(2), fill=np.nan)
 
 
 PLAN = [[9, 1, 1, 1], [5, 1, 6, 1], [1, 1, 1, 1]]

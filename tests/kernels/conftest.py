@@ -1,4 +1,4 @@
-"""A cache of compiled kernels for this run of the tests; where there is no compiler there is nothing to test."""
+"""A cache of compiled kernels for the tests; where there is no compiler there is nothing to test."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -7,17 +7,24 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from tests.kernels import warm
 from tiny_llm.kernels.sim import Simulator, compiler, metal_kernel
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    warm.start(session)
+
+
 @pytest.fixture(scope="session")
-def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def kernel_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     try:
         compiler.compiler()
     except ValueError as error:
         pytest.skip(str(error))
     before = os.environ.get("TINY_LLM_CACHE")
-    os.environ["TINY_LLM_CACHE"] = str(tmp_path_factory.getbasetemp() / "kernels")  # one, whoever takes the fixture
+    folder = warm.kept(request.config) or tmp_path_factory.getbasetemp() / "kernels"  # one, whoever takes the fixture
+    os.environ["TINY_LLM_CACHE"] = str(folder)
+    warm.forget_others(folder, keep=compiler.folder().name)
     yield
     if before is None:
         del os.environ["TINY_LLM_CACHE"]

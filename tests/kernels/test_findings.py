@@ -1,4 +1,4 @@
-"""Twenty planted faults: each is found under the right name, in the right line, with a remedy in words."""
+"""Planted faults: each is found under the right name, in the right line, with a remedy in words."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -58,6 +58,29 @@ FAULTS = [
     Fault("tile not filled", TILE + "if (t < 63) tile[t] = x0[i];\n" + BARRIER + "out[i] = tile[t];",
           "uninitialised read", 5, "element 63"),
     Fault("adds to an output that has no value", START + "out[i] += x0[i];", "uninitialised read", 2, "init_value"),
+    Fault("an array that starts with nothing", START + "float sum[4];\nfor (int k = 0; k < 4; k++)\n"
+          "  sum[k] += x0[i];\nout[i] = sum[3];", "uninitialised read", 4, "element 0 of its own variable `sum`"),
+    Fault("the last element of an array", START + "float a[4];\nfor (int k = 0; k < 3; k++) a[k] = x0[i];\n"
+          "out[i] = a[0] + a[1] + a[2]\n  + a[3];", "uninitialised read", 5, "element 3 of its own variable `a`"),
+    Fault("a sum that starts with nothing", START + "float sum;\nfor (int k = 0; k < 4; k++) sum += x0[i];\n"
+          "out[i] = sum;", "uninitialised read", 3, "its own variable `sum`, where nothing was written"),
+    Fault("a value in one branch only", START + "float v, w = 1;\nif (i < 60) v = w;\nout[i] = v;",
+          "uninitialised read", 4, "thread (60, 0, 0)"),
+    Fault("a vector without a value", START + "float4 v;\nv.x = 1;\nout[i] = v.y;", "uninitialised read", 4, "`v`"),
+    Fault("an array of two axes", START + "float a[2][3];\na[0][0] = a[1][2] = 1;\nout[i] = a[0][0] + a[1][1];",
+          "uninitialised read", 4, "element 4 of its own variable `a`"),
+    Fault("an array in an inner block", START + "out[i] = 0;\nfor (int k = 0; k < 2; k++) {\n  float a[2];\n"
+          "  if (k == 0) a[0] = 1;\n  out[i] += a[0];\n}", "uninitialised read", 6, "`a`"),
+    Fault("an array behind a directive", START + "#pragma unroll\nfloat a[2];\nout[i] = a[1];", "uninitialised read", 4,
+          "element 1"),
+    Fault("an array in a helper", START + "out[i] = last(x0[i]);", "uninitialised read", 5, "element 1 of its own",
+          {"header": "template <int N> inline float\nlast(float x) {\n  float a[N];\n  a[0] = x;\n  return a[1];\n}\n"
+           "inline float last(float x) { return last<2>(x); }\n"}),
+    Fault("a struct without values", START + "Pair p;\np.a = x0[i];\nout[i] = p.a + p.b;", "uninitialised read", 4,
+          "its own variable `p`", {"header": "struct Pair { float a, b; float held[2]; };\n"}),
+    Fault("a matrix without a value", START + "simdgroup_float8x8 a(1), sum;\n"
+          "simdgroup_multiply_accumulate(sum, a, a, sum);\nout[i] = sum.thread_elements()[0];", "uninitialised read", 3,
+          "its own variable `sum`"),
     Fault("an element left out", START + "if (i != 7) out[i] = x0[i];", "output not written", 0, "1 of 64 elements"),
     Fault("barrier in a branch", START + "if (t < 40)\n  " + BARRIER + "out[i] = x0[i];", "barrier divergence", 3,
           "others have returned"),
@@ -104,6 +127,47 @@ def test_a_race_is_found_in_every_order(seed: int, run: Run) -> None:
     assert caught.value.findings[0].kind == "race"
 
 
+EQUAL = {
+    "one element of an output": (START + "out[i] = 0;\nthreadgroup_barrier(mem_flags::mem_device);\nout[0] = 7;", {},
+                                 "Let one thread write, as in `if"),
+    "a flag of the threadgroup": (START + "threadgroup int found;\nif (x0[i] >= 0) found = 1;\n" + BARRIER
+                                  + "out[i] = found;", {}, "mem_threadgroup"),
+    "two threadgroups": ("out[thread_position_in_threadgroup.x] = x0[0];", {"group": 32, "output_shapes": [(32,)]},
+                         "No barrier orders threadgroups: let one of them write, or use an atomic store"),
+    "a vector": (START + "threadgroup float4 v;\nv = float4(1, 2, 3, 4);\n" + BARRIER + "out[i] = v.y;", {}, "`v`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", EQUAL)
+def test_a_race_of_equal_values_is_told_as_one(name: str, seed: int, run: Run) -> None:
+    body, options, words = EQUAL[name]
+    with pytest.raises(KernelError) as caught:
+        run(body, [mx.zeros(64)], simulator=Simulator(check=True, seed=seed), **options)
+    first = caught.value.findings[0]
+    assert first.kind == "race"
+    assert first.text.endswith("; both write the same value")
+    assert "as long as the values stay equal, but nothing promises it" in first.remedy
+    assert words in str(first)
+
+
+UNEQUAL = {
+    "each its own": START + "out[i] = 0;\nthreadgroup_barrier(mem_flags::mem_device);\nout[0] = i;",
+    "one differs": START + "out[i] = 0;\nthreadgroup_barrier(mem_flags::mem_device);\nout[0] = i == 40;",
+    "a sum": TILE + "tile[0] = 0;\n" + BARRIER + "tile[0] += 1;\nout[i] = 0;",
+    "read while it is written": TILE + "tile[t] = 1;\nout[i] = tile[63 - t];",
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", UNEQUAL)
+def test_a_race_of_different_values_is_not(name: str, seed: int, run: Run) -> None:
+    with pytest.raises(KernelError) as caught:
+        run(UNEQUAL[name], [mx.zeros(64)], simulator=Simulator(check=True, seed=seed))
+    races = [finding for finding in caught.value.findings if finding.kind == "race"]
+    assert any("same value" not in finding.text for finding in races)
+
+
 INNOCENT = {
     "barrier": TILE + "tile[t] = x0[i];\n" + BARRIER + "out[i] = tile[63 - t];",
     "both flags": TILE + "tile[t] = x0[i];\nthreadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);\n"
@@ -121,14 +185,39 @@ INNOCENT = {
     "if (t == 9) out[0] = 1;\nif (t) out[t] = 1;",
     "lanes that have returned": START + "out[i] = x0[i];\nif (i % 2) return;\nout[i] = simd_sum(x0[i]);",
     "table of constants": START + "const float table[4] = {1, 2, 3, 4};\nout[i] = table[i & 3];",
+    "every element of an own array": START + "float a[4];\nfor (int k = 0; k < 4; k++) a[k] = k;\nout[i] = a[i & 3];",
+    "the first turn of a loop": START + "float a[1];\nfor (uint k = 0; k < 3; k++)\n"
+    "  if (k == 0) a[0] = 1; else a[0] += 1;\nout[i] = a[0];",
+    "a value in both branches": START + "float v;\nif (i & 1) v = 1; else v = 2;\nout[i] = v;",
+    "three of a vector of three": START + "float3 a[2];\na[0] = float3(1);\nfloat3 b = a[0];\nout[i] = b.z;",
+    "a struct that is filled in part": START + "Pair p, q;\np.a = 1;\nq = p;\nout[i] = q.a;",
+    "a value by reference": START + "int e;\nfloat whole, c;\n"
+    "float m = frexp(3.0f, e) + modf(1.5f, whole) + sincos(0.5f, c);\nout[i] = m + e + whole + c;",
+    "a helper fills it": START + "float a[2];\nfill(a);\nout[i] = a[0] + a[1];",
+    "a struct with a constructor": START + "Zero z;\nout[i] = z.a;",
+    "one name after another": START + "{ float a[2]; a[0] = a[1] = 1; out[i] = a[0]; }\n"
+    "{ float b[2] = {1, 2}; out[i] = b[i & 1]; }",
+    "a switch": START + "switch (i & 1) {\ncase 0:\n  float v;\n  v = 1;\n  out[i] = v;\n  break;\n"
+    "default:\n  out[i] = 2;\n}",
+    "names that look like declarations": START + "uint n = 3;\nfloat a[3], b = n;\n"
+    "for (uint k = 0, m; k < n; k++) { m = k; a[m] = b; }\n"
+    "i * n;\nout[i] = a[2] < b ? a[0] : a[1];",
     "uniform branch": START + "out[i] = x0[i];\nif (simdgroup_index_in_threadgroup == 1) out[i] = simd_sum(x0[i]);",
 }  # fmt: skip
+
+
+HELPERS = """struct Pair { float a, b; float held[2]; };
+struct Zero { float a; Zero() : a(0) {} };
+enum Colour { red, green };
+inline void fill(thread float* a) { a[0] = 1; a[1] = 2; }
+namespace inner { struct Tile { float held[4]; int count; }; }
+"""
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", INNOCENT)
 def test_no_false_alarm(name: str, seed: int, run: Run) -> None:
-    run(INNOCENT[name], [mx.zeros(64)], simulator=Simulator(check=True, seed=seed))
+    run(INNOCENT[name], [mx.zeros(64)], simulator=Simulator(check=True, seed=seed), header=HELPERS)
 
 
 def test_atomics_do_not_race(run: Run) -> None:

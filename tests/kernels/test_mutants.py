@@ -1,13 +1,12 @@
 """Each barrier of each kernel is needed: without it check mode finds a race; and so it does with a weaker one."""
 
 import re
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
 from tiny_llm.kernels.catalog import CATALOG
-from tiny_llm.kernels.sim import KernelError, Simulator
+from tiny_llm.kernels.sim import KernelError, Simulator, Source
 
 BARRIER = re.compile(r"(threadgroup|simdgroup)_barrier\(mem_flags::mem_threadgroup\);")
 WEAKER = {
@@ -27,19 +26,25 @@ def test_there_are_barriers() -> None:
     assert len(PLACES) >= 30
 
 
+def mutant(name: str, number: int, weaker: str) -> Source:
+    """A kernel with one of its barriers replaced."""
+    path = CATALOG[name].kernel.path
+    text = path.read_text()
+    place = list(BARRIER.finditer(text))[number]
+    return Source.parse(text[: place.start()] + WEAKER[weaker] + text[place.end() :], path)
+
+
 @pytest.mark.parametrize(("name", "number", "weaker"), PLACES)
-def test_a_weaker_barrier_is_found(name: str, number: int, weaker: str, tmp_path: Path) -> None:
+def test_a_weaker_barrier_is_found(name: str, number: int, weaker: str) -> None:
     entry = CATALOG[name]
     text = entry.kernel.path.read_text()
     place = list(BARRIER.finditer(text))[number]
-    mutant = tmp_path / f"{name}.metal"
-    mutant.write_text(text[: place.start()] + WEAKER[weaker] + text[place.end() :])
     line = text[: place.start()].count("\n") + 1
     with pytest.raises(KernelError) as caught:
-        entry.run(entry.examples(mx.float32)[0], Simulator(check=True, replace={name: mutant}))
+        entry.run(entry.examples(mx.float32)[0], Simulator(check=True, replace={name: mutant(name, number, weaker)}))
     races = [finding for finding in caught.value.findings if finding.kind == "race"]
     assert races
-    assert all(finding.file == mutant.name for finding in races)
+    assert all(finding.file == f"{name}.metal" for finding in races)
     assert any(lines_of_code(text, line, at) <= 12 for finding in races for at in (finding.line, finding.other_line))
 
 

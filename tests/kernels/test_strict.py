@@ -10,7 +10,7 @@ from tiny_llm.kernels.catalog import CATALOG
 from tiny_llm.kernels.sim import Dispatch, Interface, Source
 
 pytest.importorskip("clang.cindex", reason="libclang is in the extra dev")
-from tiny_llm.kernels.strict import strict, strict_faults
+from tiny_llm.kernels.strict import HELPERS, METAL_HEADERS, strict, strict_faults
 
 
 def found(body: str, header: str = "", template: Any = ()) -> list[str]:
@@ -48,7 +48,29 @@ REJECTED = {
     "in a template": ("out[0] = T(max(x[0], 1));", "", "1: call to 'max'"),
 }  # fmt: skip
 
+REJECTED["a header of MLX's"] = ("out[0] = 1;", f'\n#include "{HELPERS}"\n', "102: no header of MLX's is found")
+REJECTED["a header that nobody has"] = ("out[0] = 1;", "#include <vector>\n", "101: 'vector' file not found")
+
 ACCEPTED = {
+    **{
+        f"<{name}>": ("out[0] = metal::exp(x[0]);", f"#include <{name}>\nusing namespace metal;\n")
+        for name in METAL_HEADERS
+    },
+    "ceildiv": ("out[0] = ceildiv(x_shape[0], 7) + ceildiv(uint(5), 2u);", ""),
+    "MLX's limits": ("out[0] = Limits<float>::max + Limits<half>::finite_min + Limits<int>::min;", ""),
+    "MLX's functions of numbers": ("out[0] = log1p(x[0]) + hypot(x[0], x[1]) + cast_to<bool>(x[0]);", ""),
+    "MLX's places": (
+        "out[0] = x[elem_to_loc_1(3, x_strides[0])] + x[elem_to_loc<int>(uint3(1, 2, 3), x_shape, x_strides, x_ndim)];"
+        "\nLoopedElemToLoc<2> place(x_ndim);\nplace.next(x_shape, x_strides);\nout[1] = x[place.location()];",
+        "",
+    ),
+    "MLX's shuffles": ("out[0] = simd_shuffle_down(uint64_t(1), uint16_t(2)) + simd_shuffle(true, uint16_t(0));", ""),
+    "complex numbers": ("complex64_t z = complex64_t(x[0], x[1]);\nz = z * z + z;\nout[0] = z.real - z.imag;", ""),
+    "MLX's names of types": ("float16_t h = 1;\nbfloat16_t b = bfloat16_t(x[0]);\nout[0] = float(h) + float(b);", ""),
+    "limits and traits": (
+        "out[0] = is_same_v<half, float> ? numeric_limits<float>::infinity() : M_2_SQRTPI_F + FLT_EPSILON;",
+        "",
+    ),
     "swizzles": ("float4 v = float4(1, 2, 3, 4);\nout[0] = v.wzyx.x + v.xy.y;", ""),
     "vector load": ("float4 v = ((const device float4*)x)[0];\nout[0] = dot(v, v);", ""),
     "thread pointer": ("float a[2] = {1, 2};\nout[0] = h(a);", "inline float h(thread float* p) { return p[0]; }\n"),

@@ -18,7 +18,8 @@ LESSONS = {  # the simulator's words for a fault → why it is one
     "lies there is another array's, or nobody's.",
     "race": "Two threads use one place, one of them writes, and nothing says which is first: it may come out right "
     "here and wrong on a GPU.",
-    "uninitialised read": "What lies there is left over from before; outputs and threadgroup memory do not begin as 0.",
+    "uninitialised read": "What lies there is left over from before; outputs, threadgroup memory and a thread's own "
+    "variables do not begin as 0.",
     "output not written": "Each element of an output needs a thread that writes it.",
     "barrier divergence": "A barrier waits for every thread of its group; the GPU hangs, or does anything.",
     "collective divergence": "simd_sum and its like take a value from each of the 32 lanes; one that is elsewhere has "

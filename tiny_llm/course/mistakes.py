@@ -6,7 +6,7 @@ of the course apply each mistake and demand that it is noticed and named.
 
 import functools
 from collections.abc import Mapping, Sequence
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from tiny_llm.course import CourseError, markers
 from tiny_llm.course.catalog import HERE, Task, load_toml, read_source, source_path
@@ -49,8 +49,14 @@ def as_module(text: str, task: Task) -> ModuleType:
     module = ModuleType(task.module)
     module.__file__ = str(source_path(task.source))
     module.__package__ = task.module.rpartition(".")[0]
-    exec(compile(text, f"<{task.module}, changed>", "exec", dont_inherit=True), module.__dict__)
+    exec(compiled(text, task.module), module.__dict__)
     return module
+
+
+@functools.lru_cache(maxsize=256)
+def compiled(text: str, module: str) -> CodeType:
+    """Python's code of a changed module: each mistake is tried many times, once for every wrong result."""
+    return compile(text, f"<{module}, changed>", "exec", dont_inherit=True)
 
 
 def mistaken(task: Task, name: str) -> ModuleType:

@@ -5,6 +5,7 @@ raises NotDone keeps its identity but runs the reference's code, on the learner'
 learner's, and a table that already holds it (`ops.PLAIN`) holds the right one.
 """
 
+import functools
 import sys
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -116,10 +117,15 @@ def borrow(module: ModuleType, task: Task) -> None:
 
 
 def reference_code(task: Task) -> CodeType:
-    code = compile(read_source(task.source), str(source_path(task.source)), "exec", dont_inherit=True)
+    code = reference_module(task.source)
     for name in task.symbol.split("."):
         code = next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == name)
     return code
+
+
+@functools.cache
+def reference_module(source: str) -> CodeType:
+    return compile(read_source(source), str(source_path(source)), "exec", dont_inherit=True)
 
 
 def place(error: BaseException, path: Path) -> str | None:

@@ -16,13 +16,16 @@ from clang import cindex  # type: ignore[import-untyped]
 from clang.cindex import CursorKind, TypeKind  # type: ignore[import-untyped]
 
 from tiny_llm.kernels.catalog import DTYPES, Entry
-from tiny_llm.kernels.sim import Dispatch, Interface, Source
+from tiny_llm.kernels.sim import Dispatch, Interface, Source, compiler, wheel
 from tiny_llm.kernels.sim.recorder import Recorder
 from tiny_llm.kernels.sim.report import Finding
 from tiny_llm.kernels.sim.rewrite import Allocation, rewrite
 from tiny_llm.kernels.sim.signature import generate
 
 INCLUDE = Path(__file__).parent / "sim" / "strict"
+HELPERS = f"{wheel.KERNELS}utils.h"
+PREAMBLE = f'#include "metal_strict.h"\n#include "{HELPERS}"\ntypedef int end_of_preamble;'
+METAL_HEADERS = sorted(path.name for path in compiler.INCLUDE.glob("metal_*"))  # all of them are metal_strict.h here
 ARGUMENTS = (
     *("-x", "c++", "-std=c++17", "-target", "x86_64-linux-gnu", "-fsyntax-only", "-nostdinc", f"-I{INCLUDE}"),
     *("-Wno-everything", "-Werror=return-type", "-Werror=uninitialized", "-Werror=sometimes-uninitialized"),
@@ -55,8 +58,12 @@ def strict_faults(entry: Entry, replace: Mapping[str, Path]) -> list[str]:
 
 
 @cache
-def index() -> Any:
-    return cindex.Index.create()
+def parsed() -> Any:
+    """The unit that each launch's source is put into: clang keeps what the headers in front of it declare."""
+    options = cindex.TranslationUnit.PARSE_PRECOMPILED_PREAMBLE
+    arguments = (*ARGUMENTS, f"-I{compiler.mlx_include()}")
+    files = [("strict.cpp", PREAMBLE), *headers()]
+    return cindex.Index.create().parse("strict.cpp", arguments, unsaved_files=files, options=options)
 
 
 def strict(interface: Interface, source: Source, inputs: Sequence[mx.array], dispatch: Dispatch) -> list[Finding]:
@@ -64,7 +71,7 @@ def strict(interface: Interface, source: Source, inputs: Sequence[mx.array], dis
     signature = generate(interface, source.body, inputs, dispatch.output_dtypes, dispatch.template)
     call = f"{signature.function}{signature.template_arguments}"
     lines = [
-        '#include "metal_strict.h"',
+        PREAMBLE,
         f'#line {source.header_line} "{source.label}"',
         rewrite(source.header, as_static),
         '#line 1 "signature"',
@@ -75,15 +82,42 @@ def strict(interface: Interface, source: Source, inputs: Sequence[mx.array], dis
         f"template decltype({call}) {call};" if signature.template_arguments else "",
     ]
     text = "\n".join(lines)
-    unit = index().parse("strict.cpp", ARGUMENTS, unsaved_files=[("strict.cpp", text)])
-    errors = [d for d in unit.diagnostics if d.severity >= cindex.Diagnostic.Error]
+    unit = parsed()
+    unit.reparse([("strict.cpp", text), *headers()])
+    errors = [d for d in unit.diagnostics if d.severity >= cindex.Diagnostic.Error and not of_mlx(d)]
     found = [(presumed(d.location, source), in_words(d.spelling)) for d in errors] or list(
         lint(unit.cursor, source, text)
     )
+    found = [*headers_of_mlx(source), *found]
     return [
         Finding("rejected", source.label, line, text, f"Metal's compiler would not take it: `{source.line(line)}`")
         for line, text in dict.fromkeys(found)
     ]
+
+
+def headers_of_mlx(source: Source) -> Iterator[tuple[int, str]]:
+    """The lines that include a header of MLX's, which the simulator reads."""
+    for text, first in ((source.header, source.header_line), (source.body, source.body_line)):
+        for found in wheel.INCLUDE.finditer(text):
+            line = first + text[: found.start(1)].count("\n")
+            yield line, "no header of MLX's is found when a kernel is compiled; paste what is needed into the header"
+
+
+@cache
+def headers() -> list[tuple[str, str]]:
+    """Apple's headers, all of them metal_strict.h, and MLX's helper functions as a kernel finds them in front of it.
+
+    clang refuses an array of an address space as a parameter, which is a pointer.
+    """
+    found = [(str(INCLUDE / name), '#include "metal_strict.h"\n') for name in METAL_HEADERS]
+    text = (compiler.mlx_include() / HELPERS).read_text(encoding="utf-8")
+    return [*found, (str(INCLUDE / HELPERS), re.sub(r"int64_t strides\[\d\]", "int64_t* strides", text))]
+
+
+def of_mlx(diagnostic: Any) -> bool:
+    """Whether MLX's own file is blamed, which Apple's compiler takes."""
+    file = diagnostic.location.file
+    return file is not None and Path(file.name).name == Path(HELPERS).name
 
 
 def as_static(allocation: Allocation) -> str:

@@ -4,11 +4,12 @@
 `mx.fast.metal_kernel`. It simulates what Metal promises, not a certain chip: no timing, no register limits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 
+from tiny_llm.kernels.sim.compiler import MATH_MODES
 from tiny_llm.kernels.sim.report import CompileError, KernelError, Report
 from tiny_llm.kernels.sim.signature import Interface
 from tiny_llm.kernels.sim.simulator import Dispatch, Simulator
@@ -25,13 +26,18 @@ def metal_kernel(
     header: str = "",
     ensure_row_contiguous: bool = True,
     atomic_outputs: bool = False,
+    compile_options: Mapping[str, Any] | None = None,
 ) -> Callable[..., list[mx.array]]:
     """`mx.fast.metal_kernel` in the simulator: the same arguments here and in the call that is returned.
 
-    The call takes one more, `simulator`, with which to check, count or shuffle. Raises ValueError for wrong
-    arguments, KernelError for what goes wrong within the kernel.
+    The call takes one more, `simulator`, with which to check, count or shuffle. `compile_options`:
+    `{"math_mode": "safe"}` (or "relaxed", "fast") says which rules of floating-point numbers the compiler may break.
+    Raises ValueError for wrong arguments, KernelError for what goes wrong within the kernel.
     """
-    interface = Interface(name, tuple(input_names), tuple(output_names), atomic_outputs, ensure_row_contiguous)
+    math_mode = math_mode_of(name, compile_options)
+    interface = Interface(
+        name, tuple(input_names), tuple(output_names), atomic_outputs, ensure_row_contiguous, math_mode
+    )
     text = Source(f"{name}.metal", source, header)
 
     def call(
@@ -52,3 +58,18 @@ def metal_kernel(
         return (simulator or Simulator()).launch(interface, text, inputs, dispatch, verbose)
 
     return call
+
+
+def math_mode_of(kernel: str, options: Mapping[str, Any] | None) -> str:
+    """The math mode that MLX's `compile_options` name. Raises ValueError for any other option and an unknown mode."""
+    if options is None:
+        return "safe"
+    if not isinstance(options, Mapping):
+        raise ValueError(f"kernel {kernel}: compile_options: expected a dict, found {options!r}")
+    unknown = [option for option in options if option != "math_mode"]
+    if unknown:
+        raise ValueError(f"kernel {kernel}: compile_options: no option {unknown[0]!r}; there is math_mode only")
+    mode = options.get("math_mode", "safe")
+    if not isinstance(mode, str) or mode not in MATH_MODES:
+        raise ValueError(f"kernel {kernel}: math_mode: expected {', '.join(MATH_MODES)}, found {mode!r}")
+    return mode

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from tiny_llm._blas import cache_dir
+from tiny_llm.kernels.sim import wheel
 from tiny_llm.kernels.sim.report import CompileError
 from tiny_llm.kernels.sim.signature import ATTRIBUTES
 from tiny_llm.kernels.sim.source import Source
@@ -24,6 +25,12 @@ HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
 NATIVE = HERE / "native"
 SANITIZE = ("-fsanitize=thread,alignment", "-DSIM_CHECK")
+RELAXED = ("-fno-signed-zeros", "-fassociative-math", "-freciprocal-math", "-fno-trapping-math", "-ffp-contract=fast")
+MATH_MODES = {  # what the compiler may do to numbers; "fast" assumes that none is infinite or NaN, and so ignores them
+    "safe": (),
+    "relaxed": RELAXED,
+    "fast": (*RELAXED, "-ffinite-math-only"),
+}
 PRELUDE = '#include "mlx/backend/metal/kernels/utils.h"\n#include "sim/context.h"\nusing namespace metal;\n'
 COMMON = (
     *("-std=c++17", "-O2", "-fPIC", "-g1", "-gdwarf-4", "-w"),
@@ -53,7 +60,7 @@ def flags() -> tuple[str, ...]:
         if is_clang()
         else ("-fsingle-precision-constant",)
     )
-    return (*COMMON, *single, *stack_probes(), *architecture(), f"-I{INCLUDE}", f"-I{mlx_include()}")
+    return (*COMMON, *single, *stack_probes(), *architecture(), f"-I{INCLUDE}")
 
 
 def stack_probes() -> tuple[str, ...]:
@@ -91,8 +98,9 @@ def _sources_key() -> str:
     for path in sorted([*INCLUDE.rglob("*"), *NATIVE.glob("*")]):
         if path.is_file():
             digest.update(path.read_bytes())
-    for path in (Path(compiler()), mlx_include() / "mlx" / "backend" / "metal" / "kernels" / "utils.h"):
+    for path in (Path(compiler()), mlx_include() / wheel.KERNELS / "utils.h"):
         digest.update(repr((str(path), path.stat().st_size, path.stat().st_mtime_ns)).encode())
+    digest.update(Path(wheel.__file__).read_bytes())
     digest.update(repr((flags(), PRELUDE)).encode())
     return digest.hexdigest()[:16]
 
@@ -101,6 +109,13 @@ def folder() -> Path:
     path = cache_dir() / "kernels" / _sources_key()
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def headers(text: str) -> str:
+    """The option that finds MLX's headers which `text` includes, made ready for C++."""
+    made = folder() / "metal"
+    wheel.prepare(text, made, mlx_include(), INCLUDE)
+    return f"-I{made}"
 
 
 def run(command: Sequence[object], what: str) -> None:
@@ -130,9 +145,10 @@ def runtime_path() -> Path:
     return path
 
 
-def prelude(check: bool) -> Path:
+def prelude(check: bool, math_mode: str = "safe") -> Path:
     """The Metal headers, precompiled: `-include` of the path that is returned takes them from beside it."""
-    path = folder() / ("check" if check else "plain") / "prelude.h"
+    mode = "" if math_mode == "safe" else f"-{math_mode}"
+    path = folder() / (("check" if check else "plain") + mode) / "prelude.h"
     made = path.with_suffix(".h.pch" if is_clang() else ".h.gch")
     if made.exists():
         return path
@@ -141,7 +157,10 @@ def prelude(check: bool) -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent) as making:
         new = Path(making) / made.name
         run(
-            [compiler(), *flags(), *instrumentation(check), "-x", "c++-header", path, "-o", new],
+            [
+                *(compiler(), *flags(), headers(PRELUDE), *MATH_MODES[math_mode], *instrumentation(check)),
+                *("-x", "c++-header", path, "-o", new),
+            ],
             "the simulator's Metal library",
         )
         os.replace(new, made)
@@ -158,19 +177,20 @@ def instrumentation(check: bool) -> tuple[str, ...]:
     return (*SANITIZE, "--param", "tsan-instrument-func-entry-exit=0")
 
 
-def compile_kernel(text: str, source: Source, check: bool) -> Path:
+def compile_kernel(text: str, source: Source, check: bool, math_mode: str = "safe") -> Path:
     """The library of the kernel whose C++ is `text`. Raises CompileError, which speaks of the `.metal` file."""
-    key = hashlib.sha256(repr((text, check)).encode()).hexdigest()[:24]
+    key = hashlib.sha256(repr((text, check, math_mode)).encode()).hexdigest()[:24]
     path = folder() / f"{key}.so"
     if path.exists():
         return path
     runtime = runtime_path()
-    include = prelude(check)
+    include = prelude(check, math_mode)
     with tempfile.TemporaryDirectory(dir=path.parent) as making:
         cpp, made = Path(making) / "kernel.cpp", Path(making) / path.name
         compiled = path.with_suffix(".o") if sys.platform == "darwin" else Path(making) / "kernel.o"  # atos reads it
         cpp.write_text(text)
-        command = [compiler(), *flags(), *instrumentation(check), "-include", include, "-c", cpp, "-o", compiled]
+        options = (*flags(), headers(text), *MATH_MODES[math_mode], *instrumentation(check))
+        command = [compiler(), *options, "-include", include, "-c", cpp, "-o", compiled]
         try:
             run(command, source.label)
         except CompileError as error:

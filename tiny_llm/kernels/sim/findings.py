@@ -26,6 +26,17 @@ RACE_REMEDIES = (
     "simdgroup_barrier orders the lanes of one simdgroup only; use threadgroup_barrier(mem_flags::{flag})",
     "No barrier orders threadgroups: let one group own the element, use atomics, or launch a second kernel",
 )
+ONE_WRITER = "It comes out right as long as the values stay equal, but nothing promises it. "
+RACES_OF_EQUAL_WRITES = (
+    ONE_WRITER + "Let one thread write, as in `if (thread_index_in_threadgroup == 0)`, or put "
+    "threadgroup_barrier(mem_flags::{flag}) between the two",
+    ONE_WRITER + "Let one thread write; the barrier between the two does not order {memory} memory, which "
+    "mem_flags::{flag} would",
+    ONE_WRITER + "Let one thread of the threadgroup write, not one of each simdgroup; simdgroup_barrier orders the "
+    "lanes of one simdgroup only",
+    ONE_WRITER + "No barrier orders threadgroups: let one of them write, or use an atomic store",
+)
+PRIVATE_REMEDY = "A thread's variables begin with whatever was left in the registers; give it a value first, such as 0"
 REMEDIES = {
     "out of bounds": "Guard the index, for example `if (i >= n) return;`, and remember that the last group is smaller",
     "misaligned access": "A vector must stand at a multiple of its size; use the packed_ type or read its elements",
@@ -52,12 +63,17 @@ def describe(
     other_line = found.other_line or lines.get(found.other_pc, 0)
     if found.buffer >= 0:
         element = f"`{buffers[found.buffer]}`[{found.index}]"
+    elif found.is_private:
+        element = private(found)
     else:
         element = f"element {found.index} of threadgroup variable `{found.name.decode()}`"
     remedy = REMEDIES.get(kind, "")
     if kind == "race":
         memory = "device" if found.buffer >= 0 else "threadgroup"
-        remedy = RACE_REMEDIES[found.cause].format(flag=f"mem_{memory}", memory=memory)
+        remedies = RACES_OF_EQUAL_WRITES if found.same_value else RACE_REMEDIES
+        remedy = remedies[found.cause].format(flag=f"mem_{memory}", memory=memory)
+    if found.is_private:
+        remedy = PRIVATE_REMEDY
     text = SENTENCES[kind](found, element, other(found, other_line, threadgroup))
     if kind != "output not written":
         text = f"thread {tuple(found.thread)} of threadgroup {tuple(found.group)} {text}"
@@ -85,6 +101,12 @@ def other(found: CFinding, line: int, threadgroup: Sequence[int]) -> str:
     return f"the {'write' if found.other_write else 'read'} by {whose}" + (f" in line {line}" if line else "")
 
 
+def private(found: CFinding) -> str:
+    """A thread's own variable, or an element of it."""
+    name = f"variable `{found.name.decode()}`"
+    return f"element {found.index} of its own {name}" if found.limit > 1 else f"its own {name}"
+
+
 def verb(found: CFinding) -> str:
     return "writes" if found.write else "reads"
 
@@ -103,7 +125,9 @@ def diverged(found: CFinding, element: str, _: str) -> str:
 
 SENTENCES: dict[str, Callable[[CFinding, str, str], str]] = {
     "out of bounds": outside,
-    "race": lambda f, element, other: f"{verb(f)} {element}; {other} is not ordered before it",
+    "race": lambda f, element, other: (
+        f"{verb(f)} {element}; {other} is not ordered before it{'; both write the same value' if f.same_value else ''}"
+    ),
     "barrier divergence": diverged,
     "collective divergence": diverged,
     "misaligned access": lambda f, *_: (

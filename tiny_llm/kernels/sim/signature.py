@@ -62,6 +62,7 @@ class Interface:
     outputs: tuple[str, ...]
     atomic_outputs: bool = False
     ensure_row_contiguous: bool = True
+    math_mode: str = "safe"
 
     def __post_init__(self) -> None:
         if not self.outputs:

@@ -68,7 +68,8 @@ class Simulator:
         if verbose:
             print(signature.text(source.header, source.body))
         runtime = load_runtime()
-        library_path = compiler.compile_kernel(cpp(source, signature), source, self.check or self.trace)
+        check = self.check or self.trace
+        library_path = compiler.compile_kernel(cpp(source, signature, check), source, check, interface.math_mode)
         library = compiler.load_kernel(library_path)
         with memory(runtime) as buffers:
             arguments, outputs = place(interface, signature, arrays, dispatch, buffers)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_llm.kernels.sim.rewrite import allocate_threadgroup
+from tiny_llm.kernels.sim.rewrite_private import mark_private
 from tiny_llm.kernels.sim.signature import Signature
 
 BODY_MARK = "// BODY"
@@ -50,17 +51,23 @@ class Source:
         return ""
 
 
-def cpp(source: Source, signature: Signature) -> str:
-    """The kernel as C++ with an entry point that takes its arguments as an array of pointers."""
+def cpp(source: Source, signature: Signature, check: bool = False) -> str:
+    """The kernel as C++ with an entry point that takes its arguments as an array of pointers.
+
+    `check`: for check mode, in which a thread's own variables know what of them was written.
+    """
+    header, body = source.header, source.body
+    if check:
+        header, body = mark_private(header, within_function=False), mark_private(body, within_function=True)
     arguments = [argument.cast(i) for i, argument in enumerate(signature.arguments)]
     arguments += [f"place->{name}" for name, _ in signature.attributes]
     return "\n".join(
         [
             f'#line {source.header_line} "{source.label}"',
-            allocate_threadgroup(source.header),
+            allocate_threadgroup(header),
             signature.declaration,
             f'#line {source.body_line} "{source.label}"',
-            allocate_threadgroup(source.body),
+            allocate_threadgroup(body),
             "}",
             '#line 1 "entry"',
             'extern "C" __attribute__((no_sanitize("thread")))',

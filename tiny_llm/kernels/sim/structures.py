@@ -19,6 +19,8 @@ class CFinding(ctypes.Structure):
         ("buffer", c_int32),
         ("write", c_int32),
         ("other_write", c_int32),
+        ("same_value", c_int32),
+        ("is_private", c_int32),
         ("index", c_int64),
         ("size", c_int64),
         ("limit", c_int64),

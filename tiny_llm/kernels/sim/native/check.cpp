@@ -31,6 +31,7 @@ struct Barriers {                      // the epochs that the last barriers bega
 static Barriers group_barriers, simd_barriers[MAX_SIMDGROUPS];
 
 void begin_check() {
+  begin_private();
   epoch = 1;
   buffer_cells.assign(launched->buffer_count, {});
   for (u32 i = 0; i < launched->buffer_count; i++) {
@@ -128,7 +129,13 @@ static void note_race(const Access& a, const Mark& other, bool other_writes, con
   f.other_pc = other.pc;
   f.other_thread = other.scope == ONE_THREAD ? i64(other.thread) : -1;
   f.other_group = other.scope == SEVERAL_GROUPS ? -1 : i64(other.group);
-  note(f);
+  f.same_value = a.write && other_writes && !a.atomic && !other.atomic;
+  int place = note(f);
+  if (place < 0 || !launched->findings[place].same_value) return;
+  if (f.same_value)
+    expect_equal(place, a.address, a.size);
+  else
+    launched->findings[place].same_value = 0;
 }
 
 static void touch(Cell& cell, const Access& a, Space space, const Location& where) {
@@ -200,11 +207,27 @@ static void access_buffer(const Access& a, u32 index) {
   fail(f);
 }
 
+static void access_private(const Access& a) {
+  Unwritten unwritten;
+  if (a.write) {
+    write_private(a.address, a.size);
+  } else if (read_private(a.address, a.size, unwritten)) {
+    Finding f = finding_at(a, UNINITIALISED);
+    f.is_private = 1;
+    f.index = unwritten.index;
+    f.limit = unwritten.count;
+    snprintf(f.name, sizeof f.name, "%s", unwritten.name);
+    note(f);
+    write_private(a.address, a.size);  // told once, not for each thread that goes on with it
+  }
+}
+
 static void access(void* address, u64 size, bool write, void* pc, bool atomic = false, u64 alignment = 1) {
   if (!launched || !launched->check) return;
   Access a = {static_cast<u8*>(address), size, write, atomic, pc};
   const Fiber& self = fibers[current];
-  if (a.address >= self.stack_low && a.address < self.stack_high) return;  // its own variables
+  if (write) settle_equal();
+  if (a.address >= self.stack_low && a.address < self.stack_high) return access_private(a);
   if (reinterpret_cast<u64>(address) % alignment) fail(finding_at(a, MISALIGNED));
   if (a.address >= arena && a.address + size <= arena + ARENA) return access_threadgroup(a);
   static u32 last = 0;

@@ -34,14 +34,17 @@ Finding finding_by(const Fiber& fiber, Kind kind) {
   f.group[0] = g.x, f.group[1] = g.y, f.group[2] = g.z;
   return f;
 }
-void note(const Finding& finding) {  // once for each pair of lines
+int note(const Finding& finding) {  // once for each pair of lines
   for (u32 i = 0; i < launched->finding_count; i++) {
     const Finding& f = launched->findings[i];
-    if (f.kind == finding.kind && f.pc == finding.pc && (f.kind != UNWRITTEN || f.buffer == finding.buffer)) return;
+    if (f.kind == finding.kind && f.pc == finding.pc && (f.kind != UNWRITTEN || f.buffer == finding.buffer)) return int(i);
   }
-  if (launched->finding_count < launched->finding_capacity) launched->findings[launched->finding_count++] = finding;
+  if (launched->finding_count == launched->finding_capacity) return -1;
+  launched->findings[launched->finding_count] = finding;
+  return int(launched->finding_count++);
 }
 void fail(const Finding& finding) {
+  settle_equal();
   note(finding);
   Busy::count = 0;
   siglongjmp(way_out, 1);

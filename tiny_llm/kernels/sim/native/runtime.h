@@ -5,6 +5,8 @@
 //   switch.cpp     the context switch
 //   memory.cpp     threadgroup memory and guard pages
 //   check.cpp      check mode: who touched which element last, and whether a barrier lies between
+//   private.cpp    check mode: which bytes of a thread's own variables were written
+//   equal.cpp      check mode: whether the writes of a race left the same value
 //   trace.cpp      counters by line: requests, sectors, bank conflicts
 //
 // What is found is a Finding: facts only. sim/report.py has the words.
@@ -45,6 +47,8 @@ struct Finding {
   int32_t line, other_line;  // of barriers and collectives, which pass their line
   int32_t buffer;          // index in Launch::buffers, -1 for threadgroup memory
   int32_t write, other_write;
+  int32_t same_value;      // of a race: each write left the bytes that stood there
+  int32_t is_private;      // a thread's own variable, of which `name` is the name
   i64 index, size;         // element of the buffer or variable; bytes of the access or a count
   i64 limit;               // elements of the buffer or variable
   u32 thread[3], group[3];
@@ -127,7 +131,7 @@ void run_group();
 
 // launch.cpp: end the launch with this finding, or note it and go on
 [[noreturn]] void fail(const Finding& finding);
-void note(const Finding& finding);
+int note(const Finding& finding);  // its place among the launch's findings, -1 where there is no room
 Finding finding_by(const Fiber& fiber, Kind kind);
 struct Busy {  // while one lives the time limit waits: memory is being allocated, which can't be left half done
   static volatile int count;
@@ -153,6 +157,17 @@ void begin_group_check();
 void forget_variable(const Variable& variable);
 void barrier_passed(bool whole_group, u32 simdgroup, int flags);
 void end_check(bool completed);
+
+// private.cpp
+struct Unwritten { const char* name; i64 index, count; };  // element `index` of the `count` of a thread's variable
+void begin_private();
+void forget_private(Fiber& fiber);
+void write_private(const u8* address, size_t size);
+bool read_private(const u8* address, size_t size, Unwritten& found);
+
+// equal.cpp
+void expect_equal(int finding, const u8* address, size_t size);
+void settle_equal();
 
 // trace.cpp
 void begin_trace();

@@ -28,6 +28,7 @@ u32 lanes_of(u32 simdgroup) { return std::min(LANES, thread_count - simdgroup * 
 static void fiber_main() {
   Fiber& self = fibers[current];
   launched->entry(launched->arguments, &self.place);
+  settle_equal();
   self.state = RETURNED;
   void* unused;
   sim_switch(&unused, scheduler_stack);
@@ -43,6 +44,7 @@ static void resume(u32 index) {
 }
 // In order: straight to the next lane that can run, without a detour through the scheduler.
 static void wait(Fiber& self) {
+  settle_equal();
   if (!launched->seed) {
     u32 end = std::min(thread_count, (self.index & ~(LANES - 1)) + LANES);
     for (u32 i = self.index + 1; i < end; i++) {

@@ -15,6 +15,22 @@
 #define M_PI_F 3.14159265f
 #define M_LOG2E_F 1.44269504f
 #define M_LN2_F 0.69314718f
+#define M_LN10_F 2.30258509f
+#define M_LOG10E_F 0.434294482f
+#define M_E_F 2.71828183f
+#define M_PI_2_F 1.57079633f
+#define M_PI_4_F 0.785398163f
+#define M_1_PI_F 0.318309886f
+#define M_2_PI_F 0.636619772f
+#define M_2_SQRTPI_F 1.12837917f
+#define M_SQRT2_F 1.41421356f
+#define M_SQRT1_2_F 0.707106781f
+#define MAXFLOAT FLT_MAX
+#define FLT_EPSILON 1.192092896e-07f
+#define HALF_MAX 65504.0h
+#define INT_MAX 2147483647
+#define INT_MIN (-2147483647 - 1)
+#define UINT_MAX 4294967295u
 #define double metal_has_no_double
 
 typedef signed char int8_t;
@@ -65,7 +81,13 @@ OF_LANES(simd_prefix_exclusive_product) OF_LANES(quad_sum) OF_LANES(quad_max) OF
 BETWEEN_LANES(simd_shuffle) BETWEEN_LANES(simd_shuffle_xor) BETWEEN_LANES(simd_shuffle_up)
 BETWEEN_LANES(simd_shuffle_down) BETWEEN_LANES(simd_broadcast) BETWEEN_LANES(simd_shuffle_rotate_down)
 BETWEEN_LANES(simd_shuffle_rotate_up) BETWEEN_LANES(quad_shuffle) BETWEEN_LANES(quad_shuffle_xor)
-BETWEEN_LANES(quad_broadcast)
+BETWEEN_LANES(quad_broadcast) BETWEEN_LANES(quad_shuffle_up) BETWEEN_LANES(quad_shuffle_down)
+OF_LANES(simd_and) OF_LANES(simd_or) OF_LANES(simd_xor) OF_LANES(quad_product) OF_LANES(quad_broadcast_first)
+#define FILLED_BETWEEN_LANES(name)                                                                       \
+  float name(float, float, ushort); half name(half, half, ushort); bfloat name(bfloat, bfloat, ushort);  \
+  int name(int, int, ushort); uint name(uint, uint, ushort); short name(short, short, ushort);           \
+  ushort name(ushort, ushort, ushort); template <class T, int N> vec<T, N> name(vec<T, N>, vec<T, N>, ushort);
+FILLED_BETWEEN_LANES(simd_shuffle_and_fill_up) FILLED_BETWEEN_LANES(simd_shuffle_and_fill_down)
 struct simd_vote {
   explicit operator ulong() const;
   bool all() const;
@@ -112,21 +134,67 @@ int abs(int);
 long abs(long);
 bool isnan(float);
 bool isinf(float);
+bool isfinite(float);
+bool signbit(float);
 float ldexp(float, int);
+float frexp(float, thread int&);
+float modf(float, thread float&);
+float sincos(float, thread float&);
+uint mulhi(uint, uint);
+uint mul24(uint, uint);
+uint reverse_bits(uint);
+template <class T> T rotate(T, T);
+template <class T> T extract_bits(T, uint, uint);
+template <class T> T saturate(T);
+template <class T> T max3(T, T, T);
+template <class T> T min3(T, T, T);
+template <class T> T median3(T, T, T);
 uint popcount(uint);
 int popcount(int);
 uint clz(uint);
 uint ctz(uint);
 template <class T> T select(T, T, bool);
 template <class T, int N> T dot(vec<T, N>, vec<T, N>);
+template <class T, int N> T length(vec<T, N>);
+template <class T, int N> T length_squared(vec<T, N>);
+template <class T, int N> vec<T, N> normalize(vec<T, N>);
+template <class T, int N> vec<T, N> clamp(vec<T, N>, vec<T, N>, vec<T, N>);
+template <class T, int N> vec<T, N> fma(vec<T, N>, vec<T, N>, vec<T, N>);
+template <class T, int N> vec<T, N> mix(vec<T, N>, vec<T, N>, vec<T, N>);
+template <class T, int N> vec<T, N> abs(vec<T, N>);
+template <class T, int N> bool any(vec<T, N>);
+template <class T, int N> bool all(vec<T, N>);
+struct os_log {
+  constexpr os_log(const constant char*, const constant char*) {}
+  template <class... Rest> void log_debug(const constant char*, Rest...) const;
+  template <class... Rest> void log_info(const constant char*, Rest...) const;
+  template <class... Rest> void log(const constant char*, Rest...) const;
+};
 
 template <class T> struct numeric_limits {
   static constexpr T max() { return T(); }
   static constexpr T min() { return T(); }
   static constexpr T lowest() { return T(); }
   static constexpr T infinity() { return T(); }
+  static constexpr T quiet_NaN() { return T(); }
+  static constexpr T epsilon() { return T(); }
+  static constexpr bool is_integer = !__is_floating_point(T);
 };
 template <class A, class B> constexpr bool is_same_v = __is_same(A, B);
+template <class A, class B> struct is_same { static constexpr bool value = __is_same(A, B); };
+template <class T> constexpr bool is_floating_point_v = __is_floating_point(T);
+template <class T> constexpr bool is_integral_v = __is_integral(T);
+template <class T> constexpr bool is_signed_v = __is_signed(T);
+template <class T> constexpr bool is_unsigned_v = __is_unsigned(T);
+template <class From, class To> constexpr bool is_convertible_v = __is_convertible(From, To);
+template <class T> struct remove_cv { typedef __remove_cv(T) type; };
+template <class T> using remove_cv_t = __remove_cv(T);
+template <class T> using remove_reference_t = __remove_reference_t(T);
+template <class T, T V> struct integral_constant { static constexpr T value = V; };
+template <bool B> using bool_constant = integral_constant<bool, B>;
+typedef bool_constant<true> true_type;
+typedef bool_constant<false> false_type;
+template <class T, size_t N> struct array { T of[N]; thread T& operator[](size_t); };
 template <bool B, class T = void> struct enable_if {};
 template <class T> struct enable_if<true, T> { typedef T type; };
 template <bool B, class T = void> using enable_if_t = typename enable_if<B, T>::type;
@@ -175,7 +243,6 @@ template <class D, class A, class B>
 void simdgroup_multiply(simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<A, 8, 8>, simdgroup_matrix<B, 8, 8>);
 }  // namespace metal
 template <class To, class From> To as_type(From);
-template <class I = int64_t> I elem_to_loc(I, const constant int*, const constant int64_t*, int);
 using namespace metal;
 
 #define float2(...) metal::made<metal::float2>(__VA_ARGS__)

@@ -108,8 +108,17 @@ inline bool isinf(float x) { return __builtin_isinf(x); }
 inline bool isfinite(float x) { return __builtin_isfinite(x); }
 inline bool signbit(float x) { return __builtin_signbit(x); }
 inline float ldexp(float x, int e) { return __builtin_ldexpf(x, e); }
-inline float frexp(float x, int& e) { return __builtin_frexpf(x, &e); }
-inline float modf(float x, float& whole) { return __builtin_modff(x, &whole); }
+inline float frexp(float x, int& exponent) {  // by way of a variable: what the C library writes, check mode does not see
+  int e;
+  float significand = __builtin_frexpf(x, &e);
+  exponent = e;
+  return significand;
+}
+inline float modf(float x, float& whole) {
+  float w, fraction = __builtin_modff(x, &w);
+  whole = w;
+  return fraction;
+}
 inline float sincos(float x, float& c) { c = __builtin_cosf(x); return __builtin_sinf(x); }
 
 inline uint popcount(uint x) { return __builtin_popcount(x); }

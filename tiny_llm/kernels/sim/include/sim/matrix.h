@@ -18,7 +18,7 @@ typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
 typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
 typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
 
-template <class T, int R, int C> inline simdgroup_matrix<T, R, C> make_filled_simdgroup_matrix(T value) {
+template <class T, int R, int C = R> inline simdgroup_matrix<T, R, C> make_filled_simdgroup_matrix(T value) {
   simdgroup_matrix<T, R, C> m;
   m.held = vec<T, 2>(value);
   return m;
@@ -41,8 +41,10 @@ inline void simdgroup_store(const simdgroup_matrix<T, 8, 8>& m, P* to, ulong str
     (transposed ? to[(origin.x + c + k) * stride + origin.y + r] : to[(origin.y + r) * stride + origin.x + c + k]) =
         P(m.held[k]);
 }
+// Always inline, so that check mode finds the kernel's line of a matrix that has no value yet.
+#define SIM_MATRIX __attribute__((always_inline)) inline
 template <class D, class A, class B, class C>
-SIM_INTERNAL void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a,
+SIM_MATRIX void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a,
                                                 const simdgroup_matrix<B, 8, 8>& b,
                                                 const simdgroup_matrix<C, 8, 8>& c, SIM_LINE) {
   float mine[4] = {float(a.held[0]), float(a.held[1]), float(b.held[0]), float(b.held[1])};
@@ -51,7 +53,7 @@ SIM_INTERNAL void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, co
   d.held = vec<D, 2>(D(result[0]), D(result[1]));
 }
 template <class D, class A, class B>
-SIM_INTERNAL void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a,
+SIM_MATRIX void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a,
                                      const simdgroup_matrix<B, 8, 8>& b, SIM_LINE) {
   simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<float, 8, 8>(0.0f), line);
 }

@@ -59,6 +59,14 @@ typedef _Float16 half;
 #define M_LOG2E_F 1.44269504088896340736f
 #define M_LN2_F 0.69314718055994530942f
 #define M_SQRT2_F 1.41421356237309504880f
+#define M_SQRT1_2_F 0.707106781186547524401f
+#define M_LN10_F 2.30258509299404568402f
+#define M_LOG10E_F 0.434294481903251827651f
+#define M_PI_4_F 0.785398163397448309616f
+#define M_2_PI_F 0.636619772367581343076f
+#define M_2_SQRTPI_F 1.12837916709551257390f
+#define MAXFLOAT FLT_MAX
+#define is_function_constant_defined(constant_) false  // a kernel of mx.fast.metal_kernel has no way to set one
 #define INT_MAX 2147483647
 #define INT_MIN (-2147483647 - 1)
 #define UINT_MAX 4294967295u

@@ -58,6 +58,16 @@ template <class T> struct remove_reference<T&> { typedef T type; };
 template <class T> using remove_reference_t = typename remove_reference<T>::type;
 template <class T> using remove_addrspace_t = remove_cv_t<T>;
 template <class T> T&& declval();
+template <class T> using uniform = T;  // a hint that all threads hold one value
+template <class T> constexpr T make_uniform(T value) { return value; }
+template <class... B> struct _disjunction : bool_constant<(B::value || ...)> {};
+template <class... B> struct _conjunction : bool_constant<(B::value && ...)> {};
+template <class T, size_t N> struct array {
+  T of[N];
+  T& operator[](size_t i) { return of[i]; }
+  const T& operator[](size_t i) const { return of[i]; }
+  static constexpr size_t size() { return N; }
+};
 template <class T> constexpr bool is_floating_point_v = sim::is_float<T>;
 template <class T> struct is_floating_point : bool_constant<sim::is_float<T>> {};
 template <class T> constexpr bool is_integral_v = sim::is_native<T> && !sim::is_float<T>;
