@@ -66,7 +66,7 @@ def test_a_form_binds_behind_the_thought(llm: LLM, path: Path) -> None:
     texts = ways(llm, path, params)
     assert len(set(texts)) == 1 and texts[0][1] == "stop"
     thought, tag, answer = texts[0][0].partition(CLOSE)
-    assert tag and len(thought) > 3 and not thought.isdigit()
+    assert tag and thought and not thought.isdigit()
     assert answer.isdigit() and len(answer) == 4
 
 
