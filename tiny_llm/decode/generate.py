@@ -216,15 +216,20 @@ def stop_tokens(tokenizer: Tokenizer, params: SamplingParams) -> frozenset[int]:
     return frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokenizer.eos_token_ids)
 
 
+def no_room(found: str, max_context: int) -> str:
+    """The words for a prompt that fills the context; `found` is its number of tokens."""
+    return (
+        f"prompt: {found} tokens leave no room for an answer in the context of {max_context}; "
+        "shorten the prompt or raise --max-context as far as the model allows"
+    )
+
+
 def check_prompt(prompt: Sequence[int], max_context: int, vocab_size: int) -> None:
     """Refuse what no step could run."""
     if not prompt:
         raise ValueError("prompt: expected at least one token, found none")
     if len(prompt) >= max_context:
-        raise ValueError(
-            f"prompt: {len(prompt)} tokens leave no room for an answer in the context of {max_context}; "
-            "shorten the prompt or raise --max-context as far as the model allows"
-        )
+        raise ValueError(no_room(str(len(prompt)), max_context))
     bad = next((token for token in prompt if not 0 <= token < vocab_size), None)
     if bad is not None:
         raise ValueError(f"prompt: token id {bad} is outside the model's vocabulary of {vocab_size}")

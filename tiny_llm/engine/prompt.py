@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from tiny_llm.config.fields import is_integer, require, shown
-from tiny_llm.model.tokenizer import Tokenizer
+from tiny_llm.decode.generate import no_room
+from tiny_llm.model.tokenizer import Tokenizer, TooLongError
 
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Messages | Sequence[int]
@@ -28,9 +29,17 @@ def prepare(tokenizer: Tokenizer, prompt: Prompt, template: Template = None, lim
     """The tokens of a text, of chat messages under the model's chat template, or of token ids as they are.
 
     A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token. `template` holds what
-    `Tokenizer.render` takes beside messages. Raises ValueError for what is no prompt, and for one of more than `limit`
-    tokens, before it is tokenized where its length alone says so.
+    `Tokenizer.render` takes beside messages. Raises ValueError for what is no prompt, and for a text of more tokens than
+    the context `limit`, before it is tokenized where its length alone says so.
     """
+    try:
+        return _prepare(tokenizer, prompt, template, limit)
+    except TooLongError as error:
+        assert limit is not None
+        raise ValueError(no_room(error.found, limit)) from None
+
+
+def _prepare(tokenizer: Tokenizer, prompt: Prompt, template: Template, limit: int | None) -> Prepared:
     ok = template is None or isinstance(template, Mapping)
     require(ok, f"template: expected the chat template's settings by name, found {shown(template)}")
     if isinstance(prompt, str):

@@ -19,6 +19,14 @@ from tiny_llm.model.template import ChatTemplates, read_templates
 from tiny_llm.model.tokenizer_keys import check_tokenizer_config
 
 
+class TooLongError(ValueError):
+    """A prompt has more tokens than it may have; `found` says how many, as far as they were counted."""
+
+    def __init__(self, found: str, limit: int):
+        super().__init__(f"prompt: expected at most {limit} tokens, found {found}; shorten the prompt")
+        self.found = found
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """A model's tokenizer. `templates`: its chat templates by name; `special`: the texts of bos_token and the like."""
@@ -66,7 +74,7 @@ class Tokenizer:
         as_text(text, "prompt")
         least = 0 if limit is None or len(text) <= limit else self._least_tokens(text, limit)
         if limit is not None and least > limit:
-            raise ValueError(f"prompt: expected at most {limit} tokens, found at least {least}; shorten the prompt")
+            raise TooLongError(f"at least {least:,}", limit)
         if isinstance(text, Rendered):
             tokens = self._controls.encode(text)
         else:
@@ -74,7 +82,7 @@ class Tokenizer:
             if add_special_tokens:
                 tokens = self._with_added(tokens)
         if limit is not None and len(tokens) > limit:
-            raise ValueError(f"prompt: expected at most {limit} tokens, found {len(tokens)}; shorten the prompt")
+            raise TooLongError(str(len(tokens)), limit)
         return tokens
 
     def decode(self, tokens: Iterable[int], *, keep_special: bool = False) -> str:
