@@ -29,8 +29,8 @@ def prepare(tokenizer: Tokenizer, prompt: Prompt, template: Template = None, lim
     """The tokens of a text, of chat messages under the model's chat template, or of token ids as they are.
 
     A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token. `template` holds what
-    `Tokenizer.render` takes beside messages. Raises ValueError for what is no prompt, and for a text of more tokens than
-    the context `limit`, before it is tokenized where its length alone says so.
+    `Tokenizer.render` takes beside messages. Raises ValueError for what is no prompt, and for a text of more tokens
+    than the context `limit`, before it is tokenized where its length alone says so.
     """
     try:
         return _prepare(tokenizer, prompt, template, limit)

@@ -74,7 +74,7 @@ class Tokenizer:
         as_text(text, "prompt")
         least = 0 if limit is None or len(text) <= limit else self._least_tokens(text, limit)
         if limit is not None and least > limit:
-            raise TooLongError(f"at least {least:,}", limit)
+            raise TooLongError(f"at least {least}", limit)
         if isinstance(text, Rendered):
             tokens = self._controls.encode(text)
         else:
