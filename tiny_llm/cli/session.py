@@ -77,12 +77,13 @@ class Session:
 
     @contextmanager
     def _undone_without_answer(self) -> Iterator[None]:
-        before = list(self.conversation.messages)
+        conversation = self.conversation
+        before, start = list(conversation.messages), conversation.start
         try:
             yield
         finally:
-            if not self.conversation.messages or self.conversation.messages[-1]["role"] == "user":
-                self.conversation.messages = before
+            if not conversation.messages or conversation.messages[-1]["role"] == "user":
+                conversation.messages, conversation.start = before, start
 
     def _answer(self) -> None:
         """Answer the last message. What was written before a failure or Ctrl-C stays in the conversation."""
