@@ -1,9 +1,11 @@
 """What may be written where: no escape codes unless a terminal that wants them is at the other end."""
 
+import json
+import math
 import os
 import sys
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
 
 CONTROLS = dict.fromkeys(code for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t")
 
@@ -43,6 +45,34 @@ def table(rows: Sequence[Sequence[str]]) -> None:
     with console.capture() as capture:
         console.print(grid)
     sys.stdout.writelines(line.rstrip() + "\n" for line in capture.get().splitlines())
+
+
+def print_json(data: Any) -> None:
+    """Print `data` as one line of JSON that every program and every terminal can read.
+
+    A number that JSON lacks (infinity, not a number) becomes null, and half of a surrogate pair U+FFFD. Where stdout is
+    not UTF-8, other characters than ASCII are escaped.
+    """
+    utf_8 = (sys.stdout.encoding or "").lower().replace("-", "").replace("_", "") == "utf8"
+    print(json.dumps(_plain(data), ensure_ascii=not utf_8, allow_nan=False))
+
+
+def _plain(data: Any) -> Any:
+    """`data` without what JSON can't hold."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, str):
+        return well_formed(data)
+    if isinstance(data, Mapping):
+        return {_plain(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(item) for item in data]
+    return data
+
+
+def well_formed(text: str) -> str:
+    """`text` with U+FFFD in the place of each half of a surrogate pair, which is no character by itself."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def size(num_bytes: float) -> str:
