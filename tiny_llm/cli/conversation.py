@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tiny_llm.cli.inputs import read_file
 from tiny_llm.config.fields import JsonFields, require
 
 FORMAT = "tiny-llm conversation"
@@ -79,9 +80,10 @@ class Conversation:
     def load(cls, path: Path) -> "Conversation":
         """Read what `save` wrote. Raises ValueError naming file and key, OSError if there is no such file."""
         try:
-            data = JsonFields(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            parsed = json.loads(read_file(path))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: expected a conversation in JSON, as /save writes it: {error}") from None
+        data = JsonFields(parsed, str(path))
         messages, system = data.data.get("messages"), data.data.get("system")
         if not isinstance(messages, list):
             raise ValueError(f"{path}: messages: expected a list, found {messages!r:.80}")

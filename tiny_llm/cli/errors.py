@@ -40,9 +40,11 @@ def report(error: BaseException, prefix: str = "error") -> None:
 
 
 @contextmanager
-def usage() -> Iterator[None]:
-    """Within it a ValueError is the fault of the command line: exit code 2."""
+def usage(option: str | None = None) -> Iterator[None]:
+    """Within it a ValueError is the fault of the command line, of `option` if that is given: exit code 2."""
     try:
         yield
+    except OSError:  # some of them are ValueErrors as well
+        raise
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error), param_hint=option) from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 import typer
 
 from tiny_llm.cli.errors import usage
+from tiny_llm.cli.inputs import read_file, text_of
 from tiny_llm.cli.terminal import dim, note
 from tiny_llm.config import EngineConfig, SamplingParams, Structured
 
@@ -193,6 +194,10 @@ class DialogueOptions:
         bool | None, option("Let the model think before it answers, or not.", "--thinking/--no-thinking")
     ] = None
 
+    def __post_init__(self) -> None:
+        with usage("--system"):
+            text_of(self.system or "", "system prompt")
+
     def template(self) -> dict[str, Any]:
         return {} if self.thinking is None else {"enable_thinking": self.thinking}
 
@@ -206,6 +211,8 @@ def settings_of(*groups: SamplingOptions | SearchOptions) -> dict[str, Any]:
             settings["logit_bias"] = parse_logit_bias(settings["logit_bias"])
         if "structured" in settings:
             settings["structured"] = parse_structured(settings["structured"])
+        for text in settings.get("stop", ()):
+            text_of(text, "stop")
         for name in {"stop", "stop_token_ids"} & settings.keys():
             settings[name] = tuple(settings[name])
         SamplingParams.resolve(settings)
@@ -219,9 +226,12 @@ def parse_structured(entry: str) -> Structured:
         raise ValueError(f"structured: expected KIND=TEXT such as regex=[0-9]+, found {entry!r}")
     if text.startswith("@"):
         try:
-            text = Path(text[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
-            raise ValueError(f"structured: can't read {text[1:]}: {error}") from error
+            text = read_file(Path(text[1:]))
+        except OSError as error:
+            raise ValueError(f"structured: can't read {text[1:]}: {error.strerror}") from error
+        except ValueError as error:
+            raise ValueError(f"structured: can't read {error}") from error
+    text_of(text, "structured")
     return Structured(cast(Any, kind), text)
 
 

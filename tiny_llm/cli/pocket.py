@@ -1,10 +1,11 @@
 """`tiny-llm pocket`: make the small model that ships with the package again, and measure it."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from tiny_llm.cli.terminal import print_json
 
 app = typer.Typer(help="The small model inside: train it again, measure it.", no_args_is_help=True)
 SizeName = Annotated[Literal["target", "draft"], typer.Option("--size", help="The model itself, or its drafter.")]
@@ -51,7 +52,7 @@ def evaluate(
     if card:
         write_card(directory, figures, number)
     if as_json:
-        print(json.dumps(figures))
+        print_json(figures)
         return
     for name, value in figures.items():
         print(f"{name:16} {value}")
