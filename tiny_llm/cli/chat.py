@@ -80,7 +80,7 @@ def relay(session: Session, stream: TextIO) -> bool:
 def take(session: Session, commands: Commands, line: str, source: str) -> bool:
     """Obey a command or answer a message. What goes wrong is shown in a line, and the chat goes on."""
     try:
-        text_of(line, source)
+        line = text_of(line, source)
         if line.startswith("/"):
             commands.run(line)
         else:

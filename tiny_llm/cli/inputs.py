@@ -1,7 +1,8 @@
 """Text that comes from outside: arguments, files and stdin. What is no text, or has no end, is refused."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TextIO
@@ -11,12 +12,17 @@ ESCAPED = 0xDC00  # what Python adds to a byte that is no text, to keep it in a 
 
 
 def text_of(text: str, source: str) -> str:
-    """`text` if it is Unicode. Raises ValueError naming `source` and the first byte that is no UTF-8."""
+    """`text` as Unicode. Raises ValueError naming `source` and the first byte that is no UTF-8.
+
+    An argument is read again as UTF-8 where the system's encoding could not decode it, as with LC_ALL=C.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        found = f"the byte 0x{code - ESCAPED:02x}" if 0x80 <= code - ESCAPED <= 0xFF else "half of a surrogate pair"
+        with suppress(UnicodeError):
+            return os.fsencode(text).decode("utf-8")
+        code = ord(text[error.start]) - ESCAPED
+        found = f"the byte 0x{code:02x}" if 0x80 <= code <= 0xFF else "half of a surrogate pair"
         raise ValueError(f"{source}: expected UTF-8 text, found {found} as character {error.start + 1}") from None
     return text
 

@@ -195,8 +195,9 @@ class DialogueOptions:
     ] = None
 
     def __post_init__(self) -> None:
-        with usage("--system"):
-            text_of(self.system or "", "system prompt")
+        if self.system is not None:
+            with usage("--system"):
+                object.__setattr__(self, "system", text_of(self.system, "system prompt"))
 
     def template(self) -> dict[str, Any]:
         return {} if self.thinking is None else {"enable_thinking": self.thinking}
@@ -211,8 +212,8 @@ def settings_of(*groups: SamplingOptions | SearchOptions) -> dict[str, Any]:
             settings["logit_bias"] = parse_logit_bias(settings["logit_bias"])
         if "structured" in settings:
             settings["structured"] = parse_structured(settings["structured"])
-        for text in settings.get("stop", ()):
-            text_of(text, "stop")
+        if "stop" in settings:
+            settings["stop"] = [text_of(text, "stop") for text in settings["stop"]]
         for name in {"stop", "stop_token_ids"} & settings.keys():
             settings[name] = tuple(settings[name])
         SamplingParams.resolve(settings)
@@ -231,8 +232,7 @@ def parse_structured(entry: str) -> Structured:
             raise ValueError(f"structured: can't read {text[1:]}: {error.strerror}") from error
         except ValueError as error:
             raise ValueError(f"structured: can't read {error}") from error
-    text_of(text, "structured")
-    return Structured(cast(Any, kind), text)
+    return Structured(cast(Any, kind), text_of(text, "structured"))
 
 
 def parse_logit_bias(entries: list[str]) -> dict[int, float]:

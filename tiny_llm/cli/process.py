@@ -114,7 +114,7 @@ def _input(stream: TextIO | None) -> TextIO:
     if stream is None:
         return TextIOWrapper(BufferedReader(ClosedInput()), encoding="utf-8")
     if isinstance(stream, TextIOWrapper) and not stream.isatty():
-        stream.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
+        stream.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline=None)
     return stream
 
 

@@ -3,11 +3,14 @@
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 CONTROLS = dict.fromkeys(code for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t")
+
+LAST_COLUMN = 24  # characters of a table's last column at least
 
 
 def styled(stream: TextIO) -> bool:
@@ -31,20 +34,37 @@ def note(text: str) -> None:
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns; a terminal that is too narrow wraps the last, a pipe gets each row as one line."""
+    """Print aligned columns. A terminal wraps the last, and a narrow one what does not fit; nothing is cut off.
+
+    A pipe gets each row as one line.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    width = None if sys.stdout.isatty() else 10_000
     grid = Table.grid(padding=(0, 2))
     for column in range(max(map(len, rows), default=0)):
         grid.add_column(no_wrap=column < len(rows[0]) - 1)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(one_line, row))
+    width = _table_width(rows) if sys.stdout.isatty() else 10_000
     console = Console(file=sys.stdout, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:
         console.print(grid)
     sys.stdout.writelines(line.rstrip() + "\n" for line in capture.get().splitlines())
+
+
+def _table_width(rows: Sequence[Sequence[str]]) -> int:
+    """The terminal's width, or what all columns but the last and a few characters of that take if it is more."""
+    from rich.cells import cell_len
+
+    columns = zip(*(row[:-1] for row in rows), strict=False)
+    fixed = sum(max(map(cell_len, column)) + 2 for column in columns)
+    return max(shutil.get_terminal_size().columns, fixed + LAST_COLUMN)
+
+
+def one_line(text: str) -> str:
+    """`text` with its control characters, line breaks among them, as escapes such as \\n."""
+    return "".join(repr(c)[1:-1] if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 else c for c in text)
 
 
 def print_json(data: Any) -> None:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tiny_llm.cli.errors import usage
+from tiny_llm.cli.inputs import text_of
 from tiny_llm.cli.options import option
 from tiny_llm.config import RopeConfig, SamplingParams
 
 if TYPE_CHECKING:
+    from tiny_llm.course.viz_record import Run
     from tiny_llm.course.viz_svg import Drawing
 
 TEXT = "the cat sat down"
@@ -31,6 +33,15 @@ def borrow(code: str | None) -> None:
         from tiny_llm.course.desk import install
 
         typer.echo(install(code), err=True)
+
+
+def recorded(model: str | None, prompt: str, stop: bool = True) -> "Run":
+    """A run of the model on `prompt`, with what happened inside."""
+    from tiny_llm.course import viz_record
+
+    with usage("--prompt"):
+        prompt = text_of(prompt, "prompt")
+    return viz_record.run(model, prompt, stop=stop)
 
 
 def write(
@@ -70,9 +81,7 @@ def mask(
             drawn = viz_mask.mask_of(queries, keys, window)
         write("mask", "Attention mask", [viz_mask.draw_mask("mask", "Who sees whom", drawn)], out)
         return
-    from tiny_llm.course import viz_record
-
-    run = viz_record.run(model, prompt)
+    run = recorded(model, prompt)
     with usage():
         grid, weights = viz_mask.head_of(run.notes, layer, head, window)
     title = f"Layer {layer}, head {head}"
@@ -110,12 +119,12 @@ def sampling(
 ) -> None:
     """What each sampler leaves of the next token's probabilities."""
     borrow(code)
-    from tiny_llm.course import viz_record, viz_sampling
+    from tiny_llm.course import viz_sampling
 
     with usage():
         params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         viz_sampling.check(params)
-    run = viz_record.run(model, prompt)
+    run = recorded(model, prompt)
     names, stages = viz_sampling.next_token(run, params, tokens)
     write("sampling", f"After {prompt!r}", [viz_sampling.draw_stages("sampling", names, stages)], out)
 
@@ -131,7 +140,7 @@ def divergence(
     borrow(code)
     from tiny_llm.course import viz_divergence, viz_record
 
-    run = viz_record.run(model, prompt, stop=False)
+    run = recorded(model, prompt, stop=False)
     reference = viz_record.record_reference(run.path, run.tokens)
     rows = viz_divergence.compare(reference, run.notes)
     words = viz_divergence.in_words(rows) + (f"\nyours stopped: {run.error}" if run.error else "")
