@@ -43,7 +43,7 @@ def table(rows: Sequence[Sequence[str]]) -> None:
 
     grid = Table.grid(padding=(0, 2))
     for column in range(max(map(len, rows), default=0)):
-        grid.add_column(no_wrap=column < len(rows[0]) - 1)
+        grid.add_column(no_wrap=column < len(rows[0]) - 1, overflow="fold")
     for row in rows:
         grid.add_row(*map(one_line, row))
     width = _table_width(rows) if sys.stdout.isatty() else 10_000

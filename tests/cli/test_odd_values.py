@@ -1,0 +1,165 @@
+"""Whatever stands behind an option or in an argument's place: it is taken, or refused in one line that names it.
+
+The options and arguments are the application's own list, so a new one is tried as well.
+"""
+
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+from tests.cli.conftest import Result, Run
+from tests.cli.fake import FakeLLM
+from tests.support import make_model
+from tiny_llm.cli import app
+from tiny_llm.course.desk import Desk
+
+ROOT = Path(__file__).parents[2]
+HUGE = str(10**400)
+ODD = {
+    "empty": "",
+    "spaces": "   ",
+    "negative": "-1",
+    "zero": "0",
+    "a fraction": "1.5",
+    "huge": HUGE,
+    "too many digits": "9" * 5000,
+    "huge with an exponent": "1e400",
+    "no number": "nan",
+    "infinite": "inf",
+    "a word": "soon",
+    "other digits": "٣",
+    "very long": "x" * 5000,
+    "no text": "\udcff",
+    "half of a pair": "\ud800",
+    "a line break": "1\n2",
+    "a NUL": "a\0b",
+    "an equals sign": "=",
+    "a folder": "/",
+    "nobody's home": "~nobody-of-that-name/x",
+}
+REQUIRED = {  # what the arguments and options that a command can't do without are otherwise
+    "model": "{model}",
+    "--out": "{folder}/out",
+    "file": "rms_norm",
+    "files": "rms_norm",
+    "what": "w1.1.1",
+    "chapter": "1.3",
+    "prompt": "hi",
+}
+WORK = (  # done elsewhere: what takes long, asks the network or changes files
+    ("tiny_llm.cli.bench", "run"),
+    ("tiny_llm.cli.bench", "summarize"),
+    ("tiny_llm.cli.bench", "at_most"),
+    ("tiny_llm.cli.viz", "recorded"),
+    ("tiny_llm.course.watch", "watch"),
+    ("tiny_llm.pocket.train", "train"),
+)
+
+
+class Place(NamedTuple):
+    """Where a value can stand: a command's path and one of its parameters."""
+
+    path: tuple[str, ...]
+    name: str  # --max-tokens, or the name of an argument
+    required: tuple[str, ...]  # the names of the other parameters that must be given
+
+    @property
+    def is_option(self) -> bool:
+        return self.name.startswith("-")
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if hasattr(command, "commands"):
+        for name, child in command.commands.items():
+            yield from commands(child, (*path, name))
+    else:
+        yield path, command
+
+
+def name_of(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return str(parameter.name)
+    return str(max(parameter.opts, key=len))
+
+
+def places() -> Iterator[Place]:
+    for path, command in commands(typer.main.get_command(app)):
+        taking = [each for each in command.params if not getattr(each, "is_flag", False) and each.name != "help"]
+        needed = [each for each in taking if each.required or name_of(each) in ("prompt", "files")]
+        for parameter in taking:
+            yield Place(path, name_of(parameter), tuple(name_of(each) for each in needed if each is not parameter))
+
+
+PLACES = list(places())
+
+
+def test_the_list_is_the_applications() -> None:
+    found = {(" ".join(place.path), place.name) for place in PLACES}
+    assert {("generate", "--max-tokens"), ("chat", "--system"), ("kernels check", "files")} <= found
+    assert {("viz mask", "--keys"), ("pocket train", "--steps"), ("quantize", "model")} <= found
+    assert len(found) > 150
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place to work in that looks like a checkout, with a model."""
+    made = tmp_path_factory.mktemp("odd")
+    shutil.copytree(ROOT / "code", made / "code")
+    (made / "tests" / "week1").mkdir(parents=True)
+    (made / "book").mkdir()
+    shutil.copy(ROOT / "book" / "quizzes.toml", made / "book")
+    make_model(made / "model")
+    return made
+
+
+@pytest.fixture
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    for module, name in WORK:  # a command's module and its function have one name, so that only the import tells them
+        monkeypatch.setattr(import_module(module), name, lambda *_, **__: [])
+    monkeypatch.setattr(Desk, "test", lambda *_: True)
+    return folder
+
+
+def line_of(place: Place, value: str, folder: Path) -> list[str]:
+    words = list(place.path)
+    for name in place.required:
+        given = REQUIRED[name].format(folder=folder, model=folder / "model")
+        words += [name, given] if name.startswith("-") else [given]
+    if place.is_option:
+        return [*words, f"{place.name}={value}"] if place.name.startswith("--") else [*words, place.name, value]
+    return [*words, "--", value]
+
+
+def complaint(result: Result, place: Place) -> str:
+    """What is wrong with the way in which a value was taken or refused; empty if nothing is."""
+    if "unexpected" in result.err or "Traceback" in result.err:
+        return "an internal error"
+    if result.code == 0:
+        return ""
+    if result.code not in (1, 2):
+        return f"exit code {result.code}"
+    if result.out:
+        return "half an output"
+    lines = [line for line in result.err.splitlines() if line]
+    if len(lines) != 1 or result.err.count("\n") != 1:
+        return "not one line"
+    beginning = "error: " if result.code == 1 else "tiny-llm " + " ".join(place.path)
+    if not result.err.startswith(beginning):
+        return f"does not begin with {beginning!r}"
+    return ""
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: " ".join([*place.path, place.name]))
+def test_odd_values_are_taken_or_refused_in_one_line(run: Run, in_folder: Path, place: Place) -> None:
+    found = {}
+    for name, value in ODD.items():
+        result = run(*line_of(place, value, in_folder), llm=FakeLLM("yes"))
+        if wrong := complaint(result, place):
+            found[name] = f"{wrong}: {result.code} {result.out[:80]!r} {result.err[:300]!r}"
+    assert found == {}
