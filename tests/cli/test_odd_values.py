@@ -16,6 +16,8 @@ from tests.cli.conftest import Result, Run
 from tests.cli.fake import FakeLLM
 from tests.support import make_model
 from tiny_llm.cli import app
+from tiny_llm.cli.bench import Figure
+from tiny_llm.course import viz_record, viz_roofline
 from tiny_llm.course.desk import Desk
 
 ROOT = Path(__file__).parents[2]
@@ -51,14 +53,46 @@ REQUIRED = {  # what the arguments and options that a command can't do without a
     "chapter": "1.3",
     "prompt": "hi",
 }
-WORK = (  # done elsewhere: what takes long, asks the network or changes files
-    ("tiny_llm.cli.bench", "run"),
-    ("tiny_llm.cli.bench", "summarize"),
-    ("tiny_llm.cli.bench", "at_most"),
-    ("tiny_llm.cli.viz", "recorded"),
-    ("tiny_llm.course.watch", "watch"),
-    ("tiny_llm.pocket.train", "train"),
-)
+
+
+RUN, MEASURE = viz_record.run, viz_roofline.measure
+
+
+def nothing(*_: object, **__: object) -> list[Any]:
+    return []
+
+
+def figures_of_nothing(*_: object) -> tuple[dict[str, float], dict[str, Any]]:
+    return {}, {}
+
+
+def short_run(model: str | None, prompt: str, stop: bool = True) -> Any:
+    """A picture's run of the model on the beginning of the prompt alone."""
+    return RUN(model, prompt[:8], stop)
+
+
+METAVARS = {"files": ["FILE"], "kernels": ["KERNEL"], "task": ["TASK"], "what": ["TASK|FILE"]}
+WORK = {  # done elsewhere: what takes long, asks the network or changes files
+    ("tiny_llm.cli.bench", "run"): nothing,
+    ("tiny_llm.cli.bench", "summarize"): nothing,
+    ("tiny_llm.cli.bench", "at_most"): lambda *_: Figure("decode", 1, 1, 1, "tokens/s"),
+    ("tiny_llm.cli.quantize", "perplexity"): lambda *_: 2.0,
+    ("tiny_llm.course.viz_record", "run"): short_run,
+    ("tiny_llm.course.viz_roofline", "measure"): lambda names: MEASURE(names or ["axpby"]),
+    ("tiny_llm.course.watch", "watch"): nothing,
+    ("tiny_llm.pocket.train", "train"): nothing,
+    ("tiny_llm.pocket.evaluate", "evaluate"): figures_of_nothing,
+}
+
+
+class OddLLM(FakeLLM):
+    """It also keeps its cache in a file."""
+
+    def load_cache(self, path: Path) -> int:
+        return len(path.read_bytes())
+
+    def save_cache(self, path: Path) -> None:
+        path.write_bytes(b"kept")
 
 
 class Place(NamedTuple):
@@ -120,8 +154,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
-    for module, name in WORK:  # a command's module and its function have one name, so that only the import tells them
-        monkeypatch.setattr(import_module(module), name, lambda *_, **__: [])
+    for (module, name), stand_in in WORK.items():  # by import_module, since the package has functions of these names
+        monkeypatch.setattr(import_module(module), name, stand_in)
     monkeypatch.setattr(Desk, "test", lambda *_: True)
     return folder
 
@@ -152,14 +186,24 @@ def complaint(result: Result, place: Place) -> str:
     beginning = "error: " if result.code == 1 else "tiny-llm " + " ".join(place.path)
     if not result.err.startswith(beginning):
         return f"does not begin with {beginning!r}"
+    if result.code == 2 and not any(name in result.err for name in names_of(place)):
+        return "does not name the option"
     return ""
+
+
+def names_of(place: Place) -> list[str]:
+    """How an error may call an option or argument."""
+    name = place.name.lstrip("-")
+    spelled = [name, name.replace("-", "_"), name.replace("-", " "), name.upper(), *METAVARS.get(name, ())]
+    return [place.name, *spelled]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: " ".join([*place.path, place.name]))
 def test_odd_values_are_taken_or_refused_in_one_line(run: Run, in_folder: Path, place: Place) -> None:
     found = {}
     for name, value in ODD.items():
-        result = run(*line_of(place, value, in_folder), llm=FakeLLM("yes"))
+        shutil.rmtree(in_folder / "out", ignore_errors=True)
+        result = run(*line_of(place, value, in_folder), llm=OddLLM("yes"))
         if wrong := complaint(result, place):
             found[name] = f"{wrong}: {result.code} {result.out[:80]!r} {result.err[:300]!r}"
     assert found == {}

@@ -20,6 +20,7 @@ from tiny_llm.cli.models import models
 from tiny_llm.cli.pocket import app as pocket
 from tiny_llm.cli.process import OutputEnd, handled_signals, point_to_nothing, prepared_streams
 from tiny_llm.cli.quantize import quantize
+from tiny_llm.cli.terminal import escaped
 from tiny_llm.cli.viz_engine import viz
 
 PROGRAM = "tiny-llm"
@@ -127,7 +128,7 @@ def fail(error: Exception) -> int:
 
 def usage_message(error: Any) -> str:
     """Typer's message in one line, with the offending value and the nearest option where it leaves them out."""
-    text = " ".join(error.format_message().split()).replace("Value error, ", "").rstrip(".")
+    text = escaped(" ".join(error.format_message().split())).replace("Value error, ", "").rstrip(".")
     if (near := getattr(error, "possibilities", None)) and (name := getattr(error, "option_name", None)):
         return f"No such option: {name}; did you mean {' or '.join(sorted(near))}?"
     if hasattr(error.__cause__, "errors"):  # pydantic's, which typer converts values with

@@ -39,7 +39,7 @@ def bench(
     engine: EngineOptions,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 512,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens to write.")] = 128,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs, after one that warms up.")] = 5,
+    runs: Annotated[int, typer.Option(min=1, max=10_000, help="Measured runs, after one that warms up.")] = 5,
     as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
 ) -> None:
     """Measure prefill, decoding, time to first token and memory of a model."""

@@ -40,8 +40,26 @@ def with_options(command: Callable[..., Result]) -> Callable[..., Result]:
     return run
 
 
-def option(help: str, *names: str, metavar: str | None = None, envvar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, envvar=envvar, show_default=False)
+def option(
+    help: str,
+    *names: str,
+    metavar: str | None = None,
+    envvar: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """An option whose default is not shown; a number outside of `least` to `most` is wrong usage."""
+    check = None if least is None and most is None else number
+    return typer.Option(
+        *names, help=help, metavar=metavar, envvar=envvar, show_default=False, min=least, max=most, callback=check
+    )
+
+
+def number(value: float | None) -> float | None:
+    """Refuse `nan`, which is neither below nor above any bound."""
+    if value is not None and value != value:
+        raise typer.BadParameter(f"expected a number, found {value}")
+    return value
 
 
 NO_MODEL = "no model named: this is the small one that ships inside; --model takes another"

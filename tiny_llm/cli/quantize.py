@@ -71,7 +71,9 @@ def quantize(
     model: Annotated[str, typer.Argument(help="A directory, a hub name, an alias, or pocket for the model inside.")],
     precision: Precision,
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to make.")],
-    tokens: Annotated[int, typer.Option(help="Length of the texts to measure on; 0 for none.", min=0)] = 2048,
+    tokens: Annotated[
+        int, typer.Option(help="Length of the texts to measure on; 0 for none.", min=0, max=1_000_000)
+    ] = 2048,
     overwrite: Annotated[bool, option("Replace a quantized model that is there.", "--overwrite")] = False,
     as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
 ) -> None:
@@ -84,10 +86,13 @@ def quantize(
     from tiny_llm.quantize import plan as plans
     from tiny_llm.quantize.write import check_place, write_quantized
 
-    with usage():
+    with usage("MODEL"):
         source = engine.POCKET if model == "pocket" else resolve(model)
+    with usage("--out"):
         check_place(source, out, overwrite)
+    with usage("MODEL"):
         found = plans.matrices(source)
+    with usage():
         plan = precision.plan(found)
     results: dict[str, list[float | None]] = {"before": [stored_bytes(source), None], "after": []}
     if tokens or precision.target_bits is not None:

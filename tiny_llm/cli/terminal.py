@@ -45,7 +45,7 @@ def table(rows: Sequence[Sequence[str]]) -> None:
     for column in range(max(map(len, rows), default=0)):
         grid.add_column(no_wrap=column < len(rows[0]) - 1, overflow="fold")
     for row in rows:
-        grid.add_row(*map(one_line, row))
+        grid.add_row(*map(escaped, row))
     width = _table_width(rows) if sys.stdout.isatty() else 10_000
     console = Console(file=sys.stdout, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:
@@ -62,7 +62,7 @@ def _table_width(rows: Sequence[Sequence[str]]) -> int:
     return max(shutil.get_terminal_size().columns, fixed + LAST_COLUMN)
 
 
-def one_line(text: str) -> str:
+def escaped(text: str) -> str:
     """`text` with its control characters, line breaks among them, as escapes such as \\n."""
     return "".join(repr(c)[1:-1] if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 else c for c in text)
 

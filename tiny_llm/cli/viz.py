@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from tiny_llm.course.viz_svg import Drawing
 
 TEXT = "the cat sat down"
+DRAWN, FRAMES, COUNT = (
+    256,
+    64,
+    10**9,
+)  # at most: things in a row of a picture, rows of a stepper, anything that is counted
 Out = Annotated[
     Path | None,
     option("The file to write: .html, or .svg for a single picture; NAME.html here if not given.", "--out", "-o"),
@@ -62,9 +67,9 @@ def write(
 
 @viz.command()
 def mask(
-    queries: Annotated[int, option("Number of queries, the last of the keys.")] = 4,
-    keys: Annotated[int, option("Number of keys.")] = 8,
-    window: Annotated[int | None, option("How many keys a query sees at most, itself included.")] = None,
+    queries: Annotated[int, option("Number of queries, the last of the keys.", most=DRAWN)] = 4,
+    keys: Annotated[int, option("Number of keys.", most=DRAWN)] = 8,
+    window: Annotated[int | None, option("How many keys a query sees at most, itself included.", most=COUNT)] = None,
     prompt: Prompt = None,
     layer: Annotated[int, option("With --prompt: whose attention weights.")] = 0,
     head: Annotated[int, option("With --prompt: which query head's.")] = 0,
@@ -90,9 +95,9 @@ def mask(
 
 @viz.command()
 def rope(
-    theta: Annotated[float, option("The base of the frequencies.")] = 10000.0,
-    head_dim: Annotated[int, option("Width of a head; it has half as many pairs.")] = 8,
-    positions: Annotated[int, option("How many positions to show.")] = 6,
+    theta: Annotated[float, option("The base of the frequencies.", least=1e-6, most=1e30)] = 10000.0,
+    head_dim: Annotated[int, option("Width of a head; it has half as many pairs.", most=DRAWN)] = 8,
+    positions: Annotated[int, option("How many positions to show.", most=DRAWN)] = 6,
     code: Code = None,
     out: Out = None,
 ) -> None:
@@ -112,7 +117,7 @@ def sampling(
     top_p: Annotated[float, option("Keep the likeliest that hold this share.")] = 1.0,
     min_p: Annotated[float, option("Keep tokens at least this share of the likeliest.")] = 0.0,
     prompt: Annotated[str, option("Text whose next token is chosen.")] = TEXT,
-    tokens: Annotated[int, option("How many of the likeliest tokens to show.")] = 12,
+    tokens: Annotated[int, option("How many of the likeliest tokens to show.", most=DRAWN)] = 12,
     model: Model = None,
     code: Code = None,
     out: Out = None,
@@ -151,12 +156,12 @@ def divergence(
 
 @viz.command()
 def kv(
-    tokens: Annotated[int, option("Memory up to this many tokens.")] = 4096,
-    window: Annotated[int, option("The window of the rotating cache.")] = 1024,
-    slots: Annotated[int, option("Slots of the ring that is drawn, sinks included.")] = 8,
+    tokens: Annotated[int, option("Memory up to this many tokens.", most=COUNT)] = 4096,
+    window: Annotated[int, option("The window of the rotating cache.", most=COUNT)] = 1024,
+    slots: Annotated[int, option("Slots of the ring that is drawn, sinks included.", most=DRAWN)] = 8,
     sinks: Annotated[int, option("How many of them hold the first tokens for good.")] = 2,
     recent: Annotated[int, option("How many of the newest tokens are seen.")] = 4,
-    steps: Annotated[int, option("Tokens that go round in it.")] = 12,
+    steps: Annotated[int, option("Tokens that go round in it.", least=1, most=DRAWN)] = 12,
     model: Model = None,
     code: Code = None,
     out: Out = None,
@@ -177,11 +182,11 @@ def kv(
 
 @viz.command()
 def flash(
-    tokens: Annotated[int, option("Queries and keys.")] = 8,
-    queries: Annotated[int, option("Queries of a tile.")] = 4,
-    keys: Annotated[int, option("Keys of a tile.")] = 3,
-    window: Annotated[int, option("How many keys a query sees at most; 0 for all before it.")] = 0,
-    seed: Annotated[int, option("Of the random scores.")] = 0,
+    tokens: Annotated[int, option("Queries and keys.", most=FRAMES)] = 8,
+    queries: Annotated[int, option("Queries of a tile.", most=FRAMES)] = 4,
+    keys: Annotated[int, option("Keys of a tile.", most=FRAMES)] = 3,
+    window: Annotated[int, option("How many keys a query sees at most; 0 for all before it.", most=COUNT)] = 0,
+    seed: Annotated[int, option("Of the random scores.", least=0, most=2**32 - 1)] = 0,
     out: Out = None,
 ) -> None:
     """The tiles of FlashAttention step by step: what is computed, and what is kept of it."""
@@ -203,6 +208,8 @@ def roofline(
     """Where the kernels lie on a chip's roofline, counted in the simulator on typical inputs."""
     from tiny_llm.course import viz_roofline
 
-    with usage():
-        drawing = viz_roofline.draw(viz_roofline.chip_of(chip), viz_roofline.measure(kernels or ()))
+    with usage("--chip"):
+        found = viz_roofline.chip_of(chip)
+    with usage("KERNEL"):
+        drawing = viz_roofline.draw(found, viz_roofline.measure(kernels or ()))
     write("roofline", "Kernels on a roofline", [drawing], out)
