@@ -5,8 +5,11 @@ The options and arguments are the application's own list, so a new one is tried 
 
 import shutil
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from tempfile import mkdtemp
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,8 +20,7 @@ from tests.cli.fake import FakeLLM
 from tests.support import make_model
 from tiny_llm.cli import app
 from tiny_llm.cli.bench import Figure
-from tiny_llm.course import viz_record, viz_roofline
-from tiny_llm.course.desk import Desk
+from tiny_llm.course import desk, viz_record, viz_roofline
 
 ROOT = Path(__file__).parents[2]
 HUGE = str(10**400)
@@ -66,19 +68,29 @@ def figures_of_nothing(*_: object) -> tuple[dict[str, float], dict[str, Any]]:
     return {}, {}
 
 
+@lru_cache
 def short_run(model: str | None, prompt: str, stop: bool = True) -> Any:
-    """A picture's run of the model on the beginning of the prompt alone."""
-    return RUN(model, prompt[:8], stop)
+    """A picture's run of the model; on the beginning of the prompt alone, for the sake of time."""
+    return RUN(model, prompt, stop)
 
 
 METAVARS = {"files": ["FILE"], "kernels": ["KERNEL"], "task": ["TASK"], "what": ["TASK|FILE"]}
+
+
+def folder_alone(name: str) -> Any:
+    """An overlay that is not put before the engine of the tests."""
+    return SimpleNamespace(folder=desk.code_folder(name), own_kernels=())
+
+
 WORK = {  # done elsewhere: what takes long, asks the network or changes files
     ("tiny_llm.cli.bench", "run"): nothing,
     ("tiny_llm.cli.bench", "summarize"): nothing,
     ("tiny_llm.cli.bench", "at_most"): lambda *_: Figure("decode", 1, 1, 1, "tokens/s"),
     ("tiny_llm.cli.quantize", "perplexity"): lambda *_: 2.0,
-    ("tiny_llm.course.viz_record", "run"): short_run,
+    ("tiny_llm.course.viz_record", "run"): lambda model, prompt, stop=True: short_run(model, prompt[:8], stop),
+    ("tiny_llm.course.viz_record", "record_reference"): lambda *_: short_run(None, "hi").notes,
     ("tiny_llm.course.viz_roofline", "measure"): lambda names: MEASURE(names or ["axpby"]),
+    ("tiny_llm.course.desk", "install"): folder_alone,
     ("tiny_llm.course.watch", "watch"): nothing,
     ("tiny_llm.pocket.train", "train"): nothing,
     ("tiny_llm.pocket.evaluate", "evaluate"): figures_of_nothing,
@@ -153,10 +165,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(folder)
+    """The folder, with an empty one in it as the current one."""
+    monkeypatch.chdir(mkdtemp(dir=folder))
     for (module, name), stand_in in WORK.items():  # by import_module, since the package has functions of these names
         monkeypatch.setattr(import_module(module), name, stand_in)
-    monkeypatch.setattr(Desk, "test", lambda *_: True)
+    monkeypatch.setattr(desk.Desk, "test", lambda *_: True)
     return folder
 
 
@@ -195,7 +208,7 @@ def names_of(place: Place) -> list[str]:
     """How an error may call an option or argument."""
     name = place.name.lstrip("-")
     spelled = [name, name.replace("-", "_"), name.replace("-", " "), name.upper(), *METAVARS.get(name, ())]
-    return [place.name, *spelled]
+    return [place.name, *place.required, *spelled]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: " ".join([*place.path, place.name]))

@@ -121,6 +121,8 @@ class EngineOptions:
             raise typer.BadParameter(
                 "the name is empty; give a directory, a hub name or an alias", param_hint="--model"
             )
+        with usage("--model"):
+            text_of(self.model or "", "model")
         if self.code is not None:
             from tiny_llm.course.desk import install
 

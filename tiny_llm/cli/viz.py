@@ -161,7 +161,7 @@ def kv(
     slots: Annotated[int, option("Slots of the ring that is drawn, sinks included.", most=DRAWN)] = 8,
     sinks: Annotated[int, option("How many of them hold the first tokens for good.")] = 2,
     recent: Annotated[int, option("How many of the newest tokens are seen.")] = 4,
-    steps: Annotated[int, option("Tokens that go round in it.", least=1, most=DRAWN)] = 12,
+    steps: Annotated[int, option("Tokens that go round in it.", most=DRAWN)] = 12,
     model: Model = None,
     code: Code = None,
     out: Out = None,
@@ -174,6 +174,8 @@ def kv(
     path = viz_record.find(model)
     config = loader.load_config(path)
     name = "pocket" if model is None else path.name
+    if steps < 1:
+        raise typer.BadParameter(f"expected at least 1, found {steps}", param_hint="--steps")
     with usage():
         growth = viz_kv.draw_growth("kv-growth", f"KV cache of {name}", viz_kv.curves(config, 2, tokens, window))
         ring = viz_kv.draw_ring("kv-ring", steps, sinks, recent, slots)

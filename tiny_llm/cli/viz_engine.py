@@ -32,7 +32,7 @@ def schedule(
     from tiny_llm.course import viz_replay, viz_schedule
     from tiny_llm.engine.trace import chrome_trace
 
-    with usage():
+    with usage("--log" if log else "--blocks and --budget"):
         events = viz_replay.load(log, blocks, budget)
     with usage("--first and --last"):
         drawing = viz_schedule.draw("schedule", events, first, last)
@@ -55,7 +55,7 @@ def pages(
     borrow(code)
     from tiny_llm.course import viz_pages, viz_replay
 
-    with usage():
+    with usage("--log" if log else "--blocks and --budget"):
         events = viz_replay.load(log, blocks, budget)
     with usage("--first and --last"):
         drawings = viz_pages.frames(events, first, last)
@@ -75,6 +75,8 @@ def radix(
     borrow(code)
     from tiny_llm.course import viz_radix, viz_replay
 
-    with usage():
-        drawing = viz_radix.draw("radix", viz_replay.load(log, blocks, budget), step)
+    with usage("--log" if log else "--blocks and --budget"):
+        events = viz_replay.load(log, blocks, budget)
+    with usage("--step"):
+        drawing = viz_radix.draw("radix", events, step)
     write("radix", "The prefix tree", [drawing], out)
