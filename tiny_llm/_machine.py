@@ -1,5 +1,6 @@
 """The limits that the system sets to this process's memory: control groups (containers) and `ulimit`."""
 
+import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -64,10 +65,6 @@ def _left(limits: list[int | None], used: Path, stat: Path, cached: tuple[str, .
 
 def _left_of_ulimits() -> Iterator[int]:
     """What `ulimit -v` (address space) and `ulimit -d` (data) leave. Linux alone counts them in OWN_PAGES."""
-    try:
-        import resource
-    except ImportError:  # a system without such limits
-        return
     pages = _text(OWN_PAGES).split()
     for limit, column in ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5)):
         soft, _ = resource.getrlimit(limit)

@@ -34,7 +34,7 @@ WITHOUT_ARRAYS = {
 NEVER = {"mlx_lm", "transformers"}  # oracles and peers, of the tests and the benchmarks
 OPTIONAL = {"starlette", "uvicorn", "prometheus_client", "chromadb", "mcp", "opentelemetry", "llguidance", "matplotlib"}
 SLOW = {"huggingface_hub"}  # takes as long to import as all else at start-up
-STARTS_FAST = {"", "cli", "_blas"}  # rooms that may put an import off for the sake of start-up time
+STARTS_FAST = {"", "cli", "_blas", "_start"}  # rooms that may put an import off for the sake of start-up time
 
 
 def imports(module: str, source: str, modules: set[str]) -> Iterator[tuple[str, bool]]:
