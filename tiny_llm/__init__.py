@@ -6,6 +6,11 @@ llm = load("qwen3-0.6b")
 print(llm.generate("What is a KV cache?", SamplingParams(max_tokens=100)).text)
 """
 
+from tiny_llm import _start
+
+if _start.is_program():
+    _start.end_quietly()
+
 from typing import TYPE_CHECKING, Any
 
 from tiny_llm import _blas

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from tiny_llm import _blas
+from tiny_llm import _blas, _machine
 
 GB = 1e9
 EXTRAS = {"server": "uvicorn", "rag": "chromadb", "mcp": "mcp", "otel": "opentelemetry.sdk"}
@@ -131,12 +131,14 @@ def _memory() -> Fact:
 
 
 def _available_memory() -> int | None:
-    """Bytes that can be taken without swapping, as Linux reports them."""
+    """Bytes that can be taken without swapping, as Linux reports them, and within the limits of a container."""
+    left = _machine.memory_left()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+        return left
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return min((amount for amount in (free, left) if amount is not None), default=None)
 
 
 def _cache() -> Fact:

@@ -20,12 +20,17 @@ WORD = 32  # bits
 SMALLEST = 1e-7  # a scale's size at least: a group of equal weights has no span
 
 
-def check_fit(columns: int, group_size: int, bits: int, name: str = "weight") -> None:
-    """Raises ValueError for bits or a group size that the format lacks, or that do not fit rows of `columns`."""
+def check_format(group_size: int, bits: int) -> None:
+    """Raises ValueError for bits or a group size that the format lacks."""
     known = " or ".join(map(str, QUANTIZED_BITS))
     require(bits in QUANTIZED_BITS, f"bits: expected {known}, found {bits}")
     known = " or ".join(map(str, GROUP_SIZES))
     require(group_size in GROUP_SIZES, f"group size: expected {known}, found {group_size}")
+
+
+def check_fit(columns: int, group_size: int, bits: int, name: str = "weight") -> None:
+    """Raises ValueError for bits or a group size that the format lacks, or that do not fit rows of `columns`."""
+    check_format(group_size, bits)
     fitting = [size for size in GROUP_SIZES if columns % size == 0]
     remedy = f"take {' or '.join(map(str, fitting))}" if fitting else "leave this layer dense"
     require(

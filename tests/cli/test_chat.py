@@ -151,3 +151,21 @@ def test_a_random_model_reuses_its_cache_from_turn_to_turn(run: Run, model_dir: 
     assert result.code == 0
     cached = next(row for row in result.out.splitlines() if row.startswith("its prompt"))
     assert int(cached.split(" tokens, ")[1].split()[0]) > 0
+
+
+def test_a_message_taken_back_leaves_visible_what_was(run: Run) -> None:
+    """Turns left out for a message that then failed stayed out of the model's sight."""
+    llm = FakeLLM("x" * 40, "y" * 40, ValueError("no"), "z", max_context=300)
+    result = run("chat", stdin=f"one\ntwo\n{'h' * 200}\nthree\n", llm=llm)
+    assert result.code == 1
+    assert llm.asked[3] == said("one", "x" * 40, "two", "y" * 40, "three")
+
+
+@pytest.mark.parametrize("command", ["/system {}\nhi", "{}"])
+def test_a_hopeless_message_is_refused_before_it_is_tokenized(run: Run, model_dir: Path, command: str) -> None:
+    """A message of 10 MB took ten seconds to be refused."""
+    line = command.format("long words " * 300_000)
+    result = run("chat", "--model", str(model_dir), "--max-context", "100", stdin=f"{line}\n/system none\n/stats\n")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert result.err.startswith("error: prompt: expected at most 100 tokens, found at least ")
+    assert "messages  0" in result.out

@@ -412,6 +412,7 @@ def test_free_memory_is_the_systems(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     meminfo.write_text("MemTotal:       9000 kB\nMemFree:        1 kB\nMemAvailable:   4000 kB\n")
     monkeypatch.setattr(memory, "MEMINFO", meminfo)
     monkeypatch.setattr(mx, "device_info", dict)
+    monkeypatch.setattr(memory, "memory_left", lambda: None)
     assert memory.available_bytes() == 4000 * 1024
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
     assert memory.available_bytes() is None

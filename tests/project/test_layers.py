@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "tiny_llm"
 
 LEVELS = [
-    {"_blas"},
+    {"_blas", "_machine", "_start"},
     {"config"},
     {"model"},
     {"kernels"},
@@ -25,7 +25,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 BESIDE = {  # rooms that only cli may import, and what they may import
     "pocket": {"_blas", "config", "model", "cache", "decode"},
     "course": set(LEVEL) - {"cli", "__main__"},
-    "doctor": {"_blas", "config"},
+    "doctor": {"_blas", "_machine", "config"},
 }
 WITHOUT_ARRAYS = {
     f"tiny_llm.engine.{name}"
@@ -34,7 +34,7 @@ WITHOUT_ARRAYS = {
 NEVER = {"mlx_lm", "transformers"}  # oracles and peers, of the tests and the benchmarks
 OPTIONAL = {"starlette", "uvicorn", "prometheus_client", "chromadb", "mcp", "opentelemetry", "llguidance", "matplotlib"}
 SLOW = {"huggingface_hub"}  # takes as long to import as all else at start-up
-STARTS_FAST = {"", "cli", "_blas"}  # rooms that may put an import off for the sake of start-up time
+STARTS_FAST = {"", "cli", "_blas", "_start"}  # rooms that may put an import off for the sake of start-up time
 
 
 def imports(module: str, source: str, modules: set[str]) -> Iterator[tuple[str, bool]]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from tests.cli.conftest import Run
@@ -58,7 +59,6 @@ def test_without_measuring_nothing_is_loaded(
     [
         (["--bits", "5"], "bits: expected 2 or 3 or 4 or 6 or 8, found 5"),
         (["--group-size", "16"], "group size: expected 32 or 64 or 128, found 16"),
-        (["--group-size", "128"], "rows of 64, found 128: take 32 or 64"),
         (["--predicate", "sensitive"], "--target-bits goes with sensitive alone, found no --target-bits"),
         (["--target-bits", "5"], "--predicate all: --target-bits goes with sensitive alone, found one"),
         (["--predicate", "sensitive", "--target-bits", "9"], "expected 4.5 to 8.5"),
@@ -76,6 +76,48 @@ def test_bad_options_are_usage(
     assert (result.code, result.out) == (2, "")
     assert message in result.err and result.err.count("\n") == 1
     assert list(tmp_path.glob("x*")) == []
+
+
+ODD = {"hidden_size": 64, "intermediate_size": 144}
+DOWN = "model.layers.{}.mlp.down_proj"
+
+
+@pytest.mark.parametrize("sensitive", [False, True], ids=["uniform", "sensitive"])
+def test_a_layer_of_odd_width_stays_dense_and_is_named(run: Run, tmp_path: Path, sensitive: bool) -> None:
+    """One width that no group size divides kept the whole model from being quantized."""
+    odd, out = make_model(tmp_path / "odd", dtype="bfloat16", **ODD), tmp_path / "out"
+    options = ["--predicate", "sensitive", "--target-bits", "6"] if sensitive else ["--bits", "4"]
+    result = run("quantize", str(odd), "-o", str(out), "--tokens", "300", *options)
+    assert result.code == 0, result.err
+    assert "2 left dense" in result.out.splitlines()[0]
+    told = result.out.splitlines()[1]
+    assert "groups of 64 do not divide their rows: model.layers.*.mlp.down_proj (2 times, rows of 144);" in told
+    sizes = {path: tensor.size for path, tensor in mx.load(str(odd / "model.safetensors")).items() if tensor.ndim == 2}
+    stored = {path: tensor.nbytes for path, tensor in mx.load(str(out / "model.safetensors")).items()}
+    in_matrices = sum(nbytes for path, nbytes in stored.items() if "norm" not in path)
+    assert f"{8 * in_matrices / sum(sizes.values()):.2f} bits a weight over all matrices" in told
+    table = json.loads((out / "config.json").read_text())["quantization"]
+    assert [table[DOWN.format(i)] for i in (0, 1)] == [False, False]
+
+
+def test_json_names_the_layers_that_stay_dense(run: Run, tmp_path: Path) -> None:
+    odd = make_model(tmp_path / "odd", **ODD)
+    told = json.loads(run("quantize", str(odd), "-o", str(tmp_path / "out"), "--tokens", "0", "--json").out)
+    assert told["left_dense"] == [DOWN.format(0), DOWN.format(1)]
+    assert told["bits_per_weight"] == 4.5 < told["bits_per_weight_overall"] < 16
+
+
+@pytest.mark.parametrize("sensitive", [False, True], ids=["uniform", "sensitive"])
+def test_a_model_that_no_group_fits_is_refused_with_the_numbers(run: Run, tmp_path: Path, sensitive: bool) -> None:
+    options = ["--predicate", "sensitive", "--target-bits", "6"] if sensitive else []
+    model = make_model(tmp_path / "odd", intermediate_size=96, head_dim=24)
+    result = run("quantize", str(model), "-o", str(tmp_path / "x"), "--group-size", "128", "--tokens", "0", *options)
+    assert (result.code, result.out) == (2, "")
+    assert "expected one that divides a layer's rows of 64 or 96, found 128: take 32 or 64" in result.err
+    model = make_model(tmp_path / "odder", hidden_size=80, intermediate_size=144, head_dim=20)
+    result = run("quantize", str(model), "-o", str(tmp_path / "x"), "--tokens", "0", *options)
+    assert (result.code, result.out) == (2, "")
+    assert "a layer's rows of 80 or 144, found 64: this format can't hold the model" in result.err
 
 
 def test_bad_places_and_models(run: Run, tmp_path: Path, dense: Path) -> None:

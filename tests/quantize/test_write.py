@@ -80,6 +80,32 @@ MIXED = QuantizationConfig(
 )
 
 
+ODD_WIDTHS = {
+    "down": {"intermediate_size": 144},
+    "all but down and o": {"hidden_size": 72, "intermediate_size": 128},
+    "o and down": {"head_dim": 20, "intermediate_size": 80},
+    "tied": {"hidden_size": 72, "tie_word_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+@pytest.mark.parametrize("widths", ODD_WIDTHS)
+def test_a_layer_of_odd_width_stays_dense_as_in_mlx_lm(tmp_path: Path, widths: str, group_size: int) -> None:
+    """Such a model was refused as a whole."""
+    path = make_model(tmp_path / "in", dtype="bfloat16", **ODD_WIDTHS[widths])
+    out = quantized(path, tmp_path / "out", 4, group_size)
+    theirs = tmp_path / "theirs"
+    mlx_lm.convert(str(path), str(theirs), quantize=True, q_bits=4, q_group_size=group_size)
+    assert same(tensors(out), tensors(theirs))
+    table = json.loads((out / "config.json").read_text())["quantization"]
+    found = tensors(out)
+    paths = [name.removesuffix(".weight") for name, tensor in found.items() if tensor.ndim == 2]
+    dense = {path for path in paths if f"{path}.weight" in found and f"{path}.scales" not in found}
+    assert {name for name, value in table.items() if value is False} == dense != set()
+    model, tokens = ours(out), prompt(30)
+    close(model(mx.array(tokens), RecomputeCache(model.config, model.ops)), peer_logits(out, tokens))
+
+
 @pytest.mark.parametrize("plan", [QuantizationConfig(4, 64), QuantizationConfig(2, 32), MIXED], ids=["4", "2", "mixed"])
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 def test_both_engines_read_it_and_agree(tmp_path: Path, plan: QuantizationConfig, model_type: str) -> None:
@@ -263,7 +289,8 @@ def test_models_that_are_refused(tmp_path: Path) -> None:
         quantized(packed, tmp_path / "out")
     path = make_model(tmp_path / "in")
     with pytest.raises(ValueError, match=r"down_proj: .*divides its rows of 96, found 64: take 32"):
-        quantized(make_model(tmp_path / "odd", intermediate_size=96), tmp_path / "out", group_size=64)
+        odd = make_model(tmp_path / "odd", intermediate_size=96)
+        write.write_quantized(odd, tmp_path / "out", QuantizationConfig(4, 64))
     weights = tensors(path)
     weights[f"{V_PROJ}.weight"] = mx.where(mx.arange(64) == 3, np.inf, weights[f"{V_PROJ}.weight"])
     mx.save_safetensors(str(path / "model.safetensors"), weights)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tiny_llm._start import INTERRUPTED
 from tiny_llm.cli.bench import bench
 from tiny_llm.cli.chat import chat
 from tiny_llm.cli.course import app as course
@@ -17,7 +18,9 @@ from tiny_llm.cli.generate import generate
 from tiny_llm.cli.kernels import kernels
 from tiny_llm.cli.models import models
 from tiny_llm.cli.pocket import app as pocket
+from tiny_llm.cli.process import OutputEnd, handled_signals, point_to_nothing, prepared_streams
 from tiny_llm.cli.quantize import quantize
+from tiny_llm.cli.terminal import escaped
 from tiny_llm.cli.viz_engine import viz
 
 PROGRAM = "tiny-llm"
@@ -59,7 +62,7 @@ def common(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C.
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C, 143 for SIGTERM.
 
     Errors are one line on stderr. --debug counts wherever it stands.
     """
@@ -68,17 +71,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--debug" in given[:end]:
         given = ["--debug", *(word for word in given[:end] if word != "--debug"), *given[end:]]
     try:
-        code = app(given, prog_name=PROGRAM, standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except BrokenPipeError:  # the reader has seen enough; the interpreter's own flush must not complain either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with handled_signals(), prepared_streams():
+            return run(given)
+    except ValueError as error:  # a stream that is missing
+        report(error)
         return 1
+
+
+def run(given: Sequence[str]) -> int:
+    """Run one command on streams that take any text; returns the exit code."""
+    code = 0
+    try:
+        code = exit_code_of(given)
+        sys.stdout.flush()
+    except (OutputEnd, BrokenPipeError) as end:
+        point_to_nothing(sys.stdout)  # the interpreter's own flush must not complain either
+        error = end.error if isinstance(end, OutputEnd) else end
+        if code == 0 and not isinstance(error, BrokenPipeError):  # a reader that has seen enough is no failure
+            report(OSError(error.errno, error.strerror, "stdout"))
+        return code or 1
+    return code
+
+
+def exit_code_of(given: Sequence[str]) -> int:
+    try:
+        return as_code(app(given, prog_name=PROGRAM, standalone_mode=False))
+    except (OutputEnd, BrokenPipeError):
+        raise
+    except SystemExit as end:
+        return as_code(end.code)
     except (KeyboardInterrupt, typer.Abort):
         print(file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         return fail(error)
+
+
+def as_code(result: object) -> int:
+    """A command's result as an exit code: what is no number is none."""
+    return result if isinstance(result, int) else 0
 
 
 def fail(error: Exception) -> int:
@@ -97,7 +128,7 @@ def fail(error: Exception) -> int:
 
 def usage_message(error: Any) -> str:
     """Typer's message in one line, with the offending value and the nearest option where it leaves them out."""
-    text = " ".join(error.format_message().split()).replace("Value error, ", "").rstrip(".")
+    text = escaped(" ".join(error.format_message().split())).replace("Value error, ", "").rstrip(".")
     if (near := getattr(error, "possibilities", None)) and (name := getattr(error, "option_name", None)):
         return f"No such option: {name}; did you mean {' or '.join(sorted(near))}?"
     if hasattr(error.__cause__, "errors"):  # pydantic's, which typer converts values with

@@ -1,6 +1,5 @@
 """`tiny-llm bench`: how fast a model is on this machine."""
 
-import json
 import random
 from dataclasses import dataclass
 from statistics import median
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiny_llm.cli.options import EngineOptions, option, with_options
-from tiny_llm.cli.terminal import note, size, table
+from tiny_llm.cli.terminal import note, print_json, size, table
 
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM, Stats
@@ -40,7 +39,7 @@ def bench(
     engine: EngineOptions,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 512,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens to write.")] = 128,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs, after one that warms up.")] = 5,
+    runs: Annotated[int, typer.Option(min=1, max=10_000, help="Measured runs, after one that warms up.")] = 5,
     as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
 ) -> None:
     """Measure prefill, decoding, time to first token and memory of a model."""
@@ -54,7 +53,7 @@ def bench(
     figures = [*summarize(stats), at_most(llm, prompt_tokens + max_tokens)]
     if as_json:
         about = {"model": llm.name, "prompt_tokens": prompt_tokens, "max_tokens": max_tokens, "runs": runs}
-        print(json.dumps(about | {"rows": [vars(figure) for figure in figures]}))
+        print_json(about | {"rows": [vars(figure) for figure in figures]})
         return
     print(f"{llm.name}: prompt {prompt_tokens}, {max_tokens} written, median and range of {runs} runs")
     table([figure.row() for figure in figures])

@@ -9,6 +9,7 @@ import typer
 
 from tiny_llm.cli.commands import Commands
 from tiny_llm.cli.errors import report
+from tiny_llm.cli.inputs import LARGEST, lines_of, text_of
 from tiny_llm.cli.options import (
     DialogueOptions,
     EngineOptions,
@@ -61,7 +62,7 @@ def listen(session: Session, commands: Commands, editor: "PromptSession[str]") -
     try:
         line = editor.prompt("> ")
         if line.strip():
-            take(session, commands, line)
+            take(session, commands, line, "message")
     except KeyboardInterrupt:
         remark("/quit or Ctrl-D ends the chat")
 
@@ -70,15 +71,16 @@ def relay(session: Session, stream: TextIO) -> bool:
     """The conversation through a pipe; False if something failed on the way."""
     commands, ok = Commands(session), True
     with suppress(EOFError):
-        for line in joined_lines(stream):
+        for number, line in joined_lines(stream):
             if line.strip():
-                ok &= take(session, commands, line)
+                ok &= take(session, commands, line, f"line {number}")
     return ok
 
 
-def take(session: Session, commands: Commands, line: str) -> bool:
+def take(session: Session, commands: Commands, line: str, source: str) -> bool:
     """Obey a command or answer a message. What goes wrong is shown in a line, and the chat goes on."""
     try:
+        line = text_of(line, source)
         if line.startswith("/"):
             commands.run(line)
         else:
@@ -92,15 +94,22 @@ def take(session: Session, commands: Commands, line: str) -> bool:
     return True
 
 
-def joined_lines(stream: TextIO) -> Iterator[str]:
-    """Lines without their ends; one that ends in a backslash goes on in the next."""
+def joined_lines(stream: TextIO) -> Iterator[tuple[int, str]]:
+    """Each message and the number of its last line; a line that ends in a backslash goes on in the next.
+
+    Raises ValueError for a message that is longer than LARGEST.
+    """
     parts: list[str] = []
-    for line in stream:
-        line = line.rstrip("\r\n")
+    length = number = 0
+    for number, line in enumerate(lines_of(stream), 1):
+        length += len(line)
+        if length > LARGEST:
+            raise ValueError(f"line {number}: expected a message of at most {LARGEST:,} characters, found more")
         if line.endswith("\\"):
             parts.append(line[:-1])
-        else:
-            yield "\n".join([*parts, line])
-            parts = []
+            continue
+        yield number, "\n".join([*parts, line])
+        parts.clear()
+        length = 0
     if parts:
-        yield "\n".join(parts)
+        yield number, "\n".join(parts)

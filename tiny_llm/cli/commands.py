@@ -1,6 +1,7 @@
 """What can be typed in the chat instead of a message: /help, /save FILE and so on."""
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -131,4 +132,6 @@ def _value(name: str, text: str) -> Any:
 def _path(file: str, command: str) -> Path:
     if not file:
         raise ValueError(f"{command}: name a file, such as {command} talk.json")
-    return Path(file).expanduser()
+    if "\0" in file:
+        raise ValueError(f"{command}: expected the name of a file, found a NUL character in it")
+    return Path(os.path.expanduser(file))

@@ -8,11 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tiny_llm.cli.inputs import read_file
 from tiny_llm.config.fields import JsonFields, require
 
 FORMAT = "tiny-llm conversation"
 ROLES = ("user", "assistant")
 Message = dict[str, str]
+
+
+CountTokens = Callable[[list[Message]], int]
+CHARACTERS = 8  # of a token at most, in nearly all texts
 
 
 @dataclass
@@ -27,10 +32,10 @@ class Conversation:
         message = {"role": role, "content": content}
         self.messages.append(message | ({"reasoning_content": thinking} if thinking else {}))
 
-    def visible(self) -> list[Message]:
-        """What the model is shown: the system prompt and the messages that fit."""
+    def visible(self, start: int | None = None) -> list[Message]:
+        """What the model is shown: the system prompt and the messages that fit, or those from `start` on."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return system + self.messages[self.start :]
+        return system + self.messages[self.start if start is None else start :]
 
     def unanswer(self) -> None:
         """Take back what follows the last user message. Raises ValueError if there is no such message."""
@@ -38,26 +43,23 @@ class Conversation:
         require(bool(users), "nothing has been asked yet")
         del self.messages[users[-1] + 1 :]
 
-    def fit(self, count_tokens: Callable[[list[Message]], int], context: int, reserve: int) -> int:
+    def fit(self, count_tokens: CountTokens, context: int, reserve: int) -> int:
         """Leave out the oldest turns until `reserve` tokens of the context are free; returns how many messages.
 
         Leaves out enough for half the context to be free then, so that the next turns find their prefix in the cache.
         Raises ValueError if the last message alone does not fit.
         """
-        before, tokens = self.start, count_tokens(self.visible())
-        if tokens + reserve <= context:
+        turns = Turns(self, count_tokens)
+        if turns.all_fit(context - reserve):
             return 0
-        last_user = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=0)
-        while tokens + reserve > context // 2 and self.start < last_user:
-            self.start += 1
-            if self.messages[self.start]["role"] == "user":
-                tokens = count_tokens(self.visible())
+        kept = turns.most_that_fit(context // 2 - reserve)
+        tokens = turns.tokens(kept)
         if tokens >= context:
-            self.start = before
             raise ValueError(
                 f"this message and the system prompt are {tokens} tokens, and the context holds {context}; "
                 "shorten them, or start with a larger --max-context if the model allows one"
             )
+        before, self.start = self.start, turns.begin(kept)
         return self.start - before
 
     def save(self, path: Path, model: str) -> None:
@@ -78,9 +80,10 @@ class Conversation:
     def load(cls, path: Path) -> "Conversation":
         """Read what `save` wrote. Raises ValueError naming file and key, OSError if there is no such file."""
         try:
-            data = JsonFields(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            parsed = json.loads(read_file(path))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: expected a conversation in JSON, as /save writes it: {error}") from None
+        data = JsonFields(parsed, str(path))
         messages, system = data.data.get("messages"), data.data.get("system")
         if not isinstance(messages, list):
             raise ValueError(f"{path}: messages: expected a list, found {messages!r:.80}")
@@ -92,6 +95,57 @@ class Conversation:
             system = system or read[0]["content"]
             del read[0]
         return cls(system, read)
+
+
+class Turns:
+    """The visible turns of a conversation, from the last one backwards, and how many tokens so many of them take.
+
+    A turn begins with a message of the user. What comes before the first of them belongs to the oldest turn. Counting
+    costs as much as the text is long, so no search here counts much more than what fits, plus all turns once.
+    """
+
+    def __init__(self, conversation: Conversation, count_tokens: CountTokens):
+        self._conversation, self._count_tokens = conversation, count_tokens
+        self._counted: dict[int, int] = {}
+        start, messages = conversation.start, conversation.messages
+        later = [i for i in range(start + 1, len(messages)) if messages[i]["role"] == "user"]
+        self._starts = [start, *later]
+
+    def begin(self, turns: int) -> int:
+        """The index of the first message of the last `turns` turns."""
+        return self._starts[-turns]
+
+    def tokens(self, turns: int) -> int:
+        """What the last `turns` turns and the system prompt take."""
+        if turns not in self._counted:
+            self._counted[turns] = self._count_tokens(self._conversation.visible(self.begin(turns)))
+        return self._counted[turns]
+
+    def all_fit(self, room: int) -> bool:
+        """Whether all turns take at most `room` tokens. More turns take more tokens."""
+        whole, turns = len(self._starts), 1
+        length = sum(len(message["content"]) for message in self._conversation.visible())
+        while length > room * CHARACTERS and turns < whole:  # a long text: some of its turns may be enough to know
+            if self.tokens(turns) > room:
+                return False
+            turns *= 2
+        return self.tokens(whole) <= room
+
+    def most_that_fit(self, room: int) -> int:
+        """The most turns that take at most `room` tokens, but not all of them; at least the last one."""
+        if self.tokens(1) > room:
+            return 1
+        fit, more = 1, 2  # `fit` turns do, `more` may not
+        while more < len(self._starts) and self.tokens(more) <= room:
+            fit, more = more, 2 * more
+        more = min(more, len(self._starts))
+        while more - fit > 1:
+            middle = (fit + more) // 2
+            if self.tokens(middle) <= room:
+                fit = middle
+            else:
+                more = middle
+        return fit
 
 
 def _message(item: Any, source: str) -> Message:

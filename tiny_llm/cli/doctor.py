@@ -1,12 +1,11 @@
 """`tiny-llm doctor`: what this machine offers, and what to do where something is missing."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from tiny_llm.cli.options import option
-from tiny_llm.cli.terminal import table
+from tiny_llm.cli.terminal import print_json, table
 
 
 def doctor(as_json: Annotated[bool, option("Print one JSON list of facts.", "--json")] = False) -> None:
@@ -18,7 +17,7 @@ def doctor(as_json: Annotated[bool, option("Print one JSON list of facts.", "--j
 
     facts = collect()
     if as_json:
-        print(json.dumps([vars(fact) for fact in facts]))
+        print_json([vars(fact) for fact in facts])
     else:
         table([(fact.state, fact.name, fact.value + (f"; {fact.remedy}" if fact.remedy else "")) for fact in facts])
     if any(fact.state == "fail" for fact in facts):

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import typer
 
+from tiny_llm.cli.terminal import escaped
+
 MEMORY_REMEDY = "choose a smaller or a quantized model, a smaller --max-context, or close other programs"
 
 
@@ -16,7 +18,11 @@ def debugging() -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """What a user reads of `error`: value and remedy, without line breaks."""
+    """What a user reads of `error`: value and remedy, without line breaks and what else a terminal would obey."""
+    return escaped(_words(error))
+
+
+def _words(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in text):
         return f"not enough memory{': ' if text else ''}{text}; {MEMORY_REMEDY}"
@@ -40,9 +46,11 @@ def report(error: BaseException, prefix: str = "error") -> None:
 
 
 @contextmanager
-def usage() -> Iterator[None]:
-    """Within it a ValueError is the fault of the command line: exit code 2."""
+def usage(option: str | None = None) -> Iterator[None]:
+    """Within it a ValueError is the fault of the command line, of `option` if that is given: exit code 2."""
     try:
         yield
+    except OSError:  # some of them are ValueErrors as well
+        raise
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error), param_hint=option) from error

@@ -1,6 +1,5 @@
 """`tiny-llm generate`: one prompt, one answer, or several of them."""
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -9,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from tiny_llm.cli.errors import usage
+from tiny_llm.cli.inputs import read_file, read_stream, text_of
 from tiny_llm.cli.options import (
     DialogueOptions,
     EngineOptions,
@@ -20,7 +21,7 @@ from tiny_llm.cli.options import (
     with_options,
 )
 from tiny_llm.cli.session import AnswerView, timing
-from tiny_llm.cli.terminal import note, printable
+from tiny_llm.cli.terminal import note, print_json, printable
 from tiny_llm.cli.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
@@ -77,17 +78,16 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
         raise typer.BadParameter("give the prompt or --file, not both", param_hint="PROMPT")
     if argument is None and file is None and sys.stdin.isatty():
         raise typer.BadParameter("give it as an argument, with --file or on stdin", param_hint="PROMPT")
-    try:
+    with usage("PROMPT" if file is None else "--file"):
         if file is not None:
-            text = file.read_text(encoding="utf-8")
+            text = read_file(file).removesuffix("\n")
+        elif argument in (None, "-"):
+            text = read_stream(sys.stdin, "stdin").removesuffix("\n")
         else:
-            text = sys.stdin.buffer.read().decode("utf-8") if argument in (None, "-") else str(argument)
-        text.encode("utf-8")  # an argument may hold bytes that are no text
-    except UnicodeError as error:
-        raise typer.BadParameter(f"expected UTF-8 text: {error}", param_hint="PROMPT") from None
+            text = text_of(str(argument), "prompt")
     if not text.strip():
         raise typer.BadParameter("the prompt is empty; write what the model should answer", param_hint="PROMPT")
-    return text.removesuffix("\n") if file is not None or argument in (None, "-") else text
+    return text
 
 
 def messages(text: str, system: str | None) -> list[dict[str, str]]:
@@ -120,7 +120,7 @@ def show_whole(
     llm: "LLM", request: "Prompt", template: dict[str, Any], completions: Sequence["Completion"], as_json: bool
 ) -> None:
     if as_json:
-        print(json.dumps(as_data(llm, completions), ensure_ascii=False, allow_nan=False))
+        print_json(as_data(llm, completions))
         return
     for place, completion in enumerate(completions, 1):
         if len(completions) > 1:

@@ -103,11 +103,11 @@ def roofline(
     model: Annotated[
         str | None, option("A model directory, hub name or alias; the small one inside if not set.")
     ] = None,
-    context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")] = 1024,
-    rows: Annotated[int, typer.Option(min=1, help="Sequences that get a token in one step.")] = 1,
+    context: Annotated[int, typer.Option(min=1, max=10**9, help="Tokens of each sequence.")] = 1024,
+    rows: Annotated[int, typer.Option(min=1, max=10**6, help="Sequences that get a token in one step.")] = 1,
     bits: Annotated[
         float | None,
-        typer.Option(min=1, help="Bits of a weight; as the model's files have them if not set.", show_default=False),
+        option("Bits of a weight; as the model's files have them if not set.", least=1, most=64),
     ] = None,
     code: Annotated[
         str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")

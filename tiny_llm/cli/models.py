@@ -1,13 +1,12 @@
 """`tiny-llm models`: which models are on this machine; download and remove them."""
 
-import json
 import sys
 from typing import Annotated
 
 import typer
 
 from tiny_llm.cli.options import option
-from tiny_llm.cli.terminal import size, table
+from tiny_llm.cli.terminal import print_json, size, table
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="An alias or a hub name such as Qwen/Qwen3-0.6B.")]
 
@@ -21,7 +20,7 @@ def list_models(as_json: Annotated[bool, option("Print one JSON object.", "--jso
 
     local = local_models()
     if as_json:
-        print(json.dumps({"models": [vars(model) | {"path": str(model.path)} for model in local], "aliases": ALIASES}))
+        print_json({"models": [vars(model) | {"path": str(model.path)} for model in local], "aliases": ALIASES})
         return
     if local:
         state = {True: "", False: "incomplete: download it again"}

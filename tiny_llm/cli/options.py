@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 import typer
 
 from tiny_llm.cli.errors import usage
+from tiny_llm.cli.inputs import read_file, text_of
 from tiny_llm.cli.terminal import dim, note
 from tiny_llm.config import EngineConfig, SamplingParams, Structured
 
@@ -39,8 +40,26 @@ def with_options(command: Callable[..., Result]) -> Callable[..., Result]:
     return run
 
 
-def option(help: str, *names: str, metavar: str | None = None, envvar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, envvar=envvar, show_default=False)
+def option(
+    help: str,
+    *names: str,
+    metavar: str | None = None,
+    envvar: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """An option whose default is not shown; a number outside of `least` to `most` is wrong usage."""
+    check = None if least is None and most is None else number
+    return typer.Option(
+        *names, help=help, metavar=metavar, envvar=envvar, show_default=False, min=least, max=most, callback=check
+    )
+
+
+def number(value: float | None) -> float | None:
+    """Refuse `nan`, which is neither below nor above any bound."""
+    if value is not None and value != value:
+        raise typer.BadParameter(f"expected a number, found {value}")
+    return value
 
 
 NO_MODEL = "no model named: this is the small one that ships inside; --model takes another"
@@ -102,6 +121,8 @@ class EngineOptions:
             raise typer.BadParameter(
                 "the name is empty; give a directory, a hub name or an alias", param_hint="--model"
             )
+        with usage("--model"):
+            text_of(self.model or "", "model")
         if self.code is not None:
             from tiny_llm.course.desk import install
 
@@ -193,6 +214,11 @@ class DialogueOptions:
         bool | None, option("Let the model think before it answers, or not.", "--thinking/--no-thinking")
     ] = None
 
+    def __post_init__(self) -> None:
+        if self.system is not None:
+            with usage("--system"):
+                object.__setattr__(self, "system", text_of(self.system, "system prompt"))
+
     def template(self) -> dict[str, Any]:
         return {} if self.thinking is None else {"enable_thinking": self.thinking}
 
@@ -206,6 +232,8 @@ def settings_of(*groups: SamplingOptions | SearchOptions) -> dict[str, Any]:
             settings["logit_bias"] = parse_logit_bias(settings["logit_bias"])
         if "structured" in settings:
             settings["structured"] = parse_structured(settings["structured"])
+        if "stop" in settings:
+            settings["stop"] = [text_of(text, "stop") for text in settings["stop"]]
         for name in {"stop", "stop_token_ids"} & settings.keys():
             settings[name] = tuple(settings[name])
         SamplingParams.resolve(settings)
@@ -219,10 +247,12 @@ def parse_structured(entry: str) -> Structured:
         raise ValueError(f"structured: expected KIND=TEXT such as regex=[0-9]+, found {entry!r}")
     if text.startswith("@"):
         try:
-            text = Path(text[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
-            raise ValueError(f"structured: can't read {text[1:]}: {error}") from error
-    return Structured(cast(Any, kind), text)
+            text = read_file(Path(text[1:]))
+        except OSError as error:
+            raise ValueError(f"structured: can't read {text[1:]}: {error.strerror}") from error
+        except ValueError as error:
+            raise ValueError(f"structured: can't read {error}") from error
+    return Structured(cast(Any, kind), text_of(text, "structured"))
 
 
 def parse_logit_bias(entries: list[str]) -> dict[int, float]:

@@ -1,21 +1,24 @@
 """`tiny-llm pocket`: make the small model that ships with the package again, and measure it."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from tiny_llm.cli.terminal import print_json
+
 app = typer.Typer(help="The small model inside: train it again, measure it.", no_args_is_help=True)
 SizeName = Annotated[Literal["target", "draft"], typer.Option("--size", help="The model itself, or its drafter.")]
-Number = Annotated[int, typer.Option("--number", "-n", help="Cases of each task.", min=1)]
+Number = Annotated[int, typer.Option("--number", "-n", help="Cases of each task.", min=1, max=100_000)]
 
 
 @app.command()
 def train(
     size: SizeName = "target",
-    tokens: Annotated[int | None, typer.Option(help="How many tokens to train on, all in all.", min=1)] = None,
-    steps: Annotated[int | None, typer.Option(help="Stop after so many more steps.", min=1)] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="How many tokens to train on, all in all.", min=1, max=10**12)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many more steps.", min=1, max=10**9)] = None,
     out: Annotated[Path | None, typer.Option(help="Where checkpoints go (default: runs/SIZE).")] = None,
     after: Annotated[Path | None, typer.Option(help="A trained model's directory to start from.")] = None,
 ) -> None:
@@ -51,7 +54,7 @@ def evaluate(
     if card:
         write_card(directory, figures, number)
     if as_json:
-        print(json.dumps(figures))
+        print_json(figures)
         return
     for name, value in figures.items():
         print(f"{name:16} {value}")

@@ -1,16 +1,18 @@
 """`tiny-llm quantize`: store a model's weights in fewer bits, and say what that costs."""
 
-import json
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tiny_llm.cli.errors import usage
+from tiny_llm.cli.inputs import text_of
 from tiny_llm.cli.options import option, with_options
-from tiny_llm.cli.terminal import note, size, table
+from tiny_llm.cli.terminal import note, print_json, size, table
 
 if TYPE_CHECKING:
     from tiny_llm.config import QuantizationConfig
@@ -48,8 +50,11 @@ class Precision:
         sensitive.choose([], self.bits, self.high_bits, self.group_size, self.target_bits)
         return plan.uniform(found, self.bits, self.group_size)
 
-    def measured(self, llm: "LLM") -> "QuantizationConfig":
-        """The plan of --predicate sensitive, by texts that have nothing in common with those of the report."""
+    def measured(self, llm: "LLM", plan: "QuantizationConfig") -> "QuantizationConfig":
+        """The plan of --predicate sensitive, by texts that have nothing in common with those of the report.
+
+        Layers that are dense in `plan` stay so.
+        """
         from tiny_llm.cache.recompute import RecomputeCache
         from tiny_llm.quantize import sensitive
 
@@ -58,7 +63,8 @@ class Precision:
         model, calibration = llm.model, texts(llm, "train", CALIBRATION)
         cache = lambda: RecomputeCache(model.config, model.ops)  # noqa: E731
         units = sensitive.measure(model, calibration, cache, self.bits, self.group_size)
-        return sensitive.choose(units, self.bits, self.high_bits, self.group_size, self.target_bits)
+        chosen = sensitive.choose(units, self.bits, self.high_bits, self.group_size, self.target_bits)
+        return replace(chosen, layers={**plan.layers, **chosen.layers})
 
 
 @with_options
@@ -66,7 +72,9 @@ def quantize(
     model: Annotated[str, typer.Argument(help="A directory, a hub name, an alias, or pocket for the model inside.")],
     precision: Precision,
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to make.")],
-    tokens: Annotated[int, typer.Option(help="Length of the texts to measure on; 0 for none.", min=0)] = 2048,
+    tokens: Annotated[
+        int, typer.Option(help="Length of the texts to measure on; 0 for none.", min=0, max=1_000_000)
+    ] = 2048,
     overwrite: Annotated[bool, option("Replace a quantized model that is there.", "--overwrite")] = False,
     as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
 ) -> None:
@@ -79,17 +87,22 @@ def quantize(
     from tiny_llm.quantize import plan as plans
     from tiny_llm.quantize.write import check_place, write_quantized
 
-    with usage():
+    with usage("MODEL"):
+        text_of(model, "model")
         source = engine.POCKET if model == "pocket" else resolve(model)
+    with usage("--out"):
+        text_of(str(out), "directory")
         check_place(source, out, overwrite)
+    with usage("MODEL"):
         found = plans.matrices(source)
+    with usage():
         plan = precision.plan(found)
     results: dict[str, list[float | None]] = {"before": [stored_bytes(source), None], "after": []}
     if tokens or precision.target_bits is not None:
         note(f"loading {model} …")
         llm = engine.load(str(source))
         results["before"][1] = perplexity(llm, tokens)
-        plan = plan if precision.target_bits is None else precision.measured(llm)
+        plan = plan if precision.target_bits is None else precision.measured(llm, plan)
         del llm
     write_quantized(source, out, plan, overwrite=overwrite)
     results["after"] = [stored_bytes(out), perplexity(engine.load(str(out)), tokens) if tokens else None]
@@ -132,11 +145,15 @@ def show(
 ) -> None:
     """What was done and what it costs. `results` are (bytes, perplexity or None)."""
     from tiny_llm.quantize.plan import as_json as table_of
-    from tiny_llm.quantize.plan import bits_per_weight
+    from tiny_llm.quantize.plan import bits_overall, bits_per_weight, unfit
 
+    dense = unfit(found, plan)
     if as_json:
-        figures = {name: {"bytes": a, "perplexity": b} for name, (a, b) in results.items()}
-        print(json.dumps(figures | {"bits_per_weight": bits_per_weight(found, plan), "quantization": table_of(plan)}))
+        figures: dict[str, object] = {name: {"bytes": a, "perplexity": b} for name, (a, b) in results.items()}
+        figures["bits_per_weight"] = bits_per_weight(found, plan)
+        figures["bits_per_weight_overall"] = bits_overall(found, plan)
+        figures["left_dense"] = [matrix.path for matrix in dense]
+        print_json(figures | {"quantization": table_of(plan)})
         return
     own = [plan.layers.get(matrix.path, plan) for matrix in found]
     kinds = sorted({0 if q is None else q.bits for q in own})
@@ -144,7 +161,20 @@ def show(
     named = [f"{count} {f'in {bits} bits' if bits else 'left dense'}" for bits, count in counts.items()]
     average = bits_per_weight(found, plan)
     print(f"{out}: {len(found)} matrices, {', '.join(named)}; groups of {plan.group_size}, {average:.2f} bits a weight")
+    if dense:
+        print(
+            f"left dense, because groups of {plan.group_size} do not divide their rows: {', '.join(names_of(dense))}; "
+            f"{bits_overall(found, plan):.2f} bits a weight over all matrices"
+        )
     rows = [["", *results], ["weights", *(size(a or 0) for a, _ in results.values())]]
     if None not in (measured := [b for _, b in results.values()]):
         rows.append(["perplexity", *(f"{b:.4f}" for b in measured)])
     table(rows)
+
+
+def names_of(matrices: "Sequence[Matrix]") -> list[str]:
+    """`model.layers.*.mlp.down_proj (28 times, rows of 144)`: each layer's matrix of a kind under one name."""
+    counts: Counter[tuple[str, int]] = Counter()
+    for matrix in matrices:
+        counts[re.sub(r"\.\d+\.", ".*.", matrix.path), matrix.columns] += 1
+    return [f"{name} ({count} times, rows of {columns})" for (name, columns), count in counts.items()]

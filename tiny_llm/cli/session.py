@@ -14,6 +14,7 @@ from tiny_llm.cli.thinking import ThinkingSplitter
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM, Stats
 
+HOPELESS = 64  # characters for each token of the context: hardly a text of that length fits
 MAX_TOKENS = 4096  # a conversation's default: thinking alone may take a thousand
 
 
@@ -77,12 +78,13 @@ class Session:
 
     @contextmanager
     def _undone_without_answer(self) -> Iterator[None]:
-        before = list(self.conversation.messages)
+        conversation = self.conversation
+        before, start = list(conversation.messages), conversation.start
         try:
             yield
         finally:
-            if not self.conversation.messages or self.conversation.messages[-1]["role"] == "user":
-                self.conversation.messages = before
+            if not conversation.messages or conversation.messages[-1]["role"] == "user":
+                conversation.messages, conversation.start = before, start
 
     def _answer(self) -> None:
         """Answer the last message. What was written before a failure or Ctrl-C stays in the conversation."""
@@ -112,6 +114,9 @@ class Session:
 
     def _fit(self) -> list[Message]:
         context = self.llm.max_context
+        for text in (self.conversation.system or "", self.conversation.messages[-1]["content"]):
+            if len(text) > context * HOPELESS:
+                self.llm.tokenizer.encode(text, limit=context)  # refuses it by its length, before tokenizing
         reserve = min(self.requested()["max_tokens"], context // 4)
         dropped = self.conversation.fit(self.count_tokens, context, reserve)
         if dropped:

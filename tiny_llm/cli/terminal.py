@@ -1,11 +1,16 @@
 """What may be written where: no escape codes unless a terminal that wants them is at the other end."""
 
+import json
+import math
 import os
+import shutil
 import sys
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
 
 CONTROLS = dict.fromkeys(code for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t")
+
+LAST_COLUMN = 24  # characters of a table's last column at least
 
 
 def styled(stream: TextIO) -> bool:
@@ -29,20 +34,65 @@ def note(text: str) -> None:
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns; a terminal that is too narrow wraps the last, a pipe gets each row as one line."""
+    """Print aligned columns. A terminal wraps the last, and a narrow one what does not fit; nothing is cut off.
+
+    A pipe gets each row as one line.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    width = None if sys.stdout.isatty() else 10_000
     grid = Table.grid(padding=(0, 2))
     for column in range(max(map(len, rows), default=0)):
-        grid.add_column(no_wrap=column < len(rows[0]) - 1)
+        grid.add_column(no_wrap=column < len(rows[0]) - 1, overflow="fold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(escaped, row))
+    width = _table_width(rows) if sys.stdout.isatty() else 10_000
     console = Console(file=sys.stdout, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:
         console.print(grid)
     sys.stdout.writelines(line.rstrip() + "\n" for line in capture.get().splitlines())
+
+
+def _table_width(rows: Sequence[Sequence[str]]) -> int:
+    """The terminal's width, or what all columns but the last and a few characters of that take if it is more."""
+    from rich.cells import cell_len
+
+    columns = zip(*(row[:-1] for row in rows), strict=False)
+    fixed = sum(max(map(cell_len, column)) + 2 for column in columns)
+    return max(shutil.get_terminal_size().columns, fixed + LAST_COLUMN)
+
+
+def escaped(text: str) -> str:
+    """`text` with its control characters, line breaks among them, as escapes such as \\n."""
+    return "".join(repr(c)[1:-1] if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 else c for c in text)
+
+
+def print_json(data: Any) -> None:
+    """Print `data` as one line of JSON that every program and every terminal can read.
+
+    A number that JSON lacks (infinity, not a number) becomes null, and half of a surrogate pair U+FFFD. Where stdout is
+    not UTF-8, other characters than ASCII are escaped.
+    """
+    utf_8 = (sys.stdout.encoding or "").lower().replace("-", "").replace("_", "") == "utf8"
+    print(json.dumps(_plain(data), ensure_ascii=not utf_8, allow_nan=False))
+
+
+def _plain(data: Any) -> Any:
+    """`data` without what JSON can't hold."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, str):
+        return well_formed(data)
+    if isinstance(data, Mapping):
+        return {_plain(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(item) for item in data]
+    return data
+
+
+def well_formed(text: str) -> str:
+    """`text` with U+FFFD in the place of each half of a surrogate pair, which is no character by itself."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def size(num_bytes: float) -> str:

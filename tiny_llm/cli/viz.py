@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tiny_llm.cli.errors import usage
+from tiny_llm.cli.inputs import text_of
 from tiny_llm.cli.options import option
 from tiny_llm.config import RopeConfig, SamplingParams
 
 if TYPE_CHECKING:
+    from tiny_llm.course.viz_record import Run
     from tiny_llm.course.viz_svg import Drawing
 
 TEXT = "the cat sat down"
+DRAWN, FRAMES, COUNT = (
+    256,
+    64,
+    10**9,
+)  # at most: things in a row of a picture, rows of a stepper, anything that is counted
 Out = Annotated[
     Path | None,
     option("The file to write: .html, or .svg for a single picture; NAME.html here if not given.", "--out", "-o"),
@@ -31,6 +38,15 @@ def borrow(code: str | None) -> None:
         from tiny_llm.course.desk import install
 
         typer.echo(install(code), err=True)
+
+
+def recorded(model: str | None, prompt: str, stop: bool = True) -> "Run":
+    """A run of the model on `prompt`, with what happened inside."""
+    from tiny_llm.course import viz_record
+
+    with usage("--prompt"):
+        prompt = text_of(prompt, "prompt")
+    return viz_record.run(model, prompt, stop=stop)
 
 
 def write(
@@ -51,9 +67,9 @@ def write(
 
 @viz.command()
 def mask(
-    queries: Annotated[int, option("Number of queries, the last of the keys.")] = 4,
-    keys: Annotated[int, option("Number of keys.")] = 8,
-    window: Annotated[int | None, option("How many keys a query sees at most, itself included.")] = None,
+    queries: Annotated[int, option("Number of queries, the last of the keys.", most=DRAWN)] = 4,
+    keys: Annotated[int, option("Number of keys.", most=DRAWN)] = 8,
+    window: Annotated[int | None, option("How many keys a query sees at most, itself included.", most=COUNT)] = None,
     prompt: Prompt = None,
     layer: Annotated[int, option("With --prompt: whose attention weights.")] = 0,
     head: Annotated[int, option("With --prompt: which query head's.")] = 0,
@@ -70,9 +86,7 @@ def mask(
             drawn = viz_mask.mask_of(queries, keys, window)
         write("mask", "Attention mask", [viz_mask.draw_mask("mask", "Who sees whom", drawn)], out)
         return
-    from tiny_llm.course import viz_record
-
-    run = viz_record.run(model, prompt)
+    run = recorded(model, prompt)
     with usage():
         grid, weights = viz_mask.head_of(run.notes, layer, head, window)
     title = f"Layer {layer}, head {head}"
@@ -81,9 +95,9 @@ def mask(
 
 @viz.command()
 def rope(
-    theta: Annotated[float, option("The base of the frequencies.")] = 10000.0,
-    head_dim: Annotated[int, option("Width of a head; it has half as many pairs.")] = 8,
-    positions: Annotated[int, option("How many positions to show.")] = 6,
+    theta: Annotated[float, option("The base of the frequencies.", least=1e-6, most=1e30)] = 10000.0,
+    head_dim: Annotated[int, option("Width of a head; it has half as many pairs.", most=DRAWN)] = 8,
+    positions: Annotated[int, option("How many positions to show.", most=DRAWN)] = 6,
     code: Code = None,
     out: Out = None,
 ) -> None:
@@ -103,19 +117,19 @@ def sampling(
     top_p: Annotated[float, option("Keep the likeliest that hold this share.")] = 1.0,
     min_p: Annotated[float, option("Keep tokens at least this share of the likeliest.")] = 0.0,
     prompt: Annotated[str, option("Text whose next token is chosen.")] = TEXT,
-    tokens: Annotated[int, option("How many of the likeliest tokens to show.")] = 12,
+    tokens: Annotated[int, option("How many of the likeliest tokens to show.", most=DRAWN)] = 12,
     model: Model = None,
     code: Code = None,
     out: Out = None,
 ) -> None:
     """What each sampler leaves of the next token's probabilities."""
     borrow(code)
-    from tiny_llm.course import viz_record, viz_sampling
+    from tiny_llm.course import viz_sampling
 
     with usage():
         params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         viz_sampling.check(params)
-    run = viz_record.run(model, prompt)
+    run = recorded(model, prompt)
     names, stages = viz_sampling.next_token(run, params, tokens)
     write("sampling", f"After {prompt!r}", [viz_sampling.draw_stages("sampling", names, stages)], out)
 
@@ -131,7 +145,7 @@ def divergence(
     borrow(code)
     from tiny_llm.course import viz_divergence, viz_record
 
-    run = viz_record.run(model, prompt, stop=False)
+    run = recorded(model, prompt, stop=False)
     reference = viz_record.record_reference(run.path, run.tokens)
     rows = viz_divergence.compare(reference, run.notes)
     words = viz_divergence.in_words(rows) + (f"\nyours stopped: {run.error}" if run.error else "")
@@ -142,12 +156,12 @@ def divergence(
 
 @viz.command()
 def kv(
-    tokens: Annotated[int, option("Memory up to this many tokens.")] = 4096,
-    window: Annotated[int, option("The window of the rotating cache.")] = 1024,
-    slots: Annotated[int, option("Slots of the ring that is drawn, sinks included.")] = 8,
+    tokens: Annotated[int, option("Memory up to this many tokens.", most=COUNT)] = 4096,
+    window: Annotated[int, option("The window of the rotating cache.", most=COUNT)] = 1024,
+    slots: Annotated[int, option("Slots of the ring that is drawn, sinks included.", most=DRAWN)] = 8,
     sinks: Annotated[int, option("How many of them hold the first tokens for good.")] = 2,
     recent: Annotated[int, option("How many of the newest tokens are seen.")] = 4,
-    steps: Annotated[int, option("Tokens that go round in it.")] = 12,
+    steps: Annotated[int, option("Tokens that go round in it.", most=DRAWN)] = 12,
     model: Model = None,
     code: Code = None,
     out: Out = None,
@@ -160,6 +174,8 @@ def kv(
     path = viz_record.find(model)
     config = loader.load_config(path)
     name = "pocket" if model is None else path.name
+    if steps < 1:
+        raise typer.BadParameter(f"expected at least 1, found {steps}", param_hint="--steps")
     with usage():
         growth = viz_kv.draw_growth("kv-growth", f"KV cache of {name}", viz_kv.curves(config, 2, tokens, window))
         ring = viz_kv.draw_ring("kv-ring", steps, sinks, recent, slots)
@@ -168,11 +184,11 @@ def kv(
 
 @viz.command()
 def flash(
-    tokens: Annotated[int, option("Queries and keys.")] = 8,
-    queries: Annotated[int, option("Queries of a tile.")] = 4,
-    keys: Annotated[int, option("Keys of a tile.")] = 3,
-    window: Annotated[int, option("How many keys a query sees at most; 0 for all before it.")] = 0,
-    seed: Annotated[int, option("Of the random scores.")] = 0,
+    tokens: Annotated[int, option("Queries and keys.", most=FRAMES)] = 8,
+    queries: Annotated[int, option("Queries of a tile.", most=FRAMES)] = 4,
+    keys: Annotated[int, option("Keys of a tile.", most=FRAMES)] = 3,
+    window: Annotated[int, option("How many keys a query sees at most; 0 for all before it.", most=COUNT)] = 0,
+    seed: Annotated[int, option("Of the random scores.", least=0, most=2**32 - 1)] = 0,
     out: Out = None,
 ) -> None:
     """The tiles of FlashAttention step by step: what is computed, and what is kept of it."""
@@ -194,6 +210,8 @@ def roofline(
     """Where the kernels lie on a chip's roofline, counted in the simulator on typical inputs."""
     from tiny_llm.course import viz_roofline
 
-    with usage():
-        drawing = viz_roofline.draw(viz_roofline.chip_of(chip), viz_roofline.measure(kernels or ()))
+    with usage("--chip"):
+        found = viz_roofline.chip_of(chip)
+    with usage("KERNEL"):
+        drawing = viz_roofline.draw(found, viz_roofline.measure(kernels or ()))
     write("roofline", "Kernels on a roofline", [drawing], out)

@@ -5,15 +5,15 @@ from typing import Annotated
 
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.options import option
-from tiny_llm.cli.viz import Code, Out, borrow, viz, write
+from tiny_llm.cli.viz import DRAWN, Code, Out, borrow, viz, write
 
 __all__ = ["viz"]
 
 Log = Annotated[Path | None, option("An event log (JSON lines); a small simulated load if not given.", "--log")]
 First = Annotated[int, option("The first step to show.")]
 Last = Annotated[int | None, option("The last step to show; the log's last if not given.")]
-Blocks = Annotated[int, option("Without --log: blocks in the pool.")]
-Budget = Annotated[int, option("Without --log: tokens a step may hold.")]
+Blocks = Annotated[int, option("Without --log: blocks in the pool.", most=DRAWN)]
+Budget = Annotated[int, option("Without --log: tokens a step may hold.", most=10_000)]
 
 
 @viz.command()
@@ -32,8 +32,9 @@ def schedule(
     from tiny_llm.course import viz_replay, viz_schedule
     from tiny_llm.engine.trace import chrome_trace
 
-    with usage():
+    with usage("--log" if log else "--blocks and --budget"):
         events = viz_replay.load(log, blocks, budget)
+    with usage("--first and --last"):
         drawing = viz_schedule.draw("schedule", events, first, last)
     if trace:
         trace.write_text(chrome_trace(events), encoding="utf-8")
@@ -54,8 +55,10 @@ def pages(
     borrow(code)
     from tiny_llm.course import viz_pages, viz_replay
 
-    with usage():
-        drawings = viz_pages.frames(viz_replay.load(log, blocks, budget), first, last)
+    with usage("--log" if log else "--blocks and --budget"):
+        events = viz_replay.load(log, blocks, budget)
+    with usage("--first and --last"):
+        drawings = viz_pages.frames(events, first, last)
     write("pages", "The pool, step by step", drawings, out, drawings[-1].alt, stepper=True)
 
 
@@ -72,6 +75,8 @@ def radix(
     borrow(code)
     from tiny_llm.course import viz_radix, viz_replay
 
-    with usage():
-        drawing = viz_radix.draw("radix", viz_replay.load(log, blocks, budget), step)
+    with usage("--log" if log else "--blocks and --budget"):
+        events = viz_replay.load(log, blocks, budget)
+    with usage("--step"):
+        drawing = viz_radix.draw("radix", events, step)
     write("radix", "The prefix tree", [drawing], out)

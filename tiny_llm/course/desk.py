@@ -1,6 +1,7 @@
 """A learner's desk: the files, the progress, and what can be done with them. Each method prints what it found."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ MINE = "mine"
 
 def code_folder(name: str, root: Path | None = None) -> Path:
     """The folder that `--code NAME` means: "mine" is code/ of the checkout, anything else a folder."""
-    folder = (root or find_root()) / "code" if name == MINE else Path(name).expanduser().absolute()
+    folder = (root or find_root()) / "code" if name == MINE else Path(os.path.expanduser(name)).absolute()
     if not folder.is_dir():
         raise CourseError(f"{name}: no such folder; --code mine takes code/ of the checkout")
     return folder

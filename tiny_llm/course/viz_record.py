@@ -26,6 +26,7 @@ from tiny_llm.model import hub, loader, ops
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
+MOST_TOKENS = 256  # rows and columns of a picture
 Tensor = npt.NDArray[np.float32]
 Notes = dict[str, Tensor]
 
@@ -137,6 +138,8 @@ def run(model: str | None, text: str, stop: bool = True) -> Run:
     tokens = tokenizer.encode(text)
     if not tokens:
         raise ValueError("prompt: expected at least one token, found none")
+    if len(tokens) > MOST_TOKENS:
+        raise ValueError(f"prompt: expected at most {MOST_TOKENS} tokens for a picture, found {len(tokens)}")
     notes: Notes = {}
     error = ""
     try:

@@ -21,13 +21,17 @@ class Stats:
 
     @property
     def prefill_tps(self) -> float:
-        """Prompt tokens computed per second, up to the first token."""
-        return (self.prompt_tokens - self.cached_tokens) / self.time_to_first_token
+        """Prompt tokens computed per second, up to the first token; 0 where the clock saw no time pass."""
+        return _per_second(self.prompt_tokens - self.cached_tokens, self.time_to_first_token)
 
     @property
     def decode_tps(self) -> float:
-        """Tokens per second after the first; 0 where there was only one."""
-        return (self.generated_tokens - 1) / self.decode_time if self.generated_tokens > 1 else 0.0
+        """Tokens per second after the first; 0 where there was only one, or the clock saw no time pass."""
+        return _per_second(max(0, self.generated_tokens - 1), self.decode_time)
+
+
+def _per_second(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from tiny_llm._machine import memory_left
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.fused import QUERY_TILE
 from tiny_llm.model.safetensors import FLOATS, WIDTHS, Entry, read_entries
@@ -80,16 +81,28 @@ def _loaded(entry: Entry, dtype: mx.Dtype | None) -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory that this process may still take: the GPU's where there is one; None where the system does not say."""
+    """Memory that this process may still take: the GPU's where there is one; None where the system does not say.
+
+    Without a GPU it is what the machine has free or what the limits of a container or of `ulimit` leave, if that is
+    less.
+    """
     info = mx.device_info()
     limit = info.get("free_memory") or info.get("max_recommended_working_set_size")
     if isinstance(limit, int):
         return limit - (0 if "free_memory" in info else mx.get_active_memory())
+    known = [amount for amount in (_machines_free_bytes(), memory_left()) if amount is not None]
+    return min(known, default=None)
+
+
+def _machines_free_bytes() -> int | None:
     try:
         lines = MEMINFO.read_text(encoding="ascii").splitlines()
-    except OSError:
+    except (OSError, ValueError):
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    if not found or len(found[0]) < 2 or not found[0][1].isdecimal():
+        return None
+    return int(found[0][1]) * 1024
 
 
 def check_memory(

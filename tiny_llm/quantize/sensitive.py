@@ -15,7 +15,7 @@ from tiny_llm.config import QuantizationConfig
 from tiny_llm.config.fields import require
 from tiny_llm.model.ops import Weight
 from tiny_llm.model.qwen3 import Attends, Qwen3
-from tiny_llm.quantize.affine import check_fit
+from tiny_llm.quantize.affine import check_format
 from tiny_llm.quantize.perplexity import Text, predictions
 from tiny_llm.quantize.plan import stored_bits
 
@@ -38,7 +38,11 @@ class Unit(NamedTuple):
 def measure(
     model: Qwen3, texts: Sequence[Text], new_cache: Callable[[], Attends], bits: int, group_size: int
 ) -> list[Unit]:
-    """The damage that quantizing each unit alone does, in nats a token, in the order of the model."""
+    """The damage that quantizing each unit alone does, in nats a token, in the order of the model.
+
+    A unit whose rows the group size does not divide is left out: it can only stay dense.
+    """
+    check_format(group_size, bits)
     texts = [text for text in texts if text.start < len(text.tokens)]
     require(bool(texts), "calibration: expected texts with at least one token to predict, found none")
     dense = [log_probs(model, text, new_cache()) for text in texts]
@@ -46,7 +50,8 @@ def measure(
     units = []
     for holder, name, paths in _places(model.weights):
         kept: Weight = holder[name]
-        check_fit(kept["weight"].shape[-1], group_size, bits, paths[0])
+        if kept["weight"].shape[-1] % group_size != 0:
+            continue
         holder[name] = rounded(kept, bits, group_size)
         try:
             pairs = ((p, log_probs(model, text, new_cache())) for p, text in zip(dense, texts, strict=True))
