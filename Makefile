@@ -34,8 +34,8 @@ endif
 chat: $(READY) ## talk to a model: make chat ARGS="--model qwen3-0.6b"
 	@$(BIN)/tiny-llm chat $(ARGS)
 
-test: $(READY) ## run the tests: make test ARGS="tests/project -k layer"
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run the tests on all cores: make test ARGS="tests/project -k layer"
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: $(READY) ## style, types, fresh exercises, layers and line budgets
 	$(BIN)/ruff check .

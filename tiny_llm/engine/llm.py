@@ -153,7 +153,7 @@ class LLM:
         config = replace(config, scheduler=replace(config.scheduler, max_sequences=slots))
         each = block_nbytes(self.config, config.block_size, self.model.weights["norm"]["weight"].dtype)
         need, free = kv_bytes_for(requests, config.scheduler, config.block_size, each), available_bytes()
-        return Loop(self.model, self.tokenizer, replace(config, kv_bytes=min(need, free // 2) if free else need))
+        return Loop(self.model, self.tokenizer, replace(config, kv_bytes=need if free is None else min(need, free // 2)))
 
     def request(
         self, name: str, prompt: Prompt, params: SamplingParams, template: Mapping[str, Any] | None = None
