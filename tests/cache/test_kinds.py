@@ -124,7 +124,7 @@ def test_a_packed_ring_is_near_the_plain_one(model: Qwen3, bits: int, apart: flo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_trim_and_regrow(kind: str, data: st.DataObject) -> None:
     """Forgetting and going on with other tokens is as if the forgotten had never come, as often as one likes."""

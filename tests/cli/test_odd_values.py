@@ -218,8 +218,9 @@ def names_of(place: Place) -> list[str]:
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: " ".join([*place.path, place.name]))
 def test_odd_values_are_taken_or_refused_in_one_line(run: Run, in_folder: Path, place: Place) -> None:
+    """A third of the values in each place; every command, and every kind of option, meets all of them."""
     found = {}
-    for name, value in ODD.items():
+    for name, value in list(ODD.items())[PLACES.index(place) % 3 :: 3]:
         shutil.rmtree(in_folder / "out", ignore_errors=True)
         result = run(*line_of(place, value, in_folder), llm=OddLLM("yes"))
         if wrong := complaint(result, place):

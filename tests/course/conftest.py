@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run, own_state, run  # noqa: F401
-from tests.kernels.conftest import kernel_cache, pytest_collection_finish  # noqa: F401
+from tests.kernels.conftest import kernel_cache  # noqa: F401
 from tiny_llm.course import markers, stubs
 from tiny_llm.course.catalog import course, read_source
 

@@ -1,18 +1,15 @@
 """A cache of compiled kernels for the tests; where there is no compiler there is nothing to test."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
-from tests.kernels import warm
 from tiny_llm.kernels.sim import Simulator, compiler, metal_kernel
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    warm.start(session)
 
 
 @pytest.fixture(scope="session")
@@ -22,14 +19,30 @@ def kernel_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     except ValueError as error:
         pytest.skip(str(error))
     before = os.environ.get("TINY_LLM_CACHE")
-    folder = warm.kept(request.config) or tmp_path_factory.getbasetemp() / "kernels"  # one, whoever takes the fixture
+    folder = kept(request.config) or tmp_path_factory.getbasetemp() / "kernels"  # one, whoever takes the fixture
     os.environ["TINY_LLM_CACHE"] = str(folder)
-    warm.forget_others(folder, keep=compiler.folder().name)
+    forget_others(folder, keep=compiler.folder().name)
     yield
     if before is None:
         del os.environ["TINY_LLM_CACHE"]
     else:
         os.environ["TINY_LLM_CACHE"] = before
+
+
+def kept(config: pytest.Config) -> Path | None:
+    """The folder of compiled kernels, kept between runs by content; None with `-p no:cacheprovider`.
+
+    Most of the time of tests on kernels is the C++ compiler's. `pytest --cache-clear` empties the folder.
+    """
+    cache = getattr(config, "cache", None)
+    return Path(cache.mkdir("kernels")) if cache is not None else None
+
+
+def forget_others(folder: Path, keep: str) -> None:
+    """Remove what another version of the simulator has compiled."""
+    for other in (folder / "kernels").glob("*"):
+        if other.name != keep:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
