@@ -72,23 +72,24 @@ class World:
         step = scheduler.schedule(self.now)
         assert 0 < step.num_tokens <= scheduler.config.token_budget
         failed = random.random() < 0.01
-        sampled = [] if failed else self.runner.run(step)
+        results = [] if failed else self.runner.run(step)
         if random.random() < 0.02:
-            name = random.choice(list(scheduler.requests))
+            name = random.choice(list(scheduler.sequences.requests))
             self.seen["cancelled under way"] += scheduler.cancel(name, self.now)
             self.beams.forget(name)
         if failed:
             self.seen["abandoned"] += 1
+            self.runner.learn(step)
             scheduler.abandon(step, self.now)
         else:
-            for s in scheduler.finish(step, sampled, self.now):
+            for s in scheduler.finish(step, results, self.now):
                 if s.finish_reason != "cancelled":
                     assert s.output == solo(s.request.tokens, s.request.params.max_tokens, s.index, STOPS)
-            for s, search in self.beams.advance(step, self.runner.rows, self.now):
+            for s, search in self.beams.advance(step, results, self.now):
                 self.seen["searched"] += 1
                 assert search.best == solo_search(s.request)
-        if scheduler.tree and random.random() < 0.01:
-            scheduler.tree.evict(random.randrange(4))
+        if scheduler.ledger.tree and random.random() < 0.01:
+            scheduler.ledger.tree.evict(random.randrange(4))
         scheduler.check()
 
     def run(self) -> None:
@@ -99,7 +100,9 @@ class World:
                 self.add(str(to_come))
             if self.scheduler.has_work:
                 self.step()
-        assert not self.scheduler.requests and self.pool.num_available == self.pool.num_blocks, "something is left"
+        assert not self.scheduler.sequences.requests and self.pool.num_available == self.pool.num_blocks, (
+            "something is left"
+        )
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 import mlx.core as mx
 
-from tiny_llm.course import viz_mask
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, HUES, Drawing, number
+from tiny_llm.views.mask import mask_of, weights_of
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, HUES, Drawing, number
 
 TOKENS = ("the", "cat", "sat", "down")
 Q = [[2, 0, 0, 0], [2, 2, 0, 0], [0, 2, 4, 0], [2, 4, 0, 2]]
@@ -15,9 +15,9 @@ CELL = 36
 def by_hand() -> Drawing:
     """Scores, masked scores, weights of the four tokens."""
     q, k = mx.array(Q, mx.float32), mx.array(K, mx.float32)
-    mask = viz_mask.mask_of(4, 4)
+    mask = mask_of(4, 4)
     scores = (SCALE * q @ k.T).tolist()
-    weights = viz_mask.weights_of(q, k, SCALE, mask)
+    weights = weights_of(q, k, SCALE, mask)
     masked = [
         [value if seen else None for value, seen in zip(*rows, strict=True)] for rows in zip(scores, mask, strict=True)
     ]
@@ -53,7 +53,7 @@ def _grid(drawing: Drawing, x: float, title: str, rows: list, strength: float) -
 def mask_kinds() -> Drawing:
     """One row of three masks: a prompt, a chunk behind a cache, a window."""
     kinds = (("prompt: T = S = 6", 6, None), ("chunk: T = 2, S = 6", 2, None), ("window of 3: T = S = 6", 6, 3))
-    masks = [viz_mask.mask_of(queries, 6, window) for _, queries, window in kinds]
+    masks = [mask_of(queries, 6, window) for _, queries, window in kinds]
     alt = "; ".join(
         f"{title}: the queries see {', '.join(str(sum(row)) for row in mask)} keys"
         for (title, _, _), mask in zip(kinds, masks, strict=True)

@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, RED, Drawing, number
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, RED, Drawing, number
 
 DATA = Path(__file__).parent / "data"
 CARD = Path(__file__).parents[2] / "tiny_llm" / "pocket" / "weights" / "target" / "README.md"

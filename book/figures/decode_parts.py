@@ -2,7 +2,7 @@
 
 import math
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, HUES, RED, Drawing, number
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, HUES, RED, Drawing, number
 
 KEYS, VALUES = (0.0, 1.0, 2.0, 3.0), (10.0, 20.0, 30.0, 40.0)
 

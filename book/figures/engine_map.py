@@ -1,6 +1,6 @@
 """The way of a token through the engine, with "you are here" for each chapter."""
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, Drawing
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, Drawing
 
 WIDTH, BOX, HEIGHT = 760, 84, 40
 STEP = [  # (label, chapters, a word in the description)

@@ -1,6 +1,6 @@
 """Chapter 2.2: who computes what, and a sum over a threadgroup with its barrier."""
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, RED, Drawing
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, RED, Drawing
 
 N, GROUP = 300, 256
 LANES = 8  # drawn for 32

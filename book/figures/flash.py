@@ -1,7 +1,7 @@
 """Chapter 2.9: two steps of FlashAttention, and the bytes that it saves."""
 
-from tiny_llm.course import viz_flash
-from tiny_llm.course.viz_svg import BLUE, GREY, RED, Drawing
+from tiny_llm.views import flash
+from tiny_llm.views.svg import BLUE, GREY, RED, Drawing
 
 TOKENS, DIM, HEADS = 4096, 128, 16
 
@@ -35,5 +35,5 @@ def traffic() -> Drawing:
 
 
 def drawings() -> list[Drawing]:
-    frames = viz_flash.draw(8, 4, 3, name="flash-step")
+    frames = flash.draw(8, 4, 3, name="flash-step")
     return [frames[0], frames[3], traffic()]

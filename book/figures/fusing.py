@@ -1,6 +1,6 @@
 """Chapter 2.3: passes over memory, apart and fused."""
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, Drawing
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, Drawing
 
 CASES = {  # name → (kernel, arrays read, arrays written) in units of one row of the result
     "SwiGLU": (

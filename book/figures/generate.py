@@ -1,6 +1,6 @@
 """Chapter 1.6: what the naive loop computes again, and text held back before a stop string."""
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, Drawing
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, Drawing
 
 PROMPT, NEW, CELL = 4, 5, 22
 

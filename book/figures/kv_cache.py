@@ -1,8 +1,8 @@
 """Chapters 2.4 and 2.5: a buffer that grows, a fork that copies when it writes, what caches cost, a ring of slots."""
 
 from tiny_llm.config import ModelConfig, RopeConfig
-from tiny_llm.course.viz_kv import curves, draw_growth, draw_ring
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, Drawing
+from tiny_llm.views.kv import curves, draw_growth, draw_ring
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, Drawing
 
 CELL, ROW = 52, 42
 WORDS = ("the", "cat", "sat", "down", "there", "still")

@@ -1,7 +1,7 @@
 """Chapter 2.8: rows that share a read, a tile in quarters, and K in slices."""
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, HUES, RED, Drawing
 from tiny_llm.kernels.matmul import splits_for
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, HUES, RED, Drawing
 
 N, K = 4096, 1024
 

@@ -1,6 +1,6 @@
 """Chapter 2.7: codes in a word, the lanes of a simdgroup over a row, and the bytes of a product."""
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, HUES, RED, Drawing
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, HUES, RED, Drawing
 
 CODES = (8, 9, 10, 11, 12, 13, 14, 15)
 GROUPS, LANES = 4, 32

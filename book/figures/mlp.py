@@ -2,8 +2,8 @@
 
 import mlx.core as mx
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, Drawing, number
 from tiny_llm.model import ops
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, Drawing, number
 
 
 def norm() -> Drawing:

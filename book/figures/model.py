@@ -1,6 +1,6 @@
 """Chapter 1.5: where a Qwen's parameters are, and the shapes on the way through a layer."""
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, RED, Drawing
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, RED, Drawing
 
 QWEN = {"hidden": 1024, "layers": 28, "heads": 16, "kv": 8, "dim": 128, "inner": 3072, "vocab": 151_936}  # Qwen3-0.6B
 

@@ -1,6 +1,6 @@
 """Chapters 3.3 and 3.4: padded and paged memory, a token's way to its slot, who reads which block in the kernel."""
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, RED, Drawing
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, RED, Drawing
 
 CELL = 26
 LENGTHS = (("A", 10, BLUE), ("B", 3, AMBER), ("C", 6, GREEN))

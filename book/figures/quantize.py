@@ -2,9 +2,9 @@
 
 import mlx.core as mx
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, RED, Drawing, number
 from tiny_llm.quantize.affine import quantize_groups
 from tiny_llm.quantize.plan import stored_bits
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, RED, Drawing, number
 
 WEIGHTS = (2.0, -0.7, 0.1, 1.0)
 HUES = (BLUE, GREEN, AMBER)

@@ -3,9 +3,9 @@
 from math import log10
 
 from tiny_llm.config import ModelConfig, RopeConfig
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, Drawing
 from tiny_llm.kernels.chips import CHIPS
 from tiny_llm.kernels.roofline import bound, matrix_weights, step_bytes, step_operations
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, Drawing
 
 QWEN3_06B = ModelConfig("qwen3", 1024, 28, 3072, 16, 8, 128, 151_936, 40_960, 1e-6, RopeConfig(1e6), True, False, True)
 CHIP = next(chip for chip in CHIPS if chip.name == "M1")

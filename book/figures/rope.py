@@ -3,8 +3,8 @@
 import math
 
 from tiny_llm.config import RopeConfig
-from tiny_llm.course import viz_rope
-from tiny_llm.course.viz_svg import BLUE, GREY, HUES, Drawing, number
+from tiny_llm.views import rope
+from tiny_llm.views.svg import BLUE, GREY, HUES, Drawing, number
 
 CONFIG = RopeConfig(theta=100.0)
 
@@ -51,12 +51,12 @@ def frequencies() -> Drawing:
 
 
 def drawings() -> list[Drawing]:
-    pairs = viz_rope.turned_pairs(CONFIG, 4, range(4))
+    pairs = rope.turned_pairs(CONFIG, 4, range(4))
     periods = [2 * math.pi * 100.0 ** (2 * i / 4) for i in range(2)]
-    rows = viz_rope.scores(RopeConfig(), [1, 0, 0, 0], [1, 0, 0, 0], 5)
+    rows = rope.scores(RopeConfig(), [1, 0, 0, 0], [1, 0, 0, 0], 5)
     return [
         pairing(),
         frequencies(),
-        viz_rope.draw_rotation("rope-rotation", pairs, periods),
-        viz_rope.draw_scores("rope-distance", rows),
+        rope.draw_rotation("rope-rotation", pairs, periods),
+        rope.draw_scores("rope-distance", rows),
     ]

@@ -1,8 +1,8 @@
 """Chapter 1.7: probabilities after each sampler, the inverse of the distribution, a beam search."""
 
 from tiny_llm.config import SamplingParams
-from tiny_llm.course import viz_sampling
-from tiny_llm.course.viz_svg import AMBER, GREEN, GREY, HUES, Drawing, number
+from tiny_llm.views import sampling
+from tiny_llm.views.svg import AMBER, GREEN, GREY, HUES, Drawing, number
 
 TOKENS = ("cat", "dog", "bird", "fish", "tree", "sky", "the", "zebra")
 LOGITS = (3.0, 2.5, 2.0, 1.0, 0.5, 0.0, -1.0, -2.0)
@@ -10,7 +10,7 @@ LOGITS = (3.0, 2.5, 2.0, 1.0, 0.5, 0.0, -1.0, -2.0)
 
 def one_axis() -> Drawing:
     """The weights side by side, and a uniform number that falls into one of them."""
-    ((_, shares),) = viz_sampling.stages(LOGITS[:4], SamplingParams(temperature=1.0))
+    ((_, shares),) = sampling.stages(LOGITS[:4], SamplingParams(temperature=1.0))
     starts = [sum(shares[:i]) for i in range(4)]
     alt = "A line from 0 to 1 in four parts: " + ", ".join(
         f"{token} from {number(start)}" for token, start in zip(TOKENS, starts, strict=False)
@@ -64,5 +64,5 @@ def beams() -> Drawing:
 
 def drawings() -> list[Drawing]:
     params = SamplingParams(temperature=0.7, top_k=6, top_p=0.9, min_p=0.3)
-    stages = viz_sampling.stages(LOGITS, params)
-    return [viz_sampling.draw_stages("sampler-stages", TOKENS, stages), one_axis(), beams()]
+    stages = sampling.stages(LOGITS, params)
+    return [sampling.draw_stages("sampler-stages", TOKENS, stages), one_axis(), beams()]

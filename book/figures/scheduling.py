@@ -8,12 +8,12 @@ from math import log10
 from pathlib import Path
 
 from tiny_llm.config import SamplingParams, SchedulerConfig
-from tiny_llm.course import viz_pages, viz_radix, viz_replay
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, RED, Drawing
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.scheduler import Scheduler
 from tiny_llm.engine.simulate import Cost, simulate
+from tiny_llm.views import pages, radix, replay
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, RED, Drawing
 
 CELL, ROW, SLOTS = 26, 26, 3
 HUES = (BLUE, AMBER, GREEN, RED, "#a855f7", "#14b8a6")
@@ -81,7 +81,7 @@ def _steps(budget: int) -> list[tuple[float, float, bool]]:
     found: list[tuple[float, float, bool]] = []
 
     def watch(step: object, now: float) -> None:
-        own = any(entry.sequence.request.id == "A" and entry.samples for entry in step.entries)
+        own = any(share.sequence.request == "A" and share.wanted for share in step.shares)
         found.append((found[-1][1] if found else 0.0, now, own))
 
     simulate(scheduler, requests, Cost(look=0.0), watch=watch)
@@ -141,6 +141,6 @@ def cost() -> Drawing:
 
 
 def drawings() -> list[Drawing]:
-    events = viz_replay.demo()
-    (pool,) = viz_pages.frames(events, 3, 3)
-    return [slots(), gaps(), budget(), cost(), pool, viz_radix.draw("prefix-tree", events, 13)]
+    events = replay.demo()
+    (pool,) = pages.frames(events, 3, 3)
+    return [slots(), gaps(), budget(), cost(), pool, radix.draw("prefix-tree", events, 13)]

@@ -1,6 +1,6 @@
 """The way of a request through the serving engine, with "you are here" for each chapter of week 3."""
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, Drawing
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, Drawing
 
 BOX, HEIGHT, GAP, TOP = 104, 44, 28, 60
 WAY = ["requests", "waiting line", "scheduler", "ragged batch", "model, sampler", "tokens"]

@@ -86,11 +86,13 @@ class BlockPool:
 
         The tables are all that there are; cost O(blocks).
         """
+        every, kept = range(self.num_blocks), set(kept)
         held = Counter(block for table in tables for block in table)
-        kept = set(kept)
         held.update(kept)
-        assert self._ref_counts == [held[block] for block in range(self.num_blocks)], "reference counts are off"
-        free = [block for block in range(self.num_blocks) if not held[block]]
+        free = [block for block in every if not held[block]]
+        marked = {block for block in every if self._kept[block]}
+        evictable = [block for block in kept if held[block] == 1]
+        assert self._ref_counts == [held[block] for block in every], "reference counts are off"
         assert sorted(self._free) == free, "the free blocks are not those without a holder"
-        assert {b for b in range(self.num_blocks) if self._kept[b]} == kept, "the tree's blocks are marked wrongly"
-        assert self.num_evictable == sum(held[block] == 1 for block in kept), "num_evictable is off"
+        assert marked == kept, "the tree's blocks are marked wrongly"
+        assert self.num_evictable == len(evictable), "num_evictable is off"

@@ -193,12 +193,17 @@ class RadixTree:
 
     def check(self) -> None:
         """Assert that nodes and blocks are one to one, links agree, and each node is before its parent; O(nodes)."""
-        order = {block: i for i, block in enumerate(self.nodes)}
+        order = {block: place for place, block in enumerate(self.nodes)}
+        order[self.root.block] = len(order)
         for block, node in self.nodes.items():
-            assert node.block == block and len(node.tokens) == self.blocks.block_size
-            assert node.parent is not None and node.parent.children[node.tokens] is node, "a link is broken"
-            assert order.get(node.parent.block, len(order)) > order[block], "a node is used later than its parent"
-        assert sum(len(n.children) for n in (self.root, *self.nodes.values())) == len(order), "a node is lost"
+            parent = node.parent
+            assert node.block == block
+            assert len(node.tokens) == self.blocks.block_size
+            assert parent is not None
+            assert parent.children[node.tokens] is node, "a link is broken"
+            assert order[parent.block] > order[block], "a node is used later than its parent"
+        children = len(self.root.children) + sum(len(node.children) for node in self.nodes.values())
+        assert children == len(self.nodes), "a node is lost"
 
 
 def addresses(tokens: Sequence[int], size: int) -> Iterator[str]:

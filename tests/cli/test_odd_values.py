@@ -19,7 +19,7 @@ from tests.cli.fake import FakeLLM
 from tests.support import make_model
 from tiny_llm.cli import app
 from tiny_llm.cli.bench import Figure
-from tiny_llm.course import desk, viz_record, viz_roofline
+from tiny_llm.course import desk, record, roofline
 
 ROOT = Path(__file__).parents[2]
 HUGE = str(10**400)
@@ -56,7 +56,7 @@ REQUIRED = {  # what the arguments and options that a command can't do without a
 }
 
 
-RUN, MEASURE = viz_record.run, viz_roofline.measure
+RUN, MEASURE = record.run, roofline.measure
 
 
 def nothing(*_: object, **__: object) -> list[Any]:
@@ -92,9 +92,9 @@ WORK = {  # done elsewhere: what takes long, asks the network or changes files
     ("tiny_llm.cli.bench", "summarize"): nothing,
     ("tiny_llm.cli.bench", "at_most"): lambda *_: Figure("decode", 1, 1, 1, "tokens/s"),
     ("tiny_llm.cli.quantize", "perplexity"): lambda *_: 2.0,
-    ("tiny_llm.course.viz_record", "run"): lambda model, prompt, stop=True: short_run(model, prompt[:8], stop),
-    ("tiny_llm.course.viz_record", "record_reference"): lambda *_: short_run(None, "hi").notes,
-    ("tiny_llm.course.viz_roofline", "measure"): lambda names: MEASURE(names or ["axpby"]),
+    ("tiny_llm.views.record", "run"): lambda model, prompt, stop=True: short_run(model, prompt[:8], stop),
+    ("tiny_llm.views.record", "record_reference"): lambda *_: short_run(None, "hi").notes,
+    ("tiny_llm.views.roofline", "measure"): lambda names: MEASURE(names or ["axpby"]),
     ("tiny_llm.course.desk", "install"): folder_alone,
     ("tiny_llm.course.watch", "watch"): nothing,
     ("tiny_llm.pocket.train", "train"): nothing,

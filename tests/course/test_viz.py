@@ -16,10 +16,10 @@ from tests.book.pages import checkout
 from tests.support import make_model
 from tiny_llm.cli import main
 from tiny_llm.config import RopeConfig, SamplingParams
-from tiny_llm.course import viz_divergence, viz_mask, viz_record, viz_rope, viz_sampling
-from tiny_llm.course.viz_svg import Drawing, page
 from tiny_llm.model import attention, ops
 from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.views import divergence, mask, record, rope, sampling
+from tiny_llm.views.svg import Drawing, page
 
 ROOT = Path(__file__).parents[2]
 TOKENS = [3, 1, 4, 1, 5]
@@ -32,12 +32,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(path: Path) -> Qwen3:
-    return viz_record.load(path)
+    return record.load(path)
 
 
 @pytest.fixture(scope="module")
-def reference(path: Path) -> viz_record.Notes:
-    return viz_record.record_reference(path, TOKENS)
+def reference(path: Path) -> record.Notes:
+    return record.record_reference(path, TOKENS)
 
 
 def parsed(drawing: Drawing) -> xml.dom.minidom.Document:
@@ -45,7 +45,7 @@ def parsed(drawing: Drawing) -> xml.dom.minidom.Document:
     return xml.dom.minidom.parseString(drawing.svg())
 
 
-def test_every_tensor_is_recorded_in_order(reference: viz_record.Notes) -> None:
+def test_every_tensor_is_recorded_in_order(reference: record.Notes) -> None:
     names = list(reference)
     assert names[0] == "embed_tokens" and names[-2:] == ["norm", "logits"]
     layer = ["input_layernorm", "qkv_proj", "q_norm", "k_norm", "queries", "keys", "values", "attended", "o_proj"]
@@ -54,17 +54,17 @@ def test_every_tensor_is_recorded_in_order(reference: viz_record.Notes) -> None:
     assert reference["logits"].shape == (len(TOKENS), 320)
 
 
-def test_the_same_code_agrees_to_the_bit(model: Qwen3, reference: viz_record.Notes) -> None:
-    rows = viz_divergence.compare(reference, viz_record.record(model, TOKENS))
+def test_the_same_code_agrees_to_the_bit(model: Qwen3, reference: record.Notes) -> None:
+    rows = divergence.compare(reference, record.record(model, TOKENS))
     assert [row.largest for row in rows] == [0.0] * len(reference)
-    assert viz_divergence.in_words(rows).startswith(f"All {len(reference)} tensors agree")
+    assert divergence.in_words(rows).startswith(f"All {len(reference)} tensors agree")
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 def test_tied_and_biased_models_are_recorded(tmp_path: Path, kind: str) -> None:
-    model = viz_record.load(make_model(tmp_path / kind, kind, tie_word_embeddings=True))
-    notes = viz_record.record(model, TOKENS)
-    expected = model(mx.array(TOKENS), viz_record.RecomputeCache(model.config, ops.PLAIN))
+    model = record.load(make_model(tmp_path / kind, kind, tie_word_embeddings=True))
+    notes = record.record(model, TOKENS)
+    expected = model(mx.array(TOKENS), record.RecomputeCache(model.config, ops.PLAIN))
     np.testing.assert_array_equal(notes["logits"], np.array(expected))
     assert ("layer 0 q_norm" in notes) == (kind == "qwen3")
 
@@ -88,19 +88,19 @@ WRONG: dict[str, tuple[dict[str, Callable[..., mx.array]], str, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_the_first_wrong_tensor_is_named(name: str, model: Qwen3, reference: viz_record.Notes) -> None:
+def test_the_first_wrong_tensor_is_named(name: str, model: Qwen3, reference: record.Notes) -> None:
     functions, first, where = WRONG[name]
-    notes: viz_record.Notes = {}
+    notes: record.Notes = {}
     try:
-        viz_record.record(model, TOKENS, ops.PLAIN._replace(**functions), notes)
+        record.record(model, TOKENS, ops.PLAIN._replace(**functions), notes)
     except ValueError:
         assert name == "shape"
-    rows = viz_divergence.compare(reference, notes)
+    rows = divergence.compare(reference, notes)
     assert next(row.name for row in rows if row.differs) == first
-    words = viz_divergence.in_words(rows)
+    words = divergence.in_words(rows)
     assert re.search(rf"^{first} .*<- the first that differs$", words, re.MULTILINE)
     assert where in words.splitlines()[-1]
-    assert first in viz_divergence.draw("d", rows).alt
+    assert first in divergence.draw("d", rows).alt
 
 
 def test_the_place_of_the_largest_difference_is_told() -> None:
@@ -108,65 +108,65 @@ def test_the_place_of_the_largest_difference_is_told() -> None:
     want[0, 0] = 2
     got = want.copy()
     got[1, 2] = 1
-    (row,) = viz_divergence.compare({"logits": want}, {"logits": got})
+    (row,) = divergence.compare({"logits": want}, {"logits": got})
     assert row.largest == pytest.approx(0.5)
     assert row.words == "at token 1, channel 2: yours 1.0000, reference 0.0000"
 
 
-def test_mask_and_weights_are_those_of_the_run(model: Qwen3, reference: viz_record.Notes) -> None:
-    mask, weights = viz_mask.head_of(reference, 1, 3)
-    assert mask == np.tril(np.ones((5, 5), bool)).tolist()
+def test_mask_and_weights_are_those_of_the_run(model: Qwen3, reference: record.Notes) -> None:
+    visible, weights = mask.head_of(reference, 1, 3)
+    assert visible == np.tril(np.ones((5, 5), bool)).tolist()
     q, k = (reference[f"layer 1 {name}"].astype(np.float64) for name in ("queries", "keys"))
-    scores = np.where(mask, q[:, 3] @ k[:, 1].T / np.sqrt(32), -np.inf)
+    scores = np.where(visible, q[:, 3] @ k[:, 1].T / np.sqrt(32), -np.inf)
     e = np.exp(scores - scores.max(axis=1, keepdims=True))
     np.testing.assert_allclose(weights, e / e.sum(axis=1, keepdims=True), atol=1e-5)
-    drawing = viz_mask.draw_mask("m", "Mask", mask, ["<a>", "b", "c", "d", "e"], weights)
+    drawing = mask.draw_mask("m", "Mask", visible, ["<a>", "b", "c", "d", "e"], weights)
     tips = [t.firstChild.data for t in parsed(drawing).getElementsByTagName("title")]
     assert "<a> sees <a>, weight 1.000" in tips and "<a> does not see e, weight 0.000" in tips
 
 
 def test_the_window_shows() -> None:
-    assert [sum(row) for row in viz_mask.mask_of(3, 6, 2)] == [2, 2, 2]
+    assert [sum(row) for row in mask.mask_of(3, 6, 2)] == [2, 2, 2]
     for sizes, name in (((9, 8), "queries"), ((0, 4), "queries"), ((2, 4, 0), "window")):
         with pytest.raises(ValueError, match=name):
-            viz_mask.mask_of(*sizes)
+            mask.mask_of(*sizes)
 
 
-def test_a_layer_or_head_that_is_not_there_is_refused(reference: viz_record.Notes) -> None:
+def test_a_layer_or_head_that_is_not_there_is_refused(reference: record.Notes) -> None:
     with pytest.raises(ValueError, match="layer: expected 0 to 1, found 2"):
-        viz_mask.head_of(reference, 2, 0)
+        mask.head_of(reference, 2, 0)
     with pytest.raises(ValueError, match="head: expected 0 to 3, found 4"):
-        viz_mask.head_of(reference, 0, 4)
+        mask.head_of(reference, 0, 4)
 
 
 def test_rotation_and_scores_follow_the_formula() -> None:
-    pairs = viz_rope.turned_pairs(RopeConfig(100.0), 4, [0, 3])
+    pairs = rope.turned_pairs(RopeConfig(100.0), 4, [0, 3])
     np.testing.assert_allclose(pairs[1], [(1, 0), (np.cos(0.3), np.sin(0.3))], atol=1e-6)
-    rows = viz_rope.scores(RopeConfig(), [1, 0, 0, 0], [1, 0, 0, 0], 4)
+    rows = rope.scores(RopeConfig(), [1, 0, 0, 0], [1, 0, 0, 0], 4)
     np.testing.assert_allclose(rows, np.cos(np.subtract.outer(np.arange(4), np.arange(4))), atol=1e-6)
-    for drawing in viz_rope.pictures(RopeConfig(), 8, 5):
+    for drawing in rope.pictures(RopeConfig(), 8, 5):
         assert parsed(drawing)
     with pytest.raises(ValueError, match="head_dim"):
-        viz_rope.turned_pairs(RopeConfig(), 3, [0])
+        rope.turned_pairs(RopeConfig(), 3, [0])
 
 
 def test_stages_are_exact_shares() -> None:
     logits = [2.0, 1.0, 0.0, -1.0]
     params = SamplingParams(temperature=0.5, top_k=3, top_p=0.9, min_p=0.2)
-    found = dict(viz_sampling.stages(logits, params))
+    found = dict(sampling.stages(logits, params))
     e = np.exp(np.array(logits))
     np.testing.assert_allclose(found["softmax of the logits"], e / e.sum(), rtol=1e-5)
     np.testing.assert_allclose(found["temperature 0.5"], e**2 / (e**2).sum(), rtol=1e-5)
     np.testing.assert_allclose(found["top-k 3"][3], 0)
     np.testing.assert_allclose(found["top-p 0.9"], [*(e[:2] ** 2 / (e[:2] ** 2).sum()), 0, 0], rtol=1e-5)
     np.testing.assert_allclose(found["min-p 0.2"], [1, 0, 0, 0])
-    penalized = dict(viz_sampling.stages(logits, SamplingParams(temperature=1.0, presence_penalty=1.0), [2, 0, 0, 0]))
+    penalized = dict(sampling.stages(logits, SamplingParams(temperature=1.0, presence_penalty=1.0), [2, 0, 0, 0]))
     np.testing.assert_allclose(penalized["penalties"][0], penalized["penalties"][1], rtol=1e-5)
-    assert parsed(viz_sampling.draw_stages("s", list("a&c<"), list(found.items())))
+    assert parsed(sampling.draw_stages("s", list("a&c<"), list(found.items())))
 
 
 def test_a_page_needs_no_other_file() -> None:
-    drawing = viz_mask.draw_mask("m", "a < b", viz_mask.mask_of(2, 2), ["\"'", "&"])
+    drawing = mask.draw_mask("m", "a < b", mask.mask_of(2, 2), ["\"'", "&"])
     text = page("T & U", [drawing], "x < y")
     assert "<h1>T &amp; U</h1>" in text and "x &lt; y" in text and drawing.alt in unescape(text)
     assert not re.search(r'(href|src)="', text)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tiny_llm.cli import main
-from tiny_llm.course import viz_flash, viz_roofline
+from tiny_llm.views import flash, roofline
 
 
 @pytest.fixture(autouse=True)
@@ -18,32 +18,32 @@ def own_cache(kernel_cache: None) -> None:
 @pytest.mark.parametrize("window", [0, 1, 3])
 def test_the_last_step_of_each_query_is_its_attention(window: int) -> None:
     """Values are 0, 1, 2, …, so that the output is the mean position under the weights."""
-    tokens, scores = 9, np.array(viz_flash.scores_of(9, 0))
+    tokens, scores = 9, np.array(flash.scores_of(9, 0))
     final = {}
-    for step in viz_flash.steps(tokens, 4, 3, window):
+    for step in flash.steps(tokens, 4, 3, window):
         for i, out in enumerate(step.output):
             final[step.first + i] = out
     for query in range(tokens):
-        seen = [key for key in range(tokens) if viz_flash.visible(query, key, window)]
+        seen = [key for key in range(tokens) if flash.visible(query, key, window)]
         p = np.exp(scores[query][seen])
         assert final[query] == pytest.approx(p @ seen / p.sum())
 
 
 def test_tiles_that_nobody_sees_are_left_out() -> None:
-    assert [(s.first, s.begin) for s in viz_flash.steps(8, 4, 4)] == [(0, 0), (4, 0), (4, 4)]
-    assert [(s.first, s.begin) for s in viz_flash.steps(12, 4, 4, window=1)] == [(0, 0), (4, 4), (8, 8)]
+    assert [(s.first, s.begin) for s in flash.steps(8, 4, 4)] == [(0, 0), (4, 0), (4, 4)]
+    assert [(s.first, s.begin) for s in flash.steps(12, 4, 4, window=1)] == [(0, 0), (4, 4), (8, 8)]
 
 
 def test_kept_is_what_a_new_maximum_leaves() -> None:
-    first, second = list(viz_flash.steps(2, 2, 1))
+    first, second = list(flash.steps(2, 2, 1))
     (before, total), (after, both) = first.state[1], second.state[1]
     assert second.kept[1] == pytest.approx(np.exp(before - after))
-    score = viz_flash.scores_of(2, 0)[1][1]
+    score = flash.scores_of(2, 0)[1][1]
     assert both == pytest.approx(total * second.kept[1] + np.exp(score - after))
 
 
 def test_frames_are_whole_and_say_what_they_show() -> None:
-    drawings = viz_flash.draw(8, 4, 3)
+    drawings = flash.draw(8, 4, 3)
     for drawing in drawings:
         xml.dom.minidom.parseString(drawing.svg())
     assert drawings[0].alt.startswith("Step 1 of 5: queries 0 to 3 meet keys 0 to 2.")
@@ -51,14 +51,14 @@ def test_frames_are_whole_and_say_what_they_show() -> None:
 
 
 def test_kernels_on_a_roofline() -> None:
-    points = viz_roofline.measure(["axpby", "softmax"])
+    points = roofline.measure(["axpby", "softmax"])
     assert [p.kernel for p in points] == ["axpby", "softmax"]
     assert points[0].operations / points[0].least == pytest.approx(0.25)  # 3 operations on 12 bytes
-    drawing = viz_roofline.draw(viz_roofline.chip_of("m1"), points)
+    drawing = roofline.draw(roofline.chip_of("m1"), points)
     xml.dom.minidom.parseString(drawing.svg())
     assert "axpby 0.25 (bound by memory, asks for 1 times the least bytes)" in drawing.alt
-    far = viz_roofline.Point("far", 1e6, 1000, 2000)
-    assert "far 1000 (bound by arithmetic, asks for 2 times" in viz_roofline.in_words(viz_roofline.chip_of("M1"), [far])
+    far = roofline.Point("far", 1e6, 1000, 2000)
+    assert "far 1000 (bound by arithmetic, asks for 2 times" in roofline.in_words(roofline.chip_of("M1"), [far])
 
 
 def test_the_commands_write_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

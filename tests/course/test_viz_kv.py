@@ -14,8 +14,8 @@ from tiny_llm.cache.quantized import QuantizedCache
 from tiny_llm.cache.rotating import RotatingCache
 from tiny_llm.cache.rotating_quantized import RotatingQuantizedCache
 from tiny_llm.cli import main
-from tiny_llm.course import viz_kv
 from tiny_llm.model.ops import PLAIN
+from tiny_llm.views import kv
 
 MAKERS = [
     lambda: ContiguousCache(CONFIG, PLAIN),
@@ -29,7 +29,7 @@ MAKERS = [
 @pytest.mark.parametrize("tokens", [1, 256, 257, 600])
 def test_the_curves_are_the_bytes_of_real_caches(tokens: int) -> None:
     layer = tuple(x.astype(mx.float16) for x in inputs(CONFIG, tokens))
-    drawn = viz_kv.curves(CONFIG, 2, tokens, 300)
+    drawn = kv.curves(CONFIG, 2, tokens, 300)
     for curve, make in zip(drawn, MAKERS, strict=True):
         cache = make()
         step(cache, [layer, layer], 0, tokens)
@@ -37,20 +37,20 @@ def test_the_curves_are_the_bytes_of_real_caches(tokens: int) -> None:
 
 
 def test_heads_that_no_group_divides_have_no_packed_curves() -> None:
-    drawn = viz_kv.curves(shape(dim=80), 2, 1000, 300)
+    drawn = kv.curves(shape(dim=80), 2, 1000, 300)
     assert [curve.label for curve in drawn] == ["every token, 16 bits", "window 300, 16 bits"]
 
 
 def test_a_ring_row_by_row() -> None:
-    rows = viz_kv.rounds(10, sinks=2, recent=3, slots=6)
+    rows = kv.rounds(10, sinks=2, recent=3, slots=6)
     assert rows[0] == ([0, -1, -1, -1, -1, -1], [True, *[False] * 5])
     assert rows[6] == ([0, 1, 6, 3, 4, 5], [True, True, True, False, True, True])
     assert rows[9] == ([0, 1, 6, 7, 8, 9], [True, True, False, True, True, True])
 
 
 def test_pictures_are_whole_and_say_what_they_show() -> None:
-    growth = viz_kv.draw_growth("growth", "KV cache", viz_kv.curves(CONFIG, 2, 1000, 300))
-    ring = viz_kv.draw_ring("ring", 10, 2, 3, 6)
+    growth = kv.draw_growth("growth", "KV cache", kv.curves(CONFIG, 2, 1000, 300))
+    ring = kv.draw_ring("ring", 10, 2, 3, 6)
     for drawing in (growth, ring):
         xml.dom.minidom.parseString(drawing.svg())
     assert "from 1 to 1,000 tokens" in growth.alt and "every token, 16 bits 0.52 MB" in growth.alt

@@ -6,8 +6,8 @@ import numpy as np
 
 from tiny_llm.decode.beam import Beam, Logprobs, Search
 from tiny_llm.engine.blocks import BlockPool
-from tiny_llm.engine.lifecycle import Step
-from tiny_llm.engine.request import Request
+from tiny_llm.engine.request import Request, SequenceId
+from tiny_llm.engine.step import Result, Share, Step
 
 VOCAB = 50
 
@@ -44,35 +44,64 @@ def solo_search(request: Request) -> list[Beam]:
 
 
 class FakeRunner:
-    """Runs a step on a pool of remembered tokens, and insists that each sequence finds its own tokens there."""
+    """Runs a step on a pool of remembered tokens, and insists that each sequence finds its own tokens there.
+
+    It knows of a sequence what steps tell: the tokens at its admission, and those of its shares.
+    """
 
     def __init__(self, pool: BlockPool):
         self.pool = pool
         self.slots: list[dict[int, tuple[int, int]]] = [{} for _ in range(pool.num_blocks)]
         self.computed = 0
-        self.rows: dict[int, Logprobs] = {}
+        self.texts: dict[SequenceId, list[int]] = {}
+        self.widths: dict[SequenceId, int] = {}
 
-    def run(self, step: Step) -> list[int | None]:
+    def run(self, step: Step) -> list[Result]:
+        self.learn(step)
         for source, target in step.copies:
             self.slots[target] = dict(self.slots[source])
         written: dict[tuple[int, int], int] = {}
-        for i, (s, start, length, _) in enumerate(step.entries):
-            for position in range(start, start + length):
-                place = (s.block_table[position // self.pool.block_size], position % self.pool.block_size)
+        for i, share in enumerate(step.shares):
+            text = self.texts[share.sequence]
+            text[share.start :] = [*share.tokens, *text[share.end :]]
+            for position in range(share.start, share.end):
+                place = self._place(share, position)
                 assert written.setdefault(place, i) == i, "two sequences write one slot"
                 assert self.pool.writable(place[0]), "a shared block is written"
-                self.slots[place[0]][place[1]] = (position, s.tokens[position])
-            self.computed += length
-        searching = [(i, entry.sequence) for i, entry in enumerate(step.entries) if entry.searches]
-        self.rows = {i: next_row(s.tokens) for i, s in searching}  # as the last step gave them
-        return [self._sample(*entry) for entry in step.entries]
+                self.slots[place[0]][place[1]] = (position, text[position])
+            self.computed += share.length
+        return [self._result(share) for share in step.shares]
 
-    def _sample(self, s, start: int, length: int, samples: bool) -> int | None:
+    def learn(self, step: Step) -> None:
+        """Take in who has ended and who is new, as the runner does before a step that may fail."""
+        assert Step.from_json(step.to_json()) == step, "a step survives JSON"
+        for sequence in step.ended:
+            del self.texts[sequence], self.widths[sequence]
+        for admission in step.admitted:
+            assert admission.sequence not in self.texts, "a sequence is admitted twice"
+            self.texts[admission.sequence] = list(admission.tokens)
+            self.widths[admission.sequence] = admission.params.beam_width
+
+    def _place(self, share: Share, position: int) -> tuple[int, int]:
         size = self.pool.block_size
-        seen = [self.slots[s.block_table[p // size]][p % size] for p in range(start + length)]
-        assert seen == list(enumerate(s.tokens[: start + length])), "a sequence reads what is not its own"
-        assert samples == (start + length == len(s.tokens) and not s.request.searches)
-        return next_token([token for _, token in seen], s.index) if samples else None
+        return share.view.blocks[position // size], position % size
+
+    def _result(self, share: Share) -> Result:
+        assert share.view.first == share.start and share.view.held is None
+        seen = [self.slots[block][slot] for block, slot in (self._place(share, p) for p in range(share.end))]
+        tokens = [token for _, token in seen]
+        if self.widths[share.sequence] == 1:
+            text = self.texts[share.sequence]
+            assert tokens == text[: share.end], "a sequence reads what is not its own"
+            assert share.wanted == (share.end == len(text))
+        assert [position for position, _ in seen] == list(range(share.end))
+        if not share.wanted:
+            return Result()
+        if self.widths[share.sequence] > 1:
+            return Result(row=next_row(tokens))
+        token = next_token(tokens, share.sequence.number)
+        self.texts[share.sequence].append(token)
+        return Result((token,), (None,))
 
 
 class FakeTier:

@@ -38,7 +38,7 @@ def test_tokens_are_the_same_with_and_without(
     def counted(self: Runner, *args) -> None:
         nonlocal prepared
         prepare(self, *args)
-        prepared += self._ahead is not None
+        prepared += self._prepared is not None
 
     monkeypatch.setattr(Runner, "prepare", counted)
     for ahead in (True, False):
@@ -124,7 +124,7 @@ def test_a_step_that_fails_takes_what_was_built_on_it_along(llm: LLM, monkeypatc
 
     def refused(self: Runner, running):
         if next(counts) == 5:
-            assert self._ahead is not None
+            assert self._prepared is not None
             raise RuntimeError("[malloc] Unable to allocate 99999999999 bytes.")
         return read(self, running)
 
@@ -140,8 +140,8 @@ def test_what_can_not_be_prepared_harms_nobody(llm: LLM, monkeypatch: pytest.Mon
     loop, build = make_loop(llm), Runner._build
     counts = iter(range(1000))
 
-    def scarce(self: Runner, plan, pool, before=None):
-        built = build(self, plan, pool, before)
+    def scarce(self: Runner, step, pool, draw, before=None):
+        built = build(self, step, pool, draw, before)
         if before is not None and next(counts) % 3:
             raise MemoryError("full")
         return built

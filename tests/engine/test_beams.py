@@ -6,10 +6,10 @@ from tiny_llm.decode.beam import Beam
 from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
-from tiny_llm.engine.lifecycle import Step
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.step import Step
 
 SEARCH = Request("s", tuple(range(100, 108)), SamplingParams(max_tokens=4, beam_width=3))
 
@@ -30,8 +30,9 @@ class Engine:
 
     def step(self) -> Step:
         step = self.scheduler.schedule(0.0)
-        self.scheduler.finish(step, self.runner.run(step), 0.0)
-        for sequence, search in self.beams.advance(step, self.runner.rows, 0.0):
+        results = self.runner.run(step)
+        self.scheduler.finish(step, results, 0.0)
+        for sequence, search in self.beams.advance(step, results, 0.0):
             self.found[sequence.request.id] = search.best
         self.scheduler.check()
         return step
@@ -61,18 +62,22 @@ def test_beams_come_back_together_or_not_yet() -> None:
     engine.add(SEARCH)
     engine.step()
     engine.step()
-    engine.scheduler.abandon(engine.scheduler.schedule(0.0), 0.0)
+    failed = engine.scheduler.schedule(0.0)
+    engine.runner.learn(failed)
+    engine.scheduler.abandon(failed, 0.0)
     assert [s.request.id for s in engine.scheduler.running] == ["other"]
     while any(s.request.id == "other" for s in engine.scheduler.running):
-        assert not engine.step().admitted
-    assert [s.index for s in engine.step().admitted] == [0, 1, 2]
+        engine.step()
+        assert not engine.scheduler.plan.admitted
+    engine.step()
+    assert [s.index for s in engine.scheduler.plan.admitted] == [0, 1, 2]
     engine.drain()
     assert engine.found["s"] == solo_search(SEARCH)
 
 
 def test_what_was_evicted_is_read_back_behind_what_is_left() -> None:
     engine = Engine(16)
-    tree = engine.scheduler.tree
+    tree = engine.scheduler.ledger.tree
     assert tree
     tree.tier = FakeTier(engine.runner)
     prompt = tuple(range(22))
@@ -88,7 +93,7 @@ def test_what_was_evicted_is_read_back_behind_what_is_left() -> None:
 def test_reading_back_delays_nobody_for_long() -> None:
     """Beside one that decodes, a long prompt is read a budget's worth a step; by itself at once."""
     engine, long = Engine(64, token_budget=8), tuple(range(102))
-    tree = engine.scheduler.tree
+    tree = engine.scheduler.ledger.tree
     assert tree
     tree.tier = FakeTier(engine.runner, lost=1000)
     for name, others in (("first", 0), ("alone", 0), ("beside", 1)):
@@ -110,7 +115,7 @@ def test_reading_back_delays_nobody_for_long() -> None:
 
 def test_what_can_not_be_read_back_is_computed() -> None:
     engine = Engine(16)
-    tree = engine.scheduler.tree
+    tree = engine.scheduler.ledger.tree
     assert tree
     tree.tier = FakeTier(engine.runner, lost=2)
     for name in ("first", "second"):
@@ -125,7 +130,7 @@ def test_what_can_not_be_read_back_is_computed() -> None:
 def test_a_block_to_be_copied_is_not_read_over() -> None:
     """Blocks are read back at once, copies are made when the step runs: a copy's source was free for reading into."""
     engine, long = Engine(16, token_budget=64), tuple(range(33))
-    tree = engine.scheduler.tree
+    tree = engine.scheduler.ledger.tree
     assert tree
     tree.tier = FakeTier(engine.runner, lost=1000)
     engine.add(Request("first", long, SamplingParams(max_tokens=1)))

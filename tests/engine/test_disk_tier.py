@@ -174,15 +174,15 @@ def test_after_a_failure_nothing_lost_is_kept(llm: LLM, tmp_path: Path) -> None:
     """When the pool had to be cleared, its empty blocks must not be written as if they held what is known."""
     loop = tiered(llm, tmp_path, [])
     run(loop, [request(llm, "a", TEXTS[0], GREEDY)])
-    loop.scheduler.tree.forget()
+    loop.scheduler.ledger.tree.forget()
     loop.close()
-    assert not loop.scheduler.tree.nodes and list(tmp_path.iterdir()) == []
+    assert not loop.scheduler.ledger.tree.nodes and list(tmp_path.iterdir()) == []
 
 
 def test_the_order_of_use_outlives_the_run(llm: LLM, tmp_path: Path) -> None:
     """A file's time of change says when its block was last used: a run that reads it makes it younger."""
     loop = tiered(llm, tmp_path, [])
-    files, block = loop.scheduler.tree.tier, loop.scheduler.blocks.allocate()
+    files, block = loop.scheduler.ledger.tree.tier, loop.scheduler.blocks.allocate()
     for address in ("first", "second", "third"):
         files.store(address, block)
     for age, address in enumerate(("third", "second", "first")):

@@ -10,25 +10,25 @@ import pytest
 from tests.engine.fake import FakeRunner, FakeTier
 from tiny_llm.cli import main
 from tiny_llm.config import SamplingParams, SchedulerConfig
-from tiny_llm.course import viz_pages, viz_radix, viz_replay, viz_schedule
 from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import KINDS, Event, JsonLines, read
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.trace import chrome_trace
+from tiny_llm.views import pages, radix, replay, schedule
+from tiny_llm.views.trace import chrome_trace
 
 
 @pytest.fixture(scope="module")
 def events() -> list[Event]:
-    return viz_replay.demo(num_blocks=13, token_budget=16)
+    return replay.demo(num_blocks=13, token_budget=16)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_log_tells_every_table_and_the_whole_tree(seed: int) -> None:
     """Played again after each step it gives the scheduler's own tables, and the tree's nodes with their parents."""
-    random, replay, seen = Random(seed), viz_replay.Replay(), list[Event]()
+    random, again, seen = Random(seed), replay.Replay(), list[Event]()
     pool = BlockPool(random.randrange(12, 24), 2)
     tree = RadixTree(pool)
     scheduler, runner = Scheduler(SchedulerConfig(9, 4, 60), pool, tree, seen.append), FakeRunner(pool)
@@ -44,17 +44,18 @@ def test_the_log_tells_every_table_and_the_whole_tree(seed: int) -> None:
                 if one.searches:
                     beams.add(one)
         step = scheduler.schedule(float(i))
-        scheduler.finish(step, runner.run(step), float(i))
-        beams.advance(step, runner.rows, float(i))
-        if scheduler.requests and random.random() < 0.1:
-            name = random.choice(list(scheduler.requests))
+        results = runner.run(step)
+        scheduler.finish(step, results, float(i))
+        beams.advance(step, results, float(i))
+        if scheduler.sequences.requests and random.random() < 0.1:
+            name = random.choice(list(scheduler.sequences.requests))
             scheduler.cancel(name, float(i))
             beams.forget(name)
         while seen:
             kinds.add(seen[0].kind)
-            replay.apply(seen.pop(0))
-        assert replay.tables == {(s.request.id, s.index): s.block_table for s in scheduler.running}
-        assert replay.tree == {b: node.parent.block if node.parent else -1 for b, node in tree.nodes.items()}
+            again.apply(seen.pop(0))
+        assert again.tables == {(s.request.id, s.index): s.block_table for s in scheduler.running}
+        assert again.tree == {b: node.parent.block if node.parent else -1 for b, node in tree.nodes.items()}
     assert {"branch", "load"} - kinds == (set() if seed % 2 else {"load"})
 
 
@@ -105,23 +106,23 @@ def test_the_trace_has_every_chunk_and_every_wait(events: list[Event]) -> None:
 
 
 def test_the_pictures_say_what_is_in_the_log(events: list[Event]) -> None:
-    timeline = viz_schedule.draw("s", events).svg()
+    timeline = schedule.draw("s", events).svg()
     assert timeline.count("computes") == sum(e.kind == "chunk" for e in events)
-    assert "Preempted: " in viz_schedule.words(events)
-    pages = viz_pages.frames(events, 3, 5)
-    assert [page.title for page in pages] == [f"Step {i}: the pool and the tables" for i in (3, 4, 5)]
-    assert "A: 0, 1, " in pages[0].alt
-    assert "A: 0 of 12 tokens (first request); B: 8 of 10 tokens" in viz_radix.draw("r", events).alt
+    assert "Preempted: " in schedule.words(events)
+    shown = pages.frames(events, 3, 5)
+    assert [page.title for page in shown] == [f"Step {i}: the pool and the tables" for i in (3, 4, 5)]
+    assert "A: 0, 1, " in shown[0].alt
+    assert "A: 0 of 12 tokens (first request); B: 8 of 10 tokens" in radix.draw("r", events).alt
 
 
 def test_a_large_pool_is_drawn_as_far_as_it_is_used() -> None:
-    (page,) = viz_pages.frames(viz_replay.demo(num_blocks=4000), 3, 3)
+    (page,) = pages.frames(replay.demo(num_blocks=4000), 3, 3)
     assert "without 3968 blocks that are never used" in page.svg()
     assert page.svg().count(": free") < 40
 
 
 def test_lanes_are_never_shared_and_reused(events: list[Event]) -> None:
-    lanes = viz_schedule.lanes(events)
+    lanes = schedule.lanes(events)
     by_step: dict[int, list[int]] = {}
     for (_, step), lane in lanes.items():
         by_step.setdefault(step, []).append(lane)
@@ -132,7 +133,7 @@ def test_lanes_are_never_shared_and_reused(events: list[Event]) -> None:
 @pytest.mark.parametrize("view", ["schedule", "pages", "radix"])
 def test_the_commands(view: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log, out = tmp_path / "log.jsonl", tmp_path / "out.html"
-    log.write_text("".join(e.line() + "\n" for e in viz_replay.demo()), encoding="utf-8")
+    log.write_text("".join(e.line() + "\n" for e in replay.demo()), encoding="utf-8")
     assert main(["viz", view, "--log", str(log), "--out", str(out)]) == 0
     with_log = out.read_text(encoding="utf-8")
     assert main(["viz", view, "--out", str(out)]) == 0

@@ -147,7 +147,7 @@ def test_whatever_admission_raises_fails_its_own_request(engine: Engine, monkeyp
     with pytest.raises(ZeroDivisionError):
         list(engine.stream("hello", GREEDY, tenant="bad"))
     assert len(list(running)) == 30
-    assert not engine._loop.scheduler.requests and not engine._loop.has_work
+    assert not engine._loop.scheduler.sequences.requests and not engine._loop.has_work
 
 
 def test_requests_are_checked_against_the_limits_that_were_set(llm: LLM) -> None:
@@ -212,7 +212,7 @@ def test_every_other_answer_is_its_solo_run_whatever_strikes(
 
     warnings.simplefilter("ignore")
     with Engine(path, serving=SERVING, emit=emit) as engine:
-        model, forms = engine.llm.model, engine._loop.runner.forms
+        model, forms = engine.llm.model, engine._loop.runner.draw.forms
 
         def scarce(tokens: mx.array, cache: Any) -> mx.array:
             weather.strike()
@@ -249,7 +249,7 @@ def test_a_form_at_fault_ends_its_own_request(llm: LLM, monkeypatch: pytest.Monk
     loop.add(llm.request("formed", "hello", replace(GREEDY, ignore_eos=False, seed=1, structured=DIGITS)))
     loop.add(llm.request("plain", "the quick", GREEDY))
     outputs = [output for _ in range(3) for output in loop.step()]
-    form = loop.runner.forms._forms["bad", 0]
+    form = loop.runner.draw.forms._forms["bad", 0]
     if fault == "bits":
         monkeypatch.setattr(form, "bits", lambda: 1 / 0)
     elif fault == "empty":
@@ -264,7 +264,7 @@ def test_a_form_at_fault_ends_its_own_request(llm: LLM, monkeypatch: pytest.Monk
     plain = [output.delta for output in outputs if output.request_id == "plain"]
     assert plain == solo(llm, "the quick", GREEDY)
     text = "".join(output.delta.text for output in outputs if output.request_id == "formed")
-    assert text.isdigit() and len(loop.runner.forms) == 0
+    assert text.isdigit() and len(loop.runner.draw.forms) == 0
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 1}, {"beam_width": 3}, {"logprobs": 2}])
@@ -334,7 +334,7 @@ def test_a_reader_that_is_dropped_or_never_read_cancels_its_request(path: Path) 
         del never_read, unread_async, half_read
         gc.collect()
         assert len(list(engine.stream("the quick", GREEDY))) == 30
-        assert not engine._listeners and not engine._loop.scheduler.requests
+        assert not engine._listeners and not engine._loop.scheduler.sequences.requests
     assert [event.note for event in events if event.kind == "finish"] == ["cancelled"] * 3 + ["length"]
 
 
@@ -440,7 +440,7 @@ def test_a_cancelled_task_cancels_its_request(engine: Engine) -> None:
     asyncio.run(ask())
     gc.collect()
     assert len(list(engine.stream("the quick", GREEDY))) == 30
-    assert not engine._listeners and not engine._loop.scheduler.requests
+    assert not engine._listeners and not engine._loop.scheduler.sequences.requests
 
 
 PROGRAMS = {

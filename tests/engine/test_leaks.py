@@ -75,9 +75,9 @@ def held(engine: Engine) -> dict[str, int]:
     return {
         "listeners": len(engine._listeners),
         "orders": engine._inbox.qsize(),
-        "requests": len(loop.scheduler.requests) + len(loop.scheduler.waiting),
+        "requests": len(loop.scheduler.sequences.requests) + len(loop.scheduler.waiting),
         "answers": len(loop._answers) + len(loop._left) + len(loop._beams),
-        "forms": len(loop.runner.forms),
+        "forms": len(loop.runner.draw.forms),
         "threads": threading.active_count(),
         **{kind.__name__: sum(isinstance(one, kind) for one in there) for kind in kinds},
     }

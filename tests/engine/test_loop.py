@@ -363,14 +363,14 @@ def test_a_request_that_breaks_every_step_is_given_up_alone(llm: LLM, monkeypatc
 
 def test_the_batch_grows_back_after_a_failure(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, failures = make_loop(llm), iter([True, True])
-    real = loop.runner.launch
+    real = loop.runner._build
 
-    def once(step):
+    def once(*args):
         if next(failures, False):
             raise MemoryError("full")
-        return real(step)
+        return real(*args)
 
-    monkeypatch.setattr(loop.runner, "launch", once)
+    monkeypatch.setattr(loop.runner, "_build", once)
     for i in range(8):
         loop.add(request(llm, f"r{i}", range(i, i + 9), replace(GREEDY, max_tokens=40)))
     sizes = []
@@ -394,7 +394,7 @@ def test_a_pool_that_cannot_be_mended_is_computed_again(llm: LLM, monkeypatch: p
     loop._running = None
     loop.pool.clear()
     loop.scheduler.check()
-    assert not loop.scheduler.running and not loop.scheduler.tree.nodes
+    assert not loop.scheduler.running and not loop.scheduler.ledger.tree.nodes
     outputs += outputs_of(loop)
     for one in requests:
         for index, want in alone(llm, one).items():

@@ -19,10 +19,10 @@ from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import KINDS, Event
-from tiny_llm.engine.lifecycle import Step
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.step import Result, Step
 
 PREFIX = (1, 2, 3, 4, 1, 2, 3, 4, 1, 2)
 STOPS = frozenset({0})
@@ -41,8 +41,8 @@ class Engine(RuleBasedStateMachine):
         self.scheduler = Scheduler(config, self.pool, RadixTree(self.pool) if tree else None, self.events.append)
         self.runner, self.beams = FakeRunner(self.pool), Beams(self.scheduler)
         if tree > 2:
-            assert self.scheduler.tree is not None
-            self.scheduler.tree.tier = FakeTier(self.runner)
+            assert self.scheduler.ledger.tree is not None
+            self.scheduler.ledger.tree.tier = FakeTier(self.runner)
 
     @rule(
         shared=st.integers(0, len(PREFIX)),
@@ -82,17 +82,17 @@ class Engine(RuleBasedStateMachine):
     def step(self) -> None:
         self.now += 1
         step = self.scheduler.schedule(self.now)
-        SEEN["preempted for room"] += len(step.preempted)
+        SEEN["preempted for room"] += len(self.scheduler.plan.preempted)
         assert 0 < step.num_tokens <= self.scheduler.config.token_budget
         assert len(self.scheduler.running) <= self.scheduler.config.max_sequences
         self.finish(step, self.runner.run(step))
 
-    def finish(self, step: Step, sampled: list[int | None]) -> None:
-        for s in self.scheduler.finish(step, sampled, self.now):
+    def finish(self, step: Step, results: list[Result]) -> None:
+        for s in self.scheduler.finish(step, results, self.now):
             if s.finish_reason in ("stop", "length"):
                 assert s.output == solo(s.request.tokens, s.request.params.max_tokens, s.index, STOPS)
         self.scheduler.check()
-        for s, search in self.beams.advance(step, self.runner.rows, self.now):
+        for s, search in self.beams.advance(step, results, self.now):
             SEEN["searched"] += 1
             assert search.best == solo_search(s.request)
         self.scheduler.check()
@@ -102,38 +102,41 @@ class Engine(RuleBasedStateMachine):
     def interrupted_step(self, data: st.DataObject) -> None:
         """A request is cancelled while the device works."""
         step = self.scheduler.schedule(self.now)
-        sampled = self.runner.run(step)
+        results = self.runner.run(step)
         self.cancel(data)
-        self.finish(step, sampled)
+        self.finish(step, results)
 
     @precondition(lambda self: self.scheduler.has_work)
     @rule()
     def failed_step(self) -> None:
-        self.scheduler.abandon(self.scheduler.schedule(self.now), self.now)
+        step = self.scheduler.schedule(self.now)
+        self.runner.learn(step)
+        self.scheduler.abandon(step, self.now)
 
-    @precondition(lambda self: self.scheduler.requests)
+    @precondition(lambda self: self.scheduler.sequences.requests)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.scheduler.requests)))
+        name = data.draw(st.sampled_from(sorted(self.scheduler.sequences.requests)))
         assert self.scheduler.cancel(name, self.now)
         self.beams.forget(name)
         assert not self.scheduler.cancel(name, self.now)
 
-    @precondition(lambda self: self.scheduler.requests)
+    @precondition(lambda self: self.scheduler.sequences.requests)
     @rule(data=st.data())
     def stop(self, data: st.DataObject) -> None:
         """One continuation ends, as at a stop string; it may be any, in any state."""
-        sequences = [s for name in sorted(self.scheduler.requests) for s in self.scheduler.requests[name]]
+        requests = self.scheduler.sequences.requests
+        sequences = [s for name in sorted(requests) for s in requests[name]]
         drawn = [s for s in sequences if not s.request.searches]
         if drawn:
             self.scheduler.stop(data.draw(st.sampled_from(drawn)), "cancelled", self.now)
 
-    @precondition(lambda self: self.scheduler.tree)
+    @precondition(lambda self: self.scheduler.ledger.tree)
     @rule(count=st.integers(1, 5))
     def evict(self, count: int) -> None:
-        assert self.scheduler.tree is not None
+        assert self.scheduler.ledger.tree is not None
         expected = min(count, self.pool.num_evictable)
-        assert len(self.scheduler.tree.evict(count)) == expected
+        assert len(self.scheduler.ledger.tree.evict(count)) == expected
 
     @invariant()
     def agrees(self) -> None:
@@ -148,7 +151,7 @@ class Engine(RuleBasedStateMachine):
             if not self.scheduler.has_work:
                 break
             self.step()
-        assert not self.scheduler.requests, "something never ends"
+        assert not self.scheduler.sequences.requests, "something never ends"
         assert self.pool.num_available == self.pool.num_blocks
         SEEN.update(event.kind for event in self.events)
 

@@ -9,10 +9,10 @@ from tests.engine.fake import FakeRunner, solo
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
-from tiny_llm.engine.lifecycle import Step
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request, Sequence, State
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.step import Step
 
 
 class Engine:
@@ -37,13 +37,18 @@ class Engine:
             assert len(s.block_table) == self.pool.blocks_for(s.computed), "less than a block a sequence stands empty"
         return step
 
+    def preempted(self) -> list[Sequence]:
+        """Those who gave way in the next step."""
+        self.step()
+        return self.scheduler.plan.preempted
+
     def drain(self) -> None:
         while self.scheduler.has_work:
             self.step()
 
 
 def shares(step: Step) -> list[tuple[str, int, int]]:
-    return [(e.sequence.request.id, e.start, e.length) for e in step.entries]
+    return [(share.sequence.request, share.start, share.length) for share in step.shares]
 
 
 def test_a_step_is_decodes_first_then_chunks_up_to_the_budget() -> None:
@@ -95,7 +100,7 @@ def test_a_finished_answer_is_the_next_prompts_prefix() -> None:
 def test_when_blocks_run_out_the_last_in_rank_gives_way_and_loses_nothing() -> None:
     engine = Engine(num_blocks=6, tree=False)
     (a,), (b,) = engine.add("a", range(6), max_tokens=15), engine.add("b", range(50, 56), max_tokens=15)
-    preempted = [s for _ in range(40) if engine.scheduler.has_work for s in engine.step().preempted]
+    preempted = [s for _ in range(40) if engine.scheduler.has_work for s in engine.preempted()]
     assert preempted and set(preempted) == {b}
     assert a.output == solo(range(6), 15) and b.output == solo(range(50, 56), 15)
 
@@ -108,7 +113,7 @@ def test_what_was_cached_is_told_of_the_last_admission(num_blocks: int, beside: 
     engine.drain()
     (shared,) = engine.add("shared", [*range(8), *range(60, 66)], max_tokens=12)
     (other,) = engine.add("other", range(100, 112), max_tokens=beside, priority=5)
-    preempted = [s for _ in range(60) if engine.scheduler.has_work for s in engine.step().preempted]
+    preempted = [s for _ in range(60) if engine.scheduler.has_work for s in engine.preempted()]
     assert shared in preempted and other not in preempted
     admitted = [e.tokens for e in engine.events if e.kind == "admit" and e.request == "shared"]
     assert admitted == [8, found_later] and shared.cached == found_later
@@ -131,7 +136,7 @@ def test_continuations_of_a_prompt_that_fills_the_pool() -> None:
     engine = Engine(num_blocks=10, size=2)
     sequences = engine.add("a", range(20), max_tokens=1, n=3)
     while engine.scheduler.has_work:
-        assert engine.step().entries
+        assert engine.step().shares
     assert [s.output for s in sequences] == [solo(range(20), 1, i) for i in range(3)]
 
 
@@ -172,6 +177,7 @@ def test_a_step_that_failed_is_done_again_by_half() -> None:
     engine = Engine()
     sequences = [s for i in range(4) for s in engine.add(str(i), range(100 * i, 100 * i + 3))]
     step = engine.scheduler.schedule(1.0)
+    engine.runner.learn(step)
     engine.scheduler.abandon(step, 1.0)
     engine.scheduler.check()
     assert [s.state for s in sequences] == [State.RUNNING] * 2 + [State.WAITING] * 2

@@ -25,11 +25,12 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 BESIDE = {  # rooms that only cli may import, and what they may import
     "pocket": {"_blas", "config", "model", "cache", "decode"},
     "course": set(LEVEL) - {"cli", "__main__"},
+    "views": set(LEVEL) - {"cli", "__main__"},
     "doctor": {"_blas", "_machine", "config"},
 }
 WITHOUT_ARRAYS = {
     f"tiny_llm.engine.{name}"
-    for name in "request step blocks radix waiting admission lifecycle scheduler events simulate trace".split()
+    for name in "request step blocks radix waiting admission ledger sequences scheduler ahead events".split()
 }
 NEVER = {"mlx_lm", "transformers"}  # oracles and peers, of the tests and the benchmarks
 OPTIONAL = {"starlette", "uvicorn", "prometheus_client", "chromadb", "mcp", "opentelemetry", "llguidance", "matplotlib"}

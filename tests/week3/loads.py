@@ -4,9 +4,9 @@ from typing import Any
 
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.blocks import BlockPool
-from tiny_llm.engine.lifecycle import Step
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request
+from tiny_llm.engine.step import Result, Share, Step
 
 
 def request(name: str, tokens: list[int] | range, max_tokens: int = 4, n: int = 1, **more: Any) -> Request:
@@ -21,17 +21,21 @@ def engine(m: Any, num_blocks: int = 50, size: int = 4, tree: bool = False, **se
 
 
 def told(step: Step) -> str:
-    """`A[4:5] B[0:8] | out: C`: the entries with their parts of the sequences, and who gave way."""
-    entries = [f"{e.sequence.request.id}{e.sequence.index or ''}[{e.start}:{e.start + e.length}]" for e in step.entries]
-    out = [s.request.id for s in step.preempted]
-    return " ".join(entries) + (f" | out: {' '.join(out)}" if out else "")
+    """`A[4:5] B[0:8]`: the shares with their parts of the sequences."""
+    return " ".join(f"{s.sequence.request}{s.sequence.number or ''}[{s.start}:{s.end}]" for s in step.shares)
+
+
+def result(share: Share, token: int) -> Result:
+    """What a share gives: nothing for a chunk."""
+    return Result((token,), (None,)) if share.wanted else Result()
 
 
 def run(scheduler: Any, steps: int) -> list[str]:
-    """What each of the next steps does; every token is its place in the sequence."""
+    """What each of the next steps does, `| out: C` where C gives way; every token is its place in the sequence."""
     lines = []
     for i in range(steps):
         step = scheduler.schedule(float(i))
-        lines.append(told(step))
-        scheduler.finish(step, [e.start + e.length if e.samples else None for e in step.entries], float(i))
+        out = [s.request.id for s in scheduler.plan.preempted]
+        lines.append(told(step) + (f" | out: {' '.join(out)}" if out else ""))
+        scheduler.finish(step, [result(share, share.end) for share in step.shares], float(i))
     return lines

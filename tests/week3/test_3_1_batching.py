@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.week3.loads import engine, request, run, told
+from tests.week3.loads import engine, request, result, run, told
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.course.check import Checker, task
 
@@ -63,8 +63,8 @@ def admitted(m: Any, scheduler: Any, *requests: Any, steps: int = 1) -> list[str
     found = []
     for i in range(steps):
         step = scheduler.schedule(float(i))
-        found.append(" ".join(s.request.id for s in step.admitted) or "nobody")
-        scheduler.finish(step, [7 if e.samples else None for e in step.entries], float(i))
+        found.append(" ".join(s.request.id for s in scheduler.plan.admitted) or "nobody")
+        scheduler.finish(step, [result(share, 7) for share in step.shares], float(i))
     return found
 
 
@@ -148,7 +148,7 @@ def test_who_ends_is_returned(check: Checker) -> None:
         scheduler.add(request("C", [1], 3), 0.0)
         for token in (5, 7, 9):
             step = scheduler.schedule(0.0)
-            ended = scheduler.finish(step, [token] * len(step.entries), 0.0)
+            ended = scheduler.finish(step, [result(share, token) for share in step.shares], 0.0)
             found.append([f"{s.request.id} {s.output} {s.finish_reason}" for s in ended])
         return found
 
@@ -186,7 +186,21 @@ def test_who_was_cancelled_under_way_gets_nothing(check: Checker) -> None:
         run(scheduler, 1)
         step = scheduler.schedule(1.0)
         scheduler.cancel("A", 1.0)
-        scheduler.finish(step, [5], 1.0)
+        scheduler.finish(step, [result(share, 5) for share in step.shares], 1.0)
         return [told(step), a.output, a.computed]
 
     check(call, ["A[2:3]", [2], 2], what="step, output, computed")
+
+
+@task("w3.1.4")
+def test_those_behind_a_cancelled_one_go_on(check: Checker) -> None:
+    def call(m: Any) -> list[Any]:
+        scheduler = engine(m)
+        sequences = [scheduler.add(request(name, [1, 2], 5, arrival=float(i)), 0.0)[0] for i, name in enumerate("ABC")]
+        run(scheduler, 1)
+        step = scheduler.schedule(1.0)
+        scheduler.cancel("A", 1.0)
+        scheduler.finish(step, [result(share, 5) for share in step.shares], 1.0)
+        return [told(step), *(s.output for s in sequences)]
+
+    check(call, ["A[2:3] B[2:3] C[2:3]", [2], [2, 5], [2, 5]], what="step, outputs")

@@ -89,7 +89,7 @@ def stuck(m: Any) -> list[str]:
     (a,) = scheduler.add(request("A", range(16), 1), 0.0)
     (b,) = scheduler.add(request("B", range(50, 62), 1, arrival=1.0), 0.0)
     for sequence in (a, b):
-        scheduler._start(scheduler.waiting.pop(), scheduler._find(sequence), m.Step(0), 0.0)
+        scheduler.sequences.start(scheduler.waiting.pop(), scheduler.ledger.match(sequence))
         sequence.block_table = [scheduler.blocks.allocate() for _ in range(2)]
         sequence.computed = 8
     return run(scheduler, 3)

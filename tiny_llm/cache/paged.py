@@ -19,6 +19,7 @@ from mlx.utils import tree_map
 
 from tiny_llm.cache.memory import bytes_per_slot
 from tiny_llm.cache.quantized import group_size_for
+from tiny_llm.cache.scattered import Scattered
 from tiny_llm.config import ModelConfig
 from tiny_llm.kernels.copy_blocks import copied_blocks
 from tiny_llm.kernels.launch import choose
@@ -130,28 +131,47 @@ class PagedBatch:
     """The cache of one step: sequence i brings its tokens starts[i] … starts[i] + lengths[i] - 1, all in one flat row.
 
     tables[i] has blocks for all of them. Sequences that bring one token are done together where they stand in front,
-    most cheaply when they are ordered by their starts.
+    most cheaply when they are ordered by their starts. Behind all these stand the tokens of `scattered` sequences.
     """
 
-    def __init__(self, pool: PagedPool, tables: Sequence[Sequence[int]], starts: Sequence[int], lengths: Sequence[int]):
-        self.pool, self.starts, self.lengths = pool, starts, lengths
+    def __init__(
+        self,
+        pool: PagedPool,
+        tables: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        scattered: Sequence[Scattered] = (),
+    ):
+        self.pool, self.starts, self.lengths, self.scattered = pool, starts, lengths, scattered
         self._ends = np.array(starts, np.int32) + np.array(lengths, np.int32)
         self._widths = -(-self._ends // pool.block_size)  # blocks that a sequence reads
         for table, width in zip(tables, self._widths, strict=True):
             assert len(table) >= width and max(table) < pool.num_blocks, (table, width)
         self.tables = [list(table[:width]) for table, width in zip(tables, self._widths, strict=True)]
-        self._positions = positions_of(starts, lengths)
         padded = padded_tables(self.tables)
-        blocks, slots = slots_of(padded, self._positions, lengths, pool.block_size)
-        self._blocks, self._slots = (mx.array(side.astype(np.uint32)) for side in (blocks, slots))  # the index type
+        self._place(padded)
         self._fresh = mx.array(self._half_filled() if pool.on == "plain" else [], mx.uint32)  # kernels don't read on
-        decoding = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
-        self._decoding = decoding
+        self._decoding = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
         spare = SPARE if pool.on == "plain" else padded.size  # a kernel fills nothing up: one group
         self._groups = [
-            (a, b, self._pages(padded[a:b], a, b)) for a, b in spans(self._widths[:decoding].tolist(), spare)
+            (a, b, self._pages(padded[a:b], a, b)) for a, b in spans(self._widths[: self._decoding].tolist(), spare)
         ]
-        self._longer = mx.array(padded[decoding:])
+        self._longer = mx.array(padded[self._decoding :])
+
+    def _place(self, padded: npt.NDArray[np.int32]) -> None:
+        """Find each token's position, block and slot."""
+        positions, places = list[npt.NDArray[np.int32]](), list[tuple[npt.NDArray[np.int32], ...]]()
+        if len(self.lengths):
+            positions.append(positions_of(self.starts, self.lengths))
+            places.append(slots_of(padded, positions[0], self.lengths, self.pool.block_size))
+        for one in self.scattered:
+            positions.append(one.positions)
+            places.append(slots_of(np.array([one.blocks]), one.slots, [len(one.slots)], self.pool.block_size))
+        self._positions = np.concatenate(positions)
+        self._blocks, self._slots = (
+            mx.array(np.concatenate(side).astype(np.uint32))
+            for side in zip(*places, strict=True)  # the index type
+        )
 
     def begin(self, num_tokens: int) -> mx.array:
         assert num_tokens == len(self._positions), (num_tokens, self.lengths)
@@ -172,12 +192,21 @@ class PagedBatch:
         if pool.on != "plain" and at < len(self.lengths):
             keys, values = pool.keys[layer], pool.values[layer]
             both = list(zip(self.lengths[at:], self._ends[at:].tolist(), strict=True))
-            yield paged_prefill(q[at:], keys, values, self._longer, both, scale, window or 0, on=pool.on)
-            return
-        for i in range(at, len(self.lengths)):
-            mine = pool.sequence(layer, self.tables[i], int(self._ends[i]))
-            yield pool.ops.attention(q[at : at + self.lengths[i]], *mine, scale, window)
-            at += self.lengths[i]
+            longer = sum(self.lengths[at:])
+            yield paged_prefill(q[at : at + longer], keys, values, self._longer, both, scale, window or 0, on=pool.on)
+            at += longer
+        else:
+            for i in range(at, len(self.lengths)):
+                mine = pool.sequence(layer, self.tables[i], int(self._ends[i]))
+                yield pool.ops.attention(q[at : at + self.lengths[i]], *mine, scale, window)
+                at += self.lengths[i]
+        for one in self.scattered:
+            keys, values = pool.sequence(layer, one.blocks, len(one.held))
+            if one.unused is not None:
+                values[:, one.unused] = 0  # what is masked is multiplied by 0, and 0 · NaN is NaN
+            rows = q[at : at + len(one.slots)]
+            yield pool.ops.masked_attention(rows, keys, values, scale, one.mask(window))
+            at += len(one.slots)
 
     def _half_filled(self) -> list[int]:
         """The blocks that this step begins and does not fill."""
@@ -228,8 +257,9 @@ def gathered(pool: mx.array, table: Sequence[int], length: int) -> mx.array:
 
 def padded_tables(tables: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
     """Block tables as one array (R, M), short ones filled up with their own last block: nobody reads another's."""
-    width = max(map(len, tables))
-    return np.array([[*table, *[table[-1]] * (width - len(table))] for table in tables], np.int32)
+    width = max(map(len, tables), default=0)
+    rows = [[*table, *[table[-1]] * (width - len(table))] for table in tables]
+    return np.array(rows, np.int32).reshape(len(tables), width)
 
 
 def spans(widths: Sequence[int], spare: int) -> list[tuple[int, int]]:

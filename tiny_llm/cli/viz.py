@@ -12,8 +12,8 @@ from tiny_llm.cli.options import option
 from tiny_llm.config import RopeConfig, SamplingParams
 
 if TYPE_CHECKING:
-    from tiny_llm.course.viz_record import Run
-    from tiny_llm.course.viz_svg import Drawing
+    from tiny_llm.views.record import Run
+    from tiny_llm.views.svg import Drawing
 
 TEXT = "the cat sat down"
 DRAWN, FRAMES, COUNT = (
@@ -42,18 +42,18 @@ def borrow(code: str | None) -> None:
 
 def recorded(model: str | None, prompt: str, stop: bool = True) -> "Run":
     """A run of the model on `prompt`, with what happened inside."""
-    from tiny_llm.course import viz_record
+    from tiny_llm.views import record
 
     with usage("--prompt"):
         prompt = text_of(prompt, "prompt")
-    return viz_record.run(model, prompt, stop=stop)
+    return record.run(model, prompt, stop=stop)
 
 
 def write(
     name: str, title: str, drawings: Sequence["Drawing"], out: Path | None, words: str = "", stepper: bool = False
 ) -> None:
     """Save the pictures, all at once or in the page one by one, and print what they show."""
-    from tiny_llm.course.viz_svg import page
+    from tiny_llm.views.svg import page
 
     path = Path(f"{name}.html") if out is None else out
     if path.suffix not in (".html", ".svg") or (path.suffix == ".svg" and len(drawings) > 1):
@@ -79,18 +79,18 @@ def mask(
 ) -> None:
     """Who sees whom: the mask, or with --prompt the attention weights of one head."""
     borrow(code)
-    from tiny_llm.course import viz_mask
+    from tiny_llm.views import mask
 
     if prompt is None:
         with usage():
-            drawn = viz_mask.mask_of(queries, keys, window)
-        write("mask", "Attention mask", [viz_mask.draw_mask("mask", "Who sees whom", drawn)], out)
+            drawn = mask.mask_of(queries, keys, window)
+        write("mask", "Attention mask", [mask.draw_mask("mask", "Who sees whom", drawn)], out)
         return
     run = recorded(model, prompt)
     with usage():
-        grid, weights = viz_mask.head_of(run.notes, layer, head, window)
+        grid, weights = mask.head_of(run.notes, layer, head, window)
     title = f"Layer {layer}, head {head}"
-    write("mask", title, [viz_mask.draw_mask("mask", title, grid, run.words, weights)], out)
+    write("mask", title, [mask.draw_mask("mask", title, grid, run.words, weights)], out)
 
 
 @viz.command()
@@ -103,10 +103,10 @@ def rope(
 ) -> None:
     """How RoPE turns each pair, and that scores depend on the distance alone."""
     borrow(code)
-    from tiny_llm.course import viz_rope
+    from tiny_llm.views import rope
 
     with usage():
-        drawings = viz_rope.pictures(RopeConfig(theta), head_dim, positions)
+        drawings = rope.pictures(RopeConfig(theta), head_dim, positions)
     write("rope", "Rotary positions", drawings, out)
 
 
@@ -124,14 +124,14 @@ def sampling(
 ) -> None:
     """What each sampler leaves of the next token's probabilities."""
     borrow(code)
-    from tiny_llm.course import viz_sampling
+    from tiny_llm.views import sampling
 
     with usage():
         params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        viz_sampling.check(params)
+        sampling.check(params)
     run = recorded(model, prompt)
-    names, stages = viz_sampling.next_token(run, params, tokens)
-    write("sampling", f"After {prompt!r}", [viz_sampling.draw_stages("sampling", names, stages)], out)
+    names, stages = sampling.next_token(run, params, tokens)
+    write("sampling", f"After {prompt!r}", [sampling.draw_stages("sampling", names, stages)], out)
 
 
 @viz.command()
@@ -143,13 +143,13 @@ def divergence(
 ) -> None:
     """Run your code and the reference layer by layer; name the first tensor that differs. Exit code 1 if one does."""
     borrow(code)
-    from tiny_llm.course import viz_divergence, viz_record
+    from tiny_llm.views import divergence, record
 
     run = recorded(model, prompt, stop=False)
-    reference = viz_record.record_reference(run.path, run.tokens)
-    rows = viz_divergence.compare(reference, run.notes)
-    words = viz_divergence.in_words(rows) + (f"\nyours stopped: {run.error}" if run.error else "")
-    write("divergence", "Yours against the reference", [viz_divergence.draw("divergence", rows)], out, words)
+    reference = record.record_reference(run.path, run.tokens)
+    rows = divergence.compare(reference, run.notes)
+    words = divergence.in_words(rows) + (f"\nyours stopped: {run.error}" if run.error else "")
+    write("divergence", "Yours against the reference", [divergence.draw("divergence", rows)], out, words)
     if any(row.differs for row in rows):
         raise typer.Exit(1)
 
@@ -168,17 +168,17 @@ def kv(
 ) -> None:
     """What a KV cache costs as the text grows, and how a ring of slots with sinks goes round."""
     borrow(code)
-    from tiny_llm.course import viz_kv, viz_record
     from tiny_llm.model import loader
+    from tiny_llm.views import kv, record
 
-    path = viz_record.find(model)
+    path = record.find(model)
     config = loader.load_config(path)
     name = "pocket" if model is None else path.name
     if steps < 1:
         raise typer.BadParameter(f"expected at least 1, found {steps}", param_hint="--steps")
     with usage():
-        growth = viz_kv.draw_growth("kv-growth", f"KV cache of {name}", viz_kv.curves(config, 2, tokens, window))
-        ring = viz_kv.draw_ring("kv-ring", steps, sinks, recent, slots)
+        growth = kv.draw_growth("kv-growth", f"KV cache of {name}", kv.curves(config, 2, tokens, window))
+        ring = kv.draw_ring("kv-ring", steps, sinks, recent, slots)
     write("kv", f"KV cache of {name}", [growth, ring], out)
 
 
@@ -192,10 +192,10 @@ def flash(
     out: Out = None,
 ) -> None:
     """The tiles of FlashAttention step by step: what is computed, and what is kept of it."""
-    from tiny_llm.course import viz_flash
+    from tiny_llm.views import flash
 
     with usage():
-        drawings = viz_flash.draw(tokens, queries, keys, window, seed)
+        drawings = flash.draw(tokens, queries, keys, window, seed)
     write("flash", "FlashAttention, tile by tile", drawings, out, stepper=True)
 
 
@@ -208,10 +208,10 @@ def roofline(
     out: Out = None,
 ) -> None:
     """Where the kernels lie on a chip's roofline, counted in the simulator on typical inputs."""
-    from tiny_llm.course import viz_roofline
+    from tiny_llm.views import roofline
 
     with usage("--chip"):
-        found = viz_roofline.chip_of(chip)
+        found = roofline.chip_of(chip)
     with usage("KERNEL"):
-        drawing = viz_roofline.draw(found, viz_roofline.measure(kernels or ()))
+        drawing = roofline.draw(found, roofline.measure(kernels or ()))
     write("roofline", "Kernels on a roofline", [drawing], out)

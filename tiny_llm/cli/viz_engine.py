@@ -29,13 +29,13 @@ def schedule(
 ) -> None:
     """Who computes what in each step: decodes and chunks of prompts by slot."""
     borrow(code)
-    from tiny_llm.course import viz_replay, viz_schedule
-    from tiny_llm.engine.trace import chrome_trace
+    from tiny_llm.views import replay, schedule
+    from tiny_llm.views.trace import chrome_trace
 
     with usage("--log" if log else "--blocks and --budget"):
-        events = viz_replay.load(log, blocks, budget)
+        events = replay.load(log, blocks, budget)
     with usage("--first and --last"):
-        drawing = viz_schedule.draw("schedule", events, first, last)
+        drawing = schedule.draw("schedule", events, first, last)
     if trace:
         trace.write_text(chrome_trace(events), encoding="utf-8")
     write("schedule", "Slots, step by step", [drawing], out)
@@ -53,12 +53,12 @@ def pages(
 ) -> None:
     """The pool's blocks by request and the block tables, step by step (arrow keys in the page)."""
     borrow(code)
-    from tiny_llm.course import viz_pages, viz_replay
+    from tiny_llm.views import pages, replay
 
     with usage("--log" if log else "--blocks and --budget"):
-        events = viz_replay.load(log, blocks, budget)
+        events = replay.load(log, blocks, budget)
     with usage("--first and --last"):
-        drawings = viz_pages.frames(events, first, last)
+        drawings = pages.frames(events, first, last)
     write("pages", "The pool, step by step", drawings, out, drawings[-1].alt, stepper=True)
 
 
@@ -73,10 +73,10 @@ def radix(
 ) -> None:
     """The prefix tree, who reads it, and why prefixes were not found."""
     borrow(code)
-    from tiny_llm.course import viz_radix, viz_replay
+    from tiny_llm.views import radix, replay
 
     with usage("--log" if log else "--blocks and --budget"):
-        events = viz_replay.load(log, blocks, budget)
+        events = replay.load(log, blocks, budget)
     with usage("--step"):
-        drawing = viz_radix.draw("radix", events, step)
+        drawing = radix.draw("radix", events, step)
     write("radix", "The prefix tree", [drawing], out)

@@ -88,12 +88,16 @@ class Progress:
         self.total, self.begin, self.shown = total, time.perf_counter(), 0.0
 
     def show(self, done: int, tokens: int) -> None:
+        """Write the line again, if it is time to: so many requests are done, so many tokens were generated."""
         now = time.perf_counter()
-        if now - self.shown > 0.2 or done == self.total:
-            self.shown = now
-            bar = ("█" * (done * self.WIDTH // max(1, self.total))).ljust(self.WIDTH, "░")
-            rate = tokens / max(now - self.begin, 1e-9)
-            print(f"\r{bar} {done}/{self.total} · {tokens:,} tokens · {rate:,.0f} tok/s ", end="", file=sys.stderr)
+        if now - self.shown < 0.2 and done < self.total:
+            return
+        self.shown = now
+        filled = done * self.WIDTH // max(1, self.total)
+        bar = ("█" * filled).ljust(self.WIDTH, "░")
+        rate = tokens / max(now - self.begin, 1e-9)
+        line = f"{bar} {done}/{self.total} · {tokens:,} tokens · {rate:,.0f} tok/s"
+        print(f"\r{line} ", end="", file=sys.stderr)
 
     def end(self) -> None:
         print(file=sys.stderr)

@@ -1,12 +1,13 @@
 """Beam search beside other requests: the beams are sequences that share blocks, and go on together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from collections.abc import Sequence as Row
 
 from tiny_llm.decode.beam import Logprobs, Search, deltas_of_beams
 from tiny_llm.decode.generate import Delta
-from tiny_llm.engine.lifecycle import Step
-from tiny_llm.engine.request import Request, Sequence, State
+from tiny_llm.engine.request import Request, Sequence, SequenceId
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.step import Result, Step
 from tiny_llm.model.tokenizer import Tokenizer
 
 
@@ -16,7 +17,7 @@ class Beams:
     def __init__(self, scheduler: Scheduler):
         self.scheduler = scheduler
         self._searches: dict[str, Search] = {}
-        self._rows: dict[Sequence, Logprobs] = {}
+        self._rows: dict[SequenceId, Logprobs] = {}
 
     def add(self, request: Request) -> None:
         params = request.params
@@ -29,25 +30,26 @@ class Beams:
 
     def forget(self, request_id: str) -> None:
         self._searches.pop(request_id, None)
-        self._rows = {s: row for s, row in self._rows.items() if s.request.id != request_id}
+        self._rows = {sequence: row for sequence, row in self._rows.items() if sequence.request != request_id}
 
-    def advance(self, step: Step, rows: Mapping[int, Logprobs], now: float) -> list[tuple[Sequence, Search]]:
-        """Take in log-probabilities, by the number of the entry in its step; the searches that have ended by them."""
+    def advance(self, step: Step, results: Row[Result], now: float) -> list[tuple[Sequence, Search]]:
+        """Take in the log-probabilities of a step; returns the searches that have ended by them."""
         touched = dict[str, None]()
-        for place, row in rows.items():
-            sequence = step.entries[place].sequence
-            if sequence.state is State.RUNNING and sequence.request.id in self._searches:
-                self._rows[sequence] = row
-                touched[sequence.request.id] = None
+        for share, result in zip(step.shares, results, strict=True):
+            name = share.sequence.request
+            running = self.scheduler.sequences.find(share.sequence) is not None
+            if result.row is not None and running and name in self._searches:
+                self._rows[share.sequence] = result.row
+                touched[name] = None
         ended = [self._advance(name, now) for name in touched]
         return [found for found in ended if found]
 
     def _advance(self, name: str, now: float) -> tuple[Sequence, Search] | None:
-        search, group = self._searches[name], list(self.scheduler.requests[name])
+        search, group = self._searches[name], list(self.scheduler.sequences.requests[name])
         live = group[: len(search.live)]
         if any(sequence.remaining for sequence in live):
             return None
-        parents = search.advance([self._rows.pop(sequence) for sequence in live])
+        parents = search.advance([self._rows.pop(sequence.id) for sequence in live])
         if parents:
             chosen = [(live[p], beam.tokens[-1]) for p, beam in zip(parents, search.live, strict=True)]
             self.scheduler.branch(name, chosen, now)

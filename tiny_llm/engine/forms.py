@@ -8,7 +8,8 @@ import numpy as np
 
 from tiny_llm.decode.structured import Bits, Grammars, mask_logits
 from tiny_llm.decode.thought import Place, Thought
-from tiny_llm.engine.request import Request, Sequence
+from tiny_llm.engine.request import Request, SequenceId
+from tiny_llm.engine.step import Admission
 
 Fault = tuple[str, Exception]  # a request's id, and why it can't go on
 
@@ -46,22 +47,43 @@ class Forms:
     def __init__(self, grammars: Grammars):
         self.grammars = grammars
         self.faults: list[Fault] = []
-        self._forms: dict[tuple[str, int], Form] = {}
+        self._forms: dict[SequenceId, Form] = {}
 
     def __len__(self) -> int:
         return len(self._forms)
+
+    def __contains__(self, sequence: SequenceId) -> bool:
+        return sequence in self._forms
 
     def check(self, request: Request) -> None:
         """Raise ValueError, with the reason, for a form that is none. Any thread may call it."""
         if request.params.structured is not None:
             self.grammars.matcher(request.params.structured)
 
-    def mask(self, logits: mx.array, sequences: Row[Sequence], state: Row[mx.array]) -> mx.array:
+    def admit(self, admission: Admission) -> None:
+        """Take in a sequence, if it has a form, with the tokens of its answer so far."""
+        wanted = admission.params.structured
+        if wanted is None:
+            return
+        try:
+            form = Form(self.grammars.matcher(wanted), self.grammars, admission.in_thought)
+            for token in admission.tokens[admission.num_prompt :]:
+                form.follow(token)
+        except Exception as error:
+            self.faults.append((admission.sequence.request, error))
+        else:
+            self._forms[admission.sequence] = form
+
+    def forget(self, sequence: SequenceId) -> None:
+        """Drop a sequence that has ended."""
+        self._forms.pop(sequence, None)
+
+    def mask(self, logits: mx.array, sequences: Row[SequenceId], state: Row[mx.array]) -> mx.array:
         """Minus infinity for the tokens that a sequence's form does not allow. logits (R, V), one row a sequence.
 
         `state` are the pool's buffers: the device computes them and the logits while the host asks the grammars.
         """
-        rows = [row for row, sequence in enumerate(sequences) if sequence.request.params.structured]
+        rows = [row for row, sequence in enumerate(sequences) if sequence in self._forms]
         if not rows:
             return logits
         mx.async_eval(logits, *state)  # type: ignore[no-untyped-call]
@@ -72,31 +94,20 @@ class Forms:
         logits[index] = mask_logits(logits[index], bits)
         return logits
 
-    def follow(self, sequence: Sequence, token: int) -> None:
+    def follow(self, sequence: SequenceId, token: int) -> None:
         """Take in the token that a sequence was given."""
-        form = self._forms.get((sequence.request.id, sequence.index))
-        if form is None:
-            return
-        try:
-            form.follow(token)
-        except Exception as error:
-            self.faults.append((sequence.request.id, error))
+        if sequence in self._forms:
+            try:
+                self._forms[sequence].follow(token)
+            except Exception as error:
+                self.faults.append((sequence.request, error))
 
-    def forget(self, request_id: str, index: int) -> None:
-        """Drop a sequence that has ended."""
-        self._forms.pop((request_id, index), None)
-
-    def _bits(self, sequence: Sequence) -> Bits:
+    def _bits(self, sequence: SequenceId) -> Bits:
         """The sequence's bits; those of any token where its form is at fault, which ends its request and no other."""
-        request, key = sequence.request, (sequence.request.id, sequence.index)
-        assert request.params.structured is not None
         try:
-            if key not in self._forms:
-                matcher = self.grammars.matcher(request.params.structured)
-                self._forms[key] = Form(matcher, self.grammars, request.in_thought)
-            return self._forms[key].bits()
+            return self._forms[sequence].bits()
         except Exception as error:
-            self.faults.append((request.id, error))
+            self.faults.append((sequence.request, error))
             return np.full_like(self.grammars.anything_but_an_end, -1)
 
 

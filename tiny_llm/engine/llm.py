@@ -149,11 +149,14 @@ class LLM:
     def _loop(self, requests: Sequence[Request]) -> Loop:
         """A serving engine with a pool and slots just enough for these."""
         config = self.serving_config()
-        slots = max(config.scheduler.max_sequences, *(r.num_sequences for r in requests))
-        config = replace(config, scheduler=replace(config.scheduler, max_sequences=slots))
-        each = block_nbytes(self.config, config.block_size, self.model.weights["norm"]["weight"].dtype)
-        need, free = kv_bytes_for(requests, config.scheduler, config.block_size, each), available_bytes()
-        return Loop(self.model, self.tokenizer, replace(config, kv_bytes=need if free is None else min(need, free // 2)))
+        slots = max(config.scheduler.max_sequences, *(request.num_sequences for request in requests))
+        limits = replace(config.scheduler, max_sequences=slots)
+        dtype = self.model.weights["norm"]["weight"].dtype
+        each = block_nbytes(self.config, config.block_size, dtype)
+        need = kv_bytes_for(requests, limits, config.block_size, each)
+        free = available_bytes()
+        room = need if free is None else min(need, free // 2)
+        return Loop(self.model, self.tokenizer, replace(config, scheduler=limits, kv_bytes=room))
 
     def request(
         self, name: str, prompt: Prompt, params: SamplingParams, template: Mapping[str, Any] | None = None

@@ -19,7 +19,7 @@ from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.decode.beam import Logprobs, is_finite
+from tiny_llm.decode.beam import is_finite
 from tiny_llm.decode.generate import NOT_FINITE, Delta, Token, check_prompt, deltas_of
 from tiny_llm.decode.structured import Grammars
 from tiny_llm.decode.thought import AnswerStops
@@ -27,13 +27,14 @@ from tiny_llm.engine.admission import check_request
 from tiny_llm.engine.ahead import foresee
 from tiny_llm.engine.beams import Beams, texts_of
 from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.choosers import Draw
 from tiny_llm.engine.events import Event, Guarded
-from tiny_llm.engine.lifecycle import Entry, Step
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.recovery import Recovery
-from tiny_llm.engine.request import Request, Sequence
+from tiny_llm.engine.request import Request, Sequence, SequenceId
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.step import Result, Step
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.memory import available_bytes
@@ -90,9 +91,10 @@ class Loop:
         self.pool = self._new_pool()
         blocks = BlockPool(self.pool.num_blocks, self.pool.block_size)
         tree = RadixTree(blocks, self._files()) if self.config.prefix_cache else None
+        vocab_size = model.config.vocab_size
         self.scheduler = Scheduler(self.limits, blocks, tree, emit and Guarded(emit))
-        self.runner = Runner(model, self.pool, Grammars(tokenizer, model.config.vocab_size))
-        self._answers: dict[tuple[str, int], Answer] = {}
+        self.runner = Runner(model, self.pool, Draw(Grammars(tokenizer, vocab_size), vocab_size))
+        self._answers: dict[SequenceId, Answer] = {}
         self._left: Counter[str] = Counter()  # answers of each request that have not ended
         self._beams = Beams(self.scheduler)
         self._running: Running | None = None
@@ -108,7 +110,7 @@ class Loop:
         check_prompt(request.tokens, self.max_context, vocab_size)
         check_token_ids(request.params, vocab_size)
         check_request(request, self.limits, self.scheduler.blocks)
-        self.runner.forms.check(request)
+        self.runner.draw.forms.check(request)
 
     def add(self, request: Request) -> None:
         """Take in a request. Raises ValueError as `check` does, and for an id that is under way already."""
@@ -120,7 +122,7 @@ class Loop:
             self._beams.add(request)
             return
         for sequence in sequences:
-            self._answers[request.id, sequence.index] = Answer(sequence, self.tokenizer)
+            self._answers[sequence.id] = Answer(sequence, self.tokenizer)
         self._left[request.id] = len(sequences)
 
     def cancel(self, request_id: str) -> bool:
@@ -131,43 +133,42 @@ class Loop:
     def step(self) -> list[Output]:
         """Finish the step under way and start the next; what the finished one gave, failures included."""
         running, self._running = self._running, None
-        tokens: list[Token | None] = []
+        results: list[Result] = []
         outputs: list[Output] = []
         if running is not None:
             try:
                 self._prepare(running)
-                tokens, rows = self.runner.read(running), running.rows()
+                results = self.runner.read(running)
             except Exception as error:
                 outputs += self._after_failure(running.step, error)
                 running = None
             else:
-                outputs += self._finish(running.step, tokens, rows)
+                outputs += self._finish(running.step, results)
         outputs += self._start()
         if running is not None:
-            for entry, token in zip(running.step.entries, tokens, strict=True):
-                if token is not None:
-                    outputs += self._texts(entry, token)
+            for share, result in zip(running.step.shares, results, strict=True):
+                outputs += self._texts(share.sequence, result)
         return outputs
 
     def _prepare(self, running: Running) -> None:
         """Build what will probably be the next step, while the device works."""
         if self.config.disk_folder and self.scheduler.waiting:
-            return  # who comes in may bring blocks from the disk, written in place only while nothing is prepared
-        plan = foresee(self.scheduler, running.step)
-        if plan:
-            self.runner.prepare(plan, running)
+            return  # admission may load blocks from disk: a write, and a prepared step would turn it into a copy
+        guess = foresee(self.scheduler, running.step)
+        if guess is not None:
+            self.runner.prepare(guess, running)
 
-    def _finish(self, step: Step, tokens: list[Token | None], rows: dict[int, Logprobs]) -> list[Output]:
-        """Take in what a step computed; the searches that ended, and the requests found at fault."""
+    def _finish(self, step: Step, results: list[Result]) -> list[Output]:
+        """Take in what a step computed; returns the answers of ended searches, and the requests found at fault."""
         outputs, now = list[Output](), self.clock()
-        self.scheduler.finish(step, [None if token is None else token.id for token in tokens], now)
-        faults = self.runner.take_faults()
-        for place in [place for place, row in rows.items() if not is_finite(row)]:
-            faults.append((step.entries[place].sequence.request.id, ArithmeticError(NOT_FINITE)))
-            del rows[place]
+        self.scheduler.finish(step, results, now)
+        faults = self.runner.draw.take_faults()
+        for share, result in zip(step.shares, results, strict=True):
+            if result.row is not None and not is_finite(result.row):
+                faults.append((share.sequence.request, ArithmeticError(NOT_FINITE)))
         for request_id, fault in faults:
             outputs += self._fail(request_id, fault)
-        for sequence, search in self._beams.advance(step, rows, now):
+        for sequence, search in self._beams.advance(step, results, now):
             *first, last = texts_of(sequence, search, self.tokenizer)
             name, cached = sequence.request.id, sequence.cached
             outputs += [Output(name, delta, cached_tokens=cached) for delta in first]
@@ -178,9 +179,11 @@ class Loop:
     def _start(self) -> list[Output]:
         """Plan the next step and set it going."""
         if not self.scheduler.has_work:
+            self.runner.release(self.scheduler.sequences.take_ended())
             return []
         step = self.scheduler.schedule(self.clock())
-        if not step.entries:  # a request needs more than the batch has shrunk to, and nobody runs beside it
+        if not step.shares:  # nothing fits under the limits lowered after a failure: restore them
+            self.runner.release(step.ended)
             self.scheduler.config = self.limits
             return []
         try:
@@ -189,41 +192,45 @@ class Loop:
             return self._after_failure(step, error)
         return []
 
-    def _texts(self, entry: Entry, token: Token) -> list[Output]:
-        """A token's text; whatever goes wrong here goes wrong for its request alone."""
-        sequence = entry.sequence
-        key = sequence.request.id, sequence.index
-        if key not in self._answers:
-            return []  # cancelled, failed, or ended by a stop string while this step ran
-        try:
-            delta = self._answers[key].add(token)
-        except Exception as error:
-            return self._fail(sequence.request.id, error)
+    def _texts(self, sequence: SequenceId, result: Result) -> list[Output]:
+        """The text of a result's tokens; whatever goes wrong here goes wrong for its request alone."""
+        outputs: list[Output] = []
+        for token, logprobs in zip(result.tokens, result.logprobs, strict=True):
+            if sequence not in self._answers:
+                break  # cancelled, failed, or ended by a stop string while this step ran
+            try:
+                delta = self._answers[sequence].add(Token(token, logprobs))
+            except Exception as error:
+                return outputs + self._fail(sequence.request, error)
+            outputs.append(self._output(sequence, delta))
+        return outputs
+
+    def _output(self, name: SequenceId, delta: Delta) -> Output:
+        """A piece of an answer, which may be its last, and the last of its request."""
+        sequence = self._answers[name].sequence
         if delta.finish_reason is not None:
-            del self._answers[key]
-            self._left[key[0]] -= 1
-            self.runner.forms.forget(*key)
+            del self._answers[name]
+            self._left[name.request] -= 1
             self.scheduler.stop(sequence, delta.finish_reason, self.clock())
-        ended = not self._left[key[0]]
+        ended = not self._left[name.request]
         if ended:
-            del self._left[key[0]]
-        return [Output(key[0], delta, cached_tokens=sequence.cached, ended=ended)]
+            del self._left[name.request]
+        return Output(name.request, delta, cached_tokens=sequence.cached, ended=ended)
 
     def _fail(self, request_id: str, error: Exception) -> list[Output]:
         """End a request with an error; nothing where it has ended already."""
-        if request_id not in self.scheduler.requests and not self._left[request_id]:
+        if request_id not in self.scheduler.sequences.requests and not self._left[request_id]:
             return []
         self._forget(request_id)
-        for sequence in list(self.scheduler.requests.get(request_id, [])):
+        for sequence in list(self.scheduler.sequences.requests.get(request_id, [])):
             self.scheduler.stop(sequence, "error", self.clock())
         return [Output(request_id, error=error, ended=True)]
 
     def _forget(self, request_id: str) -> None:
         self._beams.forget(request_id)
         self._left.pop(request_id, None)
-        for key in [key for key in self._answers if key[0] == request_id]:
-            del self._answers[key]
-            self.runner.forms.forget(*key)
+        for name in [name for name in self._answers if name.request == request_id]:
+            del self._answers[name]
 
     def _after_failure(self, step: Step, error: Exception) -> list[Output]:
         given_up = self._recovery.after_failure(step, error, self.clock())
@@ -241,8 +248,8 @@ class Loop:
 
     def close(self) -> None:
         """Keep for later runs what the prefix tree knows, if it has a folder for that."""
-        if self.scheduler.tree:
-            self.scheduler.tree.save()
+        if self.scheduler.ledger.tree:
+            self.scheduler.ledger.tree.save()
 
     def _new_pool(self) -> PagedPool:
         config, size, bits = self.model.config, self.config.block_size, self.config.kv_bits

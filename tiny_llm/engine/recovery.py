@@ -5,10 +5,10 @@ from dataclasses import replace
 import mlx.core as mx
 
 from tiny_llm.cache.paged import PagedPool
-from tiny_llm.engine.lifecycle import Entry, Step
-from tiny_llm.engine.request import State
+from tiny_llm.cache.view import View
 from tiny_llm.engine.runner import Runner
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.step import Share, Step
 
 GOOD_STEPS = 16  # after a failure: steps until the batch may double
 TRIES = 3  # steps that a request may break alone without getting on; one failure may be chance
@@ -34,19 +34,21 @@ class Recovery:
 
     def after_failure(self, step: Step, error: Exception, now: float) -> str | None:
         """Halve the batch. Returns a request that can't be cut smaller and fails alone, again and again: give it up."""
-        alive = [entry for entry in step.entries if entry.sequence.state is State.RUNNING]
+        alive = [share for share in step.shares if self.scheduler.sequences.find(share.sequence) is not None]
         self._mend(step, now)
         self._good = 0
         if not alive:
             return None
-        first = alive[0].sequence.request
+        requests = {share.sequence.request for share in alive}
+        name = alive[0].sequence.request
+        group = self.scheduler.sequences.requests[name]
         smallest = len(alive) == 1 and (alive[0].length == 1 or not out_of_memory(error))
-        one_search = first.searches and len({entry.sequence.request.id for entry in alive}) == 1  # beams go together
+        one_search = len(requests) == 1 and group[0].request.searches  # its beams can't go on without each other
         if smallest or one_search:
-            broken = first.id, sum(len(sequence.tokens) for sequence in self.scheduler.requests[first.id])
+            broken = name, sum(len(sequence.tokens) for sequence in group)
             self._tries = self._tries + 1 if broken == self._broken else 1
             self._broken = broken
-            return first.id if self._tries == TRIES else None
+            return name if self._tries == TRIES else None
         config = self.scheduler.config
         fewer = max(1, min(config.max_sequences, len(alive)) // 2)
         budget = max(fewer, min(config.token_budget, step.num_tokens) // 2)
@@ -60,11 +62,12 @@ class Recovery:
             mx.eval(self.pool.state)
         except Exception:  # the writes themselves can't be done: everything is computed again
             self.pool.clear()
-            running = [Entry(sequence, 0, 0, False) for sequence in self.scheduler.running]
-            step = Step(step.number, running, [(0, block) for block in range(self.pool.num_blocks)])
+            everyone = tuple(Share(sequence.id, 0, (), 0, View((), 0)) for sequence in self.scheduler.running)
+            step = Step(step.number, everyone, tuple((0, block) for block in range(self.pool.num_blocks)))
         self.scheduler.abandon(step, now)
-        if self.scheduler.tree and not self.scheduler.running:
-            self.scheduler.tree.forget()
+        tree = self.scheduler.ledger.tree
+        if tree and not self.scheduler.running:
+            tree.forget()
 
 
 def out_of_memory(error: Exception) -> bool:

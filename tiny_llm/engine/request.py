@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tiny_llm.config import SamplingParams
 from tiny_llm.config.fields import is_finite, is_integer, require, shown
@@ -10,6 +10,13 @@ from tiny_llm.config.fields import is_finite, is_integer, require, shown
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 PRIORITIES = 10
 MAX_TENANT = 256  # characters
+
+
+class SequenceId(NamedTuple):
+    """A sequence's name in steps and logs: its request's id, and its number among the request's continuations."""
+
+    request: str
+    number: int
 
 
 class State(Enum):
@@ -105,8 +112,11 @@ class Sequence:
     finish_reason: FinishReason | None = None
     followers: list["Sequence"] = field(default_factory=list)
 
+    id: SequenceId = field(init=False)
+
     def __post_init__(self) -> None:
         self.tokens = self.tokens or list(self.request.tokens)
+        self.id = SequenceId(self.request.id, self.index)
 
     @property
     def num_prompt(self) -> int:

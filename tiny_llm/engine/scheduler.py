@@ -1,24 +1,82 @@
-"""Who computes what in the next step: pure policy, no arrays, a function of the calls and of the clock passed in.
+"""Which sequences compute which tokens in the next step: pure policy, no arrays, a function of the calls and the clock.
 
-schedule   decodes first, then who waits, then chunks of prompts: one ragged batch of at most `token_budget` tokens
-finish     the batch's tokens are here: append, share what was computed, end what has ended
+schedule   one token for every decoding sequence, then admissions, then prompt chunks, up to `token_budget`
+finish     take in a step's results: append tokens, keep blocks for others, end what has ended
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Row
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.fields import require
 from tiny_llm.engine.admission import check_request
-from tiny_llm.engine.lifecycle import Lifecycle, Step
-from tiny_llm.engine.request import Request, Sequence, State
+from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.events import Event, Log
+from tiny_llm.engine.ledger import Ledger
+from tiny_llm.engine.radix import Match, RadixTree
+from tiny_llm.engine.request import FinishReason, Request, Sequence, State
+from tiny_llm.engine.sequences import Sequences
+from tiny_llm.engine.step import Result, Share, Step, computed_after
+from tiny_llm.engine.waiting import Waiting
 
 
-class Scheduler(Lifecycle):
+class Entry(NamedTuple):
+    """A running sequence that computes its next `length` tokens, from position `start` on."""
+
+    sequence: Sequence
+    start: int
+    length: int
+
+
+@dataclass
+class Plan:
+    """A step while it is made: its entries, and what had to happen for them."""
+
+    number: int
+    entries: list[Entry] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(entry.length for entry in self.entries)
+
+
+class Scheduler:
     """Continuous batching over a pool of blocks (Orca, OSDI 2022) with chunked prefill (arXiv:2308.16369).
 
-    `running` is sorted by rank: who was due first is served first and preempted last. A step costs O(running), however
-    many wait. What a sequence goes through (started, forked, preempted, stopped) is in `lifecycle`.
+    `running` is sorted by rank: what was due first is served first and preempted last. A step costs O(running), however
+    many wait. The `ledger` alone writes block tables, `sequences` alone moves sequences from state to state.
     """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        blocks: BlockPool,
+        tree: RadixTree | None = None,
+        emit: Callable[[Event], None] | None = None,
+    ):
+        self.config, self.blocks = config, blocks
+        self.limits = config  # `config` may be lowered for a while, after a step that failed
+        self.log = Log(emit)
+        self.ledger = Ledger(blocks, tree, self.log)
+        self.sequences = Sequences(self.ledger, self.log, config.weights)
+        self.steps = self.arrivals = 0
+        self.plan = Plan(0)  # of the last step
+        settings = f"token_budget {config.token_budget}, max_sequences {config.max_sequences}"
+        self.log.tell("pool", None, blocks.block_size, blocks.num_blocks, note=settings)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """The running sequences, best rank first."""
+        return self.sequences.running
+
+    @property
+    def waiting(self) -> Waiting:
+        """The sequences that wait for slots and blocks."""
+        return self.sequences.waiting
 
     @property
     def has_work(self) -> bool:
@@ -26,82 +84,83 @@ class Scheduler(Lifecycle):
 
     def add(self, request: Request, now: float) -> list[Sequence]:
         """Let a request wait; returns its sequences. Raises ValueError, with the numbers, for what can never run."""
-        require(request.id not in self.requests, f"id: request {request.id!r} is under way already")
+        require(request.id not in self.sequences.requests, f"id: request {request.id!r} is under way already")
         check_request(request, self.limits, self.blocks)
+        self.log.now = now
         self.arrivals += 1
-        serial, due = self.arrivals * 1024, due_time(request, self.config)
-        sequences = [Sequence(request, i, (due, serial + i)) for i in range(request.num_sequences)]
-        sequences[0].followers = sequences[1:]
-        self.requests[request.id] = sequences
-        self.waiting.push(sequences[0])
-        self._tell(now, "arrival", sequences[0], tokens=len(request.tokens))
-        return sequences
+        return self.sequences.add(request, (due_time(request, self.config), self.arrivals * 1024))
 
     def schedule(self, now: float) -> Step:
         """The next step; it is empty only where nothing is left to do. The step before must be finished."""
+        plan = self._new_plan(now)
         # TASK w3.2.2: a step
         # HINT 1: In which order do decodes, newcomers and prompts take their shares, so that a long prompt delays
         #   nobody's token?
-        # HINT 2: After the three parts the step may be empty though somebody runs: prompts that hold all blocks between
+        # HINT 2: After the three parts the plan may be empty though somebody runs: prompts that hold all blocks between
         #   them. Then the last in rank gives way, and the prompts try again, until something can run.
-        # HINT 3: step = Step(number); _decode, _admit, _prefill; while somebody runs and there are no entries: _preempt
-        #   the last, _prefill
-        self.steps += 1
-        step = Step(self.steps)
-        self._decode(step, now)
-        self._admit(step, now)
-        self._prefill(step, now)
-        while self.running and not step.entries:  # prompts hold each other's blocks: the last one gives way
-            self._preempt(self.running[-1], step, now)
-            self._prefill(step, now)
-        return step
+        # HINT 3: _decode, _admit, _prefill; while somebody runs and there are no entries: _preempt the last, _prefill;
+        #   _step makes the step of the plan
+        self._decode(plan)
+        self._admit(plan)
+        self._prefill(plan)
+        while self.running and not plan.entries:  # prompts hold each other's blocks: the last one gives way
+            self._preempt(self.running[-1], plan)
+            self._prefill(plan)
+        return self._step(plan)
         # END TASK
 
-    def finish(self, step: Step, sampled: Row[int | None], now: float) -> list[Sequence]:
-        """Take in what a step computed: for each entry the token sampled, None where it samples none.
+    def finish(self, step: Step, results: Row[Result], now: float) -> list[Sequence]:
+        """Take in what a step computed, one result for each share.
 
         Returns the sequences that ended; `stop` ends others, such as at a stop string.
         """
+        self.log.now = now
+        self.log.tell("step", tokens=step.num_tokens)
+        ended = []
         # TASK w3.1.4: take in what was computed
         # HINT 1: A chunk that is not a prompt's last computes K and V, and gives no token. What changes for its
         #   sequence?
-        # HINT 2: `computed` moves on for each entry; a chunk's whole blocks are kept for others (`_keep`); an entry
-        #   that samples lets the other continuations begin (`_fork`), then gets its token (`_append`, which ends it
-        #   where it has to). Who was cancelled while the step ran is passed over.
-        # HINT 3: for each entry and token: skip unless RUNNING; computed = start + length; _keep if longer than 1; if
-        #   it samples _fork and _append. Return the sequences of the entries that are FINISHED.
-        self._tell(now, "step", tokens=step.num_tokens)
-        for entry, token in zip(step.entries, sampled, strict=True):
-            sequence = entry.sequence
-            if sequence.state is not State.RUNNING:
+        # HINT 2: `computed` moves on for each share (`computed_after`); the whole blocks of a prompt's part are kept
+        #   for others (`ledger.keep`); a result with tokens lets the other continuations begin (`sequences.fork`), then
+        #   the sequence gets them (`_append`, which ends it where it has to). Who was cancelled while the step ran is
+        #   passed over: `sequences.find` gives None.
+        # HINT 3: for each share and result: find the sequence, or go on; computed = computed_after(share, result); keep
+        #   if the share is longer than wanted; if there are tokens fork and _append. Note who is FINISHED by then.
+        for share, result in zip(step.shares, results, strict=True):
+            sequence = self.sequences.find(share.sequence)
+            if sequence is None:
                 continue  # cancelled under way
-            sequence.computed = entry.start + entry.length
-            if entry.length > 1:
-                self._keep(sequence, now)
-            if entry.samples:
-                assert token is not None, "this entry samples"
-                self._fork(sequence, now)
-                self._append(sequence, token, now)
-        return [entry.sequence for entry in step.entries if entry.sequence.state is State.FINISHED]
+            sequence.computed = computed_after(share, result)
+            if share.length > share.wanted:
+                self.ledger.keep(sequence)
+            if result.tokens:
+                self.sequences.fork(sequence)
+                self._append(sequence, result.tokens)
+            if sequence.state is State.FINISHED:
+                ended.append(sequence)
         # END TASK
+        return ended
 
-    def _decode(self, step: Step, now: float) -> None:
+    def _decode(self, plan: Plan) -> None:
         """One token for every sequence with only one to compute, best rank first."""
         # TASK w3.1.2: one token for each that decodes
         # HINT 1: Which sequences have exactly one token to compute? In which order do they stand in `self.running`?
-        # HINT 2: self._enter(sequence, 1, step, now) gives 0 where no block is left. Then the last of `self.running`
+        # HINT 2: self._enter(sequence, 1, plan) gives 0 where no block is left. Then the last of `self.running`
         #   gives way, and it is tried again. Preempting changes `self.running`, so go over a copy of it; and a sequence
         #   may be preempted before its turn, or be the last one itself.
         # HINT 3: while it is RUNNING and has 1 remaining: leave the loop if _enter gives 1, otherwise _preempt the last
         for sequence in list(self.running):
             while sequence.state is State.RUNNING and sequence.remaining == 1:
-                if self._enter(sequence, 1, step, now):
+                if self._enter(sequence, 1, plan):
                     break
-                self._preempt(self.running[-1], step, now)  # perhaps the sequence itself
+                self._preempt(self.running[-1], plan)  # perhaps the sequence itself
         # END TASK
 
-    def _admit(self, step: Step, now: float) -> None:
-        """Let in who waits, in turn, while there are slots, and blocks for the whole prompt beside those promised."""
+    def _admit(self, plan: Plan) -> None:
+        """Admit waiting sequences in order while slots are free and blocks cover the whole prompt.
+
+        Blocks count as free that no running sequence has been promised.
+        """
         # TASK w3.1.3: let in who fits
         # HINT 1: What may a newcomer not take: a slot that is not there, and blocks that somebody else will need. Who
         #   will?
@@ -112,7 +171,7 @@ class Scheduler(Lifecycle):
         # HINT 3: while somebody waits: count the slots, and return if they are too many; _find; need = _wanted - those
         #   found; return if need + idle + owed + growth are more than num_available; otherwise _start it, with its need
         #   owed from then on
-        if step.preempted and self.running:
+        if plan.preempted and self.running:
             return
         owed = sum(self.blocks.blocks_for(len(s.tokens)) - len(s.block_table) for s in self.running)
         slots = sum(1 + len(s.followers) for s in self.running)
@@ -120,18 +179,18 @@ class Scheduler(Lifecycle):
             slots += 1 + len(sequence.followers)
             if slots > self.config.max_sequences:
                 return
-            found = self._find(sequence)
-            need = self._wanted(sequence) - len(found.blocks)
+            found = self.ledger.match(sequence)
+            need = self.sequences.wanted_blocks(sequence) - len(found.blocks)
             idle = sum(self.blocks.writable(block) for block in found.blocks)  # evictable until they are shared
             growth = slots if self.running else 0  # a block more for each sequence
             if need + idle + owed + growth > self.blocks.num_available:
                 return
-            self._start(self.waiting.pop(), found, step, now)
+            self._start(found, plan)
             owed += need
         # END TASK
 
-    def _prefill(self, step: Step, now: float) -> None:
-        """Prompts get what the decodes left of the budget: half goes to the eldest, the rest to the shortest first."""
+    def _prefill(self, plan: Plan) -> None:
+        """Give prompts what the decodes left of the budget: half to the eldest, the rest to the shortest first."""
         # TASK w3.2.1: the rest of the budget
         # HINT 1: How much of the budget is left when the decodes have entered? Who is to have it, if one prompt is very
         #   long?
@@ -141,31 +200,31 @@ class Scheduler(Lifecycle):
         #   all that is left. `_enter` says how much it took.
         # HINT 3: reserved = min(first.remaining, (left + 1) // 2); for each other, sorted by remaining: left -=
         #   _enter(it, left - reserved, …); _enter(first, left, …)
-        left = self.config.token_budget - step.num_tokens
-        entered = {id(entry.sequence) for entry in step.entries}
-        prompts = self._distinct([s for s in self.running if id(s) not in entered], now)
+        left = self.config.token_budget - plan.num_tokens
+        entered = {id(entry.sequence) for entry in plan.entries}
+        prompts = self._distinct([s for s in self.running if id(s) not in entered])
         if not prompts:
             return
         reserved = min(prompts[0].remaining, (left + 1) // 2)
         for sequence in sorted(prompts[1:], key=lambda s: s.remaining):
-            left -= self._enter(sequence, left - reserved, step, now)
-        self._enter(prompts[0], left, step, now)
+            left -= self._enter(sequence, left - reserved, plan)
+        self._enter(prompts[0], left, plan)
         # END TASK
 
-    def _distinct(self, prompts: list[Sequence], now: float) -> list[Sequence]:
-        """Share what others have computed by now, and leave out who would compute the same block as another.
+    def _distinct(self, prompts: list[Sequence]) -> list[Sequence]:
+        """Reuse blocks that others have just computed; of several sequences about to compute the same block, keep one.
 
         Beams that wait for others of their search have nothing to compute.
         """
         prompts = [sequence for sequence in prompts if sequence.remaining]
-        if self.tree is None or not prompts:
+        if self.ledger.tree is None or not prompts:
             return prompts
         distinct: dict[object, Sequence] = {}
         size, limit = self.blocks.block_size, self.blocks.num_blocks
         if any(sequence.remaining == 1 for sequence in self.running):  # reading must not delay their tokens for long
             limit = -(-self.config.token_budget // size)
         for sequence in prompts:
-            read = self._look_up(sequence, limit, now)
+            read = self.ledger.restore(sequence, limit)
             limit -= len(read.blocks)
             if read.more:
                 continue  # it reads on in the next step
@@ -175,9 +234,91 @@ class Scheduler(Lifecycle):
             distinct.setdefault(following if whole else id(sequence), sequence)
         return list(distinct.values())
 
+    def stop(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+        """End a sequence, in whatever state it is; its step under way, if any, no longer counts."""
+        self.log.now = now
+        self.sequences.stop(sequence, reason)
+
+    def cancel(self, request_id: str, now: float) -> bool:
+        """End all sequences of a request; returns whether it was unfinished."""
+        sequences = self.sequences.requests.get(request_id, [])
+        for sequence in list(sequences):
+            self.stop(sequence, "cancelled", now)
+        return bool(sequences)
+
+    def branch(self, request_id: str, beams: Row[tuple[Sequence, int]], now: float) -> None:
+        """A search goes on: each of its next beams extends a computed beam by one token."""
+        self.log.now = now
+        self.sequences.branch(request_id, beams)
+
+    def abandon(self, step: Step, now: float) -> None:
+        """A step failed: preempt its lower-ranked half, and every sequence whose copy-on-write target may be half
+        written."""
+        self.log.now = now
+        targets = {target for _, target in step.copies}
+        found = (self.sequences.find(share.sequence) for share in step.shares)
+        alive = sorted((sequence for sequence in found if sequence is not None), key=lambda s: s.rank)
+        for i, sequence in enumerate(alive):
+            worse = i > 0 and 2 * i >= len(alive)
+            if sequence.state is State.RUNNING and (worse or targets & set(sequence.block_table)):
+                self.sequences.preempt(sequence)  # perhaps others of its search, too
+
+    def check(self) -> None:
+        """Assert that blocks, tables, tree and states agree; for tests, O(blocks + tokens)."""
+        self.sequences.check()
+        self.ledger.check(self.running)
+
+    def _new_plan(self, now: float) -> Plan:
+        """Begin the next step."""
+        self.steps += 1
+        self.log.now, self.log.step = now, self.steps
+        self.ledger.begin_step()
+        self.plan = Plan(self.steps)
+        return self.plan
+
+    def _enter(self, sequence: Sequence, limit: int, plan: Plan) -> int:
+        """Give a sequence blocks for its next tokens and a place in the plan; returns how many tokens, 0 without
+        blocks."""
+        length = self.ledger.extend(sequence, limit)
+        if length:
+            plan.entries.append(Entry(sequence, sequence.computed, length))
+        return length
+
+    def _preempt(self, sequence: Sequence, plan: Plan) -> None:
+        """Send a sequence back to wait, with the other beams of its search, and take them out of the plan."""
+        gone = self.sequences.preempt(sequence)
+        plan.preempted += gone
+        plan.entries = [entry for entry in plan.entries if entry.sequence not in gone]
+
+    def _start(self, found: Match, plan: Plan) -> None:
+        """Let the first waiting sequence run on the blocks found for it."""
+        plan.admitted += self.sequences.start(self.waiting.pop(), found)
+
+    def _step(self, plan: Plan) -> Step:
+        """The plan as plain data."""
+        shares = tuple(map(self._share, plan.entries))
+        admitted = self.sequences.admissions([entry.sequence for entry in plan.entries])
+        return Step(plan.number, shares, tuple(self.ledger.copies), admitted, self.sequences.take_ended())
+
+    def _share(self, entry: Entry) -> Share:
+        sequence, start, length = entry
+        end = start + length
+        wanted = int(end == len(sequence.tokens))  # a prompt's last token, or a decode
+        tokens = tuple(sequence.tokens[start:end])
+        return Share(sequence.id, start, tokens, wanted, self.ledger.view(sequence, end))
+
+    def _append(self, sequence: Sequence, tokens: Row[int]) -> None:
+        """Add the tokens of a result, up to one that ends the sequence."""
+        for token in tokens:
+            if sequence.state is State.RUNNING:
+                self.sequences.append(sequence, token)
+        if sequence.state is State.RUNNING:
+            self.ledger.trim(sequence)
+
 
 def due_time(request: Request, config: SchedulerConfig) -> float:
-    """When a request should be running. The least goes first: who waits gets older, and no newcomer passes for ever.
+    """When a request should be running. Smallest due time first: it never changes, so newcomers can't overtake a
+    waiting request for ever.
 
     `patience` after its arrival, or at its deadline if that is sooner, but not before it came; each level of priority
     makes it earlier by `priority_seconds`.

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from tiny_llm.engine.lifecycle import Step
-from tiny_llm.engine.request import Request, Sequence
+from tiny_llm.engine.request import Request, Sequence, SequenceId
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.step import Result, Step
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Cost:
     look: float = 2e-8
 
     def of(self, step: Step) -> float:
-        looks = sum(length * start + length * (length + 1) // 2 for _, start, length, _ in step.entries)
+        looks = sum(s.length * s.start + s.length * (s.length + 1) // 2 for s in step.shares)
         return self.step + self.token * step.num_tokens + self.look * looks
 
     def most(self, token_budget: int, context: int) -> float:
@@ -63,23 +63,24 @@ def simulate(
     """
     cost, now = cost or Cost(), 0.0
     coming = sorted(requests, key=lambda r: r.arrival)[::-1]
-    answers: dict[tuple[str, int], Answer] = {}
+    answers: dict[SequenceId, Answer] = {}
     while coming or scheduler.has_work:
         if not scheduler.has_work:
             now = max(now, coming[-1].arrival)
         while coming and coming[-1].arrival <= now:
             for sequence in scheduler.add(coming.pop(), now):
-                answers[sequence.request.id, sequence.index] = Answer(sequence)
+                answers[sequence.id] = Answer(sequence)
         step = scheduler.schedule(now)
-        for sequence in step.preempted:
-            answers[sequence.request.id, sequence.index].preempted += 1
+        for sequence in scheduler.plan.preempted:
+            answers[sequence.id].preempted += 1
         now += cost.of(step)
         if watch:
             watch(step, now)
-        ended = scheduler.finish(step, [say(e.sequence) if e.samples else None for e in step.entries], now)
-        for entry in step.entries:
-            if entry.samples:
-                answers[entry.sequence.request.id, entry.sequence.index].times.append(now)
+        results = [Result((say(answers[s.sequence].sequence),) if s.wanted else ()) for s in step.shares]
+        ended = scheduler.finish(step, results, now)
+        for share in step.shares:
+            if share.wanted:
+                answers[share.sequence].times.append(now)
         for sequence in ended:
-            answers[sequence.request.id, sequence.index].finished = now
+            answers[sequence.id].finished = now
     return list(answers.values())

@@ -1,7 +1,7 @@
 """The scheduler with plain loops and counters."""
 
-from tiny_llm.engine.lifecycle import Step
 from tiny_llm.engine.request import State
+from tiny_llm.engine.step import computed_after
 
 
 def due_time(request, config):
@@ -17,53 +17,53 @@ def due_time(request, config):
 
 class Scheduler:
     def schedule(self, now):
-        self.steps = self.steps + 1
-        step = Step(self.steps)
-        self._decode(step, now)
-        self._admit(step, now)
+        plan = self._new_plan(now)
+        self._decode(plan)
+        self._admit(plan)
         while True:
-            self._prefill(step, now)
-            if step.entries or not self.running:
-                return step
-            self._preempt(self.running[-1], step, now)
+            self._prefill(plan)
+            if plan.entries or not self.running:
+                return self._step(plan)
+            self._preempt(self.running[-1], plan)
 
-    def finish(self, step, sampled, now):
-        self._tell(now, "step", tokens=step.num_tokens)
+    def finish(self, step, results, now):
+        self.log.now = now
+        self.log.tell("step", tokens=step.num_tokens)
         ended = []
-        for i in range(len(step.entries)):
-            entry = step.entries[i]
-            sequence = entry.sequence
-            if sequence.state is State.RUNNING:
-                sequence.computed += entry.length
-                if entry.length > 1:
-                    self._keep(sequence, now)
-                if entry.samples:
-                    self._fork(sequence, now)
-                    self._append(sequence, sampled[i], now)
-            if sequence.state is State.FINISHED:
-                ended.append(sequence)
+        for i in range(len(step.shares)):
+            share = step.shares[i]
+            sequence = self.sequences.find(share.sequence)
+            if sequence is not None:
+                sequence.computed = computed_after(share, results[i])
+                if share.length > share.wanted:
+                    self.ledger.keep(sequence)
+                for _ in results[i].tokens[:1]:
+                    self.sequences.fork(sequence)
+                    self._append(sequence, results[i].tokens)
+                if sequence.state is State.FINISHED:
+                    ended.append(sequence)
         return ended
 
-    def _decode(self, step, now):
+    def _decode(self, plan):
         done = 0
         while done < len(self.running):
             sequence = self.running[done]
-            if sequence.remaining == 1 and not self._enter(sequence, 1, step, now):
-                self._preempt(self.running[-1], step, now)
+            if sequence.remaining == 1 and not self._enter(sequence, 1, plan):
+                self._preempt(self.running[-1], plan)
             else:
                 done += 1
 
-    def _admit(self, step, now):
+    def _admit(self, plan):
         owed = slots = 0
         for s in self.running:
             owed += self.blocks.blocks_for(len(s.tokens)) - len(s.block_table)
             slots += 1 + len(s.followers)
-        while len(self.waiting) and not (step.preempted and owed + slots):
+        while len(self.waiting) and not (plan.preempted and owed + slots):
             sequence = self.waiting.peek()
             wanted = 1 + len(sequence.followers)
             if slots + wanted > self.config.max_sequences:
                 break
-            found = self._find(sequence)
+            found = self.ledger.match(sequence)
             need = self.blocks.blocks_for(len(sequence.tokens)) - len(found.blocks)
             total = need + owed
             for block in found.blocks:
@@ -73,22 +73,21 @@ class Scheduler:
                 total += slots + wanted
             if total > self.blocks.num_available:
                 break
-            self.waiting.pop()
-            self._start(sequence, found, step, now)
+            self._start(found, plan)
             slots, owed = slots + wanted, owed + need
 
-    def _prefill(self, step, now):
-        left = self.config.token_budget - step.num_tokens
+    def _prefill(self, plan):
+        left = self.config.token_budget - plan.num_tokens
         prompts = list(self.running)
-        for entry in step.entries:
+        for entry in plan.entries:
             prompts.remove(entry.sequence)
-        prompts = self._distinct(prompts, now)
+        prompts = self._distinct(prompts)
         others = prompts[1:]
         while others:
             shortest = min(others, key=lambda s: s.remaining)
             others.remove(shortest)
-            half = (self.config.token_budget - sum(e.length for e in step.entries if e.length == 1) + 1) // 2
+            half = (self.config.token_budget - sum(e.length for e in plan.entries if e.length == 1) + 1) // 2
             reserved = min(prompts[0].remaining, half)
-            left -= self._enter(shortest, left - reserved, step, now)
+            left -= self._enter(shortest, left - reserved, plan)
         if prompts:
-            self._enter(prompts[0], left, step, now)
+            self._enter(prompts[0], left, plan)

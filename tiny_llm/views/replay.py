@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tiny_llm.config import SamplingParams, SchedulerConfig
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, RED
 from tiny_llm.engine import events as log
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
@@ -13,6 +12,7 @@ from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.scheduler import Scheduler
 from tiny_llm.engine.simulate import simulate
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, RED
 
 Whose = tuple[str, int]
 COLOURS = (BLUE, AMBER, GREEN, RED, "#a855f7", "#14b8a6", "#ec4899", "#84cc16")

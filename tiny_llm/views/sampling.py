@@ -7,9 +7,9 @@ import mlx.core as mx
 import numpy as np
 
 from tiny_llm.config import SamplingParams
-from tiny_llm.course.viz_record import Run
-from tiny_llm.course.viz_svg import BLUE, GREY, LETTER, Drawing
 from tiny_llm.decode import sampling
+from tiny_llm.views.record import Run
+from tiny_llm.views.svg import BLUE, GREY, LETTER, Drawing
 
 BAR, ROW = 110, 20
 Stage = tuple[str, list[float]]

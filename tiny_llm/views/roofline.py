@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREY, RED, Drawing, number
 from tiny_llm.kernels.catalog import CATALOG
 from tiny_llm.kernels.chips import CHIPS, Chip
 from tiny_llm.kernels.sim import Simulator
+from tiny_llm.views.svg import AMBER, BLUE, GREY, RED, Drawing, number
 
 LEFT, TOP, WIDTH, HEIGHT = 70, 30, 380, 230
 

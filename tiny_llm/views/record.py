@@ -1,7 +1,7 @@
 """Listening to a forward pass: every tensor of a step by name, in the order of the computation.
 
 The operations are heard through the model's table of operations and its cache, so the model may be written in any way
-that uses them. `python -m tiny_llm.course.viz_record MODEL OUT.npz ID…` writes the reference's tensors: a process of
+that uses them. `python -m tiny_llm.views.record MODEL OUT.npz ID…` writes the reference's tensors: a process of
 its own, so that the learner's modules and the reference's never meet in one.
 """
 
@@ -19,13 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tiny_llm.cache.recompute import RecomputeCache
-from tiny_llm.course.catalog import PACKAGE
-from tiny_llm.course.overlay import describe
 from tiny_llm.engine.llm import POCKET
 from tiny_llm.model import hub, loader, ops
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
+PACKAGE = Path(__file__).parents[1]
 MOST_TOKENS = 256  # rows and columns of a picture
 Tensor = npt.NDArray[np.float32]
 Notes = dict[str, Tensor]
@@ -147,7 +146,7 @@ def run(model: str | None, text: str, stop: bool = True) -> Run:
     except Exception as raised:
         if stop:
             raise
-        error = describe(raised)
+        error = f"{type(raised).__name__}: {' '.join(str(raised).split())}"
     words = [repr(tokenizer.decode([token]))[1:-1] for token in tokens]
     return Run(path, tokens, words, notes, error, tokenizer.decode)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiny_llm.course.viz_record import Notes, Tensor
-from tiny_llm.course.viz_svg import BLUE, GREY, LETTER, RED, Drawing
+from tiny_llm.views.record import Notes, Tensor
+from tiny_llm.views.svg import BLUE, GREY, LETTER, RED, Drawing
 
 TOLERANCE = 1e-4  # of a tensor's largest value
 BAR, ROW = 220, 16

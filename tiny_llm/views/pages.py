@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from tiny_llm.course.viz_replay import Replay, colours, label, steps
-from tiny_llm.course.viz_svg import GREY, Drawing
 from tiny_llm.engine.events import Event
+from tiny_llm.views.replay import Replay, colours, label, steps
+from tiny_llm.views.svg import GREY, Drawing
 
 CELL, COLUMNS, ROW = 34, 16, 26
 

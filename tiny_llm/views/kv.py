@@ -8,7 +8,7 @@ import mlx.core as mx
 from tiny_llm.cache import memory, rotating
 from tiny_llm.cache.quantized import PREFERRED
 from tiny_llm.config import ModelConfig
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, RED, Drawing, number
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, RED, Drawing, number
 
 LEFT, TOP, WIDTH, HEIGHT, CELL = 64, 40, 430, 220, 34
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from tiny_llm.course.viz_replay import Whose, colours, label
-from tiny_llm.course.viz_svg import GREY, Drawing
 from tiny_llm.engine.events import Event
+from tiny_llm.views.replay import Whose, colours, label
+from tiny_llm.views.svg import GREY, Drawing
 
 ROW, BARS, LEFT, WIDTH = 24, 60, 60, 860
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREEN, GREY, Drawing, number
+from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, Drawing, number
 
 CELL, LEFT, TOP = 22, 84, 44
 

@@ -3,9 +3,9 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from tiny_llm.course.viz_replay import Replay, colours, label, steps
-from tiny_llm.course.viz_svg import GREY, Drawing
 from tiny_llm.engine.events import Event
+from tiny_llm.views.replay import Replay, colours, label, steps
+from tiny_llm.views.svg import GREY, Drawing
 
 WIDE, HIGH, GAP = 74, 34, 26
 

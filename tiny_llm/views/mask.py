@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREY, LETTER, Drawing, number
 from tiny_llm.model import attention
+from tiny_llm.views.svg import AMBER, BLUE, GREY, LETTER, Drawing, number
 
 CELL = 34
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 import mlx.core as mx
 
 from tiny_llm.config import RopeConfig
-from tiny_llm.course.viz_svg import AMBER, BLUE, GREY, HUES, Drawing, number
 from tiny_llm.model import rope
+from tiny_llm.views.svg import AMBER, BLUE, GREY, HUES, Drawing, number
 
 RADIUS, CELL, CLOCKS = 70.0, 34, 4
 

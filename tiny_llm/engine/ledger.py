@@ -1,0 +1,142 @@
+"""The only writer of block tables: which blocks a sequence holds, shares, copies, keeps for others and gives back."""
+
+from collections.abc import Sequence as Row
+
+from tiny_llm.cache.view import View
+from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.events import Log
+from tiny_llm.engine.radix import Match, RadixTree, Restored
+from tiny_llm.engine.request import Sequence
+
+
+class Ledger:
+    """Blocks of the pool and of the prefix tree, for the sequences that are running.
+
+    `copies` are the copy-on-write pairs (source, target) of the step that is being scheduled.
+    """
+
+    def __init__(self, blocks: BlockPool, tree: RadixTree | None, log: Log):
+        self.blocks, self.tree, self.log = blocks, tree, log
+        self.copies: list[tuple[int, int]] = []
+
+    def begin_step(self) -> None:
+        """Forget the copies of the step before, which have been made."""
+        self.copies = []
+
+    def match(self, sequence: Sequence) -> Match:
+        """The blocks of the prefix tree that a waiting sequence's tokens begin with."""
+        if self.tree is None:
+            return Match([], 0, "")
+        return self.tree.match(sequence.tokens, head=sequence.request.head)
+
+    def share(self, sequence: Sequence, found: Match) -> None:
+        """Add references to the blocks of `found` to the end of the sequence's table."""
+        for block in found.blocks:
+            self.blocks.share(block)
+        sequence.block_table += found.blocks
+        sequence.computed += found.num_tokens
+
+    # ANCHOR: extend
+    def extend(self, sequence: Sequence, limit: int) -> int:
+        """Give a sequence blocks for its next tokens, with copies of those that others hold as well.
+
+        Returns for how many tokens: at most `limit`, and as many as there are blocks for.
+        """
+        table, start, size = sequence.block_table, sequence.computed, self.blocks.block_size
+        shared = [i for i in range(start // size, len(table)) if not self.blocks.writable(table[i])]
+        room = (len(table) + self.blocks.num_available - len(shared)) * size - start
+        length = min(sequence.remaining, limit, room)
+        if length <= 0:
+            return 0
+        for i in shared:
+            source, table[i] = table[i], self._allocate()
+            self.blocks.free(source)
+            self.copies.append((source, table[i]))
+            self.log.tell("copy", sequence, blocks=self.copies[-1])
+        held = len(table)
+        while len(table) < self.blocks.blocks_for(start + length):
+            table.append(self._allocate())
+        self.log.tell("chunk", sequence, start, length, table[held:])
+        return length
+        # ANCHOR_END: extend
+
+    def view(self, sequence: Sequence, end: int) -> View:
+        """Where the tokens up to position `end` lie, for a share that goes on from the computed ones."""
+        return View(tuple(sequence.block_table[: -(-end // self.blocks.block_size)]), sequence.computed)
+
+    def trim(self, sequence: Sequence) -> None:
+        """Give back the blocks behind the computed tokens, such as those of a draft that was not accepted."""
+        table = sequence.block_table
+        while len(table) > self.blocks.blocks_for(sequence.computed):
+            self.blocks.free(table.pop())
+
+    def branch(self, group: Row[Sequence], parents: Row[Sequence]) -> None:
+        """Give each of the first sequences of `group` the block table of its parent; the others lose theirs."""
+        tables = [list(parent.block_table) for parent in parents]
+        for block in [block for table in tables for block in table]:
+            self.blocks.share(block)
+        for block in [block for sequence in group for block in sequence.block_table]:
+            self.blocks.free(block)
+        for sequence, table in zip(group, tables, strict=False):
+            sequence.block_table = table
+
+    def keep(self, sequence: Sequence) -> None:
+        """Insert the sequence's full computed blocks into the prefix tree, where others find them."""
+        if self.tree is None:
+            return
+        size = self.blocks.block_size
+        whole = sequence.computed // size
+        known = sum(block in self.tree.nodes for block in sequence.block_table[:whole])
+        sequence.block_table = self.tree.insert(sequence.tokens[: whole * size], sequence.block_table)
+        if whole > known:
+            above = sequence.block_table[known - 1] if known else -1
+            kept = (above, *sequence.block_table[known:whole])
+            self.log.tell("keep", sequence, known * size, (whole - known) * size, kept)
+
+    def release(self, sequence: Sequence) -> list[int]:
+        """Keep what is computed for others and drop the sequence's references; returns the blocks that it held."""
+        self.keep(sequence)
+        held, sequence.block_table = sequence.block_table, []
+        for block in held:
+            self.blocks.free(block)
+        return held
+
+    def restore(self, sequence: Sequence, limit: int) -> Restored:
+        """At a block boundary: take over blocks now in the prefix tree, then load up to `limit` evicted ones."""
+        size, tree = self.blocks.block_size, self.tree
+        if tree is None or sequence.computed != len(sequence.block_table) * size:
+            return Restored([])
+        found = tree.match(sequence.tokens, sequence.block_table)
+        if found.blocks:
+            self.log.tell("share", sequence, sequence.computed, found.num_tokens, found.blocks)
+            self.share(sequence, found)
+        copied = {block for pair in self.copies for block in pair}  # still to be read or written
+        begin = sequence.computed
+        limit = min(limit, max(0, self.blocks.num_available - len(copied)))
+        read = tree.restore(sequence.tokens, begin, limit, self._allocate, copied)
+        if read.blocks or read.fault:
+            tokens = len(read.blocks) * size
+            sequence.block_table += read.blocks
+            sequence.computed, sequence.cached = begin + tokens, sequence.cached + tokens
+            self.log.tell("load", sequence, begin, tokens, read.blocks, read.fault)
+            self.keep(sequence)
+        return read
+
+    def _allocate(self) -> int:
+        if not self.blocks.num_free and self.tree:
+            evicted = self.tree.evict(1)
+            self.log.tell("evict", blocks=evicted, note=self.tree.tier.trouble if self.tree.tier else "")
+        return self.blocks.allocate()
+
+    def check(self, running: Row[Sequence]) -> None:
+        """Assert that blocks, tables and tree agree, where `running` are all sequences with blocks; for tests."""
+        tree, size = self.tree, self.blocks.block_size
+        self.blocks.check([s.block_table for s in running], tree.nodes if tree else ())
+        for s in running:
+            assert len(set(s.block_table)) == len(s.block_table), "a block is twice in a table"
+            assert 0 <= s.computed < len(s.tokens) + s.request.searches and s.computed <= len(s.block_table) * size
+            for i, block in enumerate(s.block_table):
+                if tree and block in tree.nodes:
+                    assert tree.path(block) == s.tokens[: (i + 1) * size], "tree and table disagree"
+        if tree:
+            tree.check()
