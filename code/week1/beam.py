@@ -144,12 +144,12 @@ def log_softmax(logits: mx.array) -> Logprobs:
     return np.array(row - mx.logsumexp(row))
 
 
-def is_finite(logprobs: Logprobs) -> bool:
+def all_finite(logprobs: Logprobs) -> bool:
     """Whether a step's log-probabilities are numbers: NaN or infinity among the logits makes all of them NaN."""
     return bool(np.isfinite(logprobs.max()))
 
 
 def _finite(logprobs: Logprobs) -> Logprobs:
-    if not is_finite(logprobs):
+    if not all_finite(logprobs):
         raise ArithmeticError(NOT_FINITE)
     return logprobs

@@ -124,20 +124,21 @@ def stream(
     cache: KVCache,
     *,
     in_thought: bool = False,
-    **options: int,
+    prefill_chunk: int = 2048,
+    max_context: int | None = None,
 ) -> Iterator[Delta]:
     """The answer, piece by piece; with n > 1 one answer after the other, all from the same prefill.
 
     `cache` may hold a beginning of the prompt already. `in_thought`: the prompt ends inside a thought, in which stop
-    strings do not count. Options: `prefill_chunk` tokens per step, `max_context` tokens that a sequence may have.
-    Raises ValueError for an empty prompt, one that leaves no room for a token, and ids outside the vocabulary.
+    strings do not count. `prefill_chunk`: tokens of the prompt per step. `max_context`: tokens that a sequence may
+    have, None for the model's. Raises ValueError for an empty prompt, one that leaves no room for a token, and ids
+    outside the vocabulary.
     """
-    chunk = options.get("prefill_chunk", 2048)
-    max_context = model.config.context(options.get("max_context"))
-    check_prompt(prompt, max_context, model.config.vocab_size)
+    context = model.config.context(max_context)
+    check_prompt(prompt, context, model.config.vocab_size)
     check_token_ids(params, model.config.vocab_size)
-    limit = min(params.max_tokens, max_context - len(prompt))
-    logits = prefill(model, prompt, cache, chunk)
+    limit = min(params.max_tokens, context - len(prompt))
+    logits = prefill(model, prompt, cache, prefill_chunk)
     stops = stop_tokens(tokenizer, params)
     for index in range(params.n):
         branch = cache if index == params.n - 1 else cache.fork()
@@ -149,22 +150,22 @@ def stream(
 def deltas_of(
     tokens: Iterator[Token],
     tokenizer: Tokenizer,
-    strings: AnswerStops,
-    stops: Collection[int],
+    stop_strings: AnswerStops,
+    stop_ids: Collection[int],
     limit: int,
     index: int,
 ) -> Iterator[Delta]:
-    """Tokens to text, up to a token in `stops`, a stop string or `limit` tokens."""
+    """Tokens to text, up to a token in `stop_ids`, a stop string or `limit` tokens."""
     detokenizer = tokenizer.detokenizer()
     for count, token in enumerate(tokens, 1):
-        ended = token.id in stops
+        ended = token.id in stop_ids
         last = ended or count == limit
         piece = "" if ended else detokenizer.add(token.id)
         if last:
             piece += detokenizer.finish()
-        text, stopped = strings.add(piece)
+        text, stopped = stop_strings.add(piece)
         if last and not stopped:
-            rest, stopped = strings.finish()
+            rest, stopped = stop_strings.finish()
             text += rest
         reason: FinishReason | None = "stop" if ended or stopped else "length" if last else None
         yield Delta(text, token.id, index, reason, token.logprobs)

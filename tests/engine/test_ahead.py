@@ -149,5 +149,5 @@ def test_what_can_not_be_prepared_harms_nobody(llm: LLM, monkeypatch: pytest.Mon
     monkeypatch.setattr(Runner, "_build", scarce)
     one = request(llm, "one", range(9), replace(SAMPLED, repetition_penalty=1.5, frequency_penalty=1.0))
     got = run(loop, [one])
-    assert 0 < loop.runner.ready < 8 and loop.scheduler.config == loop.limits
+    assert 0 < loop.runner.ready < 8 and loop.scheduler.config == loop.scheduler.configured
     assert_same(llm, one, 0, got["one"][0], alone(llm, one)[0])

@@ -153,7 +153,7 @@ def test_whatever_admission_raises_fails_its_own_request(engine: Engine, monkeyp
 def test_requests_are_checked_against_the_limits_that_were_set(llm: LLM) -> None:
     """While the batch had shrunk after a failure, valid requests were refused by the lowered limits."""
     loop = Loop(llm.model, llm.tokenizer, SERVING)
-    loop.scheduler.config = replace(loop.limits, max_sequences=1, token_budget=1)
+    loop.scheduler.config = replace(loop.scheduler.configured, max_sequences=1, token_budget=1)
     loop.add(llm.request("four", "hello", replace(GREEDY, n=4)))
     found = [output for _ in range(200) if loop.has_work for output in loop.step()]
     assert {output.delta.index for output in found} == {0, 1, 2, 3}

@@ -336,7 +336,7 @@ def test_answers_that_need_more_slots_than_are_left_still_run(llm: LLM) -> None:
     """After a failure that lost the pool three answers waited for ever for three slots of a batch that had shrunk."""
     loop = make_loop(llm)
     loop.add(request(llm, "three", range(9), replace(SAMPLED, n=3)))
-    loop.scheduler.config = replace(loop.limits, max_sequences=1)
+    loop.scheduler.config = replace(loop.scheduler.configured, max_sequences=1)
     assert run(loop, steps=100)["three"].keys() == {0, 1, 2}
 
 
@@ -377,7 +377,7 @@ def test_the_batch_grows_back_after_a_failure(llm: LLM, monkeypatch: pytest.Monk
     while loop.has_work:
         loop.step()
         sizes.append(loop.scheduler.config.max_sequences)
-    assert min(sizes) <= 2 and sizes[-1] == 8 and loop.scheduler.config == loop.limits
+    assert min(sizes) <= 2 and sizes[-1] == 8 and loop.scheduler.config == loop.scheduler.configured
     assert len(sizes) > 2 * GOOD_STEPS
 
 

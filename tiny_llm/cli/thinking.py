@@ -1,55 +1,48 @@
 """Tell a model's thinking from its answer while the text is still coming."""
 
-OPEN, CLOSE = "<think>", "</think>"
+from tiny_llm.decode.thought import CLOSE, OPEN, Thought
 
 
 class ThinkingSplitter:
-    """Splits streamed text into (is_thinking, piece) pairs; a tag may come in several pieces.
+    """Splits streamed text into (is_thinking, piece) pairs, without the tags and the white space behind them.
 
-    Thinking is what stands at the very beginning between `<think>` and `</think>`; later tags are the answer's text.
     `thinking`: whether the prompt opened the tag already, as `Rendered.opens_thought` says.
     """
 
     def __init__(self, thinking: bool = False):
-        self._place = "thinking" if thinking else "start"
-        self._pending = ""
+        self._thought = Thought(thinking)
+        self._opening = not thinking  # the opening tag may still come
         self._fresh = thinking  # nothing shown yet since a tag: white space is dropped
+        self._blank = ""  # white space at the beginning, before it is known what follows
 
     def add(self, text: str) -> list[tuple[bool, str]]:
-        self._pending += text
-        pieces: list[tuple[bool, str]] = []
-        if self._place == "start":
-            self._leave_start()
-        if self._place == "thinking":
-            thought, tag, rest = self._pending.partition(CLOSE)
-            end = len(thought) if tag else len(thought) - _begun(thought)
-            pieces += self._show(thought[:end])
-            self._pending = rest if tag else thought[end:]
-            if tag:
-                self._place, self._fresh = "answer", True
-        if self._place == "answer":
-            pieces += self._show(self._pending)
-            self._pending = ""
-        return pieces
+        return self._shown(*self._thought.split(text))
 
     def finish(self) -> list[tuple[bool, str]]:
         """What was held back because a tag could have begun in it."""
-        return self._show(self._pending)
+        pieces = self._shown(*self._thought.finish())
+        return pieces + self._piece(False, self._blank)
 
-    def _leave_start(self) -> None:
-        begun = self._pending.lstrip()
-        if begun.startswith(OPEN):
-            self._place, self._pending, self._fresh = "thinking", begun[len(OPEN) :], True
-        elif not OPEN.startswith(begun):
-            self._place = "answer"
+    def _shown(self, thought: str, answer: str) -> list[tuple[bool, str]]:
+        pieces: list[tuple[bool, str]] = []
+        if self._opening and thought:
+            thought = thought.lstrip().removeprefix(OPEN)
+            self._opening, self._fresh, self._blank = False, True, ""
+        elif self._opening:
+            answer, self._blank = self._blank + answer, ""
+            if not answer.strip():
+                self._blank = answer
+                return []
+            self._opening = False
+        closed = thought.endswith(CLOSE)
+        pieces += self._piece(True, thought.removesuffix(CLOSE))
+        if closed:
+            self._fresh = True
+        pieces += self._piece(False, answer)
+        return pieces
 
-    def _show(self, text: str) -> list[tuple[bool, str]]:
+    def _piece(self, is_thinking: bool, text: str) -> list[tuple[bool, str]]:
         if self._fresh:
             text = text.lstrip()
             self._fresh = not text
-        return [(self._place == "thinking", text)] if text else []
-
-
-def _begun(text: str) -> int:
-    """How many characters at the end of `text` could be the beginning of the closing tag."""
-    return next((n for n in range(len(CLOSE) - 1, 0, -1) if text.endswith(CLOSE[:n])), 0)
+        return [(is_thinking, text)] if text else []

@@ -19,12 +19,12 @@ class Place(Enum):
 class Thought:
     """Splits a text that comes in pieces into its thought and its answer.
 
-    The thought is open from the first character where the prompt has opened it (`is_open`). Otherwise a text has a
+    The thought is open from the first character where the prompt has opened it (`in_thought`). Otherwise a text has a
     thought only if it begins with `<think>`, white space aside. Tags belong to the thought.
     """
 
-    def __init__(self, is_open: bool):
-        self.place = Place.THOUGHT if is_open else Place.BEGINNING
+    def __init__(self, in_thought: bool):
+        self.place = Place.THOUGHT if in_thought else Place.BEGINNING
         self._held = ""  # the end of the text so far, where a tag may have begun
 
     def split(self, piece: str) -> tuple[str, str]:

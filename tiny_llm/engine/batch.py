@@ -23,12 +23,17 @@ class Collected:
     answers: dict[int, list[Delta]] = field(default_factory=dict)
     error: Exception | None = None
 
-    def take(self, output: Output) -> None:
-        self.last, self.error = time.perf_counter(), output.error
+    def take(self, output: Output) -> Delta | None:
+        """Note an output; returns its piece of an answer. Raises what the request met."""
+        self.last = time.perf_counter()
         if not self.first:
             self.first, self.cached_tokens = self.last, output.cached_tokens
+        if output.error is not None:
+            self.error = output.error
+            raise output.error
         if output.delta is not None:
             self.answers.setdefault(output.delta.index, []).append(output.delta)
+        return output.delta
 
     @property
     def done(self) -> bool:
@@ -56,10 +61,7 @@ def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> 
     bar = Progress(len(requests)) if progress else None
     while loop.has_work:
         for output in loop.step():
-            one = found[output.request_id]
-            one.take(output)
-            if one.error:
-                raise one.error
+            found[output.request_id].take(output)
         if bar:
             bar.show(sum(one.done for one in found.values()), sum(one.num_tokens for one in found.values()))
     if bar:
@@ -72,11 +74,9 @@ def run_one(loop: Loop, collected: Collected) -> Iterator[Delta]:
     loop.add(collected.request)
     while loop.has_work:
         for output in loop.step():
-            collected.take(output)
-            if output.error is not None:
-                raise output.error
-            if output.delta is not None:
-                yield output.delta
+            delta = collected.take(output)
+            if delta is not None:
+                yield delta
 
 
 class Progress:

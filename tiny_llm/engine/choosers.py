@@ -31,13 +31,11 @@ class Track:
 class Draw:
     """Draws the next token of each sequence from its own distribution, with its own random numbers.
 
-    A sampler counts the tokens that penalties look at, on the device; it is kept for the rows that it has. `faults`
-    are requests whose logits or forms are at fault.
+    A sampler counts the tokens that penalties look at, on the device; it is kept for the rows that it has.
     """
 
     def __init__(self, grammars: Grammars, vocab_size: int):
         self.forms, self.vocab_size = Forms(grammars), vocab_size
-        self._faults: list[Fault] = []
         self._tracks: dict[SequenceId, Track] = {}
         self._sampler: Sampler | None = None
         self._rows: list[SequenceId] = []  # of the sampler
@@ -109,13 +107,12 @@ class Draw:
             if finite:
                 self.forms.follow(sequence, token.id)
             else:
-                self._faults.append((sequence.request, ArithmeticError(NOT_FINITE)))
+                self.forms.faults.append(Fault(sequence.request, ArithmeticError(NOT_FINITE)))
         return tokens
 
     def take_faults(self) -> list[Fault]:
         """The requests that were found at fault since the last call, with why; no other is concerned."""
-        found = self._faults + self.forms.faults
-        self._faults, self.forms.faults = [], []
+        found, self.forms.faults = self.forms.faults, []
         return found
 
 

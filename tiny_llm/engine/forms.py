@@ -1,7 +1,7 @@
 """The forms that running answers must have: which tokens may come next, and what follows from the token that came."""
 
 from collections.abc import Sequence as Row
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +11,12 @@ from tiny_llm.decode.thought import Place, Thought
 from tiny_llm.engine.request import Request, SequenceId
 from tiny_llm.engine.step import Admission
 
-Fault = tuple[str, Exception]  # a request's id, and why it can't go on
+
+class Fault(NamedTuple):
+    """A request that can't go on, and why; no other is concerned."""
+
+    request: str
+    error: Exception
 
 
 class Form:
@@ -19,7 +24,7 @@ class Form:
 
     def __init__(self, matcher: Any, grammars: Grammars, in_thought: bool):
         self.matcher, self.grammars = matcher, grammars
-        self._thought = Thought(is_open=in_thought)
+        self._thought = Thought(in_thought)
         self._detokenizer = grammars.tokenizer.detokenizer(keep_special=True) if in_thought else None
 
     def bits(self) -> Bits:
@@ -28,7 +33,7 @@ class Form:
             return self.grammars.anything_but_an_end
         bits: Bits = self.grammars.bits([self.matcher])[0]
         if not bits.any():
-            raise ValueError(f"structured: can't go on: {_reason(self.matcher) or 'no token may follow'}")
+            raise ValueError(_dead_end(_reason(self.matcher) or "no token may follow"))
         return bits
 
     def follow(self, token: int) -> None:
@@ -38,7 +43,7 @@ class Form:
             if self._thought.place is Place.ANSWER:
                 self._detokenizer = None
         elif not self.matcher.consume_token(token):
-            raise ValueError(f"structured: can't go on: {_reason(self.matcher)}")
+            raise ValueError(_dead_end(_reason(self.matcher)))
 
 
 class Forms:
@@ -70,7 +75,7 @@ class Forms:
             for token in admission.tokens[admission.num_prompt :]:
                 form.follow(token)
         except Exception as error:
-            self.faults.append((admission.sequence.request, error))
+            self.faults.append(Fault(admission.sequence.request, error))
         else:
             self._forms[admission.sequence] = form
 
@@ -100,15 +105,22 @@ class Forms:
             try:
                 self._forms[sequence].follow(token)
             except Exception as error:
-                self.faults.append((sequence.request, error))
+                self.faults.append(Fault(sequence.request, error))
 
     def _bits(self, sequence: SequenceId) -> Bits:
         """The sequence's bits; those of any token where its form is at fault, which ends its request and no other."""
         try:
             return self._forms[sequence].bits()
         except Exception as error:
-            self.faults.append((sequence.request, error))
+            self.faults.append(Fault(sequence.request, error))
             return np.full_like(self.grammars.anything_but_an_end, -1)
+
+
+def _dead_end(reason: str) -> str:
+    return (
+        f"structured: can't go on: {reason}; change the schema, expression or grammar so that every text it begins "
+        "can be completed"
+    )
 
 
 def _reason(matcher: Any) -> str:

@@ -19,7 +19,7 @@ from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.decode.beam import is_finite
+from tiny_llm.decode.beam import all_finite
 from tiny_llm.decode.generate import NOT_FINITE, Delta, Token, check_prompt, deltas_of
 from tiny_llm.decode.structured import Grammars
 from tiny_llm.decode.thought import AnswerStops
@@ -29,6 +29,7 @@ from tiny_llm.engine.beams import Beams, texts_of
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.choosers import Draw
 from tiny_llm.engine.events import Event, Guarded
+from tiny_llm.engine.forms import Fault
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.recovery import Recovery
 from tiny_llm.engine.request import Request, Sequence, SequenceId
@@ -87,12 +88,12 @@ class Loop:
         self.config = config or ServingConfig()
         limits = self.config.scheduler
         self.max_context = model.config.context(limits.max_context)
-        self.limits = replace(limits, max_context=self.max_context)
+        configured = replace(limits, max_context=self.max_context)
         self.pool = self._new_pool()
         blocks = BlockPool(self.pool.num_blocks, self.pool.block_size)
         tree = RadixTree(blocks, self._files()) if self.config.prefix_cache else None
         vocab_size = model.config.vocab_size
-        self.scheduler = Scheduler(self.limits, blocks, tree, emit and Guarded(emit))
+        self.scheduler = Scheduler(configured, blocks, tree, emit and Guarded(emit))
         self.runner = Runner(model, self.pool, Draw(Grammars(tokenizer, vocab_size), vocab_size))
         self._answers: dict[SequenceId, Answer] = {}
         self._left: Counter[str] = Counter()  # answers of each request that have not ended
@@ -109,7 +110,7 @@ class Loop:
         vocab_size = self.model.config.vocab_size
         check_prompt(request.tokens, self.max_context, vocab_size)
         check_token_ids(request.params, vocab_size)
-        check_request(request, self.limits, self.scheduler.blocks)
+        check_request(request, self.scheduler.configured, self.scheduler.blocks)
         self.runner.draw.forms.check(request)
 
     def add(self, request: Request) -> None:
@@ -164,8 +165,8 @@ class Loop:
         self.scheduler.finish(step, results, now)
         faults = self.runner.draw.take_faults()
         for share, result in zip(step.shares, results, strict=True):
-            if result.row is not None and not is_finite(result.row):
-                faults.append((share.sequence.request, ArithmeticError(NOT_FINITE)))
+            if result.row is not None and not all_finite(result.row):
+                faults.append(Fault(share.sequence.request, ArithmeticError(NOT_FINITE)))
         for request_id, fault in faults:
             outputs += self._fail(request_id, fault)
         for sequence, search in self._beams.advance(step, results, now):
@@ -184,7 +185,7 @@ class Loop:
         step = self.scheduler.schedule(self.clock())
         if not step.shares:  # nothing fits under the limits lowered after a failure: restore them
             self.runner.release(step.ended)
-            self.scheduler.config = self.limits
+            self.scheduler.config = self.scheduler.configured
             return []
         try:
             self._running = self.runner.launch(step)
@@ -257,7 +258,7 @@ class Loop:
         budget = self.config.kv_bytes
         if budget is None:
             context = -(-min(self.max_context, USUAL_CONTEXT) // size)
-            budget = self.limits.max_sequences * context * block_nbytes(config, size, dtype, bits)
+            budget = self.config.scheduler.max_sequences * context * block_nbytes(config, size, dtype, bits)
             free = available_bytes()
             budget = budget if free is None else min(budget, free // 4)
         shape = num_blocks_for(config, budget, size, dtype, bits), size, dtype

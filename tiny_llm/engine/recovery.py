@@ -11,7 +11,7 @@ from tiny_llm.engine.scheduler import Scheduler
 from tiny_llm.engine.step import Share, Step
 
 GOOD_STEPS = 16  # after a failure: steps until the batch may double
-TRIES = 3  # steps that a request may break alone without getting on; one failure may be chance
+TRIES = 3  # failures of a request alone, without a new token in between, before it is given up
 
 
 class Recovery:
@@ -26,14 +26,14 @@ class Recovery:
     def after_success(self) -> None:
         """Double the limits after every GOOD_STEPS steps, up to the configured ones."""
         self._good += 1
-        config, limits = self.scheduler.config, self.scheduler.limits
-        if config != limits and self._good % GOOD_STEPS == 0:
-            fewer = min(limits.max_sequences, 2 * config.max_sequences)
-            budget = max(fewer, min(limits.token_budget, 2 * config.token_budget))
-            self.scheduler.config = replace(config, max_sequences=fewer, token_budget=budget)
+        config, configured = self.scheduler.config, self.scheduler.configured
+        if config != configured and self._good % GOOD_STEPS == 0:
+            sequences = min(configured.max_sequences, 2 * config.max_sequences)
+            budget = max(sequences, min(configured.token_budget, 2 * config.token_budget))
+            self.scheduler.config = replace(config, max_sequences=sequences, token_budget=budget)
 
     def after_failure(self, step: Step, error: Exception, now: float) -> str | None:
-        """Halve the batch. Returns a request that can't be cut smaller and fails alone, again and again: give it up."""
+        """Halve the batch. Return the id of a request that has failed alone TRIES times, else None."""
         alive = [share for share in step.shares if self.scheduler.sequences.find(share.sequence) is not None]
         self._mend(step, now)
         self._good = 0
@@ -50,9 +50,9 @@ class Recovery:
             self._broken = broken
             return name if self._tries == TRIES else None
         config = self.scheduler.config
-        fewer = max(1, min(config.max_sequences, len(alive)) // 2)
-        budget = max(fewer, min(config.token_budget, step.num_tokens) // 2)
-        self.scheduler.config = replace(config, max_sequences=fewer, token_budget=budget)
+        sequences = max(1, min(config.max_sequences, len(alive)) // 2)
+        budget = max(sequences, min(config.token_budget, step.num_tokens) // 2)
+        self.scheduler.config = replace(config, max_sequences=sequences, token_budget=budget)
         return None
 
     def _mend(self, step: Step, now: float) -> None:

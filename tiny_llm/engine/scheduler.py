@@ -59,7 +59,7 @@ class Scheduler:
         emit: Callable[[Event], None] | None = None,
     ):
         self.config, self.blocks = config, blocks
-        self.limits = config  # `config` may be lowered for a while, after a step that failed
+        self.configured = config  # `config` is lowered for a while after a step that failed
         self.log = Log(emit)
         self.ledger = Ledger(blocks, tree, self.log)
         self.sequences = Sequences(self.ledger, self.log, config.weights)
@@ -85,7 +85,7 @@ class Scheduler:
     def add(self, request: Request, now: float) -> list[Sequence]:
         """Let a request wait; returns its sequences. Raises ValueError, with the numbers, for what can never run."""
         require(request.id not in self.sequences.requests, f"id: request {request.id!r} is under way already")
-        check_request(request, self.limits, self.blocks)
+        check_request(request, self.configured, self.blocks)
         self.log.now = now
         self.arrivals += 1
         return self.sequences.add(request, (due_time(request, self.config), self.arrivals * 1024))

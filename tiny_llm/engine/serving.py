@@ -73,10 +73,12 @@ class Engine:
         self._make: Callable[[], LLM] = lambda: load(model, config=config)
         self._serving, self._emit = serving, emit
         self._inbox: queue.SimpleQueue[Add | Leave | Close] = queue.SimpleQueue()
-        self._gate, self._is_open = threading.RLock(), True  # an order is put while the gate is open, or not at all
+        self._gate = threading.RLock()  # an order is put while the gate is open, or not at all
+        self._is_open = True
         self._listeners: dict[str, Deliver] = {}
         self._ids = itertools.count()
-        self._ready, self._fault = threading.Event(), list[BaseException]()
+        self._ready = threading.Event()
+        self._fault: list[BaseException] = []
         self._thread = threading.Thread(target=self._work, name="tiny-llm engine", daemon=True)
         self._thread.start()
         self._ready.wait()
@@ -200,7 +202,7 @@ class Engine:
         finally:
             self._end()
             self._ready.set()
-            mx.clear_streams()  # the last act; see `clear_streams_at_end`
+            mx.clear_streams()  # also where a debugger keeps what `clear_streams_at_end` waits for
 
     def _read_inbox(self, loop: Loop) -> bool:
         """Do what has been asked, waiting only where there is nothing else to do; False when it is time to end."""

@@ -1,6 +1,7 @@
 """An answer on its way from the engine's thread to the thread or event loop that reads it.
 
-The engine's thread knows a reader's box only. So a reader that is dropped goes at once, and cancels its request.
+The engine's thread references the reader's box, not the reader. So a dropped reader is collected at once, and cancels
+its request.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ class Stream(Iterator[Delta]):
 
     def __next__(self) -> Delta:
         while not self.collected.done:
-            delta = taken(self.collected, self._box.get())
+            delta = self.collected.take(self._box.get())
             if delta is not None:
                 return delta
         raise StopIteration
@@ -59,7 +60,7 @@ class AsyncStream(AsyncIterator[Delta]):
 
     async def __anext__(self) -> Delta:
         while not self.collected.done:
-            delta = taken(self.collected, await self._box.get())
+            delta = self.collected.take(await self._box.get())
             if delta is not None:
                 return delta
         raise StopAsyncIteration
@@ -98,14 +99,6 @@ class AsyncBox:
                 future: asyncio.Future[None] = event_loop.create_future()
                 self._waiter = event_loop, future
             await future
-
-
-def taken(collected: Collected, output: Output) -> Delta | None:
-    """Note an output; its piece of the answer. Raises what the request met."""
-    collected.take(output)
-    if output.error is not None:
-        raise output.error
-    return output.delta
 
 
 def _wake(future: "asyncio.Future[None]") -> None:

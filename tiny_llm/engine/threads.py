@@ -1,4 +1,4 @@
-"""What a thread that computes must leave behind it: nothing."""
+"""Destroy a thread's MLX streams before the thread ends."""
 
 import threading
 

@@ -78,7 +78,7 @@ class Waiting:
                 heapify(line)
 
     def _forget_idle(self) -> None:
-        """Drop the counters of idle tenants but for the MAX_IDLE highest: a client may invent a tenant a request."""
+        """Drop the counters of idle tenants except the MAX_IDLE highest: a client may name a new one each time."""
         idle = [tenant for tenant in self.counters if tenant not in self._lines]
         idle.sort(key=self.counters.__getitem__)
         for tenant in idle[:-MAX_IDLE]:
