@@ -61,6 +61,11 @@ class PagedPool:
         self.on = choose(ops.kernels)  # the back end of the kernels
         self.clear()
 
+    def drop(self) -> None:
+        """Give up all buffers."""
+        for name in self.held:
+            setattr(self, name, [])
+
     def clear(self) -> None:
         """Forget everything; the old buffers go before the new ones come."""
         self.keys: list[mx.array] = []

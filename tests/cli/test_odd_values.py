@@ -19,7 +19,8 @@ from tests.cli.fake import FakeLLM
 from tests.support import make_model
 from tiny_llm.cli import app
 from tiny_llm.cli.bench import Figure
-from tiny_llm.course import desk, record, roofline
+from tiny_llm.course import desk
+from tiny_llm.views import record, roofline
 
 ROOT = Path(__file__).parents[2]
 HUGE = str(10**400)

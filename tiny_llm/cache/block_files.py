@@ -96,7 +96,7 @@ class BlockFiles:
         for i, buffer in enumerate(state):
             array, shape = arrays[str(i)], (buffer.shape[0], *buffer.shape[2:])
             require(array.shape == shape and array.dtype == buffer.dtype, f"{name}: array {i} is of another shape")
-            require(bool(mx.isfinite(array).all().item()), f"{name}: array {i}: expected finite numbers, found others")
+            require(sealed.usable(array), f"{name}: array {i}: expected finite numbers, found others")
 
     def _name(self, address: str) -> str:
         kind = self.about["model"] + self.about["block"]

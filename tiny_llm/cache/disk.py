@@ -86,7 +86,7 @@ def _check_arrays(arrays: Mapping[str, mx.array], cache: ContiguousCache, counte
         array = arrays[name]
         ok = array.shape == shape and array.dtype in dtypes
         require(ok, f"{name}: expected {' or '.join(map(str, dtypes))} {shape}, found {array.dtype} {array.shape}")
-        require(bool(mx.isfinite(array).all().item()), f"{name}: expected finite numbers, found others")
+        require(sealed.usable(array), f"{name}: expected finite numbers, found others")
     tokens, vocab = arrays["tokens"], cache.config.vocab_size
     require(bool(((tokens >= 0) & (tokens < vocab)).all().item()), f"tokens: expected ids from 0 to {vocab - 1}")
     return count

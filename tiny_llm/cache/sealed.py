@@ -24,6 +24,7 @@ from tiny_llm.model.safetensors import read_header
 
 DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32"}
 DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+LARGEST = 1e15  # of keys, values and codes; those of a model are far below
 REMEDY = "delete it, and it will be written anew"
 
 
@@ -73,9 +74,16 @@ def check(path: Path, form: str, version: int) -> dict[str, str]:
     )
     read_header(path)
     about: dict[str, str] = json.loads(header[8:])["__metadata__"]
+    texts = isinstance(about, dict) and all(isinstance(value, str) for value in about.values())
+    require(texts, f"{path}: __metadata__: expected an object of texts, found something else; {REMEDY}")
     found_version = about.get("version")
     require(found_version == str(version), f"{path}: version: expected {version}, found {found_version!r}; {REMEDY}")
     return about
+
+
+def usable(array: mx.array) -> bool:
+    """Whether attention can work with these numbers: none is NaN, infinite or so large that a product overflows."""
+    return array.size == 0 or bool((mx.abs(array.astype(mx.float32)).max() < LARGEST).item())
 
 
 @contextlib.contextmanager

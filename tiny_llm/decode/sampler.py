@@ -1,5 +1,6 @@
 """A batch's choice of next tokens: the techniques of `sampling`, each row with its own parameters, all rows at once."""
 
+import math
 import secrets
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from tiny_llm.config import SamplingParams
 from tiny_llm.decode import sampling
 
 MIN_TEMPERATURE = 1e-6
+TINY = 1e-30  # a smaller share would be 0 in float32, and keep no token at all
 Tokens = Sequence[int]
 
 
@@ -171,7 +173,9 @@ class _Group:
             columns,
             _column([max(p.temperature, MIN_TEMPERATURE) for p in chosen]),
             _column([p.top_k or columns for p in chosen]) if any(0 < p.top_k < columns for p in chosen) else None,
-            _column([p.top_p if p.top_p < 1 else mx.inf for p in chosen]) if any(p.top_p < 1 for p in chosen) else None,
+            _column([max(p.top_p, TINY) if p.top_p < 1 else mx.inf for p in chosen])
+            if any(p.top_p < 1 for p in chosen)
+            else None,
             _column([p.min_p for p in chosen]) if any(p.min_p for p in chosen) else None,
         )
 
@@ -247,6 +251,11 @@ class _History(NamedTuple):
         in_prompt = mx.max(self.in_prompt * same, axis=-1, keepdims=True)
         pairs = ([self.tokens, new], [counts, count], [self.in_prompt, in_prompt])
         return _History(*(mx.concatenate(pair, axis=1) for pair in pairs))
+
+
+def _share(top_p: float) -> float:
+    """The share of the probability that `sampling.top_p` keeps; infinity keeps everything."""
+    return max(top_p, TINY) if top_p < 1 else math.inf
 
 
 def _columns(params: SamplingParams, vocab_size: int) -> int:

@@ -51,15 +51,28 @@ class Grammars:
             return self._compiled[wanted].deep_copy()
 
     def _compile(self, wanted: Structured) -> Any:
-        matcher = _library().LLMatcher
+        library = _library()
+        try:
+            matcher = self._matcher(library.LLMatcher, wanted)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"structured: expected a {wanted.kind}, found a faulty one: {error}") from error
+        begins = self.bits([matcher])[0] & self.anything_but_an_end
+        if not begins.any() and (not matcher.is_accepting() or wanted.kind == "json_schema"):
+            raise ValueError(
+                f"structured: expected a {wanted.kind} that some text fits, found one that no text can begin"
+            )
+        return matcher
+
+    def _matcher(self, matcher: Any, wanted: Structured) -> Any:
         if wanted.kind == "json_schema":
-            grammar = matcher.grammar_from_json_schema(wanted.text, defaults=_white_space(wanted.text))
+            schema = "{}" if wanted.text.strip() == "true" else wanted.text
+            grammar = matcher.grammar_from_json_schema(schema, defaults=_white_space(schema))
         elif wanted.kind == "regex":
             grammar = matcher.grammar_from_regex(wanted.text)
         else:
             grammar = matcher.grammar_from_lark(wanted.text)
         if reason := matcher.validate_grammar(grammar, self._known):
-            raise ValueError(f"structured: expected a {wanted.kind}, found a faulty one: {reason}")
+            raise ValueError(reason)
         return matcher(self._known, grammar, log_level=0)
 
     @cached_property

@@ -91,7 +91,7 @@ class Guarded:
     def __call__(self, event: Event) -> None:
         try:
             self.emit(event)
-        except Exception as error:
+        except BaseException as error:  # a callback's SystemExit is no reason to end the engine either
             if not self._told:
                 self._told = True
                 message = f"emit: {self.emit!r} raised {error!r} at a {event.kind} event; events may be missing"

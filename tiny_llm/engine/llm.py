@@ -1,8 +1,9 @@
 """`load` a model and ask it: text, chat messages or token ids in, text out, whole or as a stream."""
 
-import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,17 +25,16 @@ from tiny_llm.engine.batch import Collected, kv_bytes_for, run_all, run_one
 from tiny_llm.engine.completion import Completion as Completion
 from tiny_llm.engine.completion import Stats as Stats
 from tiny_llm.engine.completion import completions_of, join, stats_of
+from tiny_llm.engine.loading import dtype_of, load_model, load_tokenizer
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.prompt import Prepared, Prompt, head_of, many, prepare
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.threads import clear_streams_at_end
-from tiny_llm.kernels.table import with_kernels
-from tiny_llm.model import fused, hub, loader
+from tiny_llm.model import hub, loader
 from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
-from tiny_llm.quantize.affine import unfused
 
 POCKET = Path(__file__).parent.parent / "pocket" / "weights" / "target"
 
@@ -44,6 +44,7 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
 
     Raises ValueError where there is no such model, its files are broken or memory will not do.
     """
+    require(config is None or isinstance(config, EngineConfig), f"config: expected EngineConfig, found {shown(config)}")
     clear_streams_at_end()
     config = config or EngineConfig()
     if model is None and not (POCKET / "config.json").exists():
@@ -54,24 +55,13 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
     path = POCKET if model is None else hub.resolve(str(model))
     shape = loader.load_config(path)
     context = shape.context(config.max_context)
-    dtype = _dtype(config)
+    dtype = dtype_of(config)
     cache = partial(slot_bytes, shape, config), slots_at_most(config)
     loader.check_memory(path, shape, dtype, context if config.max_context else min(context, 4096), cache=cache)
-    weights = loader.load_weights(path, shape, dtype)
-    ops = unfused(fused.choose(config.ops)) if config.ops == "plain" else fused.choose(config.ops)
-    if ops is fused.CPU:
-        fused.by_columns(weights)
-    kernels = config.kernels or os.environ.get("TINY_LLM_KERNELS")
-    qwen = Qwen3(shape, weights, with_kernels(ops, kernels) if kernels else ops)
+    qwen = load_model(path, shape, config, dtype)
     defaults = loader.load_generation_defaults(path, context)
-    return LLM(qwen, Tokenizer.from_dir(path), path=path, config=config, defaults=defaults, max_context=context)
-
-
-def _dtype(config: EngineConfig) -> mx.Dtype | None:
-    """None keeps the files' own. On a CPU half-precision matmuls are fifty times slower than float32 ones."""
-    if config.dtype != "auto":
-        return cast(mx.Dtype, getattr(mx, config.dtype))
-    return None if mx.default_device() == mx.gpu else mx.float32
+    tokenizer = load_tokenizer(path, shape)
+    return LLM(qwen, tokenizer, path=path, config=config, defaults=defaults, max_context=context)
 
 
 class OvertakenError(RuntimeError):
@@ -101,6 +91,8 @@ class LLM:
         self.max_context = model.config.context(max_context)
         self.last_stats: Stats | None = None
         self._turn = 0  # counts the streams that took the kept cache
+        self._owner = threading.current_thread()  # the thread whose steps the kept cache may still wait for
+        self._work = threading.Lock()
         self._cache, self._cached = self._new_cache(), list[int]()
 
     @property
@@ -143,7 +135,8 @@ class LLM:
     ) -> list[Completion]:
         """Many prompts through the serving engine's loop, in this thread and with a pool for this call alone."""
         requests = [self.request(str(i), prompt, params, template) for i, prompt in enumerate(prompts)]
-        collected = run_all(self._loop(requests), requests, progress)
+        with self._working():
+            collected = run_all(self._loop(requests), requests, progress)
         return [completion for one in collected for completion in completions_of(one)]
 
     def _loop(self, requests: Sequence[Request]) -> Loop:
@@ -208,8 +201,9 @@ class LLM:
         params = self.resolve(params, overrides)
         if params.structured is not None:
             request = self.request("alone", prompt, params, template)
-            loop = self._loop([request])
-            loop.check(request)
+            with self._working():
+                loop = self._loop([request])
+                loop.check(request)
             return self._alone(loop, request)
         prepared = prepare(self.tokenizer, prompt, template, self.max_context)
         self._check(prepared.tokens, params)
@@ -218,7 +212,7 @@ class LLM:
     def _alone(self, loop: Loop, request: Request) -> Iterator[Delta]:
         """An answer of a given form: only the serving engine's loop knows how."""
         collected = Collected(request)
-        for delta in run_one(loop, collected):
+        for delta in self._stepwise(run_one(loop, collected)):
             self.last_stats = stats_of(collected)
             yield delta
 
@@ -236,11 +230,12 @@ class LLM:
         clear_streams_at_end()
         self._turn += 1
         turn, tokens = self._turn, prepared.tokens
-        cached = self._reuse(tokens)
+        with self._working():
+            cached = self._reuse(tokens)
         mx.reset_peak_memory()
         begin, first, count = time.perf_counter(), 0.0, 0
         try:
-            for delta in self._answers(prepared, params):
+            for delta in self._stepwise(self._answers(prepared, params)):
                 now = time.perf_counter()
                 first = first or now
                 if delta.token is not None:
@@ -265,6 +260,8 @@ class LLM:
     def _reuse(self, tokens: list[int]) -> int:
         """Trim the cache to what it shares with the prompt, at least one token less; returns how much that is."""
         agreed = 0
+        if self._owner is not threading.current_thread():  # a step may wait in a stream of the other thread's
+            self._cache, self._cached, self._owner = self._new_cache(), [], threading.current_thread()
         limit = min(len(tokens) - 1, len(self._cached), self._cache.offset)
         while agreed < limit and tokens[agreed] == self._cached[agreed]:
             agreed += 1
@@ -273,6 +270,28 @@ class LLM:
         self._cache.trim(self._cache.offset - agreed)
         self._cached = list(tokens)
         return agreed
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Keep other threads out while one computes. Raises RuntimeError where another does."""
+        if not self._work.acquire(blocking=False):
+            raise OvertakenError(
+                "this LLM computes for another thread: it serves one caller at a time; "
+                "tiny_llm.engine.serving.Engine serves many"
+            )
+        try:
+            yield
+        finally:
+            self._work.release()
+
+    def _stepwise(self, deltas: Iterator[Delta]) -> Iterator[Delta]:
+        """The same, each step of which is computed while no other thread computes."""
+        while True:
+            with self._working():
+                delta = next(deltas, None)
+            if delta is None:
+                return
+            yield delta
 
     def _answers(self, prepared: Prepared, params: SamplingParams) -> Iterator[Delta]:
         chunk = self.engine_config.prefill_chunk
@@ -291,11 +310,11 @@ class LLM:
 
     def save_cache(self, path: Path) -> None:
         """Write what is computed of the last request, so that another process need not. Raises OSError."""
-        disk.save(path, self._cache, self._cached, self.fingerprint)
+        disk.save(Path(path), self._cache, self._cached, self.fingerprint)
 
     def load_cache(self, path: Path) -> int:
         """Go on from what `save_cache` wrote; returns its tokens. Raises ValueError where the file won't do."""
         cache = self._new_cache()
-        self._cached = disk.load(path, cache, self.fingerprint)
-        self._cache = cache
+        self._cached = disk.load(Path(path), cache, self.fingerprint)
+        self._cache, self._owner = cache, threading.current_thread()
         return cache.offset

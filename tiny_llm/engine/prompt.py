@@ -41,11 +41,18 @@ def prepare(tokenizer: Tokenizer, prompt: Prompt, template: Template = None, lim
 
 def _prepare(tokenizer: Tokenizer, prompt: Prompt, template: Template, limit: int | None) -> Prepared:
     ok = template is None or isinstance(template, Mapping)
+    ok = ok and all(isinstance(name, str) for name in template or ())
     require(ok, f"template: expected the chat template's settings by name, found {shown(template)}")
+    is_list = isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes | bytearray)
+    is_chat = is_list and bool(prompt) and isinstance(prompt[0], Mapping)
+    require(
+        is_chat or not template, f"template: only chat messages have a template, found {shown(template)}; leave it out"
+    )
     if isinstance(prompt, str):
         return Prepared(tokenizer.encode(prompt, add_special_tokens=True, limit=limit))
-    is_list = isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray)
-    if is_list and prompt and isinstance(prompt[0], Mapping):
+    if is_chat:
+        if limit is not None and len(prompt) > limit:  # each message is a token at least
+            raise TooLongError(f"at least {len(prompt)}", limit)
         text = tokenizer.render(cast(Messages, prompt), **(template or {}))
         return Prepared(tokenizer.encode(text, limit=limit), text.opens_thought)
     if not is_list or not all(map(is_integer, prompt)):

@@ -1,5 +1,6 @@
 """After a step that failed: put the pool in order, go on with a smaller batch, and grow it again when steps succeed."""
 
+import traceback
 from dataclasses import replace
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ from tiny_llm.cache.view import View
 from tiny_llm.engine.runner import Runner
 from tiny_llm.engine.scheduler import Scheduler
 from tiny_llm.engine.step import Share, Step
+from tiny_llm.model.memory import available_bytes
 
 GOOD_STEPS = 16  # after a failure: steps until the batch may double
 TRIES = 3  # failures of a request alone, without a new token in between, before it is given up
@@ -35,6 +37,7 @@ class Recovery:
     def after_failure(self, step: Step, error: Exception, now: float) -> str | None:
         """Halve the batch. Return the id of a request that has failed alone TRIES times, else None."""
         alive = [share for share in step.shares if self.scheduler.sequences.find(share.sequence) is not None]
+        traceback.clear_frames(error.__traceback__)  # they hold arrays of the step that failed
         self._mend(step, now)
         self._good = 0
         if not alive:
@@ -61,13 +64,23 @@ class Recovery:
         try:
             mx.eval(self.pool.state)
         except Exception:  # the writes themselves can't be done: everything is computed again
-            self.pool.clear()
+            self._clear_pool()
             everyone = tuple(Share(sequence.id, 0, (), 0, View((), 0)) for sequence in self.scheduler.running)
             step = Step(step.number, everyone, tuple((0, block) for block in range(self.pool.num_blocks)))
         self.scheduler.abandon(step, now)
         tree = self.scheduler.ledger.tree
         if tree and not self.scheduler.running:
             tree.forget()
+
+    def _clear_pool(self) -> None:
+        """Make the pool anew. Raises MemoryError where there is no room: MLX would crash the process."""
+        need = self.pool.nbytes
+        self.pool.drop()
+        mx.clear_cache()
+        free = available_bytes()
+        if free is not None and free < need:
+            raise MemoryError(f"no memory for the pool of {need:,} bytes after a step that failed, {free:,} are free")
+        self.pool.clear()
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -56,11 +56,12 @@ class Request:
         bad = next((token for token in self.tokens if not is_integer(token)), None)
         require(bad is None, f"prompt: expected token ids, found {shown(bad)}")
         require(isinstance(self.params, SamplingParams), f"params: expected SamplingParams, found {shown(self.params)}")
-        check_priority(self.priority)
-        check_tenant(self.tenant)
-        check_seconds("arrival", self.arrival)
+        plain = {"priority": check_priority(self.priority), "tenant": check_tenant(self.tenant)}
+        plain["arrival"] = check_seconds("arrival", self.arrival)
         if self.deadline is not None:
-            check_seconds("deadline", self.deadline)
+            plain["deadline"] = check_seconds("deadline", self.deadline)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
     @property
     def searches(self) -> bool:
@@ -73,21 +74,27 @@ class Request:
         return self.params.beam_width if self.searches else self.params.n
 
 
-def check_priority(value: Any) -> None:
-    """Raise ValueError for anything but an integer from -PRIORITIES to PRIORITIES."""
-    ok = is_integer(value) and abs(value) <= PRIORITIES
+def check_priority(value: Any) -> int:
+    """The plain int of an integer from -PRIORITIES to PRIORITIES. Raises ValueError for anything else."""
+    plain = int.__add__(value, 0) if is_integer(value) else None  # a class of the caller's may compare as it likes
+    ok = plain is not None and abs(plain) <= PRIORITIES
     require(ok, f"priority: expected an integer from -{PRIORITIES} to {PRIORITIES}, found {shown(value)}")
+    assert plain is not None
+    return plain
 
 
-def check_tenant(value: Any) -> None:
-    """Raise ValueError for anything but a name of at most MAX_TENANT characters."""
-    ok = isinstance(value, str) and 0 < len(value) <= MAX_TENANT
+def check_tenant(value: Any) -> str:
+    """The plain text of a name of at most MAX_TENANT characters. Raises ValueError for anything else."""
+    plain = "".join([value]) if isinstance(value, str) else ""
+    ok = 0 < len(plain) <= MAX_TENANT
     require(ok, f"tenant: expected a name of 1 to {MAX_TENANT} characters, found {shown(value)}")
+    return plain
 
 
-def check_seconds(name: str, value: Any) -> None:
-    """Raise ValueError for anything but a finite number of seconds."""
+def check_seconds(name: str, value: Any) -> float:
+    """The plain number of a finite time in seconds. Raises ValueError for anything else."""
     require(is_finite(value), f"{name}: expected a time in seconds, found {shown(value)}")
+    return int.__add__(value, 0) if is_integer(value) else float.__add__(value, 0.0)
 
 
 @dataclass(eq=False)

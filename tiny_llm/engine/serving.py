@@ -5,6 +5,7 @@ MLX's arrays belong to the thread that built them, so what leaves the engine's t
 
 import atexit
 import itertools
+import os
 import queue
 import threading
 import time
@@ -70,13 +71,15 @@ class Engine:
         emit: Callable[[Event], None] | None = None,
     ):
         require(emit is None or callable(emit), f"emit: expected a function of an event, found {shown(emit)}")
+        ok = serving is None or isinstance(serving, ServingConfig)
+        require(ok, f"serving: expected ServingConfig, found {shown(serving)}")
         self._make: Callable[[], LLM] = lambda: load(model, config=config)
         self._serving, self._emit = serving, emit
         self._inbox: queue.SimpleQueue[Add | Leave | Close] = queue.SimpleQueue()
         self._gate = threading.RLock()  # an order is put while the gate is open, or not at all
         self._is_open = True
         self._listeners: dict[str, Deliver] = {}
-        self._ids = itertools.count()
+        self._ids, self._process = itertools.count(), os.getpid()
         self._ready = threading.Event()
         self._fault: list[BaseException] = []
         self._thread = threading.Thread(target=self._work, name="tiny-llm engine", daemon=True)
@@ -128,6 +131,8 @@ class Engine:
 
     def close(self) -> None:
         """End the engine's thread; a request that is under way gets a RuntimeError. A second call does nothing."""
+        if os.getpid() != self._process:
+            return  # a forked copy, in which the thread does not run
         self._put(Close())
         if threading.current_thread() is not self._thread:  # `emit` may close the engine that calls it
             self._thread.join()
@@ -153,15 +158,17 @@ class Engine:
         """What the caller asks, checked. Raises ValueError for what can never run."""
         if not self._is_open:
             raise self._closed()
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("emit can't ask the engine that calls it: the engine's thread would wait for itself")
+        if os.getpid() != self._process:
+            raise RuntimeError("the engine belongs to another process: make one in the process that was forked")
         now = time.monotonic()
         rest = dict(options)
         priority, tenant = rest.pop("priority", Request.priority), rest.pop("tenant", Request.tenant)
         deadline, template = rest.pop("deadline", None), rest.pop("template", None)
-        check_priority(priority)
-        check_tenant(tenant)
+        priority, tenant = check_priority(priority), check_tenant(tenant)
         if deadline is not None:
-            check_seconds("deadline", deadline)
-            deadline += now
+            deadline = now + check_seconds("deadline", deadline)
         settings = self.llm.resolve(params, rest)
         request = self.llm.request(f"r{next(self._ids)}", prompt, settings, template)
         request = replace(request, arrival=now, priority=priority, tenant=tenant, deadline=deadline)

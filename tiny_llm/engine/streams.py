@@ -26,18 +26,22 @@ class Stream(Iterator[Delta]):
 
     def __init__(self, collected: Collected, leave: Leave):
         self.collected, self._leave = collected, leave
-        self._box: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        self._box: queue.SimpleQueue[Output | None] = queue.SimpleQueue()
         self.deliver = self._box.put  # for the engine's thread
 
     def __next__(self) -> Delta:
-        while not self.collected.done:
-            delta = self.collected.take(self._box.get())
+        while (output := self._box.get()) is not None:
+            if output.ended:
+                self._box.put(None)  # whoever reads on, in any thread, meets the end
+            delta = self.collected.take(output)
             if delta is not None:
                 return delta
+        self._box.put(None)
         raise StopIteration
 
     def close(self) -> None:
-        """Cancel the request, if it has not ended."""
+        """Cancel the request, if it has not ended; who reads on meets the end."""
+        self._box.put(None)
         self._leave(self.collected)
 
     def __enter__(self) -> "Stream":
@@ -59,14 +63,18 @@ class AsyncStream(AsyncIterator[Delta]):
         self.deliver = self._box.put  # for the engine's thread
 
     async def __anext__(self) -> Delta:
-        while not self.collected.done:
-            delta = self.collected.take(await self._box.get())
+        while (output := await self._box.get()) is not None:
+            if output.ended:
+                self._box.put(None)
+            delta = self.collected.take(output)
             if delta is not None:
                 return delta
+        self._box.put(None)
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Cancel the request, if it has not ended."""
+        """Cancel the request, if it has not ended; who reads on meets the end."""
+        self._box.put(None)
         self._leave(self.collected)
 
     def __del__(self) -> None:
@@ -74,30 +82,29 @@ class AsyncStream(AsyncIterator[Delta]):
 
 
 class AsyncBox:
-    """A queue that any thread fills and one task of any event loop reads. It keeps nothing of a loop between reads."""
+    """A queue that any thread fills and tasks of any event loop read. It keeps nothing of a loop between reads."""
 
     def __init__(self) -> None:
-        self._outputs: deque[Output] = deque()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
-        self._lock = threading.Lock()
+        self._outputs: deque[Output | None] = deque()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._lock = threading.RLock()  # a reader may be collected, and closed, while its own thread holds it
 
-    def put(self, output: Output) -> None:
+    def put(self, output: Output | None) -> None:
         with self._lock:
             self._outputs.append(output)
-            waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            event_loop, future = waiter
+            waiters, self._waiters = self._waiters, []
+        for event_loop, future in waiters:
             with contextlib.suppress(RuntimeError):  # the event loop has ended: nobody waits any more
                 event_loop.call_soon_threadsafe(_wake, future)
 
-    async def get(self) -> Output:
+    async def get(self) -> Output | None:
         while True:
             with self._lock:
                 if self._outputs:
                     return self._outputs.popleft()
                 event_loop = asyncio.get_running_loop()
                 future: asyncio.Future[None] = event_loop.create_future()
-                self._waiter = event_loop, future
+                self._waiters.append((event_loop, future))
             await future
 
 

@@ -29,6 +29,7 @@ class Waiting:
 
     def push(self, sequence: Sequence) -> None:
         """Join the line. Who had nothing to wait for gets no credit for that time."""
+        self.size += 1  # first: a sequence that is half in the line can be cancelled like any other
         tenant = sequence.request.tenant
         if tenant not in self._lines:
             if len(self.counters) > 2 * (len(self._lines) + MAX_IDLE):
@@ -38,7 +39,6 @@ class Waiting:
         heappush(self._lines[tenant], (sequence.rank, sequence))
         if self._lines[tenant][0][1] is sequence:
             heappush(self._heads, (self.counters[tenant], sequence.rank, tenant))
-        self.size += 1
 
     def peek(self) -> Sequence | None:
         """Who is next."""

@@ -1,0 +1,58 @@
+"""The parts of a loaded model: its weights on operations that suit this machine, and its tokenizer."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import cast
+
+import mlx.core as mx
+
+from tiny_llm._temporary import temporary_folder_fault
+from tiny_llm.config import EngineConfig, ModelConfig
+from tiny_llm.config.fields import require
+from tiny_llm.kernels.table import with_kernels
+from tiny_llm.model import fused, loader
+from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.model.tokenizer import Tokenizer
+from tiny_llm.quantize.affine import unfused
+
+
+def dtype_of(config: EngineConfig) -> mx.Dtype | None:
+    """The number format to compute in; None keeps the files' own.
+
+    On a CPU half-precision matmuls are fifty times slower than float32 ones.
+    """
+    if config.dtype != "auto":
+        return cast(mx.Dtype, getattr(mx, config.dtype))
+    return None if mx.default_device() == mx.gpu else mx.float32
+
+
+def load_model(path: Path, shape: ModelConfig, config: EngineConfig, dtype: mx.Dtype | None) -> Qwen3:
+    """Read the weights and choose the operations. Raises ValueError where the files are broken."""
+    weights = loader.load_weights(path, shape, dtype)
+    _check_compiler()
+    ops = fused.choose(config.ops)
+    if config.ops == "plain":
+        ops = unfused(ops)
+    if ops is fused.CPU:
+        fused.by_columns(weights)
+    kernels = config.kernels or os.environ.get("TINY_LLM_KERNELS")
+    return Qwen3(shape, weights, with_kernels(ops, kernels) if kernels else ops)
+
+
+def load_tokenizer(path: Path, shape: ModelConfig) -> Tokenizer:
+    """Read the tokenizer. Raises ValueError where its files are broken or end a text with what the model never says."""
+    tokenizer = Tokenizer.from_dir(path)
+    strange = sorted(token for token in tokenizer.eos_token_ids if token >= shape.vocab_size)
+    require(not strange, f"{path}: eos_token_id: expected ids below vocab_size ({shape.vocab_size}), found {strange}")
+    return tokenizer
+
+
+def _check_compiler() -> None:
+    """Switch `mx.compile` off where it can't work: on a CPU MLX compiles loops in the folder for temporary files."""
+    if mx.default_device() == mx.gpu:
+        return
+    fault = temporary_folder_fault()
+    if fault:
+        warnings.warn(f"{fault}; until then nothing is compiled, which is slower", RuntimeWarning, stacklevel=4)
+        mx.disable_compile()
