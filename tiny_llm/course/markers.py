@@ -16,7 +16,8 @@ from tiny_llm.course import CourseError
 
 TASK = re.compile(r"(\s*)(?:#|//) TASK (w\d+\.\d+\.\d+): (.*\S)")
 END = re.compile(r"(\s*)(?:#|//) END TASK")
-LIKE_A_MARKER = re.compile(r"\s*(?:#|//)\s*(?:TASK|HINT|END[ _]?TASK)\b")
+LIKE_A_MARKER = re.compile(r"\s*(?:#|//)\s*(?:TASK|END[ _]?TASK)\b")
+HINT = re.compile(r"\s*(?:#|//)\s*HINT\b")
 ANCHOR = re.compile(r"\s*(?:#|//) ANCHOR(?:_END)?: ")  # the book's, of no use to a learner
 IMPORT = "from tiny_llm.course import NotDone"
 
@@ -40,6 +41,9 @@ class Region:
 def regions(text: str, name: str) -> list[Region]:
     """The exercises of a source. Raises CourseError with `name` and line for markers that do not pair up."""
     lines, found, at = text.splitlines(), list[Region](), 0
+    for number, line in enumerate(lines, 1):
+        if HINT.match(line):
+            raise CourseError(f"{name}:{number}: {line.strip()!r}: hints stand in tiny_llm/course/hints/")
     while at < len(lines):
         if TASK.fullmatch(lines[at]):
             region = _region(lines, at, name)
