@@ -332,7 +332,8 @@ def test_verdicts(questions: Path) -> None:
         ),
         ('answer = "two"', 'answer = "three"', "question 1: answer: expected one of the options, found 'three'"),
         ('reason = "Count."', 'because = "x"', "question 2: expected"),
-        ("[[question]]", "[[question", "cannot read questions"),
+        ("[[question]]", "[[question", "cannot be read as TOML"),
+        ("[[question]]", "[[query]]", "holds no question"),
     ],
 )
 def test_a_broken_quiz_is_told(run: Run, questions: Path, old: str, new: str, complaint: str) -> None:

@@ -49,6 +49,6 @@ def test_a_weaker_barrier_is_found(name: str, number: int, weaker: str) -> None:
 
 
 def lines_of_code(text: str, one: int, other: int) -> int:
-    """How far apart two lines are, remarks (such as an exercise's hints) left out."""
+    """How far apart two lines are, remarks left out."""
     between = text.splitlines()[min(one, other) : max(one, other)]
     return sum(bool(line.strip()) and not line.lstrip().startswith("//") for line in between)

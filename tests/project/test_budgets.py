@@ -1,6 +1,6 @@
 """A file has at most 300 lines of code and a function at most 60; no function is denser than a reader can bear.
 
-Lines of code are those without blank lines, comments and the exercises' hints. A function's nodes are those of its
+Lines of code are those without blank lines and comments. A function's nodes are those of its
 syntax tree without the docstring; its lines for the density are those on which a node begins or ends.
 """
 

@@ -39,9 +39,6 @@ class ContiguousCache:
         Sets start, at, offset and capacity, which never gets smaller.
         """
         # TASK w2.4.1: where the new tokens stand, and room for them
-        # HINT 1: A cache holds 4 tokens and 2 more come. What are start, offset and the positions?
-        # HINT 2: With step 4 and 6 tokens: how many slots? Only if that is more than there are, capacity changes.
-        # HINT 3: start = old offset; offset += T; capacity = ceil(offset / step) · step; arange(start, offset)
         self.start, self.offset = self.offset, self.offset + num_tokens
         self.at = mx.array([self.start])
         if self.offset > self.capacity:
@@ -55,10 +52,6 @@ class ContiguousCache:
             self.keys.append(mx.zeros((k.shape[1], 0, k.shape[2]), k.dtype))
             self.values.append(mx.zeros((v.shape[1], 0, v.shape[2]), v.dtype))
         # TASK w2.4.3: write, then look at everything
-        # HINT 1: The queries are the last T tokens. Who knows what they may see: the cache, or `ops.attention`?
-        # HINT 2: Write k into self.keys and v into self.values; `write` returns the whole of what is there. The scale
-        #   is 1/√D, and `config.window_of(layer)` says how far this layer looks back.
-        # HINT 3: self.ops.attention(q, keys, values, head_dim**-0.5, window)
         keys, values = self.write(self.keys, layer, k), self.write(self.values, layer, v)
         return self.ops.attention(q, keys, values, self.config.head_dim**-0.5, self.config.window_of(layer))
         # END TASK
@@ -69,10 +62,6 @@ class ContiguousCache:
         A buffer that is too small is replaced in `buffers` by one of `capacity` slots with what was below `start`.
         """
         # TASK w2.4.2: grow if need be, write, return what is filled
-        # HINT 1: The buffer holds heads first, `new` tokens first. Which axes must change places?
-        # HINT 2: Growing: the slots below start, then zeros up to capacity. In a step that starts at 0 nothing is kept.
-        # HINT 3: buffers[layer] = mx.slice_update(buffer, new with heads first, self.at, [1]) writes from slot start on
-        #   along axis 1; return its first `offset` slots
         buffer = buffers[layer]  # (Hkv, slots, D)
         heads, room, dim = buffer.shape
         if room < self.capacity:
@@ -89,18 +78,12 @@ class ContiguousCache:
     def trim(self, num_tokens: int) -> None:
         """Forget the last tokens. Raises ValueError for more than there are, as `check_trim` does."""
         # TASK w2.4.4: forget without touching a buffer
-        # HINT 1: Which of the cache's numbers says what is kept? Does anything read slots beyond it?
-        # HINT 2: `check_trim` refuses what can't be forgotten, and returns the offset that is left.
-        # HINT 3: self.offset = check_trim(num_tokens, self.offset)
         self.offset = check_trim(num_tokens, self.offset)
         # END TASK
 
     def fork(self) -> "ContiguousCache":
         """A cache that goes on from here by itself; no array is copied until one of the two writes."""
         # TASK w2.4.5: the same arrays in lists of its own
-        # HINT 1: `write` puts a new array into a list. Who else sees that, if two caches have the same list?
-        # HINT 2: copy.copy(self) makes a second cache with the same attributes; two of these must become its own.
-        # HINT 3: other.keys, other.values = list(self.keys), list(self.values)
         other = copy.copy(self)
         other.keys, other.values = list(self.keys), list(self.values)
         return other

@@ -13,9 +13,6 @@ def bytes_per_slot(config: ModelConfig, width: int, bits: int | None = None, gro
     head_dim, each with a scale and a bias of that width.
     """
     # TASK w2.5.1: what one token costs
-    # HINT 1: How many numbers does a layer keep of a token? Which heads count: the query heads or the K/V heads?
-    # HINT 2: Keys and values, layers, K/V heads, head_dim: a product. Packed, each group of numbers adds two more.
-    # HINT 3: numbers · width, or numbers · bits / 8 + numbers / group_size · 2 · width
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     if bits is None:
         return numbers * width
@@ -26,9 +23,6 @@ def bytes_per_slot(config: ModelConfig, width: int, bits: int | None = None, gro
 def slots(tokens: int, window: int | None = None) -> int:
     """Slots that a cache has for so many tokens: it grows in steps of STEP, a rotating one to window + SPARE."""
     # TASK w2.5.2: how many slots there are
-    # HINT 1: How many slots does the first token bring? And the 257th?
-    # HINT 2: Round up to whole steps; a window sets an end to it.
-    # HINT 3: ceil(tokens / STEP) · STEP, at most window + SPARE if there is a window
     grown = -(-tokens // STEP) * STEP
     return grown if window is None else min(grown, window + SPARE)
     # END TASK

@@ -88,9 +88,6 @@ class PagedPool:
     def write(self, layer: int, blocks: mx.array, slots: mx.array, k: mx.array, v: mx.array) -> None:
         """Put k and v (T, Hkv, D) into the T slots that `blocks` and `slots` name."""
         # TASK w3.3.3: each token's K and V into its slot
-        # HINT 1: The pool's axes are head, block, slot, D. Which of them do `blocks` and `slots` index?
-        # HINT 2: One indexed assignment writes T places. What it is given must have the heads first, as the pool has.
-        # HINT 3: self.keys[layer][:, blocks, slots] = k.swapaxes(0, 1), and the same for the values
         self.keys[layer][:, blocks, slots] = k.swapaxes(0, 1)
         self.values[layer][:, blocks, slots] = v.swapaxes(0, 1)
         # END TASK
@@ -228,9 +225,6 @@ class PagedBatch:
 def positions_of(starts: Sequence[int], lengths: Sequence[int]) -> npt.NDArray[np.int32]:
     """The positions of a ragged row's tokens, (T,): each sequence goes on from its own start."""
     # TASK w3.3.1: where each token of the row stands in its sequence
-    # HINT 1: Sequences with starts 5 and 0 and lengths 1 and 3 make a row of four tokens. What are their positions?
-    # HINT 2: Each sequence gives the range from its start to start + length; the row is these, one after the other.
-    # HINT 3: np.concatenate of np.arange(start, start + length) over the sequences, as int32
     ranges = [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
     return np.concatenate(ranges).astype(np.int32)
     # END TASK
@@ -241,9 +235,6 @@ def slots_of(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Each token's block in the pool and its slot in that block, (T,) and (T,). tables (R, M), positions (T,)."""
     # TASK w3.3.2: from a position to a block and a slot
-    # HINT 1: With blocks of 4 slots, which entry of its table has token 9, and which slot of that block is its own?
-    # HINT 2: Each token looks into its own sequence's row of `tables`: np.repeat gives the numbers of the rows.
-    # HINT 3: tables[rows, positions // block_size], positions % block_size
     rows = np.repeat(np.arange(len(lengths)), lengths)
     return tables[rows, positions // block_size], positions % block_size
     # END TASK
@@ -252,9 +243,6 @@ def slots_of(
 def gathered(pool: mx.array, table: Sequence[int], length: int) -> mx.array:
     """The first `length` slots of a sequence in their order, (Hkv, length, D). pool (Hkv, num_blocks, block, D)."""
     # TASK w3.3.4: a sequence's slots as one array
-    # HINT 1: A table [7, 2] and blocks of 4 slots: in which order do slots of the pool make tokens 0 to 7?
-    # HINT 2: An index on axis 1 takes the blocks in the table's order; two axes then become one.
-    # HINT 3: pool[:, mx.array(table)] is (Hkv, blocks, block, D); reshape to (Hkv, -1, D), cut at `length`
     heads, _, _, dim = pool.shape
     return pool[:, mx.array(list(table))].reshape(heads, -1, dim)[:, :length]
     # END TASK

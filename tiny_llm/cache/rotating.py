@@ -27,9 +27,6 @@ from tiny_llm.model.ops import Ops
 def slot_of(position: int, sinks: int, capacity: int) -> int:
     """Where a position's key and value stand: sinks stay, the others go round in the slots behind them."""
     # TASK w2.5.3: the slot of a position
-    # HINT 1: 2 sinks and 6 slots. Positions 0 to 5 stand in slots 0 to 5. Where does position 6 go, and 9, and 10?
-    # HINT 2: The ring has capacity - sinks slots and begins behind the sinks; so do its positions.
-    # HINT 3: sinks + (position - sinks) % (capacity - sinks) for a position that is no sink
     return position if position < sinks else sinks + (position - sinks) % (capacity - sinks)
     # END TASK
 
@@ -40,10 +37,6 @@ def held_positions(last: int, sinks: int, capacity: int) -> mx.array:
     A ring slot that was never written has a number below `sinks`.
     """
     # TASK w2.5.4: the way back, from slots to positions
-    # HINT 1: 2 sinks, 6 slots, last position 9, which stands in slot 5. What stands in slots 4, 3 and 2?
-    # HINT 2: Position p and slot s belong together if p - s is a multiple of the ring's length. How far back from
-    #   `last` is the newest such p? A remainder of a division says it; MLX's % is never negative here.
-    # HINT 3: last - (last - slot) % (capacity - sinks) for ring slots; a sink's slot is its position
     slots = mx.arange(capacity)
     newest = last - (last - slots) % (capacity - sinks)
     return mx.where(slots < sinks, slots, newest)
@@ -56,10 +49,6 @@ def visible(positions: mx.array, held: mx.array, sinks: int, recent: int) -> mx.
     positions (T,) are the queries', held (slots,) those of the slots as `held_positions` gives them.
     """
     # TASK w2.5.5: who sees which slot
-    # HINT 1: A mask like that of chapter 1.1, but the keys stand in another order. What tells where a key belongs?
-    # HINT 2: Nobody looks ahead. Beyond that, either the slot is a sink's, or what it holds is near enough. A ring
-    #   slot that holds nothing yet has a number below `sinks` and must stay unseen.
-    # HINT 3: (held <= query) & (slot is a sink's | (held >= sinks) & (held > query - recent)), query as a column
     query, slots = positions[:, None], mx.arange(held.shape[0])
     near = (held >= sinks) & (held > query - recent)
     return (held <= query) & ((slots < sinks) | near)

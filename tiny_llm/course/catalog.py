@@ -1,23 +1,14 @@
 """What the course consists of: its tasks in order, and the files that they are in. Read from course.toml."""
 
 import functools
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tiny_llm.course import CourseError, learner, markers
+from tiny_llm.course import CourseError, hints, learner, markers, toml
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-load_toml = tomllib.loads
-
-HERE = Path(__file__).parent
-PACKAGE = HERE.parent
+PACKAGE = toml.HERE.parent
 
 
 @dataclass(frozen=True)
@@ -86,18 +77,19 @@ def read_source(source: str) -> str:
 
 @functools.cache
 def course() -> Course:
-    """The course as course.toml and the markers say. Raises CourseError where they do not fit together."""
-    data = load_toml((HERE / "course.toml").read_text(encoding="utf-8"))
+    """The course as course.toml, the markers and the hints say. Raises CourseError where they do not fit together."""
+    data = toml.load(toml.HERE / "course.toml")
     files: dict[str, str] = data["files"]
     marked = {
         file: {region.task: region for region in markers.regions(read_source(source), source)}
         for file, source in files.items()
     }
-    tasks = [_task(entry, chapter, files, marked) for chapter in data["chapter"] for entry in chapter["tasks"]]
-    listed = {task.id for task in tasks}
+    listed = [entry["id"] for chapter in data["chapter"] for entry in chapter["tasks"]]
     for source, found in zip(files.values(), marked.values(), strict=True):
-        if extra := found.keys() - listed:
+        if extra := found.keys() - set(listed):
             raise CourseError(f"course.toml: {', '.join(sorted(extra))} of {source} is missing")
+    told = hints.read(listed)
+    tasks = [_task(entry, chapter, files, marked, told) for chapter in data["chapter"] for entry in chapter["tasks"]]
     return Course(tuple(tasks), {chapter["id"]: chapter["title"] for chapter in data["chapter"]}, files)
 
 
@@ -106,6 +98,7 @@ def _task(
     chapter: Mapping[str, Any],
     files: Mapping[str, str],
     marked: Mapping[str, Mapping[str, markers.Region]],
+    told: Mapping[str, tuple[str, ...]],
 ) -> Task:
     task, file = entry["id"], entry["file"]
     region = marked[file].get(task)
@@ -113,7 +106,7 @@ def _task(
         raise CourseError(f"{files[file]}: the region of {task} is missing")
     needs = tuple(entry.get("needs", ()))
     where = (file, files[file], entry["symbol"], chapter["test"])
-    return Task(task, chapter["id"], region.title, region.hints, *where, entry["minutes"], needs)
+    return Task(task, chapter["id"], region.title, told[task], *where, entry["minutes"], needs)
 
 
 def find_root() -> Path:

@@ -1,14 +1,10 @@
 """Exercises as regions of the engine's sources, marked by comments ("//" instead of "#" in .metal files):
 
     # TASK w1.1.2: scores, mask, softmax, weighted sum
-    # HINT 1: which axis of k must move?
-    # HINT 2: …the approach, which may go on
-    #   in further lines
-    # HINT 3: …pseudo-code
     …solution…
     # END TASK
 
-Slicing lines keeps the formatting, which a syntax tree would lose.
+The hints stand in hints/*.toml. Slicing lines keeps the formatting, which a syntax tree would lose.
 """
 
 import ast
@@ -19,30 +15,35 @@ from dataclasses import dataclass
 from tiny_llm.course import CourseError
 
 TASK = re.compile(r"(\s*)(?:#|//) TASK (w\d+\.\d+\.\d+): (.*\S)")
-HINT = re.compile(r"\s*(?:#|//) HINT (\d): (.*\S)")
-FURTHER = re.compile(r"\s*(?:#|//)   \s*(\S.*)")
 END = re.compile(r"(\s*)(?:#|//) END TASK")
-LIKE_A_MARKER = re.compile(r"\s*(?:#|//)\s*(?:TASK|HINT|END[ _]?TASK)\b")
+LIKE_A_MARKER = re.compile(r"\s*(?:#|//)\s*(?:TASK|END[ _]?TASK)\b")
+HINT = re.compile(r"\s*(?:#|//)\s*HINT\b")
 ANCHOR = re.compile(r"\s*(?:#|//) ANCHOR(?:_END)?: ")  # the book's, of no use to a learner
 IMPORT = "from tiny_llm.course import NotDone"
 
 
 @dataclass(frozen=True)
 class Region:
-    """One exercise: lines[start] is its TASK line, lines[end] its END TASK, and the solution is lines[body:end]."""
+    """One exercise: lines[start] is its TASK line, lines[end] its END TASK, and the solution stands between them."""
 
     task: str
     title: str
-    hints: tuple[str, ...]
     indent: str
     start: int
-    body: int
     end: int
+
+    @property
+    def body(self) -> int:
+        """The index of the solution's first line."""
+        return self.start + 1
 
 
 def regions(text: str, name: str) -> list[Region]:
     """The exercises of a source. Raises CourseError with `name` and line for markers that do not pair up."""
     lines, found, at = text.splitlines(), list[Region](), 0
+    for number, line in enumerate(lines, 1):
+        if HINT.match(line):
+            raise CourseError(f"{name}:{number}: {line.strip()!r}: hints stand in tiny_llm/course/hints/")
     while at < len(lines):
         if TASK.fullmatch(lines[at]):
             region = _region(lines, at, name)
@@ -60,15 +61,14 @@ def _region(lines: Sequence[str], start: int, name: str) -> Region:
     match = TASK.fullmatch(lines[start])
     assert match
     indent, task, title = match.groups()
-    hints, body = _hints(lines, start + 1, name)
-    for end in range(body, len(lines)):
+    for end in range(start + 1, len(lines)):
         line, place = lines[end], f"{name}:{end + 1}: {task}"
         if END.fullmatch(line):
             if not line.startswith(indent) or line[len(indent)].isspace():
                 raise CourseError(f"{place}: END TASK is not indented as its TASK is")
-            if end == body:
+            if end == start + 1:
                 raise CourseError(f"{place}: no solution between TASK and END TASK")
-            return Region(task, title, hints, indent, start, body, end)
+            return Region(task, title, indent, start, end)
         if LIKE_A_MARKER.match(line):
             raise CourseError(f"{place}: {line.strip()!r} within the region of line {start + 1}")
         if line.strip() and not line.startswith(indent):
@@ -76,24 +76,8 @@ def _region(lines: Sequence[str], start: int, name: str) -> Region:
     raise CourseError(f"{name}:{start + 1}: {task}: END TASK is missing")
 
 
-def _hints(lines: Sequence[str], at: int, name: str) -> tuple[tuple[str, ...], int]:
-    """The hints from line `at` on and the first line after them."""
-    hints: list[str] = []
-    while at < len(lines):
-        if match := HINT.fullmatch(lines[at]):
-            if int(match[1]) != len(hints) + 1:
-                raise CourseError(f"{name}:{at + 1}: expected HINT {len(hints) + 1}, found HINT {match[1]}")
-            hints.append(match[2])
-        elif hints and (match := FURTHER.fullmatch(lines[at])):
-            hints[-1] += "\n" + match[1]
-        else:
-            break
-        at += 1
-    return tuple(hints), at
-
-
 def solution(text: str, region: Region) -> list[str]:
-    """The lines between the hints and END TASK."""
+    """The lines between TASK and END TASK."""
     return text.splitlines()[region.body : region.end]
 
 

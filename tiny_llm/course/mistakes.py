@@ -8,8 +8,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from types import CodeType, ModuleType
 
-from tiny_llm.course import CourseError, markers
-from tiny_llm.course.catalog import HERE, Task, load_toml, read_source, source_path
+from tiny_llm.course import CourseError, markers, toml
+from tiny_llm.course.catalog import Task, read_source, source_path
 from tiny_llm.course.kernel import Launchers
 
 
@@ -17,8 +17,8 @@ from tiny_llm.course.kernel import Launchers
 def catalogue() -> Mapping[str, Mapping[str, Sequence[str]]]:
     """Task id → name of the mistake → old text, new text, and so on in pairs."""
     found: dict[str, Mapping[str, Sequence[str]]] = {}
-    for path in sorted((HERE / "mistakes").glob("*.toml")):
-        found |= load_toml(path.read_text(encoding="utf-8"))
+    for path in sorted((toml.HERE / "mistakes").glob("*.toml")):
+        found |= toml.load(path)
     return found
 
 

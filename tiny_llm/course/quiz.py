@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_llm.course import CourseError
-from tiny_llm.course.catalog import find_root, load_toml
+from tiny_llm.course import CourseError, toml
+from tiny_llm.course.catalog import find_root
 
 FILE = Path("book") / "quizzes.toml"
 KINDS = ("predict", "debug", "estimate")
@@ -26,11 +26,10 @@ class Question:
 
 def read(path: Path) -> list[Question]:
     """All questions. Raises CourseError naming file and question for an entry that is not complete."""
-    try:
-        entries = load_toml(path.read_text(encoding="utf-8"))["question"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CourseError(f"{path}: cannot read questions: {error!r}") from error
-    return [_question(entry, f"{path}: question {number}") for number, entry in enumerate(entries, 1)]
+    tables = toml.load(path)
+    if "question" not in tables:
+        raise CourseError(f"{path}: holds no question; expected tables that begin with [[question]]")
+    return [_question(entry, f"{path}: question {number}") for number, entry in enumerate(tables["question"], 1)]
 
 
 def _question(entry: dict[str, Any], where: str) -> Question:

@@ -134,9 +134,6 @@ def extend(beam: Beam, logprobs: Logprobs, count: int, stops: Collection[int]) -
     A token in `stops` finishes the beam, of which it is then the last token.
     """
     # TASK w1.7.7: a beam's likeliest continuations
-    # HINT 1: A continuation's probability is a product. What is its log-probability?
-    # HINT 2: np.argpartition(-logprobs, count - 1)[:count] finds the `count` largest without sorting all.
-    # HINT 3: Beam((*beam.tokens, token), beam.logprob + logprobs[token], token in stops) for each of them
     likeliest: list[int] = np.argpartition(-logprobs, count - 1)[:count].tolist()
     return [Beam((*beam.tokens, t), beam.logprob + float(logprobs[t]), t in stops) for t in likeliest]
     # END TASK

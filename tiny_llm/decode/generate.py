@@ -58,9 +58,6 @@ class Delta:
 def generate_naive(model: Qwen3, prompt: Sequence[int], num_tokens: int) -> list[int]:
     """Greedy decoding as simple as it gets: run the whole text again for each token. The oracle of all that follows."""
     # TASK w1.6.1: the whole text again for each token
-    # HINT 1: The logits are (T, V). Which row speaks of the token after the last?
-    # HINT 2: A RecomputeCache keeps nothing, so every pass takes a new one and all tokens so far.
-    # HINT 3: model(mx.array(tokens), RecomputeCache(model.config, model.ops)) → mx.argmax(logits[-1]).item() → append
     tokens = list(prompt)
     for _ in range(num_tokens):
         logits = model(mx.array(tokens), RecomputeCache(model.config, model.ops))  # (T, V)
@@ -75,10 +72,6 @@ def prefill(model: Qwen3, prompt: Sequence[int], cache: KVCache, chunk: int = 20
     Returns the logits after the last token, (1, V), not yet evaluated.
     """
     # TASK w1.6.2: fill the cache, chunk by chunk
-    # HINT 1: `cache.offset` tokens of the prompt are in the cache already. What is left to do?
-    # HINT 2: Only the last chunk needs logits, and of these only the last row: model(tokens, cache, LAST). The chunks
-    #   before it only have to run: model.hidden_states, then mx.eval(cache.state), so that memory stays small.
-    # HINT 3: while more than `chunk` tokens are left: hidden_states of the first `chunk`, eval, go on with the rest
     tokens = mx.array(list(prompt[cache.offset :]), mx.int32)
     while tokens.shape[0] > chunk:
         model.hidden_states(tokens[:chunk], cache)
@@ -103,10 +96,6 @@ def generate_tokens(
     is read, and does not run for nothing after the last token.
     """
     # TASK w1.6.3: sample, feed back, sample again
-    # HINT 1: The sampler wants each token's place in the sequence. How does `position` change from step to step?
-    # HINT 2: In turn: sample, read the token, yield it, stop if it is in `stops` or the last allowed one; otherwise
-    #   run the model on it. `_read` makes a Token of what the sampler gives; sampled.tokens (1,) feeds the model.
-    # HINT 3: sampled = sampler(logits, [position]) → yield _read(sampled) → logits = model(sampled.tokens, cache)
     ahead = _runs_ahead()
     sampled = sampler(logits, [position])
     _start(sampled)

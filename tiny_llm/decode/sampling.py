@@ -22,9 +22,6 @@ def weights(logits: mx.array, temperature: mx.array) -> mx.array:
     logits (R, C) with at least one finite value a row, temperature (R, 1) above 0 → (R, C).
     """
     # TASK w1.7.1: softmax with a temperature, but for its division
-    # HINT 1: Does a high temperature make the weights more alike, or less? So does it multiply or divide?
-    # HINT 2: Take each row's own maximum off first: the likeliest token then weighs exp(0) = 1.
-    # HINT 3: exp((logits - max over the last axis, kept) / temperature)
     # exp(x) as 2^(x log2 e): the CPU back end's power takes 40 % of the time of its exp
     return mx.power(2.0, (logits - mx.max(logits, axis=-1, keepdims=True)) * (LOG2_E / temperature))
     # END TASK
@@ -58,9 +55,6 @@ def penalize(
     logits, counts (in the output), in_prompt (0 or 1): (R, C); the three parameters (R, 1) → (R, C).
     """
     # TASK w1.7.5: three penalties on what was seen
-    # HINT 1: What does dividing by 1.3 do to a negative logit? Is the token then less likely?
-    # HINT 2: Repetition looks at prompt and output, and at the logit's sign. The other two look at the output only.
-    # HINT 3: where seen: divided if logits > 0, else multiplied; then minus counts·frequency and (counts > 0)·presence
     seen = (counts + in_prompt) > 0
     logits = mx.where(seen, mx.where(logits > 0, logits / repetition, logits * repetition), logits)
     return logits - counts * frequency - (counts > 0) * presence
@@ -92,9 +86,6 @@ def largest(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
 def top_k(weights: mx.array, k: mx.array) -> mx.array:
     """Keep the k largest. weights (R, C) in descending order, k (R, 1) → (R, C)."""
     # TASK w1.7.2: the k largest, the rest 0
-    # HINT 1: The weights come in descending order. Which columns stay?
-    # HINT 2: Compare the columns' numbers with k (R, 1): each row has its own.
-    # HINT 3: weights * (mx.arange(C) < k)
     return weights * (mx.arange(weights.shape[-1]) < k)
     # END TASK
 
@@ -105,10 +96,6 @@ def top_p(weights: mx.array, p: mx.array) -> mx.array:
     weights (R, C) in descending order, p (R, 1) → (R, C). A p of infinity keeps everything.
     """
     # TASK w1.7.3: the fewest tokens that hold the share p
-    # HINT 1: With shares 0.5, 0.3, 0.2 and p = 0.6: which tokens stay? And with p = 0.5?
-    # HINT 2: A token stays if what stands before it is less than p of the row's total. The weights do not sum to 1:
-    #   top-k may have cut some off, and their likeliest is 1.
-    # HINT 3: before = mass_before(weights); keep where before < p * total
     before = mass_before(weights)
     return weights * (before < p * (before[:, -1:] + weights[:, -1:]))
     # END TASK
@@ -117,9 +104,6 @@ def top_p(weights: mx.array, p: mx.array) -> mx.array:
 def min_p(weights: mx.array, p: mx.array) -> mx.array:
     """Keep tokens at least p times as likely as the likeliest, which weighs 1 (arXiv:2407.01082). Any order."""
     # TASK w1.7.4: at least p times as likely as the likeliest
-    # HINT 1: What does the likeliest token weigh here?
-    # HINT 2: So p is compared with the weights as they are.
-    # HINT 3: weights * (weights >= p)
     return weights * (weights >= p)
     # END TASK
 
@@ -159,9 +143,6 @@ def inverse_cdf(weights: mx.array, uniform: mx.array) -> mx.array:
     weight 0 is ever drawn. (R, C) → (R,) uint32.
     """
     # TASK w1.7.6: one draw from a row of weights
-    # HINT 1: Lay the weights end to end and throw a dart at uniform · total. Where does each column begin?
-    # HINT 2: The column sought is the last one that begins at or before the dart, among those that weigh anything.
-    # HINT 3: begin = mx.cumsum(…, inclusive=False); the largest column number where begin <= dart and weight > 0
     begin = mx.cumsum(weights, axis=-1, inclusive=False)
     possible = (begin <= uniform * mx.sum(weights, axis=-1, keepdims=True)) & (weights > 0)
     return mx.max(mx.arange(weights.shape[-1], dtype=mx.uint32) * possible, axis=-1)

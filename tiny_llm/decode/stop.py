@@ -12,10 +12,6 @@ class StopStrings:
     def add(self, piece: str) -> tuple[str, bool]:
         """The text that is now safe to show, and whether a stop string ended it (it is not part of the text)."""
         # TASK w1.6.4: hold back what could become a stop string
-        # HINT 1: The stop string is "END" and the text so far "… E". May the E be shown?
-        # HINT 2: Look for whole stop strings first; several may be there, and the earliest counts. Then find the
-        #   longest beginning of any stop string with which the text ends: that part waits in `self.held`.
-        # HINT 3: safe = len(text) - max(n for stop, n if text.endswith(stop[:n])); show text[:safe], hold the rest
         text = self.held + piece
         found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
         if found:

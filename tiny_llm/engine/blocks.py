@@ -66,10 +66,6 @@ class BlockPool:
     def free(self, block: int) -> None:
         """One holder less; without any the block is free."""
         # TASK w3.5.1: one holder less
-        # HINT 1: When does a block become free, and when does it become the tree's alone?
-        # HINT 2: Count down first. At 0 it goes to the free ones; at 1 it is evictable if the tree keeps it (`_kept`).
-        # HINT 3: assert that it is held; ref_counts[block] -= 1; num_evictable += 1 if kept and 1 is left; append it to
-        #   _free at 0
         assert self._ref_counts[block] > 0, f"block {block} is free already"
         self._ref_counts[block] -= 1
         self.num_evictable += self._kept[block] and self._ref_counts[block] == 1

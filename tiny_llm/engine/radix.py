@@ -78,14 +78,6 @@ class RadixTree:
         if held and node is self.root:
             return Match([], 0, "")  # its own last block is not in the tree: nothing below it can be
         # TASK w3.5.2: follow the tokens down the tree
-        # HINT 1: A node's children are found by the tokens of a whole block. Where in `tokens` does the first block to
-        #   look for stand?
-        # HINT 2: Go down while a child has the next block's tokens, and stop where that block would hold the last
-        #   token: at least one has to be computed. What was used becomes the most recent (`_touch`), from the lowest
-        #   node up.
-        # HINT 3: at = len(held) * size; while at + size < len(tokens): child = node.children.get(tuple(tokens[at : at +
-        #   size])); none: break; otherwise go on below it. Then _touch(node) and Match(found, tokens found,
-        #   self._reason(…))
         size, found = self.blocks.block_size, list[int]()
         at = len(held) * size
         while at + size < len(tokens):
@@ -119,11 +111,6 @@ class RadixTree:
         is freed. Further blocks, not yet full, are returned as they are.
         """
         # TASK w3.5.3: keep blocks, or take over those that are kept
-        # HINT 1: Three cases for each whole block: it is in the tree by itself, its tokens are, or neither.
-        # HINT 2: In the tree: go on below. Neither: `_add` makes the node, with its own reference. The tokens only:
-        #   another sequence computed the same; share the tree's block, free yours, and put the tree's into the table.
-        # HINT 3: for each whole block: child = nodes.get(table[i]) or node.children.get(its tokens) or _add(node, its
-        #   tokens, table[i]); node = child. Last, _touch(node).
         node, size, table = self.root, self.blocks.block_size, list(blocks)
         for i in range(len(tokens) // size):
             child = self.nodes.get(table[i])
@@ -144,11 +131,6 @@ class RadixTree:
     def evict(self, count: int) -> list[int]:
         """Free up to `count` blocks that only the tree holds, least recently used first; returns them."""
         # TASK w3.5.4: the least recently used leaves
-        # HINT 1: `nodes` is in the order of use, and a node stands before its parent. Which one goes first?
-        # HINT 2: The first of `nodes` that only the tree holds (`writable`) is a leaf: what was below it stood before
-        #   it. One that a sequence reads is in use now: `_touch` it, and look at the next.
-        # HINT 3: while fewer than `count` are freed and any is evictable: node = next(iter(self.nodes.values()));
-        #   writable: _remove it, note its block; otherwise _touch it
         freed: list[int] = []
         while len(freed) < count and self.blocks.num_evictable:
             node = next(iter(self.nodes.values()))

@@ -94,12 +94,6 @@ class Scheduler:
         """The next step; it is empty only where nothing is left to do. The step before must be finished."""
         plan = self._new_plan(now)
         # TASK w3.2.2: a step
-        # HINT 1: In which order do decodes, newcomers and prompts take their shares, so that a long prompt delays
-        #   nobody's token?
-        # HINT 2: After the three parts the plan may be empty though somebody runs: prompts that hold all blocks between
-        #   them. Then the last in rank gives way, and the prompts try again, until something can run.
-        # HINT 3: _decode, _admit, _prefill; while somebody runs and there are no entries: _preempt the last, _prefill;
-        #   _step makes the step of the plan
         self._decode(plan)
         self._admit(plan)
         self._prefill(plan)
@@ -118,14 +112,6 @@ class Scheduler:
         self.log.tell("step", tokens=step.num_tokens)
         ended = []
         # TASK w3.1.4: take in what was computed
-        # HINT 1: A chunk that is not a prompt's last computes K and V, and gives no token. What changes for its
-        #   sequence?
-        # HINT 2: `computed` moves on for each share (`computed_after`); the whole blocks of a prompt's part are kept
-        #   for others (`ledger.keep`); a result with tokens lets the other continuations begin (`sequences.fork`), then
-        #   the sequence gets them (`_append`, which ends it where it has to). Who was cancelled while the step ran is
-        #   passed over: `sequences.find` gives None.
-        # HINT 3: for each share and result: find the sequence, or go on; computed = computed_after(share, result); keep
-        #   if the share is longer than wanted; if there are tokens fork and _append. Note who is FINISHED by then.
         for share, result in zip(step.shares, results, strict=True):
             sequence = self.sequences.find(share.sequence)
             if sequence is None:
@@ -144,11 +130,6 @@ class Scheduler:
     def _decode(self, plan: Plan) -> None:
         """One token for every sequence with only one to compute, best rank first."""
         # TASK w3.1.2: one token for each that decodes
-        # HINT 1: Which sequences have exactly one token to compute? In which order do they stand in `self.running`?
-        # HINT 2: self._enter(sequence, 1, plan) gives 0 where no block is left. Then the last of `self.running`
-        #   gives way, and it is tried again. Preempting changes `self.running`, so go over a copy of it; and a sequence
-        #   may be preempted before its turn, or be the last one itself.
-        # HINT 3: while it is RUNNING and has 1 remaining: leave the loop if _enter gives 1, otherwise _preempt the last
         for sequence in list(self.running):
             while sequence.state is State.RUNNING and sequence.remaining == 1:
                 if self._enter(sequence, 1, plan):
@@ -162,15 +143,6 @@ class Scheduler:
         Blocks count as free that no running sequence has been promised.
         """
         # TASK w3.1.3: let in who fits
-        # HINT 1: What may a newcomer not take: a slot that is not there, and blocks that somebody else will need. Who
-        #   will?
-        # HINT 2: Prompts under way were promised all their blocks, and hold only some (`owed`). Of the found blocks
-        #   those that nobody reads are counted among the available ones until they are shared (`idle`). And each
-        #   sequence that runs should find a block more when it grows, unless nobody runs. While somebody gives way and
-        #   others go on, nobody comes in.
-        # HINT 3: while somebody waits: count the slots, and return if they are too many; _find; need = _wanted - those
-        #   found; return if need + idle + owed + growth are more than num_available; otherwise _start it, with its need
-        #   owed from then on
         if plan.preempted and self.running:
             return
         owed = sum(self.blocks.blocks_for(len(s.tokens)) - len(s.block_table) for s in self.running)
@@ -192,14 +164,6 @@ class Scheduler:
     def _prefill(self, plan: Plan) -> None:
         """Give prompts what the decodes left of the budget: half to the eldest, the rest to the shortest first."""
         # TASK w3.2.1: the rest of the budget
-        # HINT 1: How much of the budget is left when the decodes have entered? Who is to have it, if one prompt is very
-        #   long?
-        # HINT 2: Those who run and are not in the step are the prompts, in the order of rank; `_distinct` leaves out
-        #   who would compute what another computes. Reserve half (rounded up) of what is left for the first, or what it
-        #   needs. The others go by what remains to them, the least first, within the other half; then the first gets
-        #   all that is left. `_enter` says how much it took.
-        # HINT 3: reserved = min(first.remaining, (left + 1) // 2); for each other, sorted by remaining: left -=
-        #   _enter(it, left - reserved, …); _enter(first, left, …)
         left = self.config.token_budget - plan.num_tokens
         entered = {id(entry.sequence) for entry in plan.entries}
         prompts = self._distinct([s for s in self.running if id(s) not in entered])
@@ -324,10 +288,6 @@ def due_time(request: Request, config: SchedulerConfig) -> float:
     makes it earlier by `priority_seconds`.
     """
     # TASK w3.1.1: when a request is due
-    # HINT 1: Who came at 0 with patience 10 is due at 10. Who came at 5 with a deadline at 7?
-    # HINT 2: The deadline only ever makes it earlier, and a deadline before the arrival counts as the arrival:
-    #   otherwise anybody could pass all others by naming a time long ago.
-    # HINT 3: min(arrival + patience, max(deadline, arrival)) - priority * priority_seconds
     due = request.arrival + config.patience
     if request.deadline is not None:
         due = min(due, max(request.deadline, request.arrival))

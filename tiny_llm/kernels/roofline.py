@@ -27,10 +27,6 @@ def matrix_weights(config: ModelConfig) -> int:
     The embedding table counts only as the head of a tied model: a token reads one row of it.
     """
     # TASK w2.1.1: the weights of all matrices
-    # HINT 1: Which seven matrices does a layer have? Which one comes after the last layer?
-    # HINT 2: q has Hq heads of D, k and v have Hkv each; o brings Hq · D back to hidden. gate, up and down are
-    #   hidden × intermediate each. All that once for each layer, then vocabulary × hidden.
-    # HINT 3: layers · (hidden · D · (Hq + 2 Hkv) + Hq · D · hidden + 3 · hidden · intermediate) + vocab · hidden
     c = config
     heads = 2 * c.num_attention_heads + 2 * c.num_key_value_heads  # q and o, k and v
     layer = c.hidden_size * c.head_dim * heads + 3 * c.hidden_size * c.intermediate_size
@@ -49,10 +45,6 @@ def step_bytes(config: ModelConfig, context: int, rows: int = 1, weight_bits: fl
     Each sequence is `context` tokens long, the new one included, and gets one token.
     """
     # TASK w2.1.2: weights once, keys and values for each sequence
-    # HINT 1: A batch of 8 sequences: how often must a weight be read? And how often the keys of one sequence?
-    # HINT 2: A token keeps a key and a value of Hkv · D numbers in each layer; keys_seen has already added up the
-    #   layers. Eight bits are a byte.
-    # HINT 3: matrix_weights · weight_bits / 8 + rows · keys_seen · 2 · Hkv · D · kv_bits / 8
     weights = matrix_weights(config) * weight_bits / 8
     each = 2 * config.num_key_value_heads * config.head_dim * kv_bits / 8  # a token's key and value in one layer
     return weights + rows * keys_seen(config, context) * each
@@ -62,10 +54,6 @@ def step_bytes(config: ModelConfig, context: int, rows: int = 1, weight_bits: fl
 def step_operations(config: ModelConfig, context: int, rows: int = 1) -> float:
     """Multiplications and additions of a decode step of `rows` sequences, each `context` tokens long."""
     # TASK w2.1.3: two for each weight, four for each number of a key that a head sees
-    # HINT 1: A dot product of n numbers takes n multiplications. And how many additions, nearly?
-    # HINT 2: Each token meets each weight. In attention every one of Hq heads makes a dot product with each key that it
-    #   sees, and adds up as many values, D numbers each.
-    # HINT 3: rows · (2 · matrix_weights + keys_seen · Hq · D · 4)
     attention = 4 * config.num_attention_heads * config.head_dim * keys_seen(config, context)
     return rows * (2 * matrix_weights(config) + attention)
     # END TASK
@@ -74,9 +62,6 @@ def step_operations(config: ModelConfig, context: int, rows: int = 1) -> float:
 def bound(chip: Chip, moved: float, operations: float) -> Bound:
     """The least time for so many bytes and operations on a chip. One that names no TFLOP/s is bound by memory."""
     # TASK w2.1.4: the slower of the two sets the time
-    # HINT 1: Memory and arithmetic work side by side. When is a step done that needs 3 ms of one and 2 of the other?
-    # HINT 2: chip.bandwidth is in 1e9 bytes a second, chip.teraflops in 1e12 operations a second, and may be None.
-    # HINT 3: max of moved / (bandwidth · 1e9) and operations / (teraflops · 1e12), with the name of the larger
     memory = moved / (chip.bandwidth * 1e9)
     arithmetic = operations / (chip.teraflops * 1e12) if chip.teraflops else 0.0
     return Bound(arithmetic, "arithmetic") if arithmetic > memory else Bound(memory, "memory")

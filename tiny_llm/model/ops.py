@@ -37,9 +37,6 @@ def linear(x: mx.array, w: Weight) -> mx.array:
     if "parts" in w:
         return mx.concatenate([linear(x, part) for part in w["parts"]], axis=-1)
     # TASK w1.4.1: the product, and a bias where there is one
-    # HINT 1: The weight is stored as (out, in). What has to happen to it, so that x (T, in) gives (T, out)?
-    # HINT 2: Not every weight has a "bias"; not every weight is dense.
-    # HINT 3: y = quantized_product(x, w) for a packed weight, x @ w["weight"].T else; add w["bias"] if there is one
     y = quantized_product(x, w) if "scales" in w else x @ w["weight"].T
     return y + w["bias"] if "bias" in w else y
     # END TASK
@@ -52,9 +49,6 @@ def embedding(tokens: mx.array, w: Weight, hidden_size: int) -> mx.array:
         packed = (w["weight"][tokens], w["scales"][tokens], w["biases"][tokens])
         return mx.dequantize(*packed, group_size=group_size, bits=bits)
     # TASK w1.5.1: a row for each token
-    # HINT 1: The table w["weight"] is (vocab, hidden). Which of its axes does a token id count along?
-    # HINT 2: No loop is needed: MLX takes an array of ids as an index.
-    # HINT 3: w["weight"][tokens]
     rows: mx.array = w["weight"][tokens]
     return rows
     # END TASK
@@ -63,9 +57,6 @@ def embedding(tokens: mx.array, w: Weight, hidden_size: int) -> mx.array:
 def softmax(x: mx.array) -> mx.array:
     """exp(x) / Σ exp(x) over the last axis, shifted by the maximum so that nothing overflows."""
     # TASK w1.4.2: a row of weights that sum to 1
-    # HINT 1: What is exp(1000) in float32? And what changes in the result if a row's maximum is taken off first?
-    # HINT 2: Maximum and sum run over the last axis only; keep that axis, so that they broadcast.
-    # HINT 3: e = exp(x - max), e / sum(e)
     e = mx.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
     # END TASK
@@ -74,9 +65,6 @@ def softmax(x: mx.array) -> mx.array:
 def silu(x: mx.array) -> mx.array:
     """x · σ(x), element by element."""
     # TASK w1.4.3: x, gated by its own sigmoid
-    # HINT 1: The sigmoid σ(x) is 1 / (1 + e^-x). What is x · σ(x) far to the left, and far to the right?
-    # HINT 2: One division does it.
-    # HINT 3: x / (1 + exp(-x))
     return x / (1 + mx.exp(-x))
     # END TASK
 
@@ -84,9 +72,6 @@ def silu(x: mx.array) -> mx.array:
 def swiglu(gate_up: mx.array) -> mx.array:
     """silu(gate) · up, where gate_up (T, 2·I) holds gate and up side by side; result (T, I). (arXiv:2002.05202)"""
     # TASK w1.4.4: the gate decides how much of `up` passes
-    # HINT 1: gate_up has 2·I columns. Which half is the gate?
-    # HINT 2: Split along the last axis; only the gate goes through silu.
-    # HINT 3: silu(gate) * up
     gate, up = mx.split(gate_up, 2, axis=-1)
     return silu(gate) * up
     # END TASK
@@ -95,9 +80,6 @@ def swiglu(gate_up: mx.array) -> mx.array:
 def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
     """x / √(mean(x²) + eps) · weight over the last axis, in float32. (arXiv:1910.07467)"""
     # TASK w1.4.5: each token's vector to length √D, then the weights
-    # HINT 1: Why does eps stand under the root? Think of a vector of zeros.
-    # HINT 2: The mean of squares is over the last axis; half precision can't hold it: use float32, return x's dtype.
-    # HINT 3: x32 * mx.rsqrt(mean(x32²) + eps), to x's dtype, times weight
     x32 = x.astype(mx.float32)
     scale = mx.rsqrt(x32.square().mean(axis=-1, keepdims=True) + eps)
     return (x32 * scale).astype(x.dtype) * weight

@@ -48,10 +48,6 @@ class Qwen3:
     def hidden_states(self, tokens: mx.array, cache: Attends) -> mx.array:
         """The last layer's output, before the final norm: (T, hidden)."""
         # TASK w1.5.4: through all layers
-        # HINT 1: Who knows at which positions these tokens stand, and how often is the rotation computed?
-        # HINT 2: Embed, then each layer in turn: project, attend, finish. The layer's number tells the cache whose
-        #   keys and values these are.
-        # HINT 3: q, k, v = self._project(x, layer, rotation); x = self._finish(x, cache.attend(i, q, k, v), layer)
         rotation = self.rope.at(cache.begin(tokens.shape[0]))
         x = self.ops.embedding(tokens, self.weights["embed_tokens"], self.config.hidden_size)
         for i, layer in enumerate(self.weights["layers"]):
@@ -63,9 +59,6 @@ class Qwen3:
     def logits(self, x: mx.array) -> mx.array:
         """x (R, hidden) → (R, vocab), by the head or, tied, by the embedding table itself."""
         # TASK w1.5.5: the final norm and the head
-        # HINT 1: What scale do the last layer's outputs have? Which weight has not been used yet?
-        # HINT 2: Tied models have no "lm_head": their embedding table (vocab, hidden) is a linear weight just as well.
-        # HINT 3: self.ops.linear(self._norm(x, self.weights["norm"]), head)
         head = self.weights["embed_tokens" if self.config.tie_word_embeddings else "lm_head"]
         return self.ops.linear(self._norm(x, self.weights["norm"]), head)
         # END TASK
@@ -73,10 +66,6 @@ class Qwen3:
     def project(self, x: mx.array, layer: Weights, rotation: Rotation) -> tuple[mx.array, mx.array, mx.array]:
         """x (T, hidden) → rotated queries (T, Hq, D), rotated keys and values (T, Hkv, D)."""
         # TASK w1.5.2: norm, q k v, heads, norms of the heads, rotation
-        # HINT 1: qkv_proj gives all heads side by side: Hq query heads, then Hkv key heads, then Hkv value heads.
-        # HINT 2: Reshape to (T, Hq + 2 Hkv, D) and split along axis 1. Where config.qk_norm is set, q and k are normed
-        #   over D, before they are rotated. Values are neither normed nor rotated.
-        # HINT 3: mx.split(qkv, [Hq, Hq + Hkv], axis=1); self._norm(q, layer["q_norm"]); self.ops.rope(q, rotation)
         c = self.config
         qkv = self.ops.linear(self._norm(x, layer["input_layernorm"]), layer["qkv_proj"])
         qkv = qkv.reshape(x.shape[0], -1, c.head_dim)  # (T, Hq + 2 Hkv, D)
@@ -89,9 +78,6 @@ class Qwen3:
     def finish(self, x: mx.array, attended: mx.array, layer: Weights) -> mx.array:
         """Residual, norm, MLP, residual. x (T, hidden), attended (T, Hq, D) → (T, hidden)."""
         # TASK w1.5.3: output projection and MLP, each added to what came in
-        # HINT 1: What does the second norm read: what came into the layer, or that plus the attention's part?
-        # HINT 2: attended (T, Hq, D) becomes (T, Hq·D) for o_proj. gate_up_proj → swiglu → down_proj is the MLP.
-        # HINT 3: x = x + o_proj(attended); return x + down_proj(swiglu(gate_up_proj(norm(x))))
         x = x + self.ops.linear(attended.reshape(x.shape[0], -1), layer["o_proj"])
         h = self._norm(x, layer["post_attention_layernorm"])
         h = self.ops.swiglu(self.ops.linear(h, layer["gate_up_proj"]))

@@ -26,9 +26,6 @@ class Rotation(NamedTuple):
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> mx.array:
     """Radians per position for each pair, (D/2,) float32: theta^(-2i/D), stretched as the config asks."""
     # TASK w1.2.1: a frequency for each pair
-    # HINT 1: A head of D dimensions has D/2 pairs. Which exponent does pair 0 have, and which the last one?
-    # HINT 2: The exponents 2i/D are 0, 2/D, 4/D, …: an arange in steps of 2, divided by D.
-    # HINT 3: inverse = config.theta ** -exponents, in float32
     exponents = mx.arange(0, head_dim, 2, dtype=mx.float32) / head_dim
     inverse = config.theta**-exponents
     # END TASK
@@ -93,9 +90,6 @@ class Rope:
     def at(self, positions: mx.array) -> Rotation:
         """positions (T,) int32 → cos and sin of every pair's angle, (T, D/2) each."""
         # TASK w1.2.2: position times frequency
-        # HINT 1: `self.inverse` (D/2,) holds radians per position. What shape must positions have to give (T, D/2)?
-        # HINT 2: Angles are float32. Cosine and sine are both multiplied by `self.gain`.
-        # HINT 3: angles = positions[:, None] * self.inverse; Rotation(positions, cos, sin, self.periods, self.gain)
         angles = positions[:, None].astype(mx.float32) * self.inverse
         return Rotation(positions, mx.cos(angles) * self.gain, mx.sin(angles) * self.gain, self.periods, self.gain)
         # END TASK
@@ -104,9 +98,6 @@ class Rope:
 def apply_rope(x: mx.array, rotation: Rotation) -> mx.array:
     """Turn each pair (x_i, x_{i+D/2}) of x (T, H, D) by its angle; computed in float32."""
     # TASK w1.2.3: turn each pair
-    # HINT 1: Which two numbers of a head make a pair? Its neighbours, or the same place in the other half?
-    # HINT 2: Split x into a left and a right half. (left + i·right) · (cos + i·sin), real and imaginary part.
-    # HINT 3: [left·cos - right·sin, right·cos + left·sin] side by side; cos and sin need an axis for the heads
     cos, sin = rotation.cos[:, None], rotation.sin[:, None]  # (T, 1, D/2)
     left, right = mx.split(x.astype(mx.float32), 2, axis=-1)  # (T, H, D/2) each
     turned = mx.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)

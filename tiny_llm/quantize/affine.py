@@ -45,12 +45,6 @@ def quantize_groups(w: mx.array, group_size: int, bits: int) -> tuple[mx.array, 
     its own. w (rows, columns) of float32, float16 or bfloat16.
     """
     # TASK w2.6.1: a scale, a bias and the nearest value for each weight
-    # HINT 1: bits = 2 gives values 0 to 3, three steps. How long is a step, if they must reach from the lowest weight
-    #   to the highest? Then: how do you move the ladder so that 0 lies on a rung?
-    # HINT 2: In float32: groups (rows, n, group_size), low and high of each, edge = the one farther from 0. A step is
-    #   (high - low) / (2^bits - 1), SMALLEST at least; upwards from a low edge, downwards (negative) from a high one.
-    #   Then rungs = round(edge / scale) steps lie between edge and 0: make them fit exactly.
-    # HINT 3: scale = edge / rungs and bias = edge where rungs is not 0; values = clip(round((groups - bias) / scale))
     top = 2**bits - 1
     groups = w.astype(mx.float32).reshape(*w.shape[:-1], -1, group_size)
     low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
@@ -68,10 +62,6 @@ def quantize_groups(w: mx.array, group_size: int, bits: int) -> tuple[mx.array, 
 def pack(values: mx.array, bits: int) -> mx.array:
     """Values (rows, columns) uint32 below 2^bits as words (rows, columns · bits / 32) uint32."""
     # TASK w2.6.2: one row of bits, cut into words
-    # HINT 1: 32 values of 3 bits are 96 bits. How many words is that? Does a word end where a value ends?
-    # HINT 2: Take each value apart into its bits, lowest first: (v >> i) & 1 for i < bits. Forget where values end, and
-    #   put each 32 bits together again.
-    # HINT 3: stream = ((values[..., None] >> arange(bits)) & 1) as (rows, -1, 32); (stream << arange(32)).sum(-1)
     stream = (values[..., None] >> mx.arange(bits, dtype=mx.uint32)) & 1  # (rows, columns, bits)
     stream = stream.reshape(*values.shape[:-1], -1, WORD)
     return (stream << mx.arange(WORD, dtype=mx.uint32)).sum(axis=-1)
@@ -81,9 +71,6 @@ def pack(values: mx.array, bits: int) -> mx.array:
 def unpack(packed: mx.array, bits: int) -> mx.array:
     """The values (rows, columns) uint32 of words (rows, columns · bits / 32): what `pack` was given."""
     # TASK w2.6.3: the way back
-    # HINT 1: pack forgot where values end. What must be known to find them again?
-    # HINT 2: A word gives 32 bits, lowest first; each `bits` of the whole row are a value.
-    # HINT 3: as in pack, with the two lengths exchanged
     stream = (packed[..., None] >> mx.arange(WORD, dtype=mx.uint32)) & 1  # (rows, words, 32)
     stream = stream.reshape(*packed.shape[:-1], -1, bits)
     return (stream << mx.arange(bits, dtype=mx.uint32)).sum(axis=-1)
@@ -93,9 +80,6 @@ def unpack(packed: mx.array, bits: int) -> mx.array:
 def dequantize(packed: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int) -> mx.array:
     """scale · value + bias: (rows, columns) in the scales' dtype, which the arithmetic is done in as well."""
     # TASK w2.6.4: weights again
-    # HINT 1: Which scale belongs to the weight in column 70, if groups have 64?
-    # HINT 2: With the values as (rows, groups, group_size), a scale (rows, groups, 1) broadcasts over its group.
-    # HINT 3: scales[..., None] * values.astype(scales.dtype) + biases[..., None], as (rows, columns)
     values = unpack(packed, bits).astype(scales.dtype)
     groups = values.reshape(*scales.shape, group_size)
     return (scales[..., None] * groups + biases[..., None]).reshape(values.shape)
@@ -105,9 +89,6 @@ def dequantize(packed: mx.array, scales: mx.array, biases: mx.array, group_size:
 def quantized_linear(x: mx.array, w: Weight) -> mx.array:
     """y = x Wᵀ + bias for a packed weight {"weight", "scales", "biases"[, "bias"]}. x (T, in), result (T, out)."""
     # TASK w2.6.5: unpack, then multiply
-    # HINT 1: "biases" and "bias" are two things. Which belongs to the weights, which to the output?
-    # HINT 2: Bits and group size need not be told: quantization_of(w, in) reads them off the shapes.
-    # HINT 3: x @ dequantize(w["weight"], w["scales"], w["biases"], …).T, plus w["bias"] where there is one
     group_size, bits = quantization_of(w, x.shape[-1])
     y = x @ dequantize(w["weight"], w["scales"], w["biases"], group_size, bits).T
     return y + w["bias"] if "bias" in w else y

@@ -38,12 +38,6 @@ for (int position = begin + simdgroup; position < end; position += SIMDGROUPS) {
   // ANCHOR_END: keys
   for (int h = 0; h < HEADS; h++) {
     // TASK w2.10.1: one key for one head, with a running maximum and sum
-    // HINT 1: Each lane holds EACH dimensions of the query and of the key. Who knows the whole score? And what becomes
-    //   of the sum and the mix so far when the new score is the highest yet?
-    // HINT 2: The score is the simd_sum of the lanes' parts. With higher = the larger of top and score, all that is
-    //   there shrinks by exp(top - higher), and the new key weighs exp(score - higher).
-    // HINT 3: kept = metal::exp(top[h] - higher), p = metal::exp(score - higher); top[h] = higher; sum[h] = sum[h] *
-    //   kept + p; mix[h][j] = mix[h][j] * kept + p * value[j]
     float score = 0.0f;
     for (int j = 0; j < EACH; j++) {
       score += query[h][j] * key[j];

@@ -49,14 +49,6 @@ for (int begin = window > 0 ? max(position - window + 1, 0) : 0; begin <= last; 
   // ANCHOR_END: scores
   float kept = 1.0f;  // by how much the sums so far shrink: exp(old maximum - new maximum)
   // TASK w2.9.1: mask, and one step of the online softmax
-  // HINT 1: This lane's row is `row`, its query's position `seen`; four lanes share it, columns lane % 4, + 4, … Which
-  //   of the keys begin to begin + BK - 1 may the query see? What of `sum` is still right when a larger maximum comes?
-  // HINT 2: Put -INFINITY where a key is not visible (later than seen, or, with a window, window or more before it).
-  //   The row's maximum is that of its four lanes: simd_shuffle_xor by 1 and by 2. Then P = exp(S - maximum) takes the
-  //   place of the scores, and its sum is added to the old one, which shrinks by kept. -inf minus -inf is no number.
-  // HINT 3: highest = max over the columns, its lanes and top; reference = highest, or 0 where that is -INFINITY;
-  //   p = metal::exp(scores[g][row][c] - reference); kept = metal::exp(top - reference); top = highest; sum = sum * kept
-  //   + total
   float highest = top, total = 0.0f;
   for (int c = lane % 4; c < BK; c += 4) {
     const bool visible = begin + c <= seen && (window == 0 || begin + c > seen - window);
@@ -83,12 +75,6 @@ for (int begin = window > 0 ? max(position - window + 1, 0) : 0; begin <= last; 
   simdgroup_barrier(mem_flags::mem_threadgroup);
   simdgroup_float8x8 rescale, p, value;
   // TASK w2.9.2: O = diag(kept) O + P V
-  // HINT 1: What was added up so far was relative to an older maximum. A diagonal matrix times O scales its rows.
-  // HINT 2: diagonal[g] has `kept` of the 8 rows: multiply each block of mix with it, from the left. Then for 8 keys at
-  //   a time load P from scores[g], and for each block of 8 dimensions V from values, and add their product to mix.
-  // HINT 3: simdgroup_load(rescale, &diagonal[g][0][0], 8); simdgroup_multiply(mix[b], rescale, mix[b]); p from
-  //   &scores[g][0][j] with BK, value from &values[j][b * 8] with DP; simdgroup_multiply_accumulate(mix[b], p, value,
-  //   mix[b])
   simdgroup_load(rescale, &diagonal[g][0][0], 8);
   for (int b = 0; b < DB; b++) {
     simdgroup_multiply(mix[b], rescale, mix[b]);

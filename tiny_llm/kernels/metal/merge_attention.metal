@@ -6,12 +6,6 @@ constexpr int EACH = (D + 31) / 32;
 const int row = threadgroup_position_in_grid.x, lane = thread_index_in_simdgroup;
 float top = -INFINITY, sum = 0.0f, mix[EACH] = {0.0f};
 // TASK w2.10.2: the highest maximum, and what each part weighs
-// HINT 1: Two parts, one with maximum 5, one with 7. By how much are the first one's sums too large, seen from 7?
-// HINT 2: top = the highest of all parts, found by 32 lanes. Lane i takes part begin + i and its factor exp(its top -
-//   top); the sum adds up factor times sums, and each part is added to mix with its own factor, shuffled to all lanes.
-//   There may be more than 32 parts, or fewer.
-// HINT 3: f = simd_shuffle(factor, ushort(i)) for i < min(32, SPLITS - begin); mix[j] += f * parts[(row * SPLITS +
-//   begin + i) * D + c] where c = lane + 32 j < D
 for (int s = lane; s < SPLITS; s += 32) {
   top = max(top, tops[row * SPLITS + s]);
 }

@@ -31,10 +31,6 @@ for (int h = 0; h < HEADS; h++) {
 for (int position = begin + simdgroup; position < end; position += SIMDGROUPS) {
   float key[EACH], value[EACH];
   // TASK w3.4.1: this lane's numbers of the key and the value at `position`
-  // HINT 1: The table's row of this sequence has M entries. Which one covers `position`, and which slot is it there?
-  // HINT 2: The pool is (KV_HEADS, N, BLOCK, D): row (kv_head N + block) BLOCK + slot of D numbers. Lane, lane + 32, …
-  //   are this lane's; beyond D it takes 0.
-  // HINT 3: block = tables[sequence * M + position / BLOCK]; slot = position % BLOCK; row D + c for c = lane + j * 32
   const int block = tables[sequence * M + position / BLOCK];
   const ulong row = ulong(kv_head * N + block) * BLOCK + position % BLOCK;
   for (int j = 0; j < EACH; j++) {

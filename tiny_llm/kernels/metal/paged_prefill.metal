@@ -33,12 +33,6 @@ for (int begin = window > 0 ? max(position - window + 1, 0) : 0; begin <= last; 
     const bool inside = begin + r <= last && c < D;
     float key = 0.0f, value = 0.0f;
     // TASK w3.4.2: number c of the key and of the value at position begin + r
-    // HINT 1: A tile of BK keys may begin and end anywhere in a block, and reach over several. What is the same for
-    //   all of them, and what must each look up by itself?
-    // HINT 2: As in w3.4.1, with position begin + r. Only where `inside` holds may anything be read; elsewhere the
-    //   zeros stay.
-    // HINT 3: block = tables[sequence * M + (begin + r) / BLOCK], slot (begin + r) % BLOCK; row (kv_head N + block)
-    //   BLOCK + slot of D numbers
     if (inside) {
       const int block = tables[sequence * M + (begin + r) / BLOCK];
       const ulong at = (ulong(kv_head * N + block) * BLOCK + (begin + r) % BLOCK) * D + c;

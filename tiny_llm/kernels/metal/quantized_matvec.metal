@@ -7,12 +7,6 @@
 template <int BITS, int WORDS>
 inline float quantized_dot(thread const uint* word, thread const float* x) {
   // TASK w2.7.1: unpack the codes of a lane and multiply them with x
-  // HINT 1: With 4 bits, where in the word is code 0, where is code 3? What is left of the word when code 3 has been
-  //   moved to its lower end?
-  // HINT 2: Code i begins at bit i BITS of the string of words: word i BITS / 32, shifted right by i BITS % 32, masked
-  //   with BITS ones. With 3 or 6 bits a code may end in the next word: where shift + BITS > 32.
-  // HINT 3: q = word[at] >> shift; if (shift + BITS > 32) q |= word[at + 1] << (32 - shift);
-  //   sum += float(q & ((1u << BITS) - 1u)) * x[i], for WORDS 32 / BITS codes
   float sum = 0.0f;
   for (int i = 0; i < WORDS * 32 / BITS; i++) {
     const int at = i * BITS / 32, shift = i * BITS % 32;
@@ -50,13 +44,6 @@ for (int begin = 0; begin < K; begin += TILE) {
     // ANCHOR_END: mine
     for (int r = 0; r < ROWS; r++) {
       // TASK w2.7.2: what this step adds to row first + r
-      // HINT 1: Several lanes need the same scale. How can each be read from memory once? And what must a lane beyond
-      //   the last column, or a row beyond the last, not do?
-      // HINT 2: The step's STEP / GROUP groups begin at step / GROUP: lane i reads the i-th scale and bias (0 where
-      //   there is none), and simd_shuffle hands a lane those of its own group, lane VALUES / GROUP. All 32 lanes must
-      //   take part. Then a lane with column < K reads its WORDS words and adds scale Σ q x + bias Σ x.
-      // HINT 3: row = min(first + r, N - 1); a row has K / GROUP scales and K / 32 BITS words, a lane's begin at
-      //   column BITS / 32; word[WORDS + 1] begins as {0}; sum[r] += scale * quantized_dot<BITS, WORDS>(word, mine) + …
       const int row = min(first + r, N - 1);
       const bool loads = lane < STEP / GROUP && group < K / GROUP;  // one lane reads a scale, for all that need it
       float scale = loads ? float(scales[row * (K / GROUP) + group]) : 0.0f;

@@ -44,11 +44,6 @@ for (int begin = 0; begin < K; begin += TILE) {
       }
     }
     // TASK w2.8.1: multiply what is unpacked with every row of x
-    // HINT 1: The lane holds VALUES columns of ROWS rows of W. Which of the two, x or w, is read again for each of the
-    //   other's rows, and where does it stand?
-    // HINT 2: For each row m of x and each of the VALUES places, read the number of x once from the tile: this lane's
-    //   words are counted from the tile's first column, begin. Then add w times it to the sums of all ROWS rows.
-    // HINT 3: value = tile[m][i][(column - begin) / VALUES]; sum[m][r] += w[r][i] * value, over m, i and r
     for (int m = 0; m < M; m++) {
       for (int i = 0; i < VALUES; i++) {
         const float value = tile[m][i][(column - begin) / VALUES];

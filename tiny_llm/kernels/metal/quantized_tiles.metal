@@ -44,12 +44,6 @@ for (int k0 = split * DEPTH; k0 < min((split + 1) * DEPTH, K); k0 += BK) {
   // ANCHOR_END: unpack
   threadgroup_barrier(mem_flags::mem_threadgroup);
   // TASK w2.8.2: the simdgroup's quarter, from the tiles
-  // HINT 1: The quarter has 16 × 16 sums, four matrices of 8 × 8. Which blocks of x_tile and of w_tile meet in each of
-  //   them, for the first 8 of the BK columns? For the next 8?
-  // HINT 2: For each 8 columns load two blocks of x, at rows row and row + 8, and two of W, at rows column and column +
-  //   8. W stands in its tile row by row, so that its blocks are loaded transposed. Each pair adds to one sum.
-  // HINT 3: simdgroup_load(a[i], &x_tile[row + i * 8][k], LD); simdgroup_load(b[i], &w_tile[column + i * 8][k], LD,
-  //   ulong2(0, 0), true); simdgroup_multiply_accumulate(sum[i / 2][i % 2], a[i / 2], b[i % 2], sum[i / 2][i % 2])
   for (int k = 0; k < BK; k += 8) {
     for (int i = 0; i < 2; i++) {
       simdgroup_load(a[i], &x_tile[row + i * 8][k], LD);

@@ -12,10 +12,6 @@ for (int k = 0; k < EACH; k++) {
 }
 for (uint row = group * rows_each; row < min((group + 1) * rows_each, uint(rows)); row++) {
   // TASK w2.3.2: one row: add, write the sum, and norm what is still in the registers
-  // HINT 1: How often would two kernels read the sum? Where can it wait meanwhile?
-  // HINT 2: Two outputs, `sum` and `out`. Round to T when you add, write that, and keep the same number as a float.
-  //   The sum over the threadgroup goes as in chapter 2.2: simd_sum, parts, two barriers.
-  // HINT 3: const T total = x[at] + residual[at]; sum[at] = total; held[k] = float(total); then as in rms_norm
   float held[EACH];
   float squares = 0.0f;
   for (int k = 0; k < EACH; k++) {

@@ -6,11 +6,6 @@
 template <int SIMDGROUPS>
 inline float sum_of_group(float value, threadgroup float* parts, uint simdgroup, uint lane) {
   // TASK w2.2.2: from the lanes of a simdgroup to the whole threadgroup
-  // HINT 1: simd_sum adds up 32 lanes, and no more. How does a simdgroup learn what another one has found?
-  // HINT 2: One lane of each simdgroup writes its sum to parts. Before anyone reads it, all must have written: a barrier.
-  //   And the function is called again for the next row: before anyone writes there again, all must have read.
-  // HINT 3: simd_sum; lane 0 writes parts[simdgroup]; barrier; simd_sum over parts[lane], 0 where there is none;
-  //   barrier; return
   value = simd_sum(value);
   if (lane == 0) {
     parts[simdgroup] = value;
@@ -32,11 +27,6 @@ for (int k = 0; k < EACH; k++) {
 }
 for (uint row = group * rows_each; row < min((group + 1) * rows_each, uint(rows)); row++) {
   // TASK w2.2.3: one row: read, sum the squares, write
-  // HINT 1: Which columns are this thread's, and what does it add where its last one lies beyond D?
-  // HINT 2: Read each element once and keep it in an array float held[EACH]. Every thread, also one without elements,
-  //   must call sum_of_group: there are barriers in it.
-  // HINT 3: held[k] = x[row * D + c] or 0, squares += held²; squares = sum_of_group<THREADS / 32>(squares, parts,
-  //   simdgroup, lane); out = T(held[k] * rsqrt(squares / D + eps)) * scale[k] where c < D
   float held[EACH];
   float squares = 0.0f;
   for (int k = 0; k < EACH; k++) {

@@ -2,10 +2,6 @@
 // gate_up (T, 2 I), out (T, I) of type T; width is I, n is T I.
 // BODY
 // TASK w2.3.1: one element of the result for each thread
-// HINT 1: Element i of the result lies in which row and column? Where do its gate and its up lie in gate_up?
-// HINT 2: A row of gate_up is 2 I long, one of out I. Compute in float, round once at the end.
-// HINT 3: row = i / I, column = i % I, at = row * 2 I + column; gate = gate_up[at], up = gate_up[at + I];
-//   out[i] = T(gate / (1 + exp(-gate)) * up)
 uint i = thread_position_in_grid.x;
 if (i >= uint(n)) {
   return;
