@@ -32,8 +32,8 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from tiny_llm.model.qwen3 import Qwen3  # noqa: E402
-from tiny_llm.pocket.differentiable import TRAINING, TreeAttention, cross_entropy, softmax  # noqa: E402
-from tiny_llm.pocket.optimizer import Arrays, Optimizer  # noqa: E402
+from tiny_llm.train.differentiable import TRAINING, TreeAttention, cross_entropy, softmax  # noqa: E402
+from tiny_llm.train.optimizer import Arrays, Optimizer  # noqa: E402
 from tiny_llm.pocket.recipe import Recipe, Repeats, Size  # noqa: E402
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE  # noqa: E402
 from tiny_llm.pocket.trainer import Trainer, keep_memory  # noqa: E402

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bench import pocket_ablation as ablation
-from tiny_llm.pocket.differentiable import TreeAttention
-from tiny_llm.pocket.optimizer import flatten
+from tiny_llm.train.differentiable import TreeAttention
+from tiny_llm.train.optimizer import flatten
 from tiny_llm.pocket.trainer import Trainer
 
 

@@ -14,14 +14,14 @@ from tiny_llm.model.ops import PLAIN
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.pocket import evaluate
 from tiny_llm.pocket.card import ROWS, runs
-from tiny_llm.pocket.differentiable import EVALUATION
+from tiny_llm.train.differentiable import EVALUATION
 from tiny_llm.pocket.evaluate import TASKS, Case, Evaluation, acceptance, cases, write_card
 from tiny_llm.pocket.greedy import agreement, answers
-from tiny_llm.pocket.plot import loss_plot
+from tiny_llm.train.plot import loss_plot
 from tiny_llm.pocket.recipe import Recipe, Size
 from tiny_llm.pocket.tokenizer import save_tokenizer, shipped_tokenizer
-from tiny_llm.pocket.weights_io import random_weights, save_model
-from tiny_llm.pocket.words import held_out
+from tiny_llm.train.weights_io import random_weights, save_model
+from tiny_llm.pocket.lessons.words import held_out
 
 SIZE = Size(hidden=128, layers=2, mlp=128, heads=2, kv_heads=1)
 

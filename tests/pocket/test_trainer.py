@@ -15,9 +15,9 @@ import pytest
 
 from tiny_llm.model.directory import load_config
 from tiny_llm.model.loader import load_weights
-from tiny_llm.pocket import checkpoint
-from tiny_llm.pocket.batches import repeated
-from tiny_llm.pocket.optimizer import flatten
+from tiny_llm.train import checkpoint
+from tiny_llm.train.batches import repeated
+from tiny_llm.train.optimizer import flatten
 from tiny_llm.pocket.recipe import RECIPES, Recipe, Repeats, Size
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE, shipped_tokenizer
 from tiny_llm.pocket.train import train
@@ -165,7 +165,7 @@ def test_the_digest_knows_settings_tokenizer_and_lessons(monkeypatch: pytest.Mon
     assert RECIPES["target"].digest(text) == digest
     assert RECIPES["draft"].digest(text) != digest
     assert RECIPES["target"].digest(text + " ") != digest
-    monkeypatch.setattr("tiny_llm.pocket.data_context.ABSENT", "Nobody knows.")
+    monkeypatch.setattr("tiny_llm.pocket.lessons.context.ABSENT", "Nobody knows.")
     assert RECIPES["target"].digest(text) != digest
 
 

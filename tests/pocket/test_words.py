@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tiny_llm.pocket import builtin, data_chat, passages, toolbox
-from tiny_llm.pocket.faq import faq_entries
-from tiny_llm.pocket.words import Words, held_out, read_table
+from tiny_llm.pocket.lessons.faq import faq_entries
+from tiny_llm.pocket.lessons.words import Words, held_out, read_table
 
 RELATIONS: list[dict[str, Any]] = read_table("tables/relations.toml")["relation"]
 FAMILIES = [family for table in ("lookup", "action") for family in read_table(f"tables/tools_{table}.toml")["family"]]

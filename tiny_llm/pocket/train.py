@@ -9,11 +9,11 @@ import mlx.core as mx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tiny_llm.pocket.plot import loss_plot
+from tiny_llm.train.plot import loss_plot
 from tiny_llm.pocket.recipe import Recipe
 from tiny_llm.pocket.tokenizer import save_tokenizer, shipped_tokenizer
 from tiny_llm.pocket.trainer import Trainer, keep_memory
-from tiny_llm.pocket.weights_io import save_model
+from tiny_llm.train.weights_io import save_model
 
 LOG_EVERY, SAVE_EVERY = 20, 200  # steps
 

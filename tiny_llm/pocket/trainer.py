@@ -19,14 +19,14 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.model.directory import load_config
 from tiny_llm.model.loader import load_weights
 from tiny_llm.model.qwen3 import Qwen3
-from tiny_llm.pocket import checkpoint
-from tiny_llm.pocket.batches import Batch, LessonStream, repeated
-from tiny_llm.pocket.differentiable import TRAINING, TreeAttention, cross_entropy
-from tiny_llm.pocket.optimizer import Optimizer, flatten
+from tiny_llm.train import checkpoint
+from tiny_llm.train.batches import Batch, LessonStream, repeated
+from tiny_llm.train.differentiable import TRAINING, TreeAttention, cross_entropy
+from tiny_llm.train.optimizer import Optimizer, flatten
 from tiny_llm.pocket.recipe import Recipe
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE, shipped_tokenizer
-from tiny_llm.pocket.vocabulary import translated
-from tiny_llm.pocket.weights_io import random_weights
+from tiny_llm.train.vocabulary import translated
+from tiny_llm.train.weights_io import random_weights
 
 SHORTEST_LIMIT = 192  # tokens of a lesson at the beginning of the foundation stage
 

@@ -8,11 +8,11 @@ from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.ops import PLAIN
 from tiny_llm.model.qwen3 import Qwen3
-from tiny_llm.pocket.batches import pack
-from tiny_llm.pocket.differentiable import TRAINING, TreeAttention, cross_entropy
+from tiny_llm.train.batches import pack
+from tiny_llm.train.differentiable import TRAINING, TreeAttention, cross_entropy
 from tiny_llm.pocket.recipe import Recipe, Size
-from tiny_llm.pocket.tree import grow
-from tiny_llm.pocket.weights_io import random_weights
+from tiny_llm.train.tree import grow
+from tiny_llm.train.weights_io import random_weights
 
 RECIPE = Recipe(Size(hidden=128, layers=2, mlp=128, heads=2, kv_heads=1), prompt_share=0.0)
 TURNS = [([5, 6, 7, 8], [20, 21, 3]), ([5, 6, 7, 9, 10], [20, 22, 23, 3]), ([5, 6, 7, 8, 20, 21, 3, 11], [24, 3])]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tiny_llm.pocket.batches import LENGTHS, LessonStream, repeated
-from tiny_llm.pocket.data import EVERYTHING
+from tiny_llm.train.batches import LENGTHS, LessonStream, repeated
+from tiny_llm.pocket.lessons.mix import EVERYTHING
 from tiny_llm.pocket.recipe import Recipe, Repeats, Size
 from tiny_llm.pocket.tokenizer import shipped_tokenizer
 

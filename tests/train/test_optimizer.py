@@ -9,9 +9,9 @@ import pytest
 from mlx.utils import tree_map
 
 from tiny_llm.config import ModelConfig
-from tiny_llm.pocket.optimizer import DECAY, Optimizer, flatten, orthogonal
+from tiny_llm.train.optimizer import DECAY, Optimizer, flatten, orthogonal
 from tiny_llm.pocket.recipe import Recipe, Size
-from tiny_llm.pocket.weights_io import random_weights
+from tiny_llm.train.weights_io import random_weights
 
 RECIPE = Recipe(Size(hidden=128, layers=1, mlp=128, heads=2, kv_heads=1))
 CONFIG = ModelConfig.from_hf(RECIPE.size.hf_config(), "test")
