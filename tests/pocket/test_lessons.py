@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from tiny_llm.pocket.lessons.builtin import BUILTIN
-from tiny_llm.pocket.lessons.mix import EVERYTHING, LESSONS, LONG, Mix
 from tiny_llm.pocket.lessons.chat import UNTOLD, arithmetic_lesson, memory_lesson
 from tiny_llm.pocket.lessons.context import context_lesson, needle_lesson, needle_of_length
+from tiny_llm.pocket.lessons.dialogue import Dialogue, render
+from tiny_llm.pocket.lessons.faq import SIZE, UNKNOWN, faq_entries
+from tiny_llm.pocket.lessons.mix import EVERYTHING, LESSONS, LONG, Mix
+from tiny_llm.pocket.lessons.passages import ABSENT
 from tiny_llm.pocket.lessons.text import (
     count_down,
     count_up,
@@ -25,13 +28,10 @@ from tiny_llm.pocket.lessons.text import (
     to_object,
 )
 from tiny_llm.pocket.lessons.tool_calls import NO_TOOL, tool_lesson
-from tiny_llm.pocket.lessons.dialogue import Dialogue, render
-from tiny_llm.pocket.lessons.faq import SIZE, UNKNOWN, faq_entries
-from tiny_llm.pocket.lessons.passages import ABSENT
-from tiny_llm.pocket.recipe import RECIPES
-from tiny_llm.pocket.tokenizer import VOCAB_SIZE
 from tiny_llm.pocket.lessons.tools import families, say
 from tiny_llm.pocket.lessons.words import Words, held_out, read_table
+from tiny_llm.pocket.recipe import RECIPES
+from tiny_llm.pocket.tokenizer import VOCAB_SIZE
 
 SPLITS = ("train", "test")
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}

@@ -9,8 +9,8 @@ import pytest
 from mlx.utils import tree_map
 
 from tiny_llm.config import ModelConfig
-from tiny_llm.train.optimizer import DECAY, Optimizer, flatten, orthogonal
 from tiny_llm.pocket.recipe import Recipe, Size
+from tiny_llm.train.optimizer import DECAY, Optimizer, flatten, orthogonal
 from tiny_llm.train.weights_io import random_weights
 
 RECIPE = Recipe(Size(hidden=128, layers=1, mlp=128, heads=2, kv_heads=1))

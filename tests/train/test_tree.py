@@ -8,9 +8,9 @@ from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.ops import PLAIN
 from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.pocket.recipe import Recipe, Size
 from tiny_llm.train.batches import pack
 from tiny_llm.train.differentiable import TRAINING, TreeAttention, cross_entropy
-from tiny_llm.pocket.recipe import Recipe, Size
 from tiny_llm.train.tree import grow
 from tiny_llm.train.weights_io import random_weights
 

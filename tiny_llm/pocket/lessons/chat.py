@@ -1,8 +1,8 @@
 """Lessons on talk: the FAQ, remembering what was said before, and sums with working in a think block."""
 
-from tiny_llm.pocket.lessons.text import text_lesson
 from tiny_llm.pocket.lessons.dialogue import Dialogue, Message, assistant, user
 from tiny_llm.pocket.lessons.faq import question_and_answer
+from tiny_llm.pocket.lessons.text import text_lesson
 from tiny_llm.pocket.lessons.tools import attributes
 from tiny_llm.pocket.lessons.words import Words
 

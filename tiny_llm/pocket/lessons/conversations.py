@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from tiny_llm.pocket.lessons.mix import LESSONS
 from tiny_llm.pocket.lessons.dialogue import encode_turns
+from tiny_llm.pocket.lessons.mix import LESSONS
 from tiny_llm.pocket.lessons.words import Split, Words
 
 KINDS = ("faq", "tool", "context", "memory", "text", "think")

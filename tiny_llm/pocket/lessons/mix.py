@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from tiny_llm.pocket.lessons.chat import arithmetic_lesson, faq_lesson, memory_lesson
 from tiny_llm.pocket.lessons.context import context_lesson, needle_lesson
+from tiny_llm.pocket.lessons.dialogue import Dialogue
 from tiny_llm.pocket.lessons.text import COPYING, text_lesson
 from tiny_llm.pocket.lessons.tool_calls import tool_lesson
-from tiny_llm.pocket.lessons.dialogue import Dialogue
 from tiny_llm.pocket.lessons.words import Words
 
 Lesson = list[Dialogue]
