@@ -1,11 +1,9 @@
 """A training run can be stopped anywhere: what comes out is the same, and nothing that was saved is lost."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,17 +118,6 @@ def test_what_is_no_pocket_model_of_this_size_is_not_gone_on_from(tmp_path: Path
         PocketTrainer(TINY, tmp_path, encode, "x").follow(model)
 
 
-def test_a_damaged_checkpoint_is_named_with_the_remedy(tmp_path: Path) -> None:
-    trainer = PocketTrainer(TINY, tmp_path, encode, "tiny")
-    trainer.save()
-    trainer.save()
-    (tmp_path / checkpoint.NAME).write_bytes(b"half a file")
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors: damaged .* delete it, and checkpoint\.previous"):
-        trainer.resume()
-    (tmp_path / checkpoint.NAME).unlink()
-    assert trainer.resume()
-
-
 @pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"tokens": "many"}'])
 def test_a_model_that_does_not_tell_its_tokens_is_not_gone_on_from(tmp_path: Path, text: str) -> None:
     train(TINY, tmp_path / "first", steps=1)
@@ -153,14 +140,6 @@ def test_who_has_nothing_left_to_do_says_so(tmp_path: Path, capsys: pytest.Captu
     assert "nothing left to do" in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    PocketTrainer(TINY, tmp_path, encode, "tiny").save()
-    with pytest.raises(
-        ValueError, match=r"checkpoint\.safetensors: made by recipe tiny, this is other: use another --out"
-    ):
-        PocketTrainer(TINY, tmp_path, encode, "other").resume()
-
-
 def test_the_digest_knows_settings_tokenizer_and_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shipped_tokenizer().to_str()
     digest = RECIPES["target"].digest(text)
@@ -177,48 +156,6 @@ def test_how_long_training_goes_on_is_no_part_of_the_digest() -> None:
     recipe = RECIPES["target"]
     assert replace(recipe, tokens=1).digest("") == recipe.digest("")
     assert replace(recipe, seed=2).digest("") != recipe.digest("")
-
-
-def test_a_full_disk_is_told_before_the_old_checkpoint_is_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = PocketTrainer(TINY, tmp_path, encode, "tiny")
-    trainer.save()
-    before = (tmp_path / checkpoint.NAME).read_bytes()
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
-    with pytest.raises(OSError, match=r"a checkpoint needs \d+ MB and 0 MB are free: make room and resume"):
-        trainer.save()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint.NAME]
-    assert (tmp_path / checkpoint.NAME).read_bytes() == before
-
-
-def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = PocketTrainer(TINY, tmp_path, encode, "tiny")
-    trainer.save()
-    before = (tmp_path / checkpoint.NAME).read_bytes()
-
-    def broken(path: str, *_: object) -> None:
-        Path(path).write_bytes(b"half a file")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(mx, "save_safetensors", broken)
-    with pytest.raises(OSError, match="No space left"):
-        trainer.save()
-    assert (tmp_path / checkpoint.NAME).read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
-
-
-def test_between_the_renames_the_previous_checkpoint_counts(tmp_path: Path) -> None:
-    """A kill after the old checkpoint was renamed and before the new one took its place."""
-    trainer = PocketTrainer(TINY, tmp_path, encode, "tiny")
-    trainer.step()
-    trainer.save()
-    (tmp_path / checkpoint.NAME).rename(tmp_path / checkpoint.PREVIOUS)
-    (tmp_path / "checkpoint.new.safetensors").write_bytes(b"half a file")
-    again = PocketTrainer(TINY, tmp_path, encode, "tiny")
-    assert again.resume()
-    assert again.progress.step == 1
 
 
 def test_killed_while_training_it_goes_on(tmp_path: Path) -> None:
@@ -256,14 +193,6 @@ def test_the_saved_model_is_the_trained_one(tmp_path: Path) -> None:
     made = json.loads((tmp_path / "model" / "pocket.json").read_text())
     assert made["tokens"] == trainer.progress.tokens
     assert made["params"] == sum(array.size for array in loaded.values())
-
-
-def test_rates_warm_up_stay_and_fall() -> None:
-    recipe = Recipe(TINY.size, tokens=1000, warmup_steps=4, decay_share=0.5, final_rate=0.1)
-    assert [recipe.rate(step, 0) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
-    assert recipe.rate(9, 500) == 1
-    assert recipe.rate(9, 750) == pytest.approx(0.55)
-    assert recipe.rate(9, 1000) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("name", ["target", "draft"])

@@ -12,8 +12,21 @@ from tiny_llm.config import ModelConfig
 Weights = dict[str, Any]
 
 
+def check_shape(config: ModelConfig) -> None:
+    """Raise ValueError for a model with weights that training does not make."""
+    if config.qkv_bias or not (config.qk_norm and config.tie_word_embeddings):
+        raise ValueError(
+            f"training makes Qwen3 with tied embeddings and no biases, found {config.model_type} with "
+            f"tie_word_embeddings {config.tie_word_embeddings}, biases {config.qkv_bias}: choose another shape"
+        )
+
+
 def random_weights(config: ModelConfig, seed: int, qk_gain: float, embedding_std: float) -> Weights:
-    """What training starts from, in the engine's layout; `o_proj` and `down_proj` are zero: layers do nothing yet."""
+    """What training starts from, in the engine's layout; `o_proj` and `down_proj` are zero: layers do nothing yet.
+
+    Raises ValueError for a shape that training does not make.
+    """
+    check_shape(config)
     hidden, mlp, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     attention, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     keys = iter(mx.random.split(mx.random.key(seed), 2 * layers + 1))
@@ -71,10 +84,14 @@ def save_model(directory: Path, weights: Weights, hf_config: Mapping[str, Any], 
     """model.safetensors in bfloat16, config.json and generation_config.json. Returns the number of parameters.
 
     `hf_config` is the shape as config.json has it; `ends` are the tokens that end a turn and a text.
+
+    Raises ValueError for a shape that training does not make.
     """
     stop, pad = ends
+    shape = ModelConfig.from_hf(hf_config, "config")
+    check_shape(shape)
     directory.mkdir(parents=True, exist_ok=True)
-    found = hf_tensors(weights, ModelConfig.from_hf(hf_config, "config"))
+    found = hf_tensors(weights, shape)
     tensors = {name: mx.contiguous(tensor).astype(mx.bfloat16) for name, tensor in found.items()}
     mx.save_safetensors(str(directory / "model.safetensors"), tensors, {"format": "pt"})
     config = {**hf_config, "torch_dtype": "bfloat16", "eos_token_id": stop, "bos_token_id": pad}
