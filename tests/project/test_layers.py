@@ -22,7 +22,7 @@ LEVELS = [
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-BESIDE = {  # rooms that only cli and each other, where it says so, may import, and what they may import
+BESIDE = {  # rooms that only cli may import, and pocket its `train`; and what they may import
     "train": {"_blas", "config", "model", "cache"},
     "pocket": {"_blas", "config", "model", "cache", "decode", "train"},
     "course": set(LEVEL) - {"cli", "__main__"},
