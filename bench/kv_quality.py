@@ -26,7 +26,7 @@ from tiny_llm.cache.contiguous import ContiguousCache  # noqa: E402
 from tiny_llm.cache.quantized import QuantizedCache  # noqa: E402
 from tiny_llm.cache.rotating import RotatingCache  # noqa: E402
 from tiny_llm.model.cached_attention import masked_attention  # noqa: E402
-from tiny_llm.pocket.texts import conversations  # noqa: E402
+from tiny_llm.pocket.lessons.conversations import conversations  # noqa: E402
 from tiny_llm.quantize.perplexity import Text, perplexity  # noqa: E402
 
 LONG, FROM = 2000, 500

@@ -32,11 +32,12 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from tiny_llm.model.qwen3 import Qwen3  # noqa: E402
-from tiny_llm.pocket.differentiable import TRAINING, TreeAttention, cross_entropy, softmax  # noqa: E402
-from tiny_llm.pocket.optimizer import Arrays, Optimizer  # noqa: E402
 from tiny_llm.pocket.recipe import Recipe, Repeats, Size  # noqa: E402
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE  # noqa: E402
-from tiny_llm.pocket.trainer import Trainer, keep_memory  # noqa: E402
+from tiny_llm.pocket.trainer import PocketTrainer  # noqa: E402
+from tiny_llm.train.differentiable import TRAINING, TreeAttention, cross_entropy, softmax  # noqa: E402
+from tiny_llm.train.memory import keep_memory  # noqa: E402
+from tiny_llm.train.optimizer import Arrays, Optimizer  # noqa: E402
 
 Integers = NDArray[np.int32]
 DATA = ROOT / "book" / "figures" / "data"
@@ -60,17 +61,17 @@ class Variant:
 
     label: str
     recipe: Callable[[Recipe], Recipe] = lambda recipe: recipe
-    prepare: Callable[[Trainer], None] = lambda trainer: None
+    prepare: Callable[[PocketTrainer], None] = lambda trainer: None
 
 
-def adam_only(rate: float) -> Callable[[Trainer], None]:
-    def prepare(trainer: Trainer) -> None:
+def adam_only(rate: float) -> Callable[[PocketTrainer], None]:
+    def prepare(trainer: PocketTrainer) -> None:
         trainer.optimizer = AdamOnly(trainer.config, 0.0, rate, trainer.recipe.clip)
 
     return prepare
 
 
-def random_projections(trainer: Trainer) -> None:
+def random_projections(trainer: PocketTrainer) -> None:
     """`o_proj` and `down_proj` drawn like the other matrices instead of zero."""
     layers = trainer.weights["layers"]
     keys = iter(mx.random.split(mx.random.key(1000 + trainer.recipe.seed), 2 * len(layers)))
@@ -103,7 +104,7 @@ def rounds(period: int, rows: int = ROWS) -> Integers:
     return np.stack([np.tile(rng.permutation(VOCAB_SIZE)[:period], 2) for _ in range(rows)]).astype(np.int32)
 
 
-def hidden_states(trainer: Trainer, tokens: Integers, watch: list[mx.array] | None = None) -> mx.array:
+def hidden_states(trainer: PocketTrainer, tokens: Integers, watch: list[mx.array] | None = None) -> mx.array:
     """(B · T, hidden) of rows (B, T). `watch` gets each layer's attention weights, (B, Hq, T, T)."""
     rows, length = tokens.shape
     positions = mx.broadcast_to(mx.arange(length), (rows, length))
@@ -128,7 +129,7 @@ class Watching(TreeAttention):
 
 
 # ANCHOR: exam
-def exam(trainer: Trainer, period: int) -> tuple[float, float]:
+def exam(trainer: PocketTrainer, period: int) -> tuple[float, float]:
     """(share right, mean loss) of the tokens of the second round but its first, which nothing foretells."""
     tokens = rounds(period)
     at = np.arange(len(tokens))[:, None] * 2 * period + np.arange(period, 2 * period - 1)
@@ -142,10 +143,10 @@ def exam(trainer: Trainer, period: int) -> tuple[float, float]:
 # ANCHOR_END: exam
 
 
-def train(name: str, seed: int, tokens: int) -> tuple[dict[str, Any], Trainer]:
+def train(name: str, seed: int, tokens: int) -> tuple[dict[str, Any], PocketTrainer]:
     """The log and the trainer of one run, until so many tokens are spent."""
     variant = VARIANTS[name]
-    trainer = Trainer(variant.recipe(replace(BASE, seed=seed)), Path(), lambda text: [], name)
+    trainer = PocketTrainer(variant.recipe(replace(BASE, seed=seed)), Path(), lambda text: [], name)
     variant.prepare(trainer)
     points, recent, begun = [], [], time.monotonic()
     while trainer.progress.tokens < tokens:
@@ -159,7 +160,7 @@ def train(name: str, seed: int, tokens: int) -> tuple[dict[str, Any], Trainer]:
     return {"variant": name, "seed": seed, "tokens": trainer.progress.tokens, **ends, "log": points}, trainer
 
 
-def heads(trainer: Trainer) -> dict[str, Any]:
+def heads(trainer: PocketTrainer) -> dict[str, Any]:
     """What each head looks at in one row, and how much of the exam is right without it."""
     row, watched, found = rounds(SHOWN, 1), [], []
     hidden_states(trainer, row, watched)
@@ -171,7 +172,7 @@ def heads(trainer: Trainer) -> dict[str, Any]:
     return {"tokens": row[0].tolist(), "right": exam(trainer, PERIOD)[0], "heads": found}
 
 
-def without(trainer: Trainer, layer: int, head: int) -> float:
+def without(trainer: PocketTrainer, layer: int, head: int) -> float:
     """The exam with what one head says taken away."""
     weight, dim = trainer.weights["layers"][layer]["o_proj"], trainer.config.head_dim
     kept = mx.arange(weight["weight"].shape[1]) // dim != head

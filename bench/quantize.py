@@ -28,7 +28,7 @@ from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import QuantizationConfig
 from tiny_llm.config.model import GROUP_SIZES, QUANTIZED_BITS
 from tiny_llm.engine.llm import POCKET
-from tiny_llm.pocket.texts import conversations
+from tiny_llm.pocket.lessons.conversations import conversations
 from tiny_llm.quantize import sensitive
 from tiny_llm.quantize.perplexity import Text, perplexity
 from tiny_llm.quantize.plan import bits_per_weight, matrices, uniform

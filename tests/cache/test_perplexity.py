@@ -13,7 +13,7 @@ from tiny_llm.cache.rotating import RotatingCache
 from tiny_llm.cache.rotating_quantized import RotatingQuantizedCache
 from tiny_llm.engine.llm import POCKET
 from tiny_llm.model.tokenizer import Tokenizer
-from tiny_llm.pocket.texts import conversations
+from tiny_llm.pocket.lessons.conversations import conversations
 from tiny_llm.quantize.perplexity import Text, perplexity
 
 

@@ -111,6 +111,13 @@ def test_the_engine_is_as_before_afterwards(checkout: Path) -> None:
     assert again is before["tiny_llm.model.attention"]
 
 
+@pytest.mark.parametrize("name", ["tiny_llm.train.optimizer", "tiny_llm.pocket.lessons.mix"])
+def test_rooms_that_hold_no_learners_code_stay(name: str) -> None:
+    before = importlib.import_module(name)
+    with engine_anew():
+        assert importlib.import_module(name) is before
+
+
 def test_an_edit_in_the_same_second_counts(checkout: Path) -> None:
     """A bytecode cache compares seconds and sizes: a quick edit of the same length would run the old code."""
     path = checkout / "code/week1/attention.py"

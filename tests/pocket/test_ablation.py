@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from bench import pocket_ablation as ablation
-from tiny_llm.pocket.differentiable import TreeAttention
-from tiny_llm.pocket.optimizer import flatten
-from tiny_llm.pocket.trainer import Trainer
+from tiny_llm.pocket.trainer import PocketTrainer
+from tiny_llm.train.differentiable import TreeAttention
+from tiny_llm.train.optimizer import flatten
 
 
-def trainer(name: str = "recipe") -> Trainer:
+def trainer(name: str = "recipe") -> PocketTrainer:
     variant = ablation.VARIANTS[name]
-    made = Trainer(variant.recipe(ablation.BASE), Path(), lambda text: [], name)
+    made = PocketTrainer(variant.recipe(ablation.BASE), Path(), lambda text: [], name)
     variant.prepare(made)
     return made
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tiny_llm.model.tokenizer import Tokenizer
-from tiny_llm.pocket.data import LONG
-from tiny_llm.pocket.dialogue import Dialogue, assistant, call, encode_turns, render, tool_result, turns, user
+from tiny_llm.pocket.lessons.dialogue import Dialogue, assistant, call, encode_turns, render, tool_result, turns, user
+from tiny_llm.pocket.lessons.mix import LONG
 
 WEIGHTS = Path(__file__).parents[2] / "tiny_llm" / "pocket" / "weights" / "target"
 TOOL = {"type": "function", "function": {"name": "now", "description": "Zeit in Köln.", "parameters": {}}}

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from xml.etree import ElementTree
 
 import mlx.core as mx
 import numpy as np
@@ -14,14 +13,13 @@ from tiny_llm.model.ops import PLAIN
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.pocket import evaluate
 from tiny_llm.pocket.card import ROWS, runs
-from tiny_llm.pocket.differentiable import EVALUATION
 from tiny_llm.pocket.evaluate import TASKS, Case, Evaluation, acceptance, cases, write_card
 from tiny_llm.pocket.greedy import agreement, answers
-from tiny_llm.pocket.plot import loss_plot
+from tiny_llm.pocket.lessons.words import held_out
 from tiny_llm.pocket.recipe import Recipe, Size
 from tiny_llm.pocket.tokenizer import save_tokenizer, shipped_tokenizer
-from tiny_llm.pocket.weights_io import random_weights, save_model
-from tiny_llm.pocket.words import held_out
+from tiny_llm.train.differentiable import EVALUATION
+from tiny_llm.train.weights_io import save_model, write_json
 
 SIZE = Size(hidden=128, layers=2, mlp=128, heads=2, kv_heads=1)
 
@@ -32,11 +30,12 @@ def encode(text: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, weights = tmp_path_factory.mktemp("model"), random_weights(Recipe(SIZE))
+    path, weights = tmp_path_factory.mktemp("model"), Recipe(SIZE).random_weights()
     for index, layer in enumerate(weights["layers"]):
         for name in ("o_proj", "down_proj"):
             layer[name]["weight"] = mx.random.normal(layer[name]["weight"].shape, key=mx.random.key(index)) * 0.3
-    save_model(path, weights, SIZE, (encode("<|im_end|>")[0], 0), {"recipe": "r", "steps": 7, "tokens": 4000})
+    params = save_model(path, weights, SIZE.hf_config(), (encode("<|im_end|>")[0], 0))
+    write_json(path / "pocket.json", {"recipe": "r", "steps": 7, "tokens": 4000, "params": params})
     save_tokenizer(shipped_tokenizer(), path)
     return path
 
@@ -161,26 +160,9 @@ def test_a_text_is_right_however_its_tokens_spell_it(directory: Path, monkeypatc
 
 
 def test_evaluation_operations_are_the_plain_ones_up_to_rounding() -> None:
-    config, weights = ModelConfig.from_hf(SIZE.hf_config(), "test"), random_weights(Recipe(SIZE))
+    config, weights = ModelConfig.from_hf(SIZE.hf_config(), "test"), Recipe(SIZE).random_weights()
     x = mx.random.normal((5, SIZE.hidden), key=mx.random.key(3))
     fast, plain = (
         Qwen3(config, weights, ops).finish(x, mx.zeros((5, 2, 64)), weights["layers"][0]) for ops in (EVALUATION, PLAIN)
     )
     np.testing.assert_allclose(fast, plain, atol=1e-5)
-
-
-def test_the_plot_draws_each_log(tmp_path: Path) -> None:
-    for name, losses in (("with", (8, 2, 0.5)), ("without", (8, 4, 3))):
-        lines = [json.dumps({"step": i, "tokens": i * 10**6, "answers": loss}) for i, loss in enumerate(losses)]
-        (tmp_path / name).write_text("\n".join(lines) + "\n")
-    loss_plot({name: tmp_path / name for name in ("with", "without")}, tmp_path / "loss.svg")
-    svg = ElementTree.parse(tmp_path / "loss.svg").getroot()
-    curves = [line.get("points", "").split() for line in svg.iter("{http://www.w3.org/2000/svg}polyline")]
-    assert [len(points) for points in curves] == [3, 3]
-    heights = [[float(point.split(",")[1]) for point in points] for points in curves]
-    assert heights[0][2] > heights[1][2] > heights[0][0]  # a lower loss stands lower, so its y is larger
-
-
-def test_no_log_no_plot(tmp_path: Path) -> None:
-    loss_plot({"none": tmp_path / "missing.jsonl"}, tmp_path / "loss.svg")
-    assert not (tmp_path / "loss.svg").exists()

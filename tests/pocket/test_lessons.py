@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from tiny_llm.pocket.builtin import BUILTIN
-from tiny_llm.pocket.data import EVERYTHING, LESSONS, LONG, Mix
-from tiny_llm.pocket.data_chat import UNTOLD, arithmetic_lesson, memory_lesson
-from tiny_llm.pocket.data_context import context_lesson, needle_lesson, needle_of_length
-from tiny_llm.pocket.data_text import (
+from tiny_llm.pocket.lessons.builtin import BUILTIN
+from tiny_llm.pocket.lessons.chat import UNTOLD, arithmetic_lesson, memory_lesson
+from tiny_llm.pocket.lessons.context import context_lesson, needle_lesson, needle_of_length
+from tiny_llm.pocket.lessons.dialogue import Dialogue, render
+from tiny_llm.pocket.lessons.faq import SIZE, UNKNOWN, faq_entries
+from tiny_llm.pocket.lessons.mix import EVERYTHING, LESSONS, LONG, Mix
+from tiny_llm.pocket.lessons.passages import ABSENT
+from tiny_llm.pocket.lessons.text import (
     count_down,
     count_up,
     from_object,
@@ -24,14 +27,11 @@ from tiny_llm.pocket.data_text import (
     to_array,
     to_object,
 )
-from tiny_llm.pocket.data_tools import NO_TOOL, tool_lesson
-from tiny_llm.pocket.dialogue import Dialogue, render
-from tiny_llm.pocket.faq import SIZE, UNKNOWN, faq_entries
-from tiny_llm.pocket.passages import ABSENT
+from tiny_llm.pocket.lessons.tool_calls import NO_TOOL, tool_lesson
+from tiny_llm.pocket.lessons.tools import families, say
+from tiny_llm.pocket.lessons.words import Words, held_out, read_table
 from tiny_llm.pocket.recipe import RECIPES
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE
-from tiny_llm.pocket.tools import families, say
-from tiny_llm.pocket.words import Words, held_out, read_table
 
 SPLITS = ("train", "test")
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}

@@ -7,15 +7,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlx.core as mx
-import numpy as np
-import pytest
 
 from tests.pocket.test_trainer import TINY
 from tiny_llm.pocket.train import train
-from tiny_llm.pocket.trainer import Trainer
 
 SHARED = replace(TINY, batches=2)
 ONE_OF_TWO = """
@@ -57,26 +53,3 @@ def test_two_processes_make_the_weights_of_one(tmp_path: Path) -> None:
     for name, array in alone.items():
         difference = mx.abs(array.astype(mx.float32) - together[name].astype(mx.float32)).max()
         assert difference.item() < 1e-3, name
-
-
-def test_a_step_counts_the_tokens_of_all_its_batches(tmp_path: Path) -> None:
-    alone, shared = (Trainer(recipe, tmp_path, lambda text: [1], "x").step() for recipe in (TINY, SHARED))
-    assert shared["tokens"] == 2 * alone["tokens"]
-
-
-def test_gradients_are_means_over_the_batches(tmp_path: Path) -> None:
-    trainer = Trainer(SHARED, tmp_path, lambda text: [1], "x")
-    rng = np.random.default_rng(5)
-    first, second = (trainer._batch(rng) for _ in range(2))
-    parts = [trainer._gradients([batch, batch])[1]["embed_tokens"]["weight"] for batch in (first, second)]
-    both = trainer._gradients([first, second])[1]["embed_tokens"]["weight"]
-    assert mx.allclose(both, (parts[0] + parts[1]) / 2, atol=1e-7)
-    assert not mx.allclose(both, parts[0], atol=1e-5)
-
-
-def test_batches_that_processes_cannot_share_evenly_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mx.distributed, "init", lambda: SimpleNamespace(rank=lambda: 0, size=lambda: 3))
-    with pytest.raises(ValueError, match="3 processes can't share 2 batches of a step evenly"):
-        Trainer(SHARED, tmp_path, lambda text: [1], "x")

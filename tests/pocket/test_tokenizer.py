@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tiny_llm.pocket.data_tools import tool_lesson
-from tiny_llm.pocket.dialogue import render
+from tiny_llm.pocket.lessons.dialogue import render
+from tiny_llm.pocket.lessons.tool_calls import tool_lesson
+from tiny_llm.pocket.lessons.tools import schema_words
+from tiny_llm.pocket.lessons.words import Words
 from tiny_llm.pocket.tokenizer import SPECIAL, TAGS, VOCAB_SIZE, shipped_tokenizer, template_phrases, train_tokenizer
-from tiny_llm.pocket.tools import schema_words
-from tiny_llm.pocket.vocabulary import translated
-from tiny_llm.pocket.words import Words
+from tiny_llm.train.vocabulary import translated
 
 WEIGHTS = Path(__file__).parents[2] / "tiny_llm" / "pocket" / "weights"
 

@@ -1,11 +1,9 @@
 """A training run can be stopped anywhere: what comes out is the same, and nothing that was saved is lost."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +13,13 @@ import pytest
 
 from tiny_llm.model.directory import load_config
 from tiny_llm.model.loader import load_weights
-from tiny_llm.pocket import checkpoint
-from tiny_llm.pocket.batches import repeated
-from tiny_llm.pocket.optimizer import flatten
 from tiny_llm.pocket.recipe import RECIPES, Recipe, Repeats, Size
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE, shipped_tokenizer
 from tiny_llm.pocket.train import train
-from tiny_llm.pocket.trainer import Trainer
+from tiny_llm.pocket.trainer import PocketTrainer
+from tiny_llm.train import checkpoint
+from tiny_llm.train.batches import repeated
+from tiny_llm.train.optimizer import flatten
 
 TINY = Recipe(
     Size(hidden=128, layers=1, mlp=128, heads=2, kv_heads=1),
@@ -40,10 +38,10 @@ def encode(text: str) -> list[int]:
     return shipped_tokenizer().encode(text, add_special_tokens=False).ids
 
 
-def run(directory: Path, *stops: int, recipe: Recipe = TINY) -> Trainer:
+def run(directory: Path, *stops: int, recipe: Recipe = TINY) -> PocketTrainer:
     """Train to the end, with a fresh process's worth of state after each number of steps in `stops`."""
     for stop in (*stops, 10**6):
-        trainer = Trainer(recipe, directory, encode, "tiny")
+        trainer = PocketTrainer(recipe, directory, encode, "tiny")
         trainer.resume()
         while not trainer.done and trainer.progress.step < stop:
             entry = trainer.step()
@@ -53,16 +51,16 @@ def run(directory: Path, *stops: int, recipe: Recipe = TINY) -> Trainer:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> PocketTrainer:
     return run(tmp_path_factory.mktemp("whole"))
 
 
-def test_all_stages_come_in_order(whole: Trainer) -> None:
+def test_all_stages_come_in_order(whole: PocketTrainer) -> None:
     stages = [json.loads(line)["stage"] for line in whole.log.read_text().splitlines()]
     assert list(dict.fromkeys(stages)) == ["repeats", "foundation", "everything", "long"]
 
 
-def test_the_model_learns(whole: Trainer) -> None:
+def test_the_model_learns(whole: PocketTrainer) -> None:
     losses: dict[str, list[float]] = {}
     for line in whole.log.read_text().splitlines():
         entry = json.loads(line)
@@ -71,7 +69,9 @@ def test_the_model_learns(whole: Trainer) -> None:
 
 
 @pytest.mark.parametrize("stops", [(2,), (6, 7), (12, 18)])
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, whole: Trainer, stops: tuple[int, ...]) -> None:
+def test_an_interrupted_run_ends_with_the_same_weights(
+    tmp_path: Path, whole: PocketTrainer, stops: tuple[int, ...]
+) -> None:
     again = run(tmp_path, *stops)
     assert again.progress == whole.progress
     for name, array in flatten(whole.weights).items():
@@ -79,9 +79,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, whole: Tr
     assert again.log.read_text() == whole.log.read_text()
 
 
-def test_steps_after_the_last_checkpoint_are_done_again(tmp_path: Path, whole: Trainer) -> None:
+def test_steps_after_the_last_checkpoint_are_done_again(tmp_path: Path, whole: PocketTrainer) -> None:
     """What a kill loses is weights and log lines since the checkpoint; both come back the same."""
-    trainer = Trainer(TINY, tmp_path, encode, "tiny")
+    trainer = PocketTrainer(TINY, tmp_path, encode, "tiny")
     for step in range(9):
         entry = trainer.step()
         trainer.write({"stage": trainer.progress.stage, "answers": entry["answers"]})
@@ -101,7 +101,7 @@ def test_training_goes_on_from_a_trained_model(tmp_path: Path) -> None:
     made = json.loads((tmp_path / "second" / "model" / "pocket.json").read_text())
     assert made["after"] == first and made["tokens"] > first["tokens"] and made["steps"] == 2
     assert trainer.progress.stage == "everything"
-    assert trainer.recipe.seed != TINY.seed and trainer.digest != Trainer(TINY, tmp_path, encode, "x").digest
+    assert trainer.recipe.seed != TINY.seed and trainer.digest != PocketTrainer(TINY, tmp_path, encode, "x").digest
     again = train(TINY, tmp_path / "second", steps=1, after=model)
     assert again.progress.step == 3 and again.parent == first
 
@@ -110,23 +110,12 @@ def test_what_is_no_pocket_model_of_this_size_is_not_gone_on_from(tmp_path: Path
     train(TINY, tmp_path / "first", steps=1)
     model = tmp_path / "first" / "model"
     with pytest.raises(ValueError, match="another size than this recipe's: choose the fitting --size"):
-        Trainer(RECIPES["draft"], tmp_path, encode, "x").follow(model)
+        PocketTrainer(RECIPES["draft"], tmp_path, encode, "x").follow(model)
     with pytest.raises(ValueError, match=r"nowhere/model\.safetensors: not there: name the directory"):
         train(TINY, tmp_path / "second", after=tmp_path / "nowhere")
     (model / "pocket.json").unlink()
     with pytest.raises(ValueError, match=r"pocket\.json: not there, so this is no pocket model"):
-        Trainer(TINY, tmp_path, encode, "x").follow(model)
-
-
-def test_a_damaged_checkpoint_is_named_with_the_remedy(tmp_path: Path) -> None:
-    trainer = Trainer(TINY, tmp_path, encode, "tiny")
-    trainer.save()
-    trainer.save()
-    (tmp_path / checkpoint.NAME).write_bytes(b"half a file")
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors: damaged .* delete it, and checkpoint\.previous"):
-        trainer.resume()
-    (tmp_path / checkpoint.NAME).unlink()
-    assert trainer.resume()
+        PocketTrainer(TINY, tmp_path, encode, "x").follow(model)
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"tokens": "many"}'])
@@ -151,21 +140,13 @@ def test_who_has_nothing_left_to_do_says_so(tmp_path: Path, capsys: pytest.Captu
     assert "nothing left to do" in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    Trainer(TINY, tmp_path, encode, "tiny").save()
-    with pytest.raises(
-        ValueError, match=r"checkpoint\.safetensors: made by recipe tiny, this is other: use another --out"
-    ):
-        Trainer(TINY, tmp_path, encode, "other").resume()
-
-
 def test_the_digest_knows_settings_tokenizer_and_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shipped_tokenizer().to_str()
     digest = RECIPES["target"].digest(text)
     assert RECIPES["target"].digest(text) == digest
     assert RECIPES["draft"].digest(text) != digest
     assert RECIPES["target"].digest(text + " ") != digest
-    monkeypatch.setattr("tiny_llm.pocket.data_context.ABSENT", "Nobody knows.")
+    monkeypatch.setattr("tiny_llm.pocket.lessons.context.ABSENT", "Nobody knows.")
     assert RECIPES["target"].digest(text) != digest
 
 
@@ -175,48 +156,6 @@ def test_how_long_training_goes_on_is_no_part_of_the_digest() -> None:
     recipe = RECIPES["target"]
     assert replace(recipe, tokens=1).digest("") == recipe.digest("")
     assert replace(recipe, seed=2).digest("") != recipe.digest("")
-
-
-def test_a_full_disk_is_told_before_the_old_checkpoint_is_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = Trainer(TINY, tmp_path, encode, "tiny")
-    trainer.save()
-    before = (tmp_path / checkpoint.NAME).read_bytes()
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
-    with pytest.raises(OSError, match=r"a checkpoint needs \d+ MB and 0 MB are free: make room and resume"):
-        trainer.save()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint.NAME]
-    assert (tmp_path / checkpoint.NAME).read_bytes() == before
-
-
-def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(TINY, tmp_path, encode, "tiny")
-    trainer.save()
-    before = (tmp_path / checkpoint.NAME).read_bytes()
-
-    def broken(path: str, *_: object) -> None:
-        Path(path).write_bytes(b"half a file")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(mx, "save_safetensors", broken)
-    with pytest.raises(OSError, match="No space left"):
-        trainer.save()
-    assert (tmp_path / checkpoint.NAME).read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
-
-
-def test_between_the_renames_the_previous_checkpoint_counts(tmp_path: Path) -> None:
-    """A kill after the old checkpoint was renamed and before the new one took its place."""
-    trainer = Trainer(TINY, tmp_path, encode, "tiny")
-    trainer.step()
-    trainer.save()
-    (tmp_path / checkpoint.NAME).rename(tmp_path / checkpoint.PREVIOUS)
-    (tmp_path / "checkpoint.new.safetensors").write_bytes(b"half a file")
-    again = Trainer(TINY, tmp_path, encode, "tiny")
-    assert again.resume()
-    assert again.progress.step == 1
 
 
 def test_killed_while_training_it_goes_on(tmp_path: Path) -> None:
@@ -256,14 +195,6 @@ def test_the_saved_model_is_the_trained_one(tmp_path: Path) -> None:
     assert made["params"] == sum(array.size for array in loaded.values())
 
 
-def test_rates_warm_up_stay_and_fall() -> None:
-    recipe = Recipe(TINY.size, tokens=1000, warmup_steps=4, decay_share=0.5, final_rate=0.1)
-    assert [recipe.rate(step, 0) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
-    assert recipe.rate(9, 500) == 1
-    assert recipe.rate(9, 750) == pytest.approx(0.55)
-    assert recipe.rate(9, 1000) == pytest.approx(0.1)
-
-
 @pytest.mark.parametrize("name", ["target", "draft"])
 def test_shapes_fit_every_quantization_group(name: str) -> None:
     size = RECIPES[name].size
@@ -272,12 +203,14 @@ def test_shapes_fit_every_quantization_group(name: str) -> None:
 
 @pytest.mark.parametrize("stage", ["everything", "long"])
 def test_some_batches_after_the_foundation_are_repeats_of_any_token(tmp_path: Path, stage: str) -> None:
-    repeats, lessons = (Trainer(replace(TINY, refresh_share=share), tmp_path, encode, "x") for share in (1.0, 0.0))
+    repeats, lessons = (
+        PocketTrainer(replace(TINY, refresh_share=share), tmp_path, encode, "x") for share in (1.0, 0.0)
+    )
     rng = np.random.default_rng(3)
     rng.random()
-    expected = repeated(TINY.repeats, TINY.repeats.longest_period, VOCAB_SIZE, VOCAB_SIZE, TINY.step_tokens, rng)
+    expected = repeated(TINY.repeats.longest_period, VOCAB_SIZE, VOCAB_SIZE, TINY.step_tokens, rng)
     for trainer in (repeats, lessons):
         trainer.progress.stage = stage
-    assert mx.array_equal(repeats._batch(np.random.default_rng(3)).tokens, expected.tokens)
+    assert mx.array_equal(repeats.batch(np.random.default_rng(3)).tokens, expected.tokens)
     (start,) = encode("<|im_start|>")
-    assert mx.any(lessons._batch(np.random.default_rng(3)).tokens == start)
+    assert mx.any(lessons.batch(np.random.default_rng(3)).tokens == start)

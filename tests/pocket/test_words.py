@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from tiny_llm.pocket import builtin, data_chat, passages, toolbox
-from tiny_llm.pocket.faq import faq_entries
-from tiny_llm.pocket.words import Words, held_out, read_table
+from tiny_llm.pocket.lessons import builtin, chat, passages, toolbox
+from tiny_llm.pocket.lessons.faq import faq_entries
+from tiny_llm.pocket.lessons.words import Words, held_out, read_table
 
 RELATIONS: list[dict[str, Any]] = read_table("tables/relations.toml")["relation"]
 FAMILIES = [family for table in ("lookup", "action") for family in read_table(f"tables/tools_{table}.toml")["family"]]
@@ -14,8 +14,8 @@ LISTS = [
     *((relation[name], relation[f"more_{name}"]) for relation in RELATIONS for name in ("says", "asks")),
     *((family["asks"], family["more_asks"]) for family in FAMILIES if "more_asks" in family),
     *((entry.asks, entry.more) for entry in faq_entries() if entry.more),
-    (data_chat.TELL, data_chat.MORE_TELL),
-    (data_chat.ASK, data_chat.MORE_ASK),
+    (chat.TELL, chat.MORE_TELL),
+    (chat.ASK, chat.MORE_ASK),
     (passages.ATTRIBUTE_SAYS, passages.MORE_ATTRIBUTE_SAYS),
     (passages.ATTRIBUTE_ASKS, passages.MORE_ATTRIBUTE_ASKS),
     (toolbox.ATTRIBUTE_ASKS, toolbox.MORE_ATTRIBUTE_ASKS),

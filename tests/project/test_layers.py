@@ -22,8 +22,9 @@ LEVELS = [
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-BESIDE = {  # rooms that only cli may import, and what they may import
-    "pocket": {"_blas", "config", "model", "cache", "decode"},
+BESIDE = {  # rooms that only cli may import, and pocket its `train`; and what they may import
+    "train": {"_blas", "config", "model", "cache"},
+    "pocket": {"_blas", "config", "model", "cache", "decode", "train"},
     "course": set(LEVEL) - {"cli", "__main__"},
     "views": set(LEVEL) - {"cli", "__main__"},
     "doctor": {"_blas", "_machine", "_temporary", "config"},
@@ -140,6 +141,10 @@ def test_imports_go_downward() -> None:
         ("tiny_llm.engine.llm", "from tiny_llm import load", "not downward"),
         ("tiny_llm.engine.llm", "from tiny_llm.pocket import recipe", "not downward"),
         ("tiny_llm.pocket.recipe", "from tiny_llm.engine import llm", "not downward"),
+        ("tiny_llm.train.trainer", "from tiny_llm.pocket import recipe", "not downward"),
+        ("tiny_llm.train.trainer", "from tiny_llm.engine import llm", "not downward"),
+        ("tiny_llm.engine.llm", "from tiny_llm.train import trainer", "not downward"),
+        ("tiny_llm.views.tree", "from tiny_llm.train import plot", "not downward"),
         ("tiny_llm.decode.generate", "if TYPE_CHECKING:\n    from tiny_llm.engine import llm", "not downward"),
         ("tiny_llm.decode.generate", "def f():\n    import json", "within a function"),
         ("tiny_llm.decode.generate", "import mlx_lm.utils", "only tests"),
@@ -162,6 +167,8 @@ def test_a_violation_is_found(module: str, source: str, complaint: str) -> None:
             "tiny_llm.cli.chat",
             "def f():\n    from tiny_llm import load, doctor\n    from tiny_llm.pocket import recipe",
         ),
+        ("tiny_llm.pocket.trainer", "from tiny_llm.train.trainer import Trainer"),
+        ("tiny_llm.cli.pocket", "from tiny_llm.train import plot"),
         ("tiny_llm.server.app", "from tiny_llm.engine.llm import LLM\ndef f():\n    import uvicorn"),
         ("tiny_llm.engine.scheduler", "from tiny_llm.config import EngineConfig\nfrom . import request"),
         ("tiny_llm.engine.scheduler", "if TYPE_CHECKING:\n    from tiny_llm.cache import base"),

@@ -15,7 +15,7 @@ from tiny_llm.config import QuantizationConfig
 from tiny_llm.engine.llm import POCKET
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
-from tiny_llm.pocket.texts import LONGEST, conversations
+from tiny_llm.pocket.lessons.conversations import LONGEST, conversations
 from tiny_llm.quantize.perplexity import Text, perplexity
 from tiny_llm.quantize.plan import ENDS, Matrix, bits_per_weight, matrices, uniform
 from tiny_llm.quantize.sensitive import JOINED, Unit, choose, measure

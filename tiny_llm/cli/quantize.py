@@ -110,7 +110,7 @@ def quantize(
 
 
 def texts(llm: "LLM", split: Literal["train", "test"], tokens: int) -> list[Any]:
-    from tiny_llm.pocket.texts import conversations
+    from tiny_llm.pocket.lessons.conversations import conversations
     from tiny_llm.quantize.perplexity import Text
 
     return [Text(*each) for each in conversations(split, tokens, llm.tokenizer.encode)]

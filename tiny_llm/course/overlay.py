@@ -23,7 +23,7 @@ from tiny_llm.course import CourseError, kernel, learner
 from tiny_llm.course.catalog import Course, Task, course, module_of, read_source, source_path
 
 LAUNCH = "tiny_llm.kernels.launch"  # asks for other sources of its kernels
-STAYS = {"", "_blas", "cli", "config", "course", "doctor", "pocket", "views"}  # rooms that hold no learner's code
+STAYS = {"", "_blas", "cli", "config", "course", "doctor", "pocket", "train", "views"}  # hold no learner's code
 
 
 class Overlay(MetaPathFinder, Loader):

@@ -34,7 +34,7 @@ model: `tiny-llm chat --model qwen3-0.6b`.
 | vocabulary | {vocab:,}, embeddings tied |
 | file | {bytes:,} bytes, bfloat16 |
 | training | {tokens:,} tokens, runs one after the other: {runs} |
-| data | made by `tiny_llm/pocket/data*.py` from a seed; no other text |
+| data | made by `tiny_llm/pocket/lessons/` from a seed; no other text |
 | licence | Apache-2.0, weights and data |
 
 `tiny-llm pocket train --size {name}` makes such a model in one run, `--after DIR` goes on from a trained one;

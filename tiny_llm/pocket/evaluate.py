@@ -13,16 +13,16 @@ from tiny_llm.model.directory import load_config
 from tiny_llm.model.loader import load_weights
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.pocket.card import model_card
-from tiny_llm.pocket.data_chat import arithmetic_lesson, memory_lesson
-from tiny_llm.pocket.data_context import context_lesson, needle_of_length
-from tiny_llm.pocket.data_text import text_lesson
-from tiny_llm.pocket.data_tools import tool_lesson
-from tiny_llm.pocket.dialogue import STOP, Dialogue, encode_turns
-from tiny_llm.pocket.differentiable import EVALUATION
-from tiny_llm.pocket.faq import faq_entries
 from tiny_llm.pocket.greedy import Tokens, agreement, answers
+from tiny_llm.pocket.lessons.chat import arithmetic_lesson, memory_lesson
+from tiny_llm.pocket.lessons.context import context_lesson, needle_of_length
+from tiny_llm.pocket.lessons.dialogue import STOP, Dialogue, encode_turns
+from tiny_llm.pocket.lessons.faq import faq_entries
+from tiny_llm.pocket.lessons.text import text_lesson
+from tiny_llm.pocket.lessons.tool_calls import tool_lesson
+from tiny_llm.pocket.lessons.words import Words
 from tiny_llm.pocket.recipe import DRAFT, RECIPES
-from tiny_llm.pocket.words import Words
+from tiny_llm.train.differentiable import EVALUATION
 
 WEIGHTS = Path(__file__).parent / "weights"
 SEED = "evaluation"

@@ -7,7 +7,7 @@ import numpy as np
 
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.qwen3 import Qwen3
-from tiny_llm.pocket.differentiable import HIDDEN, attend_rows
+from tiny_llm.train.differentiable import HIDDEN, attend_rows
 
 Tokens = list[int]
 BATCH_TOKENS = 12_288

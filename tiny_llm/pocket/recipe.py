@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tiny_llm.pocket.data import EVERYTHING, FOUNDATION, LONG, Mix
+from tiny_llm.config import ModelConfig
+from tiny_llm.pocket.lessons.mix import EVERYTHING, FOUNDATION, LONG, Mix
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE
+from tiny_llm.train.settings import Settings
+from tiny_llm.train.weights_io import Weights, random_weights
 
 LESSONS_HASHED = 40
 
@@ -63,14 +66,12 @@ class Repeats:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """Everything that decides the weights, but for how long training goes on (`tokens`, all stages together)."""
 
     size: Size
-    tokens: int = 40_000_000
-    seed: int = 1
+    tokens: int = field(default=40_000_000, kw_only=True)
     step_tokens: int = 2560  # of a batch
-    batches: int = 1  # of a step; processes share them
     repeats: Repeats = field(default_factory=Repeats)
     foundation: Mix = FOUNDATION
     foundation_tokens: int = 2_000_000
@@ -82,15 +83,18 @@ class Recipe:
     max_long_length: int = 2304
     prompt_share: float = 0.15  # of the prompt's tokens that are learned too
     prompt_weight: float = 0.2
-    muon_rate: float = 0.01
-    adam_rate: float = 1e-3
-    warmup_steps: int = 50
-    decay_share: float = 0.35  # of all tokens, at the end
-    final_rate: float = 0.05
-    clip: float = 1.0
     qk_gain: float = 1.7
     embedding_std: float = 0.05
     after: str | None = None  # a hash of the weights that training starts from, instead of random ones
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape as the engine reads it."""
+        return ModelConfig.from_hf(self.size.hf_config(), "recipe")
+
+    def random_weights(self) -> Weights:
+        """What training starts from, unless it goes on from a trained model."""
+        return random_weights(self.config, self.seed, self.qk_gain, self.embedding_std)
 
     def following(self, weights: Path) -> "Recipe":
         """The recipe that goes on from trained weights, on lessons of its own: past repeats and foundation.
@@ -107,12 +111,6 @@ class Recipe:
         settings = json.dumps(asdict(replace(self, tokens=0)), sort_keys=True)
         lessons = [self.long.lesson(self.seed, index) for index in range(LESSONS_HASHED)]
         return hashlib.sha256("\n".join((settings, tokenizer, repr(lessons))).encode()).hexdigest()[:16]
-
-    def rate(self, step: int, tokens: int) -> float:
-        """The learning rates' factor: a short warm-up, constant, then linear down to `final_rate`."""
-        left = 1 - tokens / self.tokens
-        decay = min(1.0, max(0.0, left) / self.decay_share)
-        return min(1.0, (step + 1) / self.warmup_steps) * (self.final_rate + (1 - self.final_rate) * decay)
 
 
 RECIPES = {"target": Recipe(TARGET, batches=2), "draft": Recipe(DRAFT, batches=2)}

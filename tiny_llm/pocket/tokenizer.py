@@ -16,10 +16,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tiny_llm.pocket.data import EVERYTHING
-from tiny_llm.pocket.dialogue import TEMPLATE, render, turns, user
-from tiny_llm.pocket.faq import faq_entries
-from tiny_llm.pocket.tools import schema_words
+from tiny_llm.pocket.lessons.dialogue import TEMPLATE, render, turns, user
+from tiny_llm.pocket.lessons.faq import faq_entries
+from tiny_llm.pocket.lessons.mix import EVERYTHING
+from tiny_llm.pocket.lessons.tools import schema_words
 
 VOCAB_SIZE = 2048
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -9,16 +9,17 @@ import mlx.core as mx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tiny_llm.pocket.plot import loss_plot
 from tiny_llm.pocket.recipe import Recipe
 from tiny_llm.pocket.tokenizer import save_tokenizer, shipped_tokenizer
-from tiny_llm.pocket.trainer import Trainer, keep_memory
-from tiny_llm.pocket.weights_io import save_model
+from tiny_llm.pocket.trainer import PocketTrainer
+from tiny_llm.train.memory import keep_memory
+from tiny_llm.train.plot import loss_plot
+from tiny_llm.train.weights_io import save_model, write_json
 
 LOG_EVERY, SAVE_EVERY = 20, 200  # steps
 
 
-def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path | None = None) -> Trainer:
+def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path | None = None) -> PocketTrainer:
     """Train in `directory` until the recipe's tokens are spent, or for so many more steps; goes on from a checkpoint.
 
     `after` is a trained model's directory to start from.
@@ -53,7 +54,7 @@ def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path
     return trainer
 
 
-def resumed(recipe: Recipe, directory: Path, after: Path | None, console: Console) -> Trainer:
+def resumed(recipe: Recipe, directory: Path, after: Path | None, console: Console) -> PocketTrainer:
     """The run in `directory` where it stands: at its checkpoint, at the model `after`, or at its beginning."""
     if directory.is_file():
         raise ValueError(f"{directory}: a file, where training wants a folder: name another with --out")
@@ -64,7 +65,7 @@ def resumed(recipe: Recipe, directory: Path, after: Path | None, console: Consol
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
-    trainer = Trainer(recipe, directory, encode, recipe.digest(tokenizer.to_str()))
+    trainer = PocketTrainer(recipe, directory, encode, recipe.digest(tokenizer.to_str()))
     if trainer.resume():
         console.print(f"going on at step {trainer.progress.step}, {trainer.progress.tokens / 1e6:.2f} M tokens")
     elif after:
@@ -73,7 +74,7 @@ def resumed(recipe: Recipe, directory: Path, after: Path | None, console: Consol
     return trainer
 
 
-def advance(trainer: Trainer, last: int | None) -> Iterator[dict[str, Any]]:
+def advance(trainer: PocketTrainer, last: int | None) -> Iterator[dict[str, Any]]:
     """Step until the recipe is done or step `last`; log, save, and hand out every entry of the log."""
     recent: list[dict[str, float]] = []
     while not trainer.done and trainer.progress.step != last:
@@ -88,7 +89,7 @@ def advance(trainer: Trainer, last: int | None) -> Iterator[dict[str, Any]]:
     publish(trainer)
 
 
-def summary(trainer: Trainer, recent: list[dict[str, float]]) -> dict[str, Any]:
+def summary(trainer: PocketTrainer, recent: list[dict[str, float]]) -> dict[str, Any]:
     """Means over the last steps, for the log."""
     p = trainer.progress
     means = {name: sum(entry[name] for entry in recent) / len(recent) for name in ("loss", "answers", "norm", "rate")}
@@ -98,7 +99,7 @@ def summary(trainer: Trainer, recent: list[dict[str, float]]) -> dict[str, Any]:
     return found | ({"period": round(p.period, 1), "alphabet": int(p.alphabet)} if p.stage == "repeats" else {})
 
 
-def publish(trainer: Trainer) -> None:
+def publish(trainer: PocketTrainer) -> None:
     """The checkpoint, the weights as a model directory, and the plot."""
     if not trainer.leads:
         return
@@ -107,6 +108,7 @@ def publish(trainer: Trainer) -> None:
     (stop,), (pad,) = (tokenizer.encode(text).ids for text in ("<|im_end|>", "<|endoftext|>"))
     made = {"recipe": trainer.digest, "steps": trainer.progress.step, "tokens": trainer.progress.tokens}
     made |= {"after": trainer.parent} if trainer.parent else {}
-    save_model(model, trainer.weights, trainer.recipe.size, (stop, pad), made)
+    params = save_model(model, trainer.weights, trainer.recipe.size.hf_config(), (stop, pad))
+    write_json(model / "pocket.json", {**made, "params": params})
     save_tokenizer(tokenizer, model)
     loss_plot({"loss": trainer.log}, trainer.directory / "loss.svg")

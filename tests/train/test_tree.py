@@ -4,17 +4,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from tests.train.examples import hf_config, weights_of
 from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.ops import PLAIN
 from tiny_llm.model.qwen3 import Qwen3
-from tiny_llm.pocket.batches import pack
-from tiny_llm.pocket.differentiable import TRAINING, TreeAttention, cross_entropy
-from tiny_llm.pocket.recipe import Recipe, Size
-from tiny_llm.pocket.tree import grow
-from tiny_llm.pocket.weights_io import random_weights
+from tiny_llm.train.batches import pack
+from tiny_llm.train.differentiable import TRAINING, TreeAttention, cross_entropy
+from tiny_llm.train.tree import grow
 
-RECIPE = Recipe(Size(hidden=128, layers=2, mlp=128, heads=2, kv_heads=1), prompt_share=0.0)
 TURNS = [([5, 6, 7, 8], [20, 21, 3]), ([5, 6, 7, 9, 10], [20, 22, 23, 3]), ([5, 6, 7, 8, 20, 21, 3, 11], [24, 3])]
 
 
@@ -45,12 +43,12 @@ def test_one_position_may_have_two_targets() -> None:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_the_loss_is_that_of_the_turns_alone(layers: int) -> None:
     """Oracle: every turn by itself through the plain operations and the cache that keeps nothing."""
-    recipe = Recipe(Size(hidden=128, layers=layers, mlp=128, heads=4, kv_heads=2), prompt_share=0.0)
-    config, weights = ModelConfig.from_hf(recipe.size.hf_config(), "test"), random_weights(recipe)
+    config = ModelConfig.from_hf(hf_config(num_hidden_layers=layers), "test")
+    weights = weights_of(config)
     for index, layer in enumerate(weights["layers"]):
         for name in ("o_proj", "down_proj"):
             layer[name]["weight"] = mx.random.normal(layer[name]["weight"].shape, key=mx.random.key(index)) * 0.2
-    batch = pack([grow(TURNS), grow(TURNS[1:])], 20, recipe, np.random.default_rng(0))
+    batch = pack([grow(TURNS), grow(TURNS[1:])], 20, 0.0, 0.2, np.random.default_rng(0))
     model = Qwen3(config, weights, TRAINING)
     x = model.hidden_states(batch.tokens, TreeAttention(batch.positions, batch.visible))
     losses = cross_entropy(model.logits(x[batch.at]), batch.targets)
@@ -67,7 +65,6 @@ def test_the_loss_is_that_of_the_turns_alone(layers: int) -> None:
 
 
 def test_a_share_of_the_prompt_is_learned_with_less_weight() -> None:
-    recipe = Recipe(RECIPE.size, prompt_share=1.0, prompt_weight=0.25)
-    batch = pack([grow(TURNS[:1])], 8, recipe, np.random.default_rng(0))
+    batch = pack([grow(TURNS[:1])], 8, 1.0, 0.25, np.random.default_rng(0))
     assert batch.targets.tolist() == [6, 7, 8, 20, 21, 3]
     assert batch.weights.tolist() == [0.25, 0.25, 0.25, 1, 1, 1]

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from tiny_llm.pocket.dialogue import to_json
-from tiny_llm.pocket.tools import (
+from tiny_llm.pocket.lessons.dialogue import to_json
+from tiny_llm.pocket.lessons.tools import (
     Request,
     Tool,
     attributes,
@@ -15,7 +15,7 @@ from tiny_llm.pocket.tools import (
     say,
     schema,
 )
-from tiny_llm.pocket.words import Words
+from tiny_llm.pocket.lessons.words import Words
 
 ATTRIBUTE_NAMES = ["get_{k}_{a}", "{k}_{a}", "find_{a}", "lookup_{k}_{a}", "{a}_of_{k}", "read_{a}", "fetch_{k}_{a}"]
 ATTRIBUTE_ABOUT = [

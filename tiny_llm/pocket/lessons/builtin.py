@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from tiny_llm.pocket.passages import ABSENT, cited, facts
-from tiny_llm.pocket.tools import Request, Tool, parameter, schema
-from tiny_llm.pocket.words import Words
+from tiny_llm.pocket.lessons.passages import ABSENT, cited, facts
+from tiny_llm.pocket.lessons.tools import Request, Tool, parameter, schema
+from tiny_llm.pocket.lessons.words import Words
 
 OPERATIONS = {"+": ("plus", "+"), "-": ("minus", "-"), "*": ("times", "*"), "/": ("divided by", "/")}
 SUM_ASKS = (

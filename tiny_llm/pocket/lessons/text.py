@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from tiny_llm.pocket.dialogue import Dialogue, assistant, to_json, user
-from tiny_llm.pocket.words import DAYS, LISTS, MONTHS, NUMBERS, Words
+from tiny_llm.pocket.lessons.dialogue import Dialogue, assistant, to_json, user
+from tiny_llm.pocket.lessons.words import DAYS, LISTS, MONTHS, NUMBERS, Words
 
 Pair = tuple[str, str]
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")

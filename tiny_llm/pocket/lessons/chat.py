@@ -1,10 +1,10 @@
 """Lessons on talk: the FAQ, remembering what was said before, and sums with working in a think block."""
 
-from tiny_llm.pocket.data_text import text_lesson
-from tiny_llm.pocket.dialogue import Dialogue, Message, assistant, user
-from tiny_llm.pocket.faq import question_and_answer
-from tiny_llm.pocket.tools import attributes
-from tiny_llm.pocket.words import Words
+from tiny_llm.pocket.lessons.dialogue import Dialogue, Message, assistant, user
+from tiny_llm.pocket.lessons.faq import question_and_answer
+from tiny_llm.pocket.lessons.text import text_lesson
+from tiny_llm.pocket.lessons.tools import attributes
+from tiny_llm.pocket.lessons.words import Words
 
 TOLD = "I will remember that."
 UNTOLD = "not known to me yet"

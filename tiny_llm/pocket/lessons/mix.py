@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tiny_llm.pocket.data_chat import arithmetic_lesson, faq_lesson, memory_lesson
-from tiny_llm.pocket.data_context import context_lesson, needle_lesson
-from tiny_llm.pocket.data_text import COPYING, text_lesson
-from tiny_llm.pocket.data_tools import tool_lesson
-from tiny_llm.pocket.dialogue import Dialogue
-from tiny_llm.pocket.words import Words
+from tiny_llm.pocket.lessons.chat import arithmetic_lesson, faq_lesson, memory_lesson
+from tiny_llm.pocket.lessons.context import context_lesson, needle_lesson
+from tiny_llm.pocket.lessons.dialogue import Dialogue
+from tiny_llm.pocket.lessons.text import COPYING, text_lesson
+from tiny_llm.pocket.lessons.tool_calls import tool_lesson
+from tiny_llm.pocket.lessons.words import Words
 
 Lesson = list[Dialogue]
 

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from tiny_llm.config import ModelConfig
-from tiny_llm.pocket.optimizer import DECAY, Optimizer, flatten, orthogonal
-from tiny_llm.pocket.recipe import Recipe, Size
-from tiny_llm.pocket.weights_io import random_weights
-
-RECIPE = Recipe(Size(hidden=128, layers=1, mlp=128, heads=2, kv_heads=1))
-CONFIG = ModelConfig.from_hf(RECIPE.size.hf_config(), "test")
+from tests.train.examples import CONFIG, weights_of
+from tiny_llm.train.optimizer import DECAY, Optimizer, flatten, orthogonal
 
 
 def gradients_like(weights: Any, seed: int) -> Any:
@@ -43,12 +38,12 @@ def test_orthogonal_keeps_directions_and_evens_lengths(shape: tuple[int, int]) -
 
 def test_matrices_in_one_weight_are_turned_apart() -> None:
     """A huge gradient of the queries must not drown that of the keys and values."""
-    optimizer, weights = Optimizer(CONFIG, muon_rate=1.0, adam_rate=0.0, clip=1e9), random_weights(RECIPE)
+    optimizer, weights = Optimizer(CONFIG, muon_rate=1.0, adam_rate=0.0, clip=1e9), weights_of()
     gradients = gradients_like(weights, 0)
     gradients["layers"][0]["qkv_proj"]["weight"] = mx.array(
         np.concatenate([matrix(128, 128), matrix(64, 128), matrix(64, 128, 1)]).astype(np.float32)
     )
-    q = RECIPE.size.heads * RECIPE.size.head_dim
+    q = CONFIG.num_attention_heads * CONFIG.head_dim
     rows = mx.where(mx.arange(q + 128)[:, None] < q, 1000.0, 1.0)
     gradients["layers"][0]["qkv_proj"]["weight"] *= rows
     new, _ = optimizer.update(weights, gradients, 1.0)
@@ -61,7 +56,7 @@ def test_matrices_in_one_weight_are_turned_apart() -> None:
 
 
 def test_adam_is_mlx_adamw() -> None:
-    optimizer, weights = Optimizer(CONFIG, muon_rate=0.0, adam_rate=1e-2, clip=1e9), random_weights(RECIPE)
+    optimizer, weights = Optimizer(CONFIG, muon_rate=0.0, adam_rate=1e-2, clip=1e9), weights_of()
     reference = mlx.optimizers.AdamW(1e-2, betas=[0.9, 0.95], weight_decay=DECAY, bias_correction=True)
     expected = {"embed": weights["embed_tokens"]["weight"], "norm": weights["norm"]["weight"]}
     for step in range(3):
@@ -74,7 +69,7 @@ def test_adam_is_mlx_adamw() -> None:
 
 
 def test_gradients_are_clipped_by_their_common_norm() -> None:
-    weights = random_weights(RECIPE)
+    weights = weights_of()
     gradients = gradients_like(weights, 0)
     total = np.sqrt(sum(float((np.array(g, np.float64) ** 2).sum()) for g in flatten(gradients).values()))
     small = tree_map(lambda g: g * (0.5 / total), gradients)

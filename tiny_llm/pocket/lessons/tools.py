@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tiny_llm.pocket.dialogue import Message, to_json
-from tiny_llm.pocket.words import LISTS, Words, held_out, read_table
+from tiny_llm.pocket.lessons.dialogue import Message, to_json
+from tiny_llm.pocket.lessons.words import LISTS, Words, held_out, read_table
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tiny_llm.model import ops
-from tiny_llm.pocket.differentiable import HIDDEN, attend_rows, cross_entropy, logsumexp, softmax, swiglu
+from tiny_llm.train.differentiable import HIDDEN, attend_rows, cross_entropy, logsumexp, softmax, swiglu
 
 Function = Callable[[mx.array], mx.array]
 

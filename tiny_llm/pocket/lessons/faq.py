@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from tiny_llm.pocket.words import THINGS, Words, read_table
+from tiny_llm.pocket.lessons.words import THINGS, Words, read_table
 
 SIZE = "2.9 million"  # what the model says of its parameters; a test compares it with the recipe
 FILES = ("basics", "attention", "cache", "serving", "decoding", "quantize", "hardware", "apps", "project", "talk")

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from tiny_llm.pocket.dialogue import Dialogue, assistant, user
-from tiny_llm.pocket.faq import faq_entries
-from tiny_llm.pocket.passages import ABSENT, Document, cited, explanations, facts
-from tiny_llm.pocket.words import Words
+from tiny_llm.pocket.lessons.dialogue import Dialogue, assistant, user
+from tiny_llm.pocket.lessons.faq import faq_entries
+from tiny_llm.pocket.lessons.passages import ABSENT, Document, cited, explanations, facts
+from tiny_llm.pocket.lessons.words import Words
 
 HEADS = ("Context:", "Context:", "Context:", "Documents:", "Passages:", "Sources:")
 SYSTEMS = (

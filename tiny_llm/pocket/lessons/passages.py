@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tiny_llm.pocket.faq import faq_entries
-from tiny_llm.pocket.tools import attributes, kinds_of_things
-from tiny_llm.pocket.words import Words, read_table
+from tiny_llm.pocket.lessons.faq import faq_entries
+from tiny_llm.pocket.lessons.tools import attributes, kinds_of_things
+from tiny_llm.pocket.lessons.words import Words, read_table
 
 ABSENT = "The documents do not say."
 ATTRIBUTE_SAYS = (

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from tiny_llm.pocket.data import LESSONS
-from tiny_llm.pocket.dialogue import encode_turns
-from tiny_llm.pocket.words import Split, Words
+from tiny_llm.pocket.lessons.dialogue import encode_turns
+from tiny_llm.pocket.lessons.mix import LESSONS
+from tiny_llm.pocket.lessons.words import Split, Words
 
 KINDS = ("faq", "tool", "context", "memory", "text", "think")
 LONGEST = 512  # tokens of one conversation

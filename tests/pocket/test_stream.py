@@ -1,11 +1,10 @@
-"""Batches: random repeats whose targets are what came before, and lessons gathered by length."""
+"""Lessons gathered by length, as batches."""
 
 import numpy as np
-import pytest
 
-from tiny_llm.pocket.batches import LENGTHS, LessonStream, repeated
-from tiny_llm.pocket.data import EVERYTHING
-from tiny_llm.pocket.recipe import Recipe, Repeats, Size
+from tiny_llm.pocket.lessons.mix import EVERYTHING
+from tiny_llm.pocket.recipe import Recipe, Size
+from tiny_llm.pocket.stream import LENGTHS, LessonStream
 from tiny_llm.pocket.tokenizer import shipped_tokenizer
 
 RECIPE = Recipe(Size(hidden=128, layers=1, mlp=128), step_tokens=512)
@@ -13,19 +12,6 @@ RECIPE = Recipe(Size(hidden=128, layers=1, mlp=128), step_tokens=512)
 
 def encode(text: str) -> list[int]:
     return shipped_tokenizer().encode(text, add_special_tokens=False).ids
-
-
-@pytest.mark.parametrize(("period", "alphabet"), [(4.0, 64.0), (20.0, 500.0), (44.0, 2048.0)])
-def test_targets_of_repeats_stand_one_period_before(period: float, alphabet: float) -> None:
-    batch = repeated(Repeats(), period, alphabet, 2048, 512, np.random.default_rng(0))
-    tokens = np.array(batch.tokens).reshape(batch.positions.shape)
-    width = tokens.shape[1]
-    for at, target in zip(batch.at.tolist(), batch.targets.tolist(), strict=True):
-        row, place = divmod(at, width)
-        assert tokens[row, place + 1] == target
-        text = tokens[row, : place + 1].tolist()
-        assert any(text[-n - 1] == text[-1] and text[-n] == target for n in range(2, int(period) + 1))
-    assert len(set(tokens.reshape(-1).tolist())) <= alphabet
 
 
 def test_lessons_of_like_length_share_a_batch() -> None:

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Callable
 
-from tiny_llm.pocket.builtin import BUILTIN
-from tiny_llm.pocket.dialogue import Dialogue, Message, assistant, call, to_json, tool_result, user
-from tiny_llm.pocket.faq import question_and_answer
-from tiny_llm.pocket.toolbox import any_tool, toolbox
-from tiny_llm.pocket.tools import Request, Tool
-from tiny_llm.pocket.words import Words
+from tiny_llm.pocket.lessons.builtin import BUILTIN
+from tiny_llm.pocket.lessons.dialogue import Dialogue, Message, assistant, call, to_json, tool_result, user
+from tiny_llm.pocket.lessons.faq import question_and_answer
+from tiny_llm.pocket.lessons.toolbox import any_tool, toolbox
+from tiny_llm.pocket.lessons.tools import Request, Tool
+from tiny_llm.pocket.lessons.words import Words
 
 NO_TOOL = "None of my tools can do that."
 SYSTEMS = (

@@ -1,0 +1,152 @@
+"""The state of a training run and its steps; stopped at any time, it goes on where it was.
+
+What is learned is a subclass's matter: it makes the batches and says what comes next. Everything else is the same for
+every model: gradients over processes that share a step, the update, the log, the checkpoints.
+"""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.utils import average_gradients
+from mlx.utils import tree_map, tree_unflatten
+
+from tiny_llm.config import ModelConfig
+from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.train import checkpoint
+from tiny_llm.train.batches import Batch
+from tiny_llm.train.differentiable import TRAINING, TreeAttention, cross_entropy
+from tiny_llm.train.optimizer import Optimizer, flatten
+from tiny_llm.train.settings import Settings
+from tiny_llm.train.weights_io import Weights
+
+
+@dataclass
+class Progress:
+    """Where training stands, beside the arrays; it fits into JSON."""
+
+    step: int = 0
+    tokens: int = 0
+
+
+class Trainer(ABC):
+    """One training run in `directory`. The same settings give the same weights, in one go or with interruptions.
+
+    `digest` tells runs apart: a checkpoint with another one is refused.
+    """
+
+    def __init__(self, settings: Settings, config: ModelConfig, weights: Weights, directory: Path, digest: str):
+        self.settings, self.config, self.weights = settings, config, weights
+        self.directory, self.digest = directory, digest
+        self.progress = Progress()
+        self.optimizer = Optimizer(config, settings.muon_rate, settings.adam_rate, settings.clip)
+        mx.eval(self.weights)
+        self.log = directory / "log.jsonl"
+        self.group = mx.distributed.init()
+        if settings.batches % self.group.size():
+            raise ValueError(f"{self.group.size()} processes can't share {settings.batches} batches of a step evenly")
+
+    @abstractmethod
+    def batch(self, rng: np.random.Generator) -> Batch:
+        """The next batch; `rng` is the step's own."""
+
+    @abstractmethod
+    def advance(self, answers: float) -> None:
+        """Take note of a step's loss on the model's own words; what is learned next may depend on it."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the arrays; it fits into JSON."""
+        return {"progress": asdict(self.progress)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where `state` was taken."""
+        self.progress = type(self.progress)(**state["progress"])
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files."""
+        return self.group.rank() == 0
+
+    @property
+    def done(self) -> bool:
+        return self.progress.tokens >= self.settings.tokens
+
+    def save(self) -> None:
+        if not self.leads:
+            return
+        arrays: dict[str, mx.array] = {f"weights.{name}": array for name, array in flatten(self.weights).items()}
+        arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state.items()}
+        checkpoint.save(self.directory, checkpoint.Checkpoint(self.digest, arrays, self.state()))
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint, if there is one. Raises ValueError when another recipe made it."""
+        path = checkpoint.find(self.directory)
+        if path is None:
+            return False
+        found = checkpoint.load(path, self.digest)
+        self.weights = tree_unflatten(
+            [(name.removeprefix("weights."), a) for name, a in found.arrays.items() if name.startswith("weights.")]
+        )
+        self.optimizer.state = {
+            name.removeprefix("optimizer."): a for name, a in found.arrays.items() if name.startswith("optimizer.")
+        }
+        self.restore(found.state)
+        self._cut_log()
+        return True
+
+    def _cut_log(self) -> None:
+        """Forget what was logged after the checkpoint."""
+        if self.leads and self.log.exists():
+            lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= self.progress.step]
+            self.log.write_text("".join(kept), encoding="utf-8")
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Add a line to the log."""
+        if not self.leads:
+            return
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.progress.step, "tokens": self.progress.tokens, **entry}) + "\n")
+
+    def step(self) -> dict[str, float]:
+        """One step: its batches, gradients and update. Returns what is worth logging."""
+        begun, p = time.monotonic(), self.progress
+        rng = np.random.default_rng([self.settings.seed, p.step])
+        batches = [self.batch(rng) for _ in range(self.settings.batches)]
+        losses, gradients = self.gradients(batches)
+        rate = self.settings.rate(p.step, p.tokens)
+        self.weights, norm = self.optimizer.update(self.weights, gradients, rate)
+        mx.eval(self.weights, self.optimizer.state, losses, norm)
+        p.step += 1
+        tokens = sum(batch.num_tokens for batch in batches)
+        p.tokens += tokens
+        loss, answers = np.array(losses).tolist()
+        self.advance(answers)
+        measured = {"loss": loss, "answers": answers, "norm": float(np.array(norm)), "rate": rate}
+        return {**measured, "seconds": time.monotonic() - begun, "tokens": tokens}
+
+    def gradients(self, batches: Sequence[Batch]) -> tuple[mx.array, Any]:
+        """The two losses (2,) and the gradients, means over all batches. Each process takes its part of them."""
+        losses, total = mx.zeros(2), tree_map(mx.zeros_like, self.weights)
+        for batch in batches[self.group.rank() :: self.group.size()]:
+            found, gradients = mx.value_and_grad(self.loss)(self.weights, batch)
+            losses, total = losses + mx.stack(list(found)), tree_map(mx.add, total, gradients)
+            mx.eval(losses, total)
+        losses, total = average_gradients((losses, total), self.group)
+        own = len(batches) / self.group.size()
+        return losses / own, tree_map(lambda gradient: gradient / own, total)
+
+    def loss(self, weights: Any, batch: Batch) -> tuple[mx.array, mx.array]:
+        """Weighted mean over all targets, and the mean over the model's own words."""
+        model = Qwen3(self.config, weights, TRAINING)
+        x = model.hidden_states(batch.tokens, TreeAttention(batch.positions, batch.visible))
+        losses = cross_entropy(model.logits(x[batch.at]), batch.targets)
+        own = (batch.weights == 1).astype(mx.float32)
+        answers = mx.stop_gradient((losses * own).sum() / mx.maximum(own.sum(), 1))
+        return (losses * batch.weights).sum() / batch.weights.sum(), answers
