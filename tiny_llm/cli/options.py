@@ -45,13 +45,13 @@ def option(
     *names: str,
     metavar: str | None = None,
     envvar: str | None = None,
-    least: float | None = None,
-    most: float | None = None,
+    min: float | None = None,
+    max: float | None = None,
 ) -> Any:
-    """An option whose default is not shown; a number outside of `least` to `most` is wrong usage."""
-    check = None if least is None and most is None else number
+    """An option whose default is not shown; a number outside of `min` to `max` is wrong usage."""
+    check = None if min is None and max is None else number
     return typer.Option(
-        *names, help=help, metavar=metavar, envvar=envvar, show_default=False, min=least, max=most, callback=check
+        *names, help=help, metavar=metavar, envvar=envvar, show_default=False, min=min, max=max, callback=check
     )
 
 

@@ -1,7 +1,7 @@
 """How much time and text one rendering of a chat template may use.
 
-A template is a program that comes with a model's files. An `Allowance` is spent while it runs; `sandbox.py` asks it
-before each operation that could take long or make much.
+A template is a program that comes with a model's files. An `Allowance` is spent while it runs; `template_sandbox.py`
+asks it before each operation that could take long or make much.
 """
 
 import time

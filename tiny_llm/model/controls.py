@@ -98,7 +98,7 @@ class Controls:
         self.special = frozenset(token.content for token in added if token.special)
         self.tokens = self.special | {token.content for token in added if not _is_word(token.content)}
         normalized = any(token.normalized and token.content in self.tokens for token in added)
-        self.appear_late = normalized and backend.normalizer is not None  # normalization may spell them
+        self.normalizer_can_spell = normalized and backend.normalizer is not None
 
     def find(self, text: str, mark: str) -> Spans:
         """Return where control tokens without marks stand in the text, counted without the marks."""

@@ -17,7 +17,7 @@ from tiny_llm.model.controls import Controls, Marker, unused_character
 from tiny_llm.model.directory import read_bytes
 from tiny_llm.model.messages import Copy, Mark, checked_messages, checked_tools
 from tiny_llm.model.rendered import Rendered
-from tiny_llm.model.sandbox import Environment
+from tiny_llm.model.template_sandbox import Environment
 
 DIRECTORY = "additional_chat_templates"
 OPEN, CLOSE = "<think>", "</think>"
@@ -91,7 +91,7 @@ class ChatTemplates:
         """Return what the template puts behind the last message of the prompt `text`.
 
         That is what it leaves out when no generation prompt is asked for. Some templates always write one: theirs is
-        what follows the last message when that message is but a mark.
+        what follows the last message when its content is only the mark.
         """
         try:
             bare = self._run(name, {**context, "add_generation_prompt": False}, size, mark)
@@ -134,10 +134,10 @@ class ChatTemplates:
     def _without_marks(self, text: str, mark: str, opens_thought: bool) -> Rendered:
         """Return the text without marks; with the template's own control tokens where it makes a difference."""
         plain = text.replace(mark, "")
-        if plain == text and not self.controls.appear_late:
+        if plain == text and not self.controls.normalizer_can_spell:
             return Rendered(plain, opens_thought)
         controls = self.controls.find(text, mark)
-        if controls == self.controls.find(plain, mark) and not self.controls.appear_late:
+        if controls == self.controls.find(plain, mark) and not self.controls.normalizer_can_spell:
             return Rendered(plain, opens_thought)
         return Rendered(plain, opens_thought, controls)
 
