@@ -47,9 +47,7 @@ WORDS = (  # how clang says it, how Metal's users think of it
     ("'metal_has_no_double'", "Metal has no double; use float"),
 )  # fmt: skip
 
-MLX_HEADER = (
-    "MLX's headers are not on the include path when Metal compiles a kernel; copy what you need into `header`"
-)
+MLX_HEADER = "MLX's headers are not on the include path when Metal compiles a kernel; copy what you need into `header`"
 
 
 def strict_faults(entry: Entry, replace: Mapping[str, Path]) -> list[str]:

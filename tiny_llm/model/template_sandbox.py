@@ -26,6 +26,10 @@ INTERCEPTED = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 WITHOUT = ("lipsum", "pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")  # no template needs them
 
 
+class RefusalError(TemplateError):
+    """The template called `raise_exception`: it does not take these messages."""
+
+
 class GenerationTag(Extension):
     """`{% generation %}…{% endgeneration %}`, which marks a training target: here only what is inside."""
 
@@ -202,7 +206,7 @@ def _tojson(
 
 def _raise_exception(message: Any) -> None:
     CURRENT.get().spend_on(message)
-    raise TemplateError(message)
+    raise RefusalError(message)
 
 
 def _strftime_now(form: str) -> str:
