@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 import typer
 
 from tiny_llm.cli.errors import usage
-from tiny_llm.cli.inputs import read_file, text_of
+from tiny_llm.cli.inputs import check_text, read_file, text_of
 from tiny_llm.cli.terminal import dim, note
 from tiny_llm.config import EngineConfig, SamplingParams, Structured
 
@@ -122,7 +122,7 @@ class EngineOptions:
                 "the name is empty; give a directory, a hub name or an alias", param_hint="--model"
             )
         with usage("--model"):
-            text_of(self.model or "", "model")
+            check_text(self.model or "", "model")
         if self.code is not None:
             from tiny_llm.course.desk import install
 

@@ -88,10 +88,7 @@ class Marker:
 
     def _begins_with_an_end(self, head: str) -> bool:
         """Whether the text begins with the end of a token."""
-        for length, last in enumerate(head, 1):
-            if last in self.lasts and self._ends(head[:length]):
-                return True
-        return False
+        return any(last in self.lasts and self._ends(head[:length]) for length, last in enumerate(head, 1))
 
     def _ends(self, part: str) -> bool:
         return any(token.endswith(part) and token != part for token in self.tokens)
