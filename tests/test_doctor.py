@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from tiny_llm import _blas, doctor
+from tiny_llm import _blas, _machine, doctor
 from tiny_llm.doctor import Fact
 
 MEASURE = doctor.gflops
@@ -97,7 +97,7 @@ def test_missing_tools_and_room_are_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(doctor, "back_end", lambda _: "cpu")
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(10**9, 0, 10**9))
-    monkeypatch.setattr(doctor, "_available_memory", lambda: 10**9)
+    monkeypatch.setattr(_machine, "available_bytes", lambda: 10**9)
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
     monkeypatch.setenv("TINY_LLM_CACHE", str(tmp_path / "not" / "yet"))
     states = {found.name: found.state for found in doctor.collect()}

@@ -1,4 +1,4 @@
-"""The limits that the system sets to this process's memory: control groups (containers) and `ulimit`."""
+"""The memory that the machine has free, and what control groups (containers) and `ulimit` leave of it."""
 
 import resource
 from collections.abc import Iterator, Mapping
@@ -7,10 +7,20 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 OWN_PAGES = Path("/proc/self/statm")
+MEMINFO = Path("/proc/meminfo")
 UNLIMITED = 1 << 60  # version 1 writes a number near 2^63 where it has no limit
 
 CACHED_V2 = ("inactive_file", "active_file")  # pages of files: the kernel drops them before it kills a process
 CACHED_V1 = ("total_inactive_file", "total_active_file")
+
+
+def available_bytes() -> int | None:
+    """Bytes that this process may still take without swapping: what is free, or what its limits leave if that is less.
+
+    None where the system says neither.
+    """
+    known = [amount for amount in (_free_bytes(), memory_left()) if amount is not None]
+    return min(known, default=None)
 
 
 def memory_left() -> int | None:
@@ -20,6 +30,16 @@ def memory_left() -> int | None:
     """
     left = [*_left_in_cgroups(), *_left_of_ulimits()]
     return max(0, min(left)) if left else None
+
+
+def _free_bytes() -> int | None:
+    """The figure of Linux's line `MemAvailable:  4000 kB`; None where it is absent or malformed."""
+    for line in _text(MEMINFO).splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if name == "MemAvailable" and words and _is_number(words[0]):
+            return int(words[0]) * 1024
+    return None
 
 
 def _left_in_cgroups() -> Iterator[int]:

@@ -123,22 +123,11 @@ def _compiler(kind: str) -> Fact:
 
 
 def _memory() -> Fact:
-    total, free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _available_memory()
+    total, free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _machine.available_bytes()
     value = f"{total / GB:.1f} GB" + (f", {free / GB:.1f} GB available" if free is not None else "")
     if (total if free is None else free) < 2 * GB:
         return Fact("memory", "warn", value, "close other programs, or choose a small or 4-bit model")
     return Fact("memory", "ok", value)
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be taken without swapping, as Linux reports them, and within the limits of a container."""
-    left = _machine.memory_left()
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return left
-    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    return min((amount for amount in (free, left) if amount is not None), default=None)
 
 
 def _cache() -> Fact:

@@ -73,7 +73,7 @@ def test_a_leading_system_message_is_the_system_prompt(tmp_path: Path) -> None:
         ("[]", "expected a JSON object, found list"),
         ("{}", "messages: expected a list, found None"),
         ({"messages": [3]}, r"messages\[0\]: expected a JSON object, found int"),
-        ({"messages": [{"role": "robot", "content": ""}]}, r"messages\[0\]: role: .*'robot'"),
+        ({"messages": [{"role": "robot", "content": ""}]}, r'messages\[0\]: role: .*"robot"'),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]: content: expected a text, found None"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}, r"messages\[1\]: role"),
         ({"messages": [], "system": 5}, "system: expected a text or null, found 5"),

@@ -1,5 +1,6 @@
 """Wrong usage is exit code 2, a failure 1, each with one line that names the value and the remedy."""
 
+import json
 import os
 import subprocess
 import sys
@@ -179,3 +180,13 @@ def test_broken_generation_config(run: Run, tmp_path: Path) -> None:
     result = run("generate", "hi", "--model", str(tmp_path / "model"))
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert "hot" in result.err
+
+
+def test_a_warning_is_one_line_without_code(run: Run, tmp_path: Path) -> None:
+    make_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    write_json(tmp_path / "config.json", {**config, "foo_bar": False})
+    result = run("generate", "hi", "--raw", "--max-tokens", "1", "--model", str(tmp_path))
+    assert result.code == 0
+    assert f"warning: {tmp_path}/config.json: unknown keys have no effect: 'foo_bar' (false); " in result.err
+    assert result.err.count("\n") == 1

@@ -59,10 +59,17 @@ def test_pictures_are_whole_and_say_what_they_show() -> None:
     assert len(labels) == 5 and all(b - a >= 14 for a, b in pairwise(labels))
 
 
-@pytest.mark.parametrize("line", ["--recent 9", "--sinks 8", "--tokens 0", "--window 0", "--steps 0"])
+@pytest.mark.parametrize("line", ["--recent 9", "--sinks 8", "--tokens 0", "--window 0"])
 def test_sizes_that_make_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
     assert main(["viz", "kv", *line.split(), "--out", str(tmp_path / "x.html")]) == 2
     assert "expected" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_ring_takes_at_least_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["viz", "kv", "--steps", "0", "--out", str(tmp_path / "x.html")]) == 2
+    assert "'--steps': Input should be greater than or equal to 1, found '0'" in capsys.readouterr().err and not list(
+        tmp_path.iterdir()
+    )
 
 
 def test_the_command_writes_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

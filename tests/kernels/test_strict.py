@@ -48,7 +48,11 @@ REJECTED = {
     "in a template": ("out[0] = T(max(x[0], 1));", "", "1: call to 'max'"),
 }  # fmt: skip
 
-REJECTED["a header of MLX's"] = ("out[0] = 1;", f'\n#include "{HELPERS}"\n', "102: no header of MLX's is found")
+REJECTED["a header of MLX's"] = (
+    "out[0] = 1;",
+    f'\n#include "{HELPERS}"\n',
+    "102: MLX's headers are not on the include path",
+)
 REJECTED["a header that nobody has"] = ("out[0] = 1;", "#include <vector>\n", "101: 'vector' file not found")
 
 ACCEPTED = {

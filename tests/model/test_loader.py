@@ -12,6 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from tests.support import make_model, write_json, write_weights
+from tiny_llm import _machine
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import ModelConfig
 from tiny_llm.model import memory
@@ -337,7 +338,7 @@ def test_generation_defaults(tmp_path: Path, file: Any, expected: dict[str, Any]
         ({"top_p": "0.9"}, r"top_p: expected a number from 0 to 1, found '0.9'"),
         ({"top_k": 1.5}, r"top_k: expected an integer"),
         ({"min_p": float("nan")}, r"min_p: expected a number from 0 to 1, found nan"),
-        ({"do_sample": "no"}, r"do_sample: expected true or false, found 'no'"),
+        ({"do_sample": "no"}, r'do_sample: expected true or false, found "no"'),
     ],
 )
 def test_a_bad_generation_default_is_named(tmp_path: Path, file: dict[str, Any], message: str) -> None:
@@ -410,11 +411,11 @@ def test_too_little_memory_gives_advice_that_works(small: tuple[Path, ModelConfi
 def test_free_memory_is_the_systems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       9000 kB\nMemFree:        1 kB\nMemAvailable:   4000 kB\n")
-    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(_machine, "MEMINFO", meminfo)
     monkeypatch.setattr(mx, "device_info", dict)
-    monkeypatch.setattr(memory, "memory_left", lambda: None)
+    monkeypatch.setattr(_machine, "memory_left", lambda: None)
     assert memory.available_bytes() == 4000 * 1024
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(_machine, "MEMINFO", tmp_path / "none")
     assert memory.available_bytes() is None
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 5 * 2**30, "memory_size": 1})
     monkeypatch.setattr(mx, "get_active_memory", lambda: 2**30)

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from tiny_llm import _machine
+from tiny_llm import _machine, doctor
 from tiny_llm.model import memory
 
 MB = 1 << 20
@@ -50,7 +50,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(_machine, "CGROUPS", made.cgroups)
     monkeypatch.setattr(_machine, "OWN_CGROUPS", made.proc / "cgroup")
     monkeypatch.setattr(_machine, "OWN_PAGES", made.proc / "statm")
-    monkeypatch.setattr(memory, "MEMINFO", made.proc / "meminfo")
+    monkeypatch.setattr(_machine, "MEMINFO", made.proc / "meminfo")
     monkeypatch.setattr(mx, "device_info", dict)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return made
@@ -130,8 +130,16 @@ def test_files_that_are_no_text_or_folders_count_as_none(machine: Machine) -> No
     machine.proc.joinpath("cgroup").write_bytes(b"\xff\xfe\x00")
     machine.proc.joinpath("statm").mkdir()
     assert machine.free() == 4000
-    machine.proc.joinpath("meminfo").write_text("MemAvailable:\n")
+
+
+@pytest.mark.parametrize(
+    "line", ["MemAvailable:\n", "MemAvailable: many kB\n", "MemAvailable: -1 kB\n", "MemAvailable\n"]
+)
+def test_a_malformed_figure_of_the_system_counts_as_none(machine: Machine, line: str) -> None:
+    """`tiny-llm doctor` had its own reading of the file, and such a line ended it with an IndexError."""
+    machine.proc.joinpath("meminfo").write_text(line)
     assert memory.available_bytes() is None
+    assert doctor._memory().name == "memory"
 
 
 def test_a_limit_that_is_used_up_leaves_nothing(machine: Machine) -> None:

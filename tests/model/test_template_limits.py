@@ -159,6 +159,9 @@ def outcome(template: str) -> tuple[str, float, float]:
     return ending, seconds, (highest() - AT_START) / MEGABYTE
 
 
+ENDINGS = ("models/evil: the chat template was stopped: ", "models/evil: the chat template failed: ")
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
 @pytest.mark.timeout(300)
 def test_a_hostile_template_ends_soon_and_stays_small(kind: str) -> None:
@@ -169,7 +172,7 @@ def test_a_hostile_template_ends_soon_and_stays_small(kind: str) -> None:
             ending, seconds, megabytes = pool.apply_async(outcome, (template,)).get(timeout=30)
             if seconds > SECONDS:  # something else may have had the processor
                 ending, seconds, megabytes = pool.apply_async(outcome, (template,)).get(timeout=30)
-            assert ending.startswith("models/evil: the chat template refuses: "), template[:200]
+            assert ending.startswith(ENDINGS), template[:200]
             assert seconds < SECONDS and megabytes < MEGABYTES, (template[:200], seconds, megabytes)
 
 

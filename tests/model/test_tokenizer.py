@@ -158,7 +158,6 @@ def test_the_template_language_is_that_of_transformers(
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ raise_exception('no') }}",
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{% if %}",
@@ -168,8 +167,33 @@ def test_the_template_language_is_that_of_transformers(
     ],
 )
 def test_a_template_that_fails_or_reaches_out_is_a_value_error(directory: Path, tmp_path: Path, template: str) -> None:
-    with pytest.raises(ValueError, match="the chat template refuses"):
+    with pytest.raises(ValueError, match="the chat template (failed|was stopped): "):
         with_template(directory, tmp_path, template).render(CHATS["one question"])
+
+
+STOPPED = [
+    ("{% for i in range(10 ** 9) %}{% endfor %}", "failed: "),
+    ("{{ 'a' * 10 ** 9 }}", r"was stopped: it made too much text or too long lists \(limit \d+ characters\); shorten"),
+    ("{{ 2 ** 20000 }}", r"was stopped: it made too large an integer \(limit \d+ bits\); shorten"),
+    ("{{ '%99999d' % 1 }}", r"was stopped: it made too wide a field \(limit \d+ characters\); shorten"),
+    ("x" * 200_000, r"was stopped: it has 200000 characters \(limit 100000\); shorten the messages, or correct"),
+    ("{{ raise_exception('no system prompt') }}", "refuses the messages: no system prompt$"),
+    ("{% if %}", "failed: Expected an expression"),
+]
+
+
+@pytest.mark.parametrize(("template", "message"), STOPPED, ids=[template[:30] for template, _ in STOPPED])
+def test_the_error_says_whether_a_template_refuses_is_stopped_or_fails(
+    directory: Path, tmp_path: Path, template: str, message: str
+) -> None:
+    """Our own limits and Jinja's syntax errors were reported as the template's refusal of the messages."""
+    with pytest.raises(ValueError, match=f"the chat template {message}"):
+        with_template(directory, tmp_path, template).render(CHATS["one question"])
+
+
+def test_a_setting_with_a_reserved_name_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="template settings: the name 'messages' is reserved; rename the setting"):
+        tokenizer.render(CHATS["one question"], messages=1)
 
 
 def test_named_templates(directory: Path, tmp_path: Path) -> None:

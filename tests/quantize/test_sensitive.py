@@ -118,6 +118,13 @@ def test_a_plan_of_the_body_leaves_the_ends(tmp_path: Path) -> None:
         uniform(found, 4, 32, "some")  # type: ignore[arg-type]
 
 
+def test_a_plan_for_no_matrices_names_the_model_not_the_group_size() -> None:
+    """The message told of "rows of ", with nothing behind it."""
+    ends = [Matrix(ENDS[0], 64, 64)]
+    with pytest.raises(ValueError, match="predicate: expected matrices to quantize, found none of 'body'; "):
+        uniform(ends, 4, 32, "body")
+
+
 def test_conversations_are_held_out_and_always_the_same() -> None:
     encode = Tokenizer.from_dir(POCKET).encode
     test, train = conversations("test", 3000, encode), conversations("train", 3000, encode)

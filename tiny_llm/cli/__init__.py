@@ -13,7 +13,7 @@ from tiny_llm.cli.bench import bench
 from tiny_llm.cli.chat import chat
 from tiny_llm.cli.course import app as course
 from tiny_llm.cli.doctor import doctor
-from tiny_llm.cli.errors import report
+from tiny_llm.cli.errors import report, short_warnings
 from tiny_llm.cli.generate import generate
 from tiny_llm.cli.kernels import kernels
 from tiny_llm.cli.models import models
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--debug" in given[:end]:
         given = ["--debug", *(word for word in given[:end] if word != "--debug"), *given[end:]]
     try:
-        with handled_signals(), prepared_streams():
+        with handled_signals(), prepared_streams(), short_warnings():
             return run(given)
     except ValueError as error:  # a stream that is missing
         report(error)

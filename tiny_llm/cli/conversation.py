@@ -98,10 +98,10 @@ class Conversation:
 
 
 class Turns:
-    """The visible turns of a conversation, from the last one backwards, and how many tokens so many of them take.
+    """Count tokens of the newest turns.
 
-    A turn begins with a message of the user. What comes before the first of them belongs to the oldest turn. Counting
-    costs as much as the text is long, so no search here counts much more than what fits, plus all turns once.
+    A turn begins with a message of the user; the messages before the first of these belong to the oldest turn. A count
+    takes time proportional to the text, so counts are cached and the search doubles from the newest turn.
     """
 
     def __init__(self, conversation: Conversation, count_tokens: CountTokens):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,6 +44,21 @@ def report(error: BaseException, prefix: str = "error") -> None:
         traceback.print_exception(type(error), error, error.__traceback__)
     else:
         print(f"{prefix}: {one_line(error)}", file=sys.stderr)
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Within it a Python warning, such as that of an unknown key in a model's files, is one line on stderr."""
+    before = warnings.showwarning
+    warnings.showwarning = _show_warning
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def _show_warning(message: Warning | str, *place: object, **options: object) -> None:
+    print(f"warning: {escaped(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 @contextmanager

@@ -27,6 +27,11 @@ def text_of(text: str, source: str) -> str:
     return text
 
 
+def check_text(text: str, source: str) -> None:
+    """Raise ValueError naming `source` for a name or path that is no Unicode; its own bytes stay as they are."""
+    text_of(text, source)
+
+
 def read_stream(stream: TextIO, source: str) -> str:
     """All of a stream. Raises ValueError for what is no text or longer than LARGEST, OSError for what can't be read."""
     with _named(source):

@@ -107,7 +107,7 @@ def roofline(
     rows: Annotated[int, typer.Option(min=1, max=10**6, help="Sequences that get a token in one step.")] = 1,
     bits: Annotated[
         float | None,
-        option("Bits of a weight; as the model's files have them if not set.", least=1, most=64),
+        option("Bits of a weight; as the model's files have them if not set.", min=1, max=64),
     ] = None,
     code: Annotated[
         str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 import typer
 
 from tiny_llm.cli.errors import usage
-from tiny_llm.cli.inputs import read_file, text_of
+from tiny_llm.cli.inputs import check_text, read_file, text_of
 from tiny_llm.cli.terminal import dim, note
 from tiny_llm.config import EngineConfig, SamplingParams, Structured
 
@@ -45,13 +45,13 @@ def option(
     *names: str,
     metavar: str | None = None,
     envvar: str | None = None,
-    least: float | None = None,
-    most: float | None = None,
+    min: float | None = None,
+    max: float | None = None,
 ) -> Any:
-    """An option whose default is not shown; a number outside of `least` to `most` is wrong usage."""
-    check = None if least is None and most is None else number
+    """An option whose default is not shown; a number outside of `min` to `max` is wrong usage."""
+    check = None if min is None and max is None else number
     return typer.Option(
-        *names, help=help, metavar=metavar, envvar=envvar, show_default=False, min=least, max=most, callback=check
+        *names, help=help, metavar=metavar, envvar=envvar, show_default=False, min=min, max=max, callback=check
     )
 
 
@@ -122,7 +122,7 @@ class EngineOptions:
                 "the name is empty; give a directory, a hub name or an alias", param_hint="--model"
             )
         with usage("--model"):
-            text_of(self.model or "", "model")
+            check_text(self.model or "", "model")
         if self.code is not None:
             from tiny_llm.course.desk import install
 

@@ -25,7 +25,7 @@ class OutputEnd(SystemExit):
         self.error = error
 
 
-class Output(TextIOWrapper):
+class Stdout(TextIOWrapper):
     """stdout: a write that fails ends the command."""
 
     def write(self, text: str) -> int:
@@ -41,7 +41,7 @@ class Output(TextIOWrapper):
             raise OutputEnd(error) from error
 
 
-class Remarks(TextIOWrapper):
+class Stderr(TextIOWrapper):
     """stderr: what can't be written there is dropped, and the command goes on."""
 
     def write(self, text: str) -> int:
@@ -88,8 +88,8 @@ def prepared_streams() -> Iterator[None]:
     before = sys.stdin, sys.stdout, sys.stderr
     if None in before:
         _fill_descriptors()
-    sys.stdin, sys.stderr = _input(sys.stdin), _wrapped(Remarks, sys.stderr)
-    sys.stdout = _wrapped(Output, sys.stdout)
+    sys.stdin, sys.stderr = _input(sys.stdin), _wrapped(Stderr, sys.stderr)
+    sys.stdout = _wrapped(Stdout, sys.stdout)
     try:
         if before[1] is None:
             raise ValueError(
@@ -98,7 +98,7 @@ def prepared_streams() -> Iterator[None]:
         yield
     finally:
         for made, original in zip((sys.stdout, sys.stderr), before[1:], strict=True):
-            if made is not original and isinstance(made, Output | Remarks):
+            if made is not original and isinstance(made, Stdout | Stderr):
                 made.detach()  # else the stream below is closed with its wrapper
         sys.stdin, sys.stdout, sys.stderr = before
 
@@ -118,7 +118,7 @@ def _input(stream: TextIO | None) -> TextIO:
     return stream
 
 
-def _wrapped(kind: type[Output] | type[Remarks], stream: TextIO | None) -> TextIO:
+def _wrapped(kind: type[Stdout] | type[Stderr], stream: TextIO | None) -> TextIO:
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if not isinstance(stream, TextIOWrapper):

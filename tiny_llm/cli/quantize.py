@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tiny_llm.cli.errors import usage
-from tiny_llm.cli.inputs import text_of
+from tiny_llm.cli.inputs import check_text
 from tiny_llm.cli.options import option, with_options
 from tiny_llm.cli.terminal import note, print_json, size, table
 
@@ -88,10 +88,10 @@ def quantize(
     from tiny_llm.quantize.write import check_place, write_quantized
 
     with usage("MODEL"):
-        text_of(model, "model")
+        check_text(model, "model")
         source = engine.POCKET if model == "pocket" else resolve(model)
     with usage("--out"):
-        text_of(str(out), "directory")
+        check_text(str(out), "directory")
         check_place(source, out, overwrite)
     with usage("MODEL"):
         found = plans.matrices(source)

@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from tiny_llm.views.svg import Drawing
 
 TEXT = "the cat sat down"
-DRAWN, FRAMES, COUNT = (
-    256,
-    64,
-    10**9,
-)  # at most: things in a row of a picture, rows of a stepper, anything that is counted
+DRAWN = 256  # things in a row of a picture, at most
+FRAMES = 64  # rows and columns of a stepper, at most
+COUNT = 10**9  # of anything that is counted without being drawn, at most
 Out = Annotated[
     Path | None,
     option("The file to write: .html, or .svg for a single picture; NAME.html here if not given.", "--out", "-o"),
@@ -67,9 +65,9 @@ def write(
 
 @viz.command()
 def mask(
-    queries: Annotated[int, option("Number of queries, the last of the keys.", most=DRAWN)] = 4,
-    keys: Annotated[int, option("Number of keys.", most=DRAWN)] = 8,
-    window: Annotated[int | None, option("How many keys a query sees at most, itself included.", most=COUNT)] = None,
+    queries: Annotated[int, option("Number of queries, the last of the keys.", max=DRAWN)] = 4,
+    keys: Annotated[int, option("Number of keys.", max=DRAWN)] = 8,
+    window: Annotated[int | None, option("How many keys a query sees at most, itself included.", max=COUNT)] = None,
     prompt: Prompt = None,
     layer: Annotated[int, option("With --prompt: whose attention weights.")] = 0,
     head: Annotated[int, option("With --prompt: which query head's.")] = 0,
@@ -95,9 +93,9 @@ def mask(
 
 @viz.command()
 def rope(
-    theta: Annotated[float, option("The base of the frequencies.", least=1e-6, most=1e30)] = 10000.0,
-    head_dim: Annotated[int, option("Width of a head; it has half as many pairs.", most=DRAWN)] = 8,
-    positions: Annotated[int, option("How many positions to show.", most=DRAWN)] = 6,
+    theta: Annotated[float, option("The base of the frequencies.", min=1e-6, max=1e30)] = 10000.0,
+    head_dim: Annotated[int, option("Width of a head; it has half as many pairs.", max=DRAWN)] = 8,
+    positions: Annotated[int, option("How many positions to show.", max=DRAWN)] = 6,
     code: Code = None,
     out: Out = None,
 ) -> None:
@@ -117,7 +115,7 @@ def sampling(
     top_p: Annotated[float, option("Keep the likeliest that hold this share.")] = 1.0,
     min_p: Annotated[float, option("Keep tokens at least this share of the likeliest.")] = 0.0,
     prompt: Annotated[str, option("Text whose next token is chosen.")] = TEXT,
-    tokens: Annotated[int, option("How many of the likeliest tokens to show.", most=DRAWN)] = 12,
+    tokens: Annotated[int, option("How many of the likeliest tokens to show.", max=DRAWN)] = 12,
     model: Model = None,
     code: Code = None,
     out: Out = None,
@@ -156,12 +154,12 @@ def divergence(
 
 @viz.command()
 def kv(
-    tokens: Annotated[int, option("Memory up to this many tokens.", most=COUNT)] = 4096,
-    window: Annotated[int, option("The window of the rotating cache.", most=COUNT)] = 1024,
-    slots: Annotated[int, option("Slots of the ring that is drawn, sinks included.", most=DRAWN)] = 8,
+    tokens: Annotated[int, option("Memory up to this many tokens.", max=COUNT)] = 4096,
+    window: Annotated[int, option("The window of the rotating cache.", max=COUNT)] = 1024,
+    slots: Annotated[int, option("Slots of the ring that is drawn, sinks included.", max=DRAWN)] = 8,
     sinks: Annotated[int, option("How many of them hold the first tokens for good.")] = 2,
     recent: Annotated[int, option("How many of the newest tokens are seen.")] = 4,
-    steps: Annotated[int, option("Tokens that go round in it.", most=DRAWN)] = 12,
+    steps: Annotated[int, option("Tokens that go round in it.", min=1, max=DRAWN)] = 12,
     model: Model = None,
     code: Code = None,
     out: Out = None,
@@ -174,8 +172,6 @@ def kv(
     path = record.find(model)
     config = loader.load_config(path)
     name = "pocket" if model is None else path.name
-    if steps < 1:
-        raise typer.BadParameter(f"expected at least 1, found {steps}", param_hint="--steps")
     with usage():
         growth = kv.draw_growth("kv-growth", f"KV cache of {name}", kv.curves(config, 2, tokens, window))
         ring = kv.draw_ring("kv-ring", steps, sinks, recent, slots)
@@ -184,11 +180,11 @@ def kv(
 
 @viz.command()
 def flash(
-    tokens: Annotated[int, option("Queries and keys.", most=FRAMES)] = 8,
-    queries: Annotated[int, option("Queries of a tile.", most=FRAMES)] = 4,
-    keys: Annotated[int, option("Keys of a tile.", most=FRAMES)] = 3,
-    window: Annotated[int, option("How many keys a query sees at most; 0 for all before it.", most=COUNT)] = 0,
-    seed: Annotated[int, option("Of the random scores.", least=0, most=2**32 - 1)] = 0,
+    tokens: Annotated[int, option("Queries and keys.", max=FRAMES)] = 8,
+    queries: Annotated[int, option("Queries of a tile.", max=FRAMES)] = 4,
+    keys: Annotated[int, option("Keys of a tile.", max=FRAMES)] = 3,
+    window: Annotated[int, option("How many keys a query sees at most; 0 for all before it.", max=COUNT)] = 0,
+    seed: Annotated[int, option("Of the random scores.", min=0, max=2**32 - 1)] = 0,
     out: Out = None,
 ) -> None:
     """The tiles of FlashAttention step by step: what is computed, and what is kept of it."""

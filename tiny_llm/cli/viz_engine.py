@@ -12,8 +12,8 @@ __all__ = ["viz"]
 Log = Annotated[Path | None, option("An event log (JSON lines); a small simulated load if not given.", "--log")]
 First = Annotated[int, option("The first step to show.")]
 Last = Annotated[int | None, option("The last step to show; the log's last if not given.")]
-Blocks = Annotated[int, option("Without --log: blocks in the pool.", most=DRAWN)]
-Budget = Annotated[int, option("Without --log: tokens a step may hold.", most=10_000)]
+Blocks = Annotated[int, option("Without --log: blocks in the pool.", max=DRAWN)]
+Budget = Annotated[int, option("Without --log: tokens a step may hold.", max=10_000)]
 
 
 @viz.command()

@@ -1,11 +1,11 @@
 """Apply the tables of `keys.py` to a file: refuse the keys that must be refused, and warn of unknown ones."""
 
-import sys
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from tiny_llm.config.fields import JsonFields
+from tiny_llm.config.fields import JsonFields, as_json
 from tiny_llm.config.keys import CONFIG, GENERATION, REFUSED, SAMPLING_IN_CONFIG, TABLES, Rule
 
 
@@ -19,7 +19,7 @@ def rules_of(table: str) -> Mapping[str, Rule]:
 
 
 def check_keys(fields: JsonFields, table: str) -> None:
-    """Refuse the keys and values that `table` refuses, and name unknown keys on stderr.
+    """Refuse the keys and values that `table` refuses, and warn of unknown keys.
 
     Raises ValueError naming file, key, value and remedy.
     """
@@ -29,14 +29,15 @@ def check_keys(fields: JsonFields, table: str) -> None:
             continue
         rule = rules.get(key)
         if rule is None:
-            unknown.append(f"{key!r:.60} ({value!r:.40})")
+            unknown.append(f"{key!r:.60} ({as_json(value):.40})")
         elif is_refused(rule, value, fields.data):
-            expected = " or ".join([*(repr(neutral) for neutral in rule.neutral), "nothing"])
-            raise ValueError(f"{fields.source}: {key}: expected {expected}, found {value!r:.100}; {rule.why}")
+            expected = " or ".join([*map(as_json, rule.neutral), "nothing"])
+            raise ValueError(f"{fields.source}: {key}: expected {expected}, found {as_json(value)}; {rule.why}")
     if unknown:
-        warn(
+        warnings.warn(
             f"{fields.source}: unknown keys have no effect: {', '.join(unknown):.300}; "
-            "if the model depends on one of them, its answers will be wrong"
+            "if the model depends on one of them, its answers will be wrong",
+            stacklevel=2,
         )
 
 
@@ -52,10 +53,3 @@ def is_refused(rule: Rule, value: Any, data: Mapping[str, Any]) -> bool:
 def same(value: Any, other: Any) -> bool:
     """Equal as JSON values: 1 is 1.0, but true is not 1."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
-
-
-@cache
-def warn(message: str) -> None:
-    """Print a warning on stderr, each only once."""
-    if sys.stderr is not None:
-        print(f"warning: {message}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,29 @@ def require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
+LONGEST = 100  # characters of a value in an error message
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = LONGEST
+SHORT.maxlevel = 3
+
+
 def shown(value: Any) -> str:
-    """`value` as an error message shows it: at most 80 characters, whatever it is."""
+    """Return `value` as Python writes it, in at most 100 characters: its whole text is not built, it could be huge."""
     try:
-        return f"{value!r:.80}"
+        return SHORT.repr(value)[:LONGEST]
     except Exception:  # an int of more digits than Python prints, or a faulty __repr__
         return f"a {type(value).__name__} that can't be printed"
+
+
+def as_json(value: Any) -> str:
+    """Return `value` as a JSON file spells it, in at most 100 characters."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # not from a file, or of more digits or levels than Python writes
+        return shown(value)
+    text = text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair could not be printed
+    return text[:LONGEST]
 
 
 def is_integer(value: Any) -> bool:
@@ -56,7 +74,7 @@ class JsonFields:
         self.data, self.source = data, source
 
     def _fail(self, key: str, expected: str) -> ValueError:
-        found = f"{self.data[key]!r:.100}" if key in self.data else "nothing"
+        found = as_json(self.data[key]) if key in self.data else "nothing"
         return ValueError(f"{self.source}: {key}: expected {expected}, found {found}")
 
     def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1) -> int:
@@ -66,12 +84,15 @@ class JsonFields:
             raise self._fail(key, f"an integer from {low} to {high}")
         return value
 
-    def number(self, key: str, default: float | None = None, low: float = 0.0) -> float:
-        """A finite number above `low`."""
+    def number(self, key: str, default: float | None = None, low: float = 0.0, inclusive: bool = False) -> float:
+        """A finite number above `low`, or from `low` on where that is `inclusive`."""
         value = self.data.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < 1e300:
-            raise self._fail(key, f"a finite number above {low:g}")
+        expected = f"a finite number {'of at least' if inclusive else 'above'} {low:g}"
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < 1e300:
+            raise self._fail(key, expected)
+        if value == low and not inclusive:
+            raise self._fail(key, expected)
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -84,7 +105,8 @@ class JsonFields:
     def choice(self, key: str, options: Sequence[Any], default: Any = None) -> Any:
         value = self.data.get(key, default)
         if not any(value == option and type(value) is type(option) for option in options):
-            raise self._fail(key, "one of " + ", ".join(map(str, options)))
+            names = [option if isinstance(option, str) else as_json(option) for option in options]
+            raise self._fail(key, f"one of {', '.join(names)}")
         return value
 
     def table(self, key: str) -> "JsonFields | None":

@@ -46,6 +46,7 @@ NOTE = "a note of the program that wrote the file"
 OTHER_WEIGHTS = "take a plain Qwen2, Qwen2.5 or Qwen3"
 PICTURES = "its sections are for pictures and films; in a text all of them have the same position"
 SPECULATION = "for a draft model, which transformers is given beside this one"
+ONE_ROTATION = "all layers turn alike here; write the settings themselves into the table if they are the same for all"
 WITHOUT = "remove it to get the model's answers without it"
 
 CONFIG_RULES = (
@@ -60,14 +61,23 @@ CONFIG_RULES = (
         HONOURED,
         "num_attention_heads where it is null; 32 where it is missing, if that divides them",
     ),
-    Rule("head_dim", HONOURED, "128 where a qwen3 lacks it, else hidden_size / num_attention_heads"),
+    Rule(
+        "head_dim",
+        HONOURED,
+        "hidden_size / num_attention_heads where it is null; the same where a qwen2 lacks it, 128 where a qwen3 does",
+    ),
     Rule("max_position_embeddings", HONOURED, "the longest context, unless YaRN stretches it; 32768 if missing"),
     Rule("rms_norm_eps", HONOURED, "in every norm; 1e-6 if missing"),
     Rule("hidden_act", HONOURED, "silu, also called swish; others are refused"),
     Rule("tie_word_embeddings", HONOURED, "true: the embedding table is the head, too"),
     Rule("attention_bias", HONOURED, "of a qwen3; a qwen2 has biases on queries, keys and values whatever it says"),
     Rule(
-        "use_sliding_window sliding_window max_window_layers layer_types",
+        "sliding_window",
+        HONOURED,
+        "tokens that such a layer sees; no window where it is null, 4096 where it is missing",
+    ),
+    Rule(
+        "use_sliding_window max_window_layers layer_types",
         HONOURED,
         "which layers see a window only; layers other than full_attention and sliding_attention are refused",
     ),
@@ -130,7 +140,8 @@ ROPE_RULES = (
     Rule(
         "factor",
         HONOURED,
-        "how far linear, yarn and llama3 stretch: at least 1; with yarn the context is factor times the original one",
+        "how far linear, yarn and llama3 stretch: at least 1; with yarn the context is factor times the original one, "
+        "and null means max_position_embeddings / original_max_position_embeddings",
     ),
     Rule(
         "original_max_position_embeddings",
@@ -152,7 +163,7 @@ ROPE_RULES = (
     Rule(
         "full_attention sliding_attention",
         REFUSED,
-        "all layers turn alike here; write the settings themselves into the table if they are the same for all",
+        ONE_ROTATION,
     ),
     Rule("short_factor long_factor", HARMLESS, "read by longrope only, and that rope_type is refused"),
     Rule("mrope_section mrope_interleaved", HARMLESS, PICTURES),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tiny_llm.config.check import check_keys
-from tiny_llm.config.fields import JsonFields, require
+from tiny_llm.config.fields import JsonFields, as_json, require
 from tiny_llm.config.keys import CONFIG
 from tiny_llm.config.rope import RopeConfig
 
@@ -90,16 +90,12 @@ class ModelConfig:
     def context(self, wanted: int | None) -> int:
         """`wanted` tokens of context, all there is with None. Raises ValueError for more than there is."""
         limit = self.max_context
+        reason = "the model's max_position_embeddings"
+        remedy = "lower max_context, or add the rope_scaling that the model's makers name"
         if limit > self.max_position_embeddings:
             reason = f"YaRN's factor {self.rope.factor:g} times {self.rope.original_max_position_embeddings} positions"
-        else:
-            reason = "the model's max_position_embeddings"
-        return context_within(
-            wanted,
-            limit,
-            f"{reason}; lower it, or give config.json a rope_scaling for a longer context if the model's makers name "
-            "one",
-        )
+            remedy = "lower max_context, or set the factor of rope_scaling that the model's makers name"
+        return context_within(wanted, limit, reason, remedy)
 
     def window_of(self, layer: int) -> int | None:
         """How many keys a query of this layer sees at most, itself included; None for all."""
@@ -139,24 +135,33 @@ class ModelConfig:
 
 
 def context_within(
-    wanted: int | None, limit: int, reason: str = "what the model was loaded with; lower one or raise the other"
+    wanted: int | None,
+    limit: int,
+    reason: str = "what the model was loaded with",
+    remedy: str = "lower the scheduler's max_context or load the model with a larger one",
 ) -> int:
-    """`wanted` tokens of context, `limit` with None. Raises ValueError with the `reason` for more than `limit`."""
+    """`wanted` tokens of context, `limit` with None.
+
+    Raises ValueError for more than `limit`, with the `reason` of the limit and the `remedy`.
+    """
     require(
         wanted is None or wanted <= limit,
-        f"max_context: expected at most {limit} tokens, found {wanted}; {limit} is {reason}",
+        f"max_context: expected at most {limit} tokens ({reason}), found {wanted}; {remedy}",
     )
     return limit if wanted is None else wanted
 
 
 def _check_head(config: JsonFields) -> None:
     """Refuse a model whose last layer does not give the next token's logits."""
-    named = config.data.get("architectures")
-    names = named if isinstance(named, list) else [] if named is None else [named]
+    names = config.data.get("architectures")
+    if names is None:
+        names = []
+    if not isinstance(names, list):
+        names = [names]
     other = [name for name in names if not (isinstance(name, str) and name.endswith("ForCausalLM"))]
     require(
         not other,
-        f"{config.source}: architectures: expected a model …ForCausalLM, found {other!r:.100}; "
+        f"{config.source}: architectures: expected a model …ForCausalLM, found {as_json(other)}; "
         "this engine generates text: take the model's version for that",
     )
 
@@ -206,5 +211,6 @@ def _layer_types(config: JsonFields, layers: int) -> list[str] | None:
     if isinstance(kinds, list):
         kinds = ["full_attention" if kind == "attention" else kind for kind in kinds]  # an older name
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
-        raise ValueError(f"{config.source}: layer_types: expected {layers} of {known}, found {kinds!r:.100}")
+        expected = f"{layers} of {' and '.join(known)}"
+        raise ValueError(f"{config.source}: layer_types: expected {expected}, found {as_json(kinds)}")
     return kinds

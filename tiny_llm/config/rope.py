@@ -1,12 +1,13 @@
 """Rotary position embedding: its settings, read from both generations of config.json."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tiny_llm.config.check import check_keys, warn
-from tiny_llm.config.fields import JsonFields, require
-from tiny_llm.config.keys import ROPE
+from tiny_llm.config.check import check_keys
+from tiny_llm.config.fields import JsonFields, as_json, require
+from tiny_llm.config.keys import ONE_ROTATION, ROPE
 
 ROPE_KINDS = ("default", "linear", "yarn", "llama3")
 MOST = 1e6  # a factor beyond it is a mistake, and the context would be a number without sense
@@ -41,10 +42,11 @@ class RopeConfig:
         if not filled:
             return cls(_theta(config, None))
         read = [_read(config, table, max_position_embeddings) for table in filled]
+        found = f"{as_json(filled[0].data)} beside {as_json(filled[-1].data)}"
         require(
             read[0] == read[-1],
-            f"{config.source}: rope_scaling: expected what rope_parameters says, found {filled[0].data!r:.100} beside "
-            f"{filled[-1].data!r:.100}; put rope_theta, rope_type and the rest into one of them and remove the other",
+            f"{config.source}: rope_scaling: expected what rope_parameters says, found {found}; "
+            "put rope_theta, rope_type and the rest into one of them and remove the other",
         )
         return read[0]
 
@@ -61,18 +63,18 @@ class RopeConfig:
 def _read(config: JsonFields, table: JsonFields, length: int) -> RopeConfig:
     """The settings of one table. Raises ValueError for values that the rotation of transformers can't be made of."""
     nested = next((key for key, value in table.data.items() if isinstance(value, Mapping)), None)
-    require(
-        nested is None,
-        f"{table.source}: {nested!r:.60}: expected settings for all layers, found some of its own; "
-        "all layers turn alike here: write the settings themselves into the table if they are the same for all",
-    )
+    if nested is not None:
+        found = as_json(table.data[nested])
+        raise ValueError(
+            f"{table.source}: {nested:.60}: expected settings for all layers, found {found}; {ONE_ROTATION}"
+        )
     check_keys(table, ROPE)
     theta, kind = _theta(config, table), _kind(table)
     if kind == "default":
         factor = table.data.get("factor")
         require(
             factor in (None, 1),
-            f"{table.source}: factor: expected no factor with rope_type default, found {factor!r:.100}; "
+            f"{table.source}: factor: expected no factor with rope_type default, found {as_json(factor)}; "
             "set rope_type to linear, yarn or llama3, or remove it",
         )
         return RopeConfig(theta)
@@ -90,14 +92,15 @@ def _yarn(table: JsonFields, theta: float, original: int, length: int) -> RopeCo
     unset = "factor" in table.data and table.data["factor"] is None
     factor = length / original if unset else _factor(table)
     if factor * original < length:
-        warn(
+        warnings.warn(
             f"{table.source}: factor: {factor:g} times the original {original} positions are fewer than "
-            f"max_position_embeddings ({length}): texts beyond {factor * original:g} tokens are not stretched enough"
+            f"max_position_embeddings ({length}): texts beyond {factor * original:g} tokens are not stretched enough",
+            stacklevel=2,
         )
     optional: dict[str, Any] = {}
     if table.data.get("attention_factor") is not None:
         optional["attention_factor"] = table.number("attention_factor")
-    scales = [table.number(name, 0.0, low=-1e-9) for name in ("mscale", "mscale_all_dim")]
+    scales = [table.number(name, 0.0, inclusive=True) for name in ("mscale", "mscale_all_dim")]
     if all(scales):  # transformers takes no notice of one without the other
         optional |= {"mscale": scales[0], "mscale_all_dim": scales[1]}
     return RopeConfig(

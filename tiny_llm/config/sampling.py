@@ -43,11 +43,8 @@ class SamplingParams:
     structured: Structured | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high, whole in _SAMPLING_RANGES:
-            value = getattr(self, name)
-            ok = (value is None and name in ("logprobs", "seed")) or _fits(value, low, high, whole)
-            kind = "an integer" if whole else "a number"
-            require(ok, f"{name}: expected {kind} from {low:.12g} to {high:.12g}, found {shown(value)}")
+        for name in _SAMPLING_RANGES:
+            _check_range(name, getattr(self, name), name)
         found = self.structured
         require(found is None or isinstance(found, Structured), f"structured: expected a Structured, found {found!r}")
         self._check_ends()
@@ -57,13 +54,7 @@ class SamplingParams:
 
     def _check_ends(self) -> None:
         """What ends an answer: stop strings, stop tokens, the model's eos."""
-        ok = isinstance(self.stop, tuple) and all(isinstance(text, str) and text for text in self.stop)
-        require(ok, f"stop: expected a tuple of non-empty strings, found {shown(self.stop)}")
-        require(len(self.stop) <= MAX_STOPS, f"stop: expected at most {MAX_STOPS} strings, found {len(self.stop)}")
-        longest = max(map(len, self.stop), default=0)
-        require(
-            longest <= MAX_STOP_LENGTH, f"stop: expected at most {MAX_STOP_LENGTH} characters each, found {longest}"
-        )
+        _check_stop(self.stop, "stop")
         ids = self.stop_token_ids
         ok = isinstance(ids, tuple) and all(_fits(token, 0, 2**31, True) for token in ids)
         require(ok, f"stop_token_ids: expected a tuple of token ids, found {shown(ids)}")
@@ -120,6 +111,36 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
         )
 
 
+def check_setting(name: str, value: Any, called: str) -> None:
+    """Raise ValueError for a value that the setting `name` can't have. The error calls the setting `called`.
+
+    `name`: one with a range, or stop.
+    """
+    if name == "stop":
+        _check_stop(value, called)
+    else:
+        _check_range(name, value, called)
+
+
+def _check_range(name: str, value: Any, called: str) -> None:
+    low, high, whole = _SAMPLING_RANGES[name]
+    if value is None and name in ("logprobs", "seed"):
+        return
+    kind = "an integer" if whole else "a number"
+    expected = f"{kind} from {low:.12g} to {high:.12g}"
+    require(_fits(value, low, high, whole), f"{called}: expected {expected}, found {shown(value)}")
+
+
+def _check_stop(stop: Any, called: str) -> None:
+    ok = isinstance(stop, tuple) and all(isinstance(text, str) and text for text in stop)
+    require(ok, f"{called}: expected a tuple of non-empty strings, found {shown(stop)}")
+    require(len(stop) <= MAX_STOPS, f"{called}: expected at most {MAX_STOPS} strings, found {len(stop)}")
+    longest = max(map(len, stop), default=0)
+    require(
+        longest <= MAX_STOP_LENGTH, f"{called}: expected at most {MAX_STOP_LENGTH} characters each, found {longest}"
+    )
+
+
 def _fits(value: Any, low: float, high: float, whole: bool = False) -> bool:
     right = is_integer(value) if whole else is_finite(value)
     return right and bool(low <= value <= high)
@@ -133,18 +154,18 @@ _NOT_FOR_BEAMS = (
     ("structured", None),
 )
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")
-_SAMPLING_RANGES = (
-    ("max_tokens", 1, 2**31, True),
-    ("temperature", 0, 100, False),
-    ("top_k", 0, 2**31, True),
-    ("top_p", 0, 1, False),
-    ("min_p", 0, 1, False),
-    ("repetition_penalty", 1e-6, 1e6, False),
-    ("presence_penalty", -2, 2, False),
-    ("frequency_penalty", -2, 2, False),
-    ("n", 1, 128, True),
-    ("beam_width", 1, 64, True),
-    ("length_penalty", -10, 10, False),
-    ("logprobs", 0, 20, True),
-    ("seed", 0, 2**64 - 1, True),
-)
+_SAMPLING_RANGES: Mapping[str, tuple[float, float, bool]] = {
+    "max_tokens": (1, 2**31, True),
+    "temperature": (0, 100, False),
+    "top_k": (0, 2**31, True),
+    "top_p": (0, 1, False),
+    "min_p": (0, 1, False),
+    "repetition_penalty": (1e-6, 1e6, False),
+    "presence_penalty": (-2, 2, False),
+    "frequency_penalty": (-2, 2, False),
+    "n": (1, 128, True),
+    "beam_width": (1, 64, True),
+    "length_penalty": (-10, 10, False),
+    "logprobs": (0, 20, True),
+    "seed": (0, 2**64 - 1, True),
+}

@@ -47,6 +47,8 @@ WORDS = (  # how clang says it, how Metal's users think of it
     ("'metal_has_no_double'", "Metal has no double; use float"),
 )  # fmt: skip
 
+MLX_HEADER = "MLX's headers are not on the include path when Metal compiles a kernel; copy what you need into `header`"
+
 
 def strict_faults(entry: Entry, replace: Mapping[str, Path]) -> list[str]:
     """What is rejected of a kernel, for each dtype and kind of example. `replace`: another source for it."""
@@ -62,7 +64,7 @@ def parsed() -> Any:
     """The unit that each launch's source is put into: clang keeps what the headers in front of it declare."""
     options = cindex.TranslationUnit.PARSE_PRECOMPILED_PREAMBLE
     arguments = (*ARGUMENTS, f"-I{compiler.mlx_include()}")
-    files = [("strict.cpp", PREAMBLE), *headers()]
+    files = [("strict.cpp", PREAMBLE), *unsaved_headers()]
     return cindex.Index.create().parse("strict.cpp", arguments, unsaved_files=files, options=options)
 
 
@@ -83,7 +85,7 @@ def strict(interface: Interface, source: Source, inputs: Sequence[mx.array], dis
     ]
     text = "\n".join(lines)
     unit = parsed()
-    unit.reparse([("strict.cpp", text), *headers()])
+    unit.reparse([("strict.cpp", text), *unsaved_headers()])
     errors = [d for d in unit.diagnostics if d.severity >= cindex.Diagnostic.Error and not of_mlx(d)]
     found = [(presumed(d.location, source), in_words(d.spelling)) for d in errors] or list(
         lint(unit.cursor, source, text)
@@ -100,11 +102,11 @@ def headers_of_mlx(source: Source) -> Iterator[tuple[int, str]]:
     for text, first in ((source.header, source.header_line), (source.body, source.body_line)):
         for found in wheel.INCLUDE.finditer(text):
             line = first + text[: found.start(1)].count("\n")
-            yield line, "no header of MLX's is found when a kernel is compiled; paste what is needed into the header"
+            yield line, MLX_HEADER
 
 
 @cache
-def headers() -> list[tuple[str, str]]:
+def unsaved_headers() -> list[tuple[str, str]]:
     """Apple's headers, all of them metal_strict.h, and MLX's helper functions as a kernel finds them in front of it.
 
     clang refuses an array of an address space as a parameter, which is a pointer.

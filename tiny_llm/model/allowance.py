@@ -1,7 +1,7 @@
 """How much time and text one rendering of a chat template may use.
 
-A template is a program that comes with a model's files. An `Allowance` is spent while it runs; `sandbox.py` asks it
-before each operation that could take long or make much.
+A template is a program that comes with a model's files. An `Allowance` is spent while it runs; `template_sandbox.py`
+asks it before each operation that could take long or make much.
 """
 
 import time
@@ -21,23 +21,30 @@ DEEPEST = 150  # levels of lists and objects
 
 
 class LimitError(ValueError):
-    """The template ran too long or made too much."""
+    """The template ran too long or made too much: `what` it did, and the `limit` that it exceeded, with its unit."""
+
+    def __init__(self, what: str, limit: str):
+        super().__init__(f"{what} (limit {limit})")
+        self.what = what
+        self.limit = limit
 
 
 class Allowance:
     """What is left to one rendering. `size`: characters of its messages and tools."""
 
     def __init__(self, size: int):
-        self.left = CHARACTERS + PER_CHARACTER * size
-        self.end = time.thread_time() + SECONDS + size * SECONDS_PER_CHARACTER
+        self.characters = CHARACTERS + PER_CHARACTER * size
+        self.seconds = SECONDS + SECONDS_PER_CHARACTER * size
+        self.left = self.characters
+        self.end = time.thread_time() + self.seconds
 
     def spend(self, characters: int) -> None:
         """Take so many characters. Raises LimitError if too few are left, and if the time is over."""
         self.left -= characters + 1
         if self.left < 0:
-            raise LimitError("it makes too much text, or too long lists")
+            raise self._too_much()
         if time.thread_time() > self.end:
-            raise LimitError("it runs too long")
+            raise LimitError("it ran too long", f"{self.seconds:.1f} seconds of processor time")
 
     def spend_on(self, value: Any, factor: int = 1) -> None:
         """Take what a value needs as text, in which a list counts each time it appears."""
@@ -53,12 +60,12 @@ class Allowance:
             value, depth = waiting.pop()
             total += len(value) if isinstance(value, str) else OBJECT
             if total > self.left:
-                raise LimitError("it makes too much text, or too long lists")
+                raise self._too_much()
             count += 1
             if count % 1024 == 0:
                 self.spend(0)
             if depth > DEEPEST:
-                raise LimitError(f"it nests lists deeper than {DEEPEST} levels")
+                raise LimitError("it nested lists too deeply", f"{DEEPEST} levels")
             if isinstance(value, Collection) and not isinstance(value, str):
                 waiting += [(each, depth + 1) for each in self._inside(value)]
             elif isinstance(value, Namespace):
@@ -67,10 +74,13 @@ class Allowance:
 
     def _inside(self, value: Collection[Any]) -> list[Any]:
         if OBJECT * len(value) > self.left:
-            raise LimitError("it makes too much text, or too long lists")
+            raise self._too_much()
         if isinstance(value, Mapping):
             return [each for pair in value.items() for each in pair]
         return list(value)
+
+    def _too_much(self) -> LimitError:
+        return LimitError("it made too much text or too long lists", f"{self.characters} characters")
 
 
 def cost(value: Any) -> int:

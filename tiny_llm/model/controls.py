@@ -9,7 +9,7 @@ second tokenizer under names that no text contains.
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import cached_property
 from os.path import commonprefix
 from typing import Any
@@ -62,9 +62,13 @@ class Marker:
         end = len(text.rstrip())
         begin = max(0, end - self.longest)
         tail = text[begin:end]
-        for place in range(len(tail) - 1, -1, -1):
-            if tail[place] in self.firsts and self._begins(tail[place:].replace(self.mark, "")):
-                tail = tail[: place + 1] + self.mark + tail[place + 1 :]
+        for place in reversed(range(len(tail))):
+            if tail[place] not in self.firsts:
+                continue
+            part = tail[place:].replace(self.mark, "")
+            if self._begins(part):
+                after = place + 1
+                tail = tail[:after] + self.mark + tail[after:]
         return text[:begin] + tail + text[end:]
 
     def _begins(self, part: str) -> bool:
@@ -73,16 +77,30 @@ class Marker:
     def _marked_head(self, text: str, inside: bool) -> str:
         """Mark the end of a token at the beginning of the text."""
         begin = len(text) - len(text.lstrip())
-        head = text[begin : begin + 2 * self.longest].replace(self.mark, "")[: self.longest]
-        lengths = [length for length, last in enumerate(head, 1) if last in self.lasts]
-        ends = any(self._ends(head[:length]) for length in lengths)
-        if not ends and inside and len(text) < 4 * self.longest:
-            whole = text.strip().replace(self.mark, "")
-            ends = whole != "" and any(whole in token[1:-1] for token in self.tokens)
-        return text[:begin] + 2 * self.mark + text[begin:] if ends else text
+        head = text[begin : begin + 2 * self.longest]  # a mark may follow each character
+        head = head.replace(self.mark, "")
+        found = self._begins_with_an_end(head[: self.longest])
+        if inside and not found:
+            found = self._is_a_middle(text)
+        if not found:
+            return text
+        return text[:begin] + 2 * self.mark + text[begin:]
+
+    def _begins_with_an_end(self, head: str) -> bool:
+        """Whether the text begins with the end of a token."""
+        return any(last in self.lasts and self._ends(head[:length]) for length, last in enumerate(head, 1))
 
     def _ends(self, part: str) -> bool:
         return any(token.endswith(part) and token != part for token in self.tokens)
+
+    def _is_a_middle(self, text: str) -> bool:
+        """Whether the whole text is inside a token."""
+        if len(text) >= 4 * self.longest:  # too long for it; most texts are
+            return False
+        whole = text.strip().replace(self.mark, "")
+        if whole == "":
+            return False
+        return any(whole in token[1:-1] for token in self.tokens)
 
 
 class Controls:
@@ -94,11 +112,21 @@ class Controls:
 
     def __init__(self, backend: tokenizers.Tokenizer):
         self.backend = backend
-        added = [token for token in backend.get_added_tokens_decoder().values() if token.content]
-        self.special = frozenset(token.content for token in added if token.special)
-        self.tokens = self.special | {token.content for token in added if not _is_word(token.content)}
-        normalized = any(token.normalized and token.content in self.tokens for token in added)
-        self.appear_late = normalized and backend.normalizer is not None  # normalization may spell them
+        special = set()
+        tokens = set()
+        normalized = False
+        for token in backend.get_added_tokens_decoder().values():
+            text = token.content
+            if not text:
+                continue
+            if token.special:
+                special.add(text)
+            if token.special or not _is_word(text):
+                tokens.add(text)
+                normalized |= token.normalized
+        self.special = frozenset(special)
+        self.tokens = frozenset(tokens)
+        self.normalizer_can_spell = normalized and backend.normalizer is not None
 
     def find(self, text: str, mark: str) -> Spans:
         """Return where control tokens without marks stand in the text, counted without the marks."""
@@ -160,11 +188,24 @@ def _rename(model: dict[str, Any], names: dict[str, str]) -> None:
         model["vocab"] = {names.get(piece, piece): token for piece, token in vocab.items()}
     else:
         model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
-    pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges", [])]
-    if pairs:
-        model["merges"] = [pair for pair in pairs if not names.keys() & {pair[0], pair[1], pair[0] + pair[1]}]
+    unknown = model.get("unk_token")
+    if unknown in names:
+        model["unk_token"] = names[unknown]
+    if model.get("merges"):
+        model["merges"] = _merges_without(model["merges"], names)
+
+
+def _merges_without(merges: Iterable[Any], names: Container[str]) -> list[list[str]]:
+    """Return the merges, each as a pair, without those that take or make one of the tokens `names`."""
+    kept = []
+    for merge in merges:
+        pair = merge
+        if isinstance(merge, str):  # how older files write it
+            pair = merge.split(" ", 1)
+        left, right = pair
+        if left not in names and right not in names and left + right not in names:
+            kept.append([left, right])
+    return kept
 
 
 def _is_word(text: str) -> bool:

@@ -111,10 +111,14 @@ def _byte_alphabet() -> dict[str, int]:
 
     A byte that is a printable Latin-1 character stands for itself; the others follow from U+0100 on.
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    alphabet |= {chr(256 + place): byte for place, byte in enumerate(others)}
+    alphabet = {}
+    unprintable = 0
+    for byte in range(256):
+        character = chr(byte)
+        if not "!" <= character <= "~" and not "¡" <= character <= "¬" and not "®" <= character <= "ÿ":
+            character = chr(0x100 + unprintable)
+            unprintable += 1
+        alphabet[character] = byte
     assert set(alphabet) == set(pre_tokenizers.ByteLevel.alphabet())
     return alphabet
 

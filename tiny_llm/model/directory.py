@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from tiny_llm.config import ModelConfig, SamplingParams
+from tiny_llm.config import ModelConfig
 from tiny_llm.config.check import check_keys
-from tiny_llm.config.fields import JsonFields, parse_object
+from tiny_llm.config.fields import JsonFields, as_json, parse_object
 from tiny_llm.config.keys import GENERATION
+from tiny_llm.config.sampling import check_setting
 
 SAMPLING_DEFAULTS = {  # the keys of generation_config.json, and what SamplingParams calls them
     "temperature": "temperature",
@@ -68,10 +69,7 @@ def _setting(fields: JsonFields, key: str, name: str) -> Any:
     value = fields.data[key]
     if key == "stop_strings":
         value = tuple(value) if isinstance(value, list) else (value,)
-    try:
-        SamplingParams(**{name: value})
-    except ValueError as error:
-        raise ValueError(f"{fields.source}: {key}:{str(error).removeprefix(name + ':')}") from error
+    check_setting(name, value, f"{fields.source}: {key}")
     return value
 
 
@@ -84,6 +82,8 @@ def eos_ids(directory: Path) -> frozenset[int] | None:
             continue
         ids = value if isinstance(value, list) else [value]
         if not ids or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
-            raise ValueError(f"{fields.source}: eos_token_id: expected a token id or a list of them, found {value!r}")
+            raise ValueError(
+                f"{fields.source}: eos_token_id: expected a token id or a list of them, found {as_json(value)}"
+            )
         return frozenset(ids)
     return None

@@ -26,7 +26,7 @@ class LeastTokens:
     def __call__(self, text: str, limit: int) -> int:
         """Return how many tokens the text has at least, as far as that is needed to tell that it has more than `limit`.
 
-        The normalizer may shorten a text, so that it is asked, part by part.
+        The normalizer may shorten a text, so normalize it in parts of PART characters.
         """
         if not self.holds:
             return 0

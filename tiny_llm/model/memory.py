@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from tiny_llm._machine import memory_left
+from tiny_llm import _machine
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.fused import QUERY_TILE
 from tiny_llm.model.safetensors import FLOATS, WIDTHS, Entry, read_entries
 
 PREFILL = 2048  # tokens of a prompt that are computed at once
 GB = 1e9
-MEMINFO = Path("/proc/meminfo")
 
 
 class MemoryBytes(NamedTuple):
@@ -90,19 +89,7 @@ def available_bytes() -> int | None:
     limit = info.get("free_memory") or info.get("max_recommended_working_set_size")
     if isinstance(limit, int):
         return limit - (0 if "free_memory" in info else mx.get_active_memory())
-    known = [amount for amount in (_machines_free_bytes(), memory_left()) if amount is not None]
-    return min(known, default=None)
-
-
-def _machines_free_bytes() -> int | None:
-    try:
-        lines = MEMINFO.read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError):
-        return None
-    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    if not found or len(found[0]) < 2 or not found[0][1].isdecimal():
-        return None
-    return int(found[0][1]) * 1024
+    return _machine.available_bytes()
 
 
 def check_memory(

@@ -2,9 +2,10 @@
 
 import json
 import math
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
+
+from tiny_llm.config.fields import shown
 
 ROLES = ("system", "user", "assistant", "tool")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # where clients put them
@@ -55,16 +56,6 @@ class Copy:
     def key(self, key: Any, where: str) -> str:
         expect(isinstance(key, str), where, "texts as keys", key)
         return self.text(key, f"{where}: key {shown(key)}", borders=not key.isidentifier())
-
-
-SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = 100
-SHORT.maxlevel = 3
-
-
-def shown(value: Any) -> str:
-    """Return a value as Python writes it, shortened: its whole could be very long."""
-    return SHORT.repr(value)
 
 
 def expect(ok: bool, where: str, expected: str, found: Any) -> None:
@@ -122,13 +113,20 @@ def _message(message: Mapping[str, Any], where: str, mark_for: Callable[[str], M
         elif key == "tool_calls":
             checked |= _calls(value, where, copy)
         else:
-            checked[copy.key(key, where)] = copy.value(value, f"{where}.{key!s:.50}")
+            place = f"{where}.{key!s:.50}"
+            checked[copy.key(key, where)] = copy.value(value, place)
     if "content" not in checked:
         checked["content"] = _content(None, silent, where, copy)
-    thought = next((checked[key] for key in THOUGHTS if checked.get(key) is not None), None)
-    if thought is not None:  # templates read it under one name or the other
-        checked = {"thinking": thought, **checked, "reasoning_content": thought}
-    return checked
+    return _with_thought(checked)
+
+
+def _with_thought(message: dict[str, Any]) -> dict[str, Any]:
+    """Return the message with its thought under both names that templates read."""
+    for key in THOUGHTS:
+        thought = message.get(key)
+        if thought is not None:
+            return {"thinking": thought, **message, "reasoning_content": thought}
+    return message
 
 
 def _content(content: Any, silent: bool, where: str, copy: Copy) -> str:

@@ -12,12 +12,12 @@ from urllib.parse import quote
 from jinja2 import Template
 
 from tiny_llm.config.fields import JsonFields, require
-from tiny_llm.model.allowance import CURRENT, OBJECT, Allowance
+from tiny_llm.model.allowance import CURRENT, OBJECT, Allowance, LimitError
 from tiny_llm.model.controls import Controls, Marker, unused_character
 from tiny_llm.model.directory import read_bytes
 from tiny_llm.model.messages import Copy, Mark, checked_messages, checked_tools
 from tiny_llm.model.rendered import Rendered
-from tiny_llm.model.sandbox import Environment
+from tiny_llm.model.template_sandbox import Environment, RefusalError
 
 DIRECTORY = "additional_chat_templates"
 OPEN, CLOSE = "<think>", "</think>"
@@ -54,7 +54,7 @@ class ChatTemplates:
             "chat_template.jinja",
         )
         for key in RESERVED:
-            require(key not in settings, f"{key}: expected another name for a setting of the template, found this one")
+            require(key not in settings, f"template settings: the name {key!r} is reserved; rename the setting")
         given: list[str] = []
         context = _checked(messages, tools, settings, lambda role: _collector(given))
         mark = unused_character([self.texts[name], *given])
@@ -91,7 +91,7 @@ class ChatTemplates:
         """Return what the template puts behind the last message of the prompt `text`.
 
         That is what it leaves out when no generation prompt is asked for. Some templates always write one: theirs is
-        what follows the last message when that message is but a mark.
+        what follows the last message when its content is only the mark.
         """
         try:
             bare = self._run(name, {**context, "add_generation_prompt": False}, size, mark)
@@ -109,8 +109,7 @@ class ChatTemplates:
         try:
             text = self._limited(self._compile(name), context, size)
         except Exception as error:  # a template is a program of the model's: anything can go wrong in it
-            shown = f"{error!s:.500}".replace(mark, "") or type(error).__name__
-            raise ValueError(f"{self.source}: the chat template refuses: {shown}") from error
+            raise ValueError(f"{self.source}: the chat template {_in_words(error).replace(mark, '')}") from error
         for form in (f"\\u{ord(mark):04x}", quote(mark)):  # a filter may have escaped it
             text = text.replace(form, mark)
         return text
@@ -126,20 +125,32 @@ class ChatTemplates:
         if name not in self.compiled:
             text = self.texts[name]
             tags = text.count("{{") + text.count("{%")
-            require(len(text) <= LONGEST, f"it has {len(text)} characters, more than {LONGEST}")
-            require(tags <= TAGS, f"it has {tags} tags, more than {TAGS}")
+            if len(text) > LONGEST:
+                raise LimitError(f"it has {len(text)} characters", str(LONGEST))
+            if tags > TAGS:
+                raise LimitError(f"it has {tags} tags", str(TAGS))
             self.compiled[name] = self.environment.from_string(text)
         return self.compiled[name]
 
     def _without_marks(self, text: str, mark: str, opens_thought: bool) -> Rendered:
         """Return the text without marks; with the template's own control tokens where it makes a difference."""
         plain = text.replace(mark, "")
-        if plain == text and not self.controls.appear_late:
+        if plain == text and not self.controls.normalizer_can_spell:
             return Rendered(plain, opens_thought)
         controls = self.controls.find(text, mark)
-        if controls == self.controls.find(plain, mark) and not self.controls.appear_late:
+        if controls == self.controls.find(plain, mark) and not self.controls.normalizer_can_spell:
             return Rendered(plain, opens_thought)
         return Rendered(plain, opens_thought, controls)
+
+
+def _in_words(error: Exception) -> str:
+    """Return what happened to a template: it refused its input, exceeded a limit, or failed."""
+    text = f"{error!s:.500}" or type(error).__name__
+    if isinstance(error, RefusalError):
+        return f"refuses the messages: {text}"
+    if isinstance(error, LimitError):
+        return f"was stopped: {text}; shorten the messages, or correct the template"
+    return f"failed: {text}"
 
 
 def read_templates(directory: Path, fields: JsonFields) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from tiny_llm.config.check import check_keys
-from tiny_llm.config.fields import JsonFields
+from tiny_llm.config.fields import JsonFields, as_json
 from tiny_llm.config.keys import TOKENIZER
 
 SPACES = ("Ġ", "▁", " ")  # how tokenizers write a space
@@ -36,11 +36,18 @@ def _is_rebuilt(fields: JsonFields) -> bool:
 def _check_added_tokens(fields: JsonFields, added: Mapping[str, tuple[int, bool]]) -> None:
     """Each entry of added_tokens_decoder, {"id": {"content", "special"}}, must be one of tokenizer.json."""
     table = fields.table("added_tokens_decoder")
-    for number, token in table.data.items() if table else ():
-        content = token.get("content") if isinstance(token, Mapping) else token
-        found = added.get(content) if isinstance(content, str) else None
-        special = token.get("special", False) if isinstance(token, Mapping) else False
-        if found is None or (str(found[0]), found[1]) != (number, special):
+    if table is None:
+        return
+    for number, token in table.data.items():
+        content = token
+        special = False
+        if isinstance(token, Mapping):
+            content = token.get("content")
+            special = token.get("special", False)
+        found = None
+        if isinstance(content, str):
+            found = added.get(content)
+        if found is None or str(found[0]) != number or found[1] != special:
             raise _disagreement(fields, f"added_tokens_decoder: {number!r:.20}", _in_words(found), token)
 
 
@@ -51,7 +58,7 @@ def _check_special_tokens(fields: JsonFields, key: str, added: Mapping[str, tupl
         return
     if not isinstance(listed, list):
         raise ValueError(
-            f"{fields.source}: {key}: expected a list of tokens, found {listed!r:.100}; "
+            f"{fields.source}: {key}: expected a list of tokens, found {as_json(listed)}; "
             "write a token with a name under a key of its own, such as image_token"
         )
     for token in listed:
@@ -81,6 +88,6 @@ def _in_words(found: tuple[int, bool] | None) -> str:
 
 def _disagreement(fields: JsonFields, key: str, expected: str, found: Any) -> ValueError:
     return ValueError(
-        f"{fields.source}: {key}: expected {expected}, as in tokenizer.json, found {found!r:.100}; "
+        f"{fields.source}: {key}: expected {expected}, as in tokenizer.json, found {as_json(found)}; "
         "correct the file that is wrong"
     )

@@ -55,6 +55,7 @@ def uniform(found: Sequence[Matrix], bits: int, group_size: int, predicate: Pred
     check_format(group_size, bits)
     wanted = [matrix for matrix in found if predicate == "all" or matrix.path not in ENDS]
     fitting = {matrix.path for matrix in wanted if matrix.columns % group_size == 0}
+    require(bool(wanted), f"predicate: expected matrices to quantize, found none of {predicate!r}; take another model")
     require(bool(fitting), _nothing_fits(wanted, group_size))
     return QuantizationConfig(bits, group_size, {m.path: None for m in found if m.path not in fitting})
 

@@ -111,7 +111,7 @@ def folder() -> Path:
     return path
 
 
-def headers(text: str) -> str:
+def include_option(text: str) -> str:
     """The option that finds MLX's headers which `text` includes, made ready for C++."""
     made = folder() / "metal"
     wheel.prepare(text, made, mlx_include(), INCLUDE)
@@ -158,7 +158,7 @@ def prelude(check: bool, math_mode: str = "safe") -> Path:
         new = Path(making) / made.name
         run(
             [
-                *(compiler(), *flags(), headers(PRELUDE), *MATH_MODES[math_mode], *instrumentation(check)),
+                *(compiler(), *flags(), include_option(PRELUDE), *MATH_MODES[math_mode], *instrumentation(check)),
                 *("-x", "c++-header", path, "-o", new),
             ],
             "the simulator's Metal library",
@@ -189,7 +189,7 @@ def compile_kernel(text: str, source: Source, check: bool, math_mode: str = "saf
         cpp, made = Path(making) / "kernel.cpp", Path(making) / path.name
         compiled = path.with_suffix(".o") if sys.platform == "darwin" else Path(making) / "kernel.o"  # atos reads it
         cpp.write_text(text)
-        options = (*flags(), headers(text), *MATH_MODES[math_mode], *instrumentation(check))
+        options = (*flags(), include_option(text), *MATH_MODES[math_mode], *instrumentation(check))
         command = [compiler(), *options, "-include", include, "-c", cpp, "-o", compiled]
         try:
             run(command, source.label)

@@ -143,9 +143,10 @@ def end_of_type(tokens: Sequence[str], at: int) -> int | None:
             at = neighbour(tokens, at, 1)
         return at if at < len(tokens) else None
     at = neighbour(tokens, at, 1)
+    # Behind the first name: `::` with the next name of the path, or `<…>`. The name of the variable ends the loop.
     while at < len(tokens) and tokens[at] in ("::", "<"):
         at = neighbour(tokens, at, 1) if tokens[at] == "::" else after_angles(tokens, at)
-        if tokens[at - 1 : at] and at < len(tokens) and NAME.fullmatch(tokens[at]) and before(tokens, at) == "::":
+        if at < len(tokens) and NAME.fullmatch(tokens[at]) and before(tokens, at) == "::":
             at = neighbour(tokens, at, 1)
     return at if at < len(tokens) and NAME.fullmatch(tokens[at]) else None
 

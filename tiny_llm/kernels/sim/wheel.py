@@ -42,7 +42,7 @@ def prepare(text: str, folder: Path, wheel: Path, own: Path) -> None:
 
 
 def as_cpp(header: str) -> str:
-    """A header's text with what g++ can't read said otherwise."""
+    """Rewrite a header so that g++ accepts it."""
     header = FUNCTION_CONSTANT.sub(r"\1 = 0;", header)
     header = SPECIALISED_MEMBER.sub("\n", header)
     header = BINDING_OF_MEMORY.sub("", header)

@@ -1,4 +1,4 @@
-// A thread's own variables that are declared without a value (sim/rewrite.py makes each a sim::Private). A byte of the
+// A thread's own variables that are declared without a value (sim/rewrite_private.py makes each a sim::Private). A byte of the
 // shadow stands for each byte of the fibers' stacks: 1 until something is written there.
 #include <sys/mman.h>
 

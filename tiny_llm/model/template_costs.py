@@ -5,6 +5,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import BlockReference, LoopContext, Macro, Undefined
 from jinja2.sandbox import SandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Cycler, Joiner
@@ -15,7 +16,13 @@ from tiny_llm.model.allowance import BITS, CURRENT, OBJECT, LimitError, cost
 WIDEST = 10_000  # of a field, an indentation, and of what else a number makes longer
 FREE = {"abs", "attr", "count", "d", "default", "first", "float", "int", "last", "length", "round", "safe"}
 LAZY = {"batch", "items", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice"}
-ESCAPING = {"e", "escape", "forceescape", "tojson", "urlencode"}
+FACTORS = {
+    # urlencode writes a character of four bytes as %F0%9F%98%80; the others make less of it
+    **dict.fromkeys(("e", "escape", "forceescape", "tojson", "urlencode"), 12),
+    # these make an object of each item, word or character
+    **dict.fromkeys(("sort", "title", "unique", "wordcount"), OBJECT),
+}
+PADDING = {"center", "expandtabs", "ljust", "rjust", "zfill"}
 COMPARING = {"!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le", "lessthan"}
 COMPARING |= {"lt", "ne"}
 MULTIPLYING = {"batch", "center", "format", "indent", "round", "slice", "tojson"}
@@ -62,7 +69,7 @@ def _check_bits(operator: str, left: int, right: int) -> None:
     elif operator == "**":
         bits = left.bit_length() * max(1, right)
     if bits > BITS:
-        raise LimitError(f"it makes an integer of more than {BITS} bits")
+        raise LimitError("it made too large an integer", f"{BITS} bits")
 
 
 def _check_percent(form: str, values: Any) -> None:
@@ -78,7 +85,11 @@ def _check_percent(form: str, values: Any) -> None:
 def _check_widths(numbers: Sequence[str]) -> None:
     for number in numbers:
         if number == "*" or len(number) > 6 or int(number or "0") > WIDEST:
-            raise LimitError(f"it makes a field wider than {WIDEST}")
+            raise _too_wide()
+
+
+def _too_wide() -> LimitError:
+    return LimitError("it made too wide a field", f"{WIDEST} characters")
 
 
 class Format:
@@ -88,7 +99,7 @@ class Format:
         self.environment = environment
         self.original = method
         if isinstance(method.__self__, Markup):
-            raise LimitError("it calls format on a text behind the filter safe, which is not possible here")
+            raise SecurityError("it calls format on a text behind the filter safe, which templates may not")
 
     def method(self, *args: Any, **kwargs: Any) -> str:
         values: Mapping[str, Any] = kwargs
@@ -129,7 +140,7 @@ def check_filter(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> N
     allowance.spend(0)
     others = [*args[1:], *kwargs.values()]
     if name in MULTIPLYING and any(isinstance(each, int | float) and abs(each) > WIDEST for each in others):
-        raise LimitError(f"the filter {name} gets a number above {WIDEST}")
+        raise LimitError(f"it gave the filter {name} too large a number", str(WIDEST))
     if name in FREE or not args:
         return
     value = args[0]
@@ -137,8 +148,7 @@ def check_filter(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> N
         allowance.spend(OBJECT * len(value) if isinstance(value, str) else cost(value))
         return
     sizes = [allowance.size_of(each) for each in [value, *others]]
-    factor = 12 if name in ESCAPING else OBJECT if name in ("sort", "unique", "title", "wordcount") else 1
-    allowance.spend(factor * sum(sizes))
+    allowance.spend(FACTORS.get(name, 1) * sum(sizes))
     _check_growth(name, value, others, kwargs)
 
 
@@ -159,11 +169,11 @@ def _check_growth(name: str, value: Any, others: Sequence[Any], kwargs: Mapping[
         _check_percent(str(value), tuple(others))
     elif name == "sum":
         if any(isinstance(each, list | tuple) for each in others):
-            raise LimitError("it sums lists, which takes long")
+            raise SecurityError("it sums lists, which takes too long, so that templates may not")
     elif name == "tojson":
         texts = [each for each in [*others, *(kwargs.get("separators") or ())] if isinstance(each, str)]
         if sum(map(len, texts)) > SEPARATOR:
-            raise LimitError(f"it writes JSON with separators of more than {SEPARATOR} characters")
+            raise LimitError("it wrote JSON with too long separators", f"{SEPARATOR} characters")
 
 
 def check_test(name: str, args: Sequence[Any]) -> None:
@@ -182,39 +192,61 @@ def check_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     if isinstance(function, types.BuiltinMethodType):
         owner = function.__self__
         if not any(function.__name__ in names for kind, names in METHODS.items() if isinstance(owner, kind)):
-            raise LimitError(f"it calls {function.__name__} of {type(owner).__name__}, which templates may not")
+            raise SecurityError(f"it calls {function.__name__} of {type(owner).__name__}, which templates may not")
         for each in [owner, *args] if isinstance(owner, list | tuple) else args:
             allowance.size_of(each)
         if isinstance(owner, str):
             check_method(function.__name__, owner, args)
     elif isinstance(function, types.MethodType):
         if not isinstance(function.__self__, Format | LoopContext | Cycler | Joiner):
-            raise LimitError(f"it calls {function.__name__}, which templates may not")
+            raise SecurityError(f"it calls {function.__name__}, which templates may not")
         for each in args:
             allowance.size_of(each)
     elif isinstance(function, type):
         allowance.spend(sum(map(cost, [*args, *kwargs.values()])))
     elif not isinstance(function, Macro | LoopContext | BlockReference | Undefined | Joiner | types.FunctionType):
-        raise LimitError(f"it calls a {type(function).__name__}, which templates may not")
+        raise SecurityError(f"it calls a {type(function).__name__}, which templates may not")
 
 
 def check_method(name: str, text: str, args: Sequence[Any]) -> None:
     """Check text.name(…)."""
-    allowance = CURRENT.get()
-    if name in ("center", "ljust", "rjust", "zfill", "expandtabs"):
-        widths = [each for each in args if isinstance(each, int)]
-        if any(width > WIDEST for width in widths):
-            raise LimitError(f"it makes a field wider than {WIDEST}")
-        allowance.spend(WIDEST + len(text) + text.count("\t") * max(widths, default=8))
-    elif name == "replace" and len(args) >= 2 and isinstance(args[0], str) and isinstance(args[1], str):
-        allowance.spend(len(text) + text.count(args[0]) * len(args[1]))
+    if name in PADDING:
+        made = _padded(text, args)
+    elif name == "replace":
+        made = _replaced(text, args)
     elif name == "join" and args:
-        allowance.spend(allowance.size_of(args[0]) + len(text) * len(args[0]))
+        made = CURRENT.get().size_of(args[0]) + len(text) * len(args[0])
     elif name in ("split", "rsplit"):
-        separator = args[0] if args and isinstance(args[0], str) else None
-        pieces = text.count(separator) + 1 if separator else len(text) // 2 + 1
-        allowance.spend(len(text) + OBJECT * pieces)
+        made = _split(text, args)
     elif name == "splitlines":
-        allowance.spend(len(text) + OBJECT * sum(map(text.count, LINES)))
+        lines = sum(map(text.count, LINES))
+        made = len(text) + OBJECT * lines
     else:
-        allowance.spend(3 * len(text))
+        made = 3 * len(text)  # upper() makes up to three characters of one
+    CURRENT.get().spend(made)
+
+
+def _padded(text: str, args: Sequence[Any]) -> int:
+    """Return how many characters at most text.center(…) and its like make. Raises LimitError for a width too large."""
+    widths = [each for each in args if isinstance(each, int)]
+    widest = max(widths, default=8)  # 8: a tab's, when expandtabs is given none
+    if widest > WIDEST:
+        raise _too_wide()
+    return WIDEST + len(text) + text.count("\t") * widest
+
+
+def _replaced(text: str, args: Sequence[Any]) -> int:
+    """Return how many characters at most text.replace(…) makes."""
+    if len(args) < 2 or not isinstance(args[0], str) or not isinstance(args[1], str):
+        return 3 * len(text)
+    old, new = args[:2]
+    return len(text) + text.count(old) * len(new)
+
+
+def _split(text: str, args: Sequence[Any]) -> int:
+    """Return how many characters' memory text.split(…) takes."""
+    separator = args[0] if args else None
+    pieces = len(text) // 2 + 1
+    if isinstance(separator, str) and separator:
+        pieces = text.count(separator) + 1
+    return len(text) + OBJECT * pieces

@@ -19,11 +19,15 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from tiny_llm.model import operations
+from tiny_llm.model import template_costs
 from tiny_llm.model.allowance import CURRENT, cost
 
 INTERCEPTED = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 WITHOUT = ("lipsum", "pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")  # no template needs them
+
+
+class RefusalError(TemplateError):
+    """The template called `raise_exception`: it does not take these messages."""
 
 
 class GenerationTag(Extension):
@@ -104,17 +108,17 @@ class Environment(ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = _strftime_now
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        operations.check_operator(operator, left, right)
+        template_costs.check_operator(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  as in jinja2
-        operations.check_call(__obj, args, kwargs)
+        template_costs.check_call(__obj, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         if super().wrap_str_format(value) is None:
             return None
-        return operations.Format(self, value).method
+        return template_costs.Format(self, value).method
 
     def concat(self, pieces: Iterable[str]) -> str:
         """Join what a template, a macro or a block writes."""
@@ -163,10 +167,10 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        args = operations.materialized(name, args, place)
-        operations.check_filter(name, args[place:], kwargs)
+        args = template_costs.materialized(name, args, place)
+        template_costs.check_filter(name, args[place:], kwargs)
         result = function(*args, **kwargs)
-        if name not in operations.FREE:
+        if name not in template_costs.FREE:
             CURRENT.get().spend(cost(result))
         return result
 
@@ -176,7 +180,7 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def _limited_test(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        operations.check_test(name, args)
+        template_costs.check_test(name, args)
         return function(*args, **kwargs)
 
     return limited
@@ -202,7 +206,7 @@ def _tojson(
 
 def _raise_exception(message: Any) -> None:
     CURRENT.get().spend_on(message)
-    raise TemplateError(message)
+    raise RefusalError(message)
 
 
 def _strftime_now(form: str) -> str:
