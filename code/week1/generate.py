@@ -16,8 +16,8 @@ from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import SamplingParams
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.course import NotDone
+from tiny_llm.decode.answer import AnswerStops
 from tiny_llm.decode.sampler import Sampled, Sampler
-from tiny_llm.decode.thought import AnswerStops
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 

@@ -19,10 +19,10 @@ from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
+from tiny_llm.decode.answer import AnswerStops
 from tiny_llm.decode.beam import all_finite
 from tiny_llm.decode.generate import NOT_FINITE, Delta, Token, check_prompt, deltas_of
 from tiny_llm.decode.structured import Grammars
-from tiny_llm.decode.thought import AnswerStops
 from tiny_llm.engine.admission import check_request
 from tiny_llm.engine.ahead import foresee
 from tiny_llm.engine.beams import Beams, texts_of
