@@ -69,7 +69,7 @@ def test_a_miss_has_a_reason(tree: RadixTree) -> None:
     assert tree.match([*range(6), 77, 77, 77]).reason == "diverged at token 6"
     assert tree.match([77, *range(8)]).reason == "diverged at token 0"
     assert tree.match([*range(6), 77, 77, 77], head=7).reason == (
-        "other sampling of the template: diverged at token 6 of its 7"
+        "different system prompt, tools or template settings: diverged at token 6 of its 7"
     )
     assert tree.match([*range(12), 1]).reason == "new from token 8"
     assert tree.match(text[:9]).reason == ""

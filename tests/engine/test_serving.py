@@ -95,7 +95,9 @@ def test_a_miss_within_the_template_is_told(path: Path) -> None:
     shared = next(i for i, (a, b) in enumerate(zip(*tokens, strict=False)) if a != b)
     first, words, other, again = [e.note for e in events if e.kind == "admit"]
     assert first == "first request" and words == f"diverged at token {shared}"
-    assert other.startswith("other sampling of the template: diverged at token ") and again.startswith(other[:24])
+    assert other.startswith(
+        "different system prompt, tools or template settings: diverged at token "
+    ) and again.startswith(other[:24])
 
 
 def test_n_answers_to_each_prompt_lie_flat(llm: LLM) -> None:

@@ -1,4 +1,4 @@
-"""Arrays in a safetensors file that notices any change.
+"""safetensors files with a SHA-256 digest, verified on load.
 
 The header's metadata says what the file is for, and holds the digest of all its bytes (computed with zeros in the
 digest's place): a file that was cut off or changed is refused before MLX sees it.

@@ -1,4 +1,4 @@
-"""What a request gives: its answers and what they took."""
+"""Finished answers and their timing."""
 
 from dataclasses import dataclass
 

@@ -1,19 +1,19 @@
 """What happened in the engine, one record for each happening: written by the scheduler, read by all views.
 
-kind     what it says                                          blocks                    start, tokens
-pool     the beginning (note: the scheduler's settings)        -                         size of a block, how many
-arrival  a request came                                        -                         0, length of the prompt
-admit    a sequence runs (note: why its prefix is no longer)   those it shares           0, tokens found in them
-share    running, it takes over blocks known by now            those                     tokens before, tokens found
-chunk    its part of a step, a decode is a chunk of 1          those newly taken         tokens before, length
-load     blocks read back from the disk (note: a fault)    those                     tokens before, tokens in them
-branch   a beam goes on from another (note: which)         all that it holds now     0, tokens in them
+kind     what happened                                         blocks                    start, tokens
+pool     the scheduler begins (note: its settings)             -                         block size, number of blocks
+arrival  a request arrives                                     -                         0, length of the prompt
+admit    a sequence runs (note: why its prefix is no longer)   shared ones               0, tokens found in them
+share    a running sequence takes over blocks known by now     those                     tokens before, tokens found
+chunk    a sequence's part of a step; 1 token is a decode      newly taken ones          tokens before, length
+load     blocks are read from disk (note: a fault)             those                     tokens before, tokens in them
+branch   a beam goes on from another (note: which)             its whole table           0, tokens in them
 copy     copy-on-write                                         source, target            -
-step     a step is done                                        -                         0, tokens in it
-token    a token was sampled                                   -                         its place, 1
-keep     the prefix tree keeps its blocks                      above (or -1), then kept  tokens before, tokens kept
-preempt  it gives up its blocks and waits again                those                     0, tokens lost
-evict    the tree gives up blocks (note: a fault)          those                     -
+step     a step has been computed                              -                         0, tokens in it
+token    a token is sampled                                    -                         its position, 1
+keep     the prefix tree keeps blocks of a sequence            above (or -1), then kept  tokens before, tokens kept
+preempt  a sequence gives up its blocks and waits again        those                     0, tokens lost
+evict    the prefix tree gives up blocks (note: a fault)       those                     -
 finish   a sequence ends (note: why)                           those                     0, tokens generated
 """
 

@@ -1,4 +1,4 @@
-"""The waiting line: within a tenant what is due first, between tenants who has had the fewest tokens for its weight.
+"""Waiting sequences: earliest due first within a tenant; across tenants the one with the fewest tokens per weight.
 
 Every operation is O(log n): heaps whose outdated entries are dropped when they come to the top.
 """
@@ -28,7 +28,7 @@ class Waiting:
         return self.size
 
     def push(self, sequence: Sequence) -> None:
-        """Join the line. Who had nothing to wait for gets no credit for that time."""
+        """Join the line. A tenant that was idle earns no credit for that time."""
         self.size += 1  # first: a sequence that is half in the line can be cancelled like any other
         tenant = sequence.request.tenant
         if tenant not in self._lines:

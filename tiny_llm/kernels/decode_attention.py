@@ -6,7 +6,8 @@ from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
 
 DECODE_ATTENTION = Kernel("decode_attention", "q k v lengths scale window S SPLITS", "parts tops sums")
 MERGE_ATTENTION = Kernel("merge_attention", "parts tops sums SPLITS", "out")
-CHUNK, CHUNK_OF_HEAD = 256, 64  # keys of a threadgroup: its parts are then some hundredths of what it reads
+# keys per threadgroup: enough that writing partial results costs a few percent of the reads
+CHUNK, CHUNK_OF_HEAD = 256, 64
 SIMDGROUPS = 8
 MAX_DIM, MAX_HEADS = 256, 16
 Parts = tuple[mx.array, mx.array, mx.array]

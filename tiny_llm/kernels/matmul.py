@@ -25,7 +25,7 @@ def quantized_matmul(x: mx.array, weight: mx.array, scales: mx.array, biases: mx
 
 
 def splits_for(rows: int, outputs: int, columns: int) -> int:
-    """So many that there is work for a GPU, while each has DEPTH columns."""
+    """Number of K-splits: enough threadgroups to fill a GPU, each at least DEPTH columns deep."""
     tiles = -(-rows // TILE) * -(-outputs // TILE)
     return max(1, min(THREADGROUPS // max(1, tiles), columns // DEPTH))
 

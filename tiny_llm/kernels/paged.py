@@ -22,7 +22,7 @@ class Pages(NamedTuple):
 
     tables: mx.array
     ends: mx.array
-    places: mx.array  # (R, Hkv, M): the blocks, where all heads' blocks are counted through
+    places: mx.array  # (R, Hkv, M): flat block index: head * num_blocks + block
     rows: mx.array  # (R, Hkv, M): which group of query heads meets each, counted through as well
     each: mx.array  # (R, Hkv, M): 0, 1, 2, …
     visible: mx.array  # (R, 1, M, 1, block): keys that the last query sees
