@@ -1,4 +1,4 @@
-"""The pool's blocks: which are free, and how many hold on to each of the others.
+"""Free list and reference counts of the pool's blocks.
 
 A block is a number; its K and V stand in the arrays of `cache.paged`. Several sequences may read one block; only a
 block that nobody else holds may be written (copy-on-write). The prefix tree holds its blocks, too.
@@ -65,7 +65,7 @@ class BlockPool:
         self._ref_counts[block] += 1
 
     def free(self, block: int) -> None:
-        """One holder less; without any the block is free."""
+        """Drop one reference; at zero the block is free again."""
         # YOUR CODE (w3.5.1): one holder less
         raise NotDone("w3.5.1")
 

@@ -28,7 +28,7 @@ from tiny_llm.kernels.paged import Pages, paged_decode_plain
 from tiny_llm.kernels.paged_attention import paged_decode, paged_prefill
 from tiny_llm.model.ops import Ops
 
-SPARE = 128  # blocks by which a group of decoding rows may be filled up: less work than one more group
+SPARE = 128  # padding blocks allowed per group of decode rows; beyond that a second group is cheaper
 
 
 def block_nbytes(config: ModelConfig, block_size: int, dtype: mx.Dtype, bits: int | None = None) -> int:
@@ -75,7 +75,7 @@ class PagedPool:
         mx.eval(self.state)
 
     def ahead(self) -> "PagedPool":
-        """The pool as it will be: steps built on it show here when it is adopted. Nothing is copied."""
+        """A shallow copy on which to build a future step; `adopt` makes it current."""
         other = copy(self)
         for name in self.held:
             setattr(other, name, tree_map(copy, getattr(self, name)))
@@ -151,7 +151,8 @@ class PagedBatch:
         self.tables = [list(table[:width]) for table, width in zip(tables, self._widths, strict=True)]
         padded = padded_tables(self.tables)
         self._place(padded)
-        self._fresh = mx.array(self._half_filled() if pool.on == "plain" else [], mx.uint32)  # kernels don't read on
+        # kernels stop at a sequence's end, so stale slots need no clearing
+        self._fresh = mx.array(self._half_filled() if pool.on == "plain" else [], mx.uint32)
         self._decoding = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
         spare = SPARE if pool.on == "plain" else padded.size  # a kernel fills nothing up: one group
         self._groups = [

@@ -1,4 +1,4 @@
-"""The prefix tree: blocks of tokens that were computed once, found again by what stands in them.
+"""Prefix tree: from token prefixes to computed KV blocks.
 
 A node is one whole block; the way to it from the root spells the tokens whose K and V its block holds. Who runs on a
 node's block holds the blocks of all nodes above it, too, so a node that only the tree holds has no reader below it.
@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 from tiny_llm.course import NotDone
 from tiny_llm.engine.blocks import BlockPool
+
+OTHER_HEAD = "different system prompt, tools or template settings"
 
 
 class Tier(Protocol):
@@ -66,7 +68,7 @@ class RadixTree:
         self.blocks, self.tier = blocks, tier
         self.root = Node((), -1, 0, None)
         self.nodes: OrderedDict[int, Node] = OrderedDict()
-        self._evicted: OrderedDict[int, None] = OrderedDict()  # keys of nodes that were there, to tell why one is not
+        self._evicted: OrderedDict[int, None] = OrderedDict()  # keys of evicted nodes, so that a miss can be explained
 
     def match(self, tokens: Sequence[int], held: Sequence[int] = (), head: int = 0) -> Match:
         """The known blocks that `tokens` begin with, but never all of them: the last token has to be computed.
@@ -92,7 +94,7 @@ class RadixTree:
             return "first request"
         same = max((_common(child.tokens, following) for child in node.children.values()), default=0)
         if at + same < head:
-            return f"other sampling of the template: diverged at token {at + same} of its {head}"
+            return f"{OTHER_HEAD}: diverged at token {at + same} of its {head}"
         return f"diverged at token {at + same}" if node.children else f"new from token {at}"
 
     def insert(self, tokens: Sequence[int], blocks: Sequence[int]) -> list[int]:
@@ -134,9 +136,9 @@ class RadixTree:
     def restore(
         self, tokens: Sequence[int], begin: int, limit: int, allocate: Callable[[], int], avoid: Set[int]
     ) -> Restored:
-        """Up to `limit` new blocks with what the tier has of `tokens` from `begin` on, but not the last one.
+        """Load up to `limit` blocks of tokens[begin:-1] from the tier into new blocks, none of them in `avoid`.
 
-        They are filled at once. `avoid` are blocks that are still to be copied from or to.
+        `avoid` are the blocks that are still to be copied from or to.
         """
         spared: list[int] = []
 

@@ -154,8 +154,6 @@ class PagedBatch:
         self._place(padded)
         # kernels stop at a sequence's end, so stale slots need no clearing
         self._fresh = mx.array(self._half_filled() if pool.on == "plain" else [], mx.uint32)
-            self._half_filled() if pool.on == "plain" else [], mx.uint32
-        )  # kernels stop at a sequence's end, so stale slots need no clearing
         self._decoding = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
         spare = SPARE if pool.on == "plain" else padded.size  # a kernel fills nothing up: one group
         self._groups = [
