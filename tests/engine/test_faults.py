@@ -1,6 +1,7 @@
 """One request's fault is its own: it is refused or ended, and every other answer is what a solo run gives."""
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import json
@@ -712,3 +713,66 @@ def test_without_a_folder_for_temporary_files_it_answers(path: Path, folder: str
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert ended.returncode == 0 and ended.stdout.count(",") == 2
     assert f"TMPDIR={folder}: no temporary files can be written there" in ended.stderr
+
+
+def test_a_cache_is_saved_and_loaded_between_steps_only(llm: LLM, tmp_path: Path) -> None:
+    """Saving while another thread computed crashed the process; loading changed the cache under an open stream."""
+    file, found, going = tmp_path / "cache.safetensors", [], threading.Event()
+    llm.generate("the quick", GREEDY)
+    llm.save_cache(file)
+
+    def save() -> None:
+        while not going.is_set():
+            try:
+                llm.save_cache(file)
+            except RuntimeError as error:
+                found.append(error)
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    for i in range(20):
+        with contextlib.suppress(RuntimeError):
+            llm.generate(("hello", "the quick", "what is")[i % 3], replace(GREEDY, max_tokens=60))
+    going.set()
+    thread.join()
+    assert all("another thread" in str(error) for error in found)
+    stream = llm.stream("the quick", GREEDY)
+    next(stream)
+    llm.load_cache(file)
+    with pytest.raises(RuntimeError, match="another stream of this LLM has begun"):
+        list(stream)
+    assert solo(llm, "the quick", GREEDY) == solo(load(llm.path), "the quick", GREEDY)
+
+
+def test_all_readers_learn_that_the_engine_was_closed(path: Path) -> None:
+    """One did, and the others met what looked like the end of the answer."""
+    engine, found = Engine(path, serving=SERVING), []
+    stream = engine.stream("hello", replace(GREEDY, max_tokens=400))
+    next(stream)
+
+    def read() -> None:
+        try:
+            list(stream)
+        except RuntimeError as error:
+            found.append(str(error))
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    engine.close()
+    for thread in threads:
+        thread.join(20)
+    assert found == ["the engine was closed before the answer was complete"] * 3
+
+
+def test_a_cancelled_task_cancels_its_request_though_its_error_is_kept(engine: Engine) -> None:
+    async def ask() -> list[Any]:
+        task = asyncio.create_task(engine.agenerate("hello", replace(GREEDY, max_tokens=480)))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        return await asyncio.gather(task, return_exceptions=True)
+
+    kept = asyncio.run(ask())
+    assert len(list(engine.stream("the quick", GREEDY))) == 30
+    assert kept and not engine._listeners

@@ -232,10 +232,11 @@ class LLM:
         turn, tokens = self._turn, prepared.tokens
         with self._working():
             cached = self._reuse(tokens)
+            cache = self._cache
         mx.reset_peak_memory()
         begin, first, count = time.perf_counter(), 0.0, 0
         try:
-            for delta in self._stepwise(self._answers(prepared, params)):
+            for delta in self._stepwise(self._answers(prepared, params, cache)):
                 now = time.perf_counter()
                 first = first or now
                 if delta.token is not None:
@@ -293,9 +294,9 @@ class LLM:
                 return
             yield delta
 
-    def _answers(self, prepared: Prepared, params: SamplingParams) -> Iterator[Delta]:
+    def _answers(self, prepared: Prepared, params: SamplingParams, cache: ContiguousCache) -> Iterator[Delta]:
         chunk = self.engine_config.prefill_chunk
-        what = self.model, self.tokenizer, prepared.tokens, params, self._cache
+        what = self.model, self.tokenizer, prepared.tokens, params, cache
         if params.beam_width > 1:
             return stream_beams(*what, prefill_chunk=chunk, max_context=self.max_context)
         return stream(*what, in_thought=prepared.in_thought, prefill_chunk=chunk, max_context=self.max_context)
@@ -310,11 +311,14 @@ class LLM:
 
     def save_cache(self, path: Path) -> None:
         """Write what is computed of the last request, so that another process need not. Raises OSError."""
-        disk.save(Path(path), self._cache, self._cached, self.fingerprint)
+        with self._working():
+            disk.save(Path(path), self._cache, self._cached, self.fingerprint)
 
     def load_cache(self, path: Path) -> int:
         """Go on from what `save_cache` wrote; returns its tokens. Raises ValueError where the file won't do."""
-        cache = self._new_cache()
-        self._cached = disk.load(Path(path), cache, self.fingerprint)
-        self._cache, self._owner = cache, threading.current_thread()
+        with self._working():
+            cache = self._new_cache()
+            self._cached = disk.load(Path(path), cache, self.fingerprint)
+            self._cache, self._owner = cache, threading.current_thread()
+            self._turn += 1  # a stream that is open does not go on
         return cache.offset

@@ -125,8 +125,11 @@ class Engine:
     async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> list[Completion]:
         """The n answers to a prompt, for an event loop."""
         stream = self.astream(prompt, params, **options)
-        async for _ in stream:
-            pass
+        try:
+            async for _ in stream:
+                pass
+        finally:
+            await stream.aclose()
         return completions_of(stream.collected)
 
     def close(self) -> None:

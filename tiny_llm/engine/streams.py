@@ -31,8 +31,8 @@ class Stream(Iterator[Delta]):
 
     def __next__(self) -> Delta:
         while (output := self._box.get()) is not None:
-            if output.ended:
-                self._box.put(None)  # whoever reads on, in any thread, meets the end
+            if output.ended:  # whoever reads on, in any thread, meets the same end
+                self._box.put(output if output.error is not None else None)
             delta = self.collected.take(output)
             if delta is not None:
                 return delta
@@ -65,7 +65,7 @@ class AsyncStream(AsyncIterator[Delta]):
     async def __anext__(self) -> Delta:
         while (output := await self._box.get()) is not None:
             if output.ended:
-                self._box.put(None)
+                self._box.put(output if output.error is not None else None)
             delta = self.collected.take(output)
             if delta is not None:
                 return delta
