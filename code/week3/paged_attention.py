@@ -169,11 +169,10 @@ class PagedBatch:
         for one in self.scattered:
             positions.append(one.positions)
             places.append(slots_of(np.array([one.blocks]), one.slots, [len(one.slots)], self.pool.block_size))
-        self._positions = np.concatenate(positions)
-        self._blocks, self._slots = (
-            mx.array(np.concatenate(side).astype(np.uint32))
-            for side in zip(*places, strict=True)  # the index type
-        )
+        blocks, slots = zip(*places, strict=True)
+        self._positions = joined(positions)
+        self._blocks = mx.array(joined(blocks).astype(np.uint32))  # the type of an index
+        self._slots = mx.array(joined(slots).astype(np.uint32))
 
     def begin(self, num_tokens: int) -> mx.array:
         assert num_tokens == len(self._positions), (num_tokens, self.lengths)
@@ -220,6 +219,11 @@ class PagedBatch:
         tables, ends = padded[:, : self._widths[begin:end].max()], self._ends[begin:end]
         windows = (None, self.pool.config.sliding_window) if self.pool.config.sliding_layers else (None,)
         return tuple(Pages.of(tables, ends, self.pool.shape, window) for window in windows)
+
+
+def joined(parts: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    """The rows one after the other; a single one as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def positions_of(starts: Sequence[int], lengths: Sequence[int]) -> npt.NDArray[np.int32]:
