@@ -69,7 +69,8 @@ class OvertakenError(RuntimeError):
 
 
 class LLM:
-    """A loaded model with its tokenizer, for one caller at a time, in the thread that loaded it.
+    """A loaded model with its tokenizer, for one caller at a time: a thread that asks while another one's step is
+    computed gets a RuntimeError, and so does a stream when a later one has begun.
 
     The KV cache of the last request is kept: the next one computes only what differs from it, so that a chat
     does not read its history again. `defaults` are the sampling settings of the model's generation_config.json.
