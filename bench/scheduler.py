@@ -17,9 +17,8 @@ from bench.common import arguments, race, report
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.radix import RadixTree
-from tiny_llm.engine.request import Request
+from tiny_llm.engine.request import Request, Result
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.step import Result
 
 STEPS = 200
 

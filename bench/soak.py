@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.engine.fake import FakeRunner, FakeTier, solo, solo_search
 from tiny_llm.config import SamplingParams, SchedulerConfig
-from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.choosers import Beams
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tiny_llm.config import SamplingParams
-from tiny_llm.decode.generate import Delta
+from tiny_llm.decode.text import Delta
 from tiny_llm.engine.completion import Completion, Stats, join
 from tiny_llm.model.rendered import Rendered
 

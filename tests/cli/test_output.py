@@ -14,7 +14,7 @@ from tests.cli.conftest import Run
 from tests.cli.fake import FakeLLM
 from tests.cli.test_terminal import Terminal
 from tiny_llm.cli import terminal
-from tiny_llm.decode.generate import TokenLogprobs
+from tiny_llm.decode.text import TokenLogprobs
 from tiny_llm.engine.completion import Completion, Stats
 
 WORDS = [

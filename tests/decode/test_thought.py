@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny_llm.decode.answer import AnswerStops
-from tiny_llm.decode.thought import Thought
+from tiny_llm.decode.text import AnswerStops, Thought
 
 CASES = [  # text, whether the prompt opened a thought, thought, answer
     ("<think>\nwhy\n</think>\n\nbecause", False, "<think>\nwhy\n</think>", "\n\nbecause"),

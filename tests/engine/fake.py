@@ -6,8 +6,7 @@ import numpy as np
 
 from tiny_llm.decode.beam import Beam, Logprobs, Search
 from tiny_llm.engine.blocks import BlockPool
-from tiny_llm.engine.request import Request, SequenceId
-from tiny_llm.engine.step import Result, Share, Step
+from tiny_llm.engine.request import Request, Result, SequenceId, Share, Step
 
 VOCAB = 50
 

@@ -3,13 +3,12 @@
 from tests.engine.fake import FakeRunner, FakeTier, solo_search
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.decode.beam import Beam
-from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.choosers import Beams
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.radix import RadixTree
-from tiny_llm.engine.request import Request
+from tiny_llm.engine.request import Request, Step
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.step import Step
 
 SEARCH = Request("s", tuple(range(100, 108)), SamplingParams(max_tokens=4, beam_width=3))
 

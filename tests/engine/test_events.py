@@ -10,8 +10,8 @@ import pytest
 from tests.engine.fake import FakeRunner, FakeTier
 from tiny_llm.cli import main
 from tiny_llm.config import SamplingParams, SchedulerConfig
-from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.choosers import Beams
 from tiny_llm.engine.events import KINDS, Event, JsonLines, read
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request

@@ -25,7 +25,7 @@ from tests.support import make_model, write_json
 from tiny_llm import LLM, SamplingParams, load
 from tiny_llm.config import SchedulerConfig, Structured
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.decode.generate import Delta
+from tiny_llm.decode.text import Delta
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.serving import Engine

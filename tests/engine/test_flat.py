@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load
-from tiny_llm.decode.generate import Token
+from tiny_llm.decode.text import Token
 from tiny_llm.engine.loop import Answer
 from tiny_llm.engine.request import Request, Sequence
 

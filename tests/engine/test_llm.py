@@ -7,6 +7,7 @@ import pytest
 
 from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load
+from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig
 from tiny_llm.engine import llm as llm_module
 
@@ -95,16 +96,16 @@ def test_an_abandoned_stream_leaves_a_right_cache(path: Path, llm: LLM, steps: i
 def test_a_step_that_dies_half_way_leaves_no_trace(
     path: Path, llm: LLM, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """Ctrl-C between two layers of the third step."""
-    attend, calls = llm._cache.attend, iter(range(100))
+    """Ctrl-C between two layers of the third step, or a fault in each step from there on."""
+    attend, calls = ContiguousCache.attend, iter(range(100))
 
     def interrupted(*args):
-        if next(calls) == 5:
+        if next(calls) >= 5:
             raise error
         return attend(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm._cache, "attend", interrupted)
+        patch.setattr(ContiguousCache, "attend", interrupted)
         with pytest.raises(type(error) if isinstance(error, Exception) else error):
             llm.generate(CHAT, GREEDY)
     assert llm.generate(CHAT, GREEDY).text == fresh(path, CHAT)
@@ -114,7 +115,7 @@ def test_out_of_memory_says_what_to_do(llm: LLM, monkeypatch: pytest.MonkeyPatch
     def full(*_args):
         raise RuntimeError("[malloc] Unable to allocate 99999999999 bytes.")
 
-    monkeypatch.setattr(llm._cache, "attend", full)
+    monkeypatch.setattr(ContiguousCache, "attend", full)
     with pytest.raises(MemoryError, match="99999999999 bytes.*smaller --max-context"):
         llm.generate(CHAT, GREEDY)
 
@@ -180,14 +181,14 @@ def test_other_caches_go_on_from_what_they_hold(path: Path, kind: str) -> None:
             assert answer.tokens == want.tokens
         assert answer.stats.cached_tokens <= len(prompt) - 1 and want.stats.cached_tokens == 0
         assert len(answer.tokens) == len(want.tokens)
-    assert held._cache.offset == 401 + 11
+    assert held.kept()[0].offset == 401 + 11
 
 
 def test_a_window_bounds_the_memory(path: Path) -> None:
     for kind, bits in (("rotating", 32), ("rotating, 8 bits", 8 + 2 * 32 / 32)):  # two scalings for 32 numbers
         llm = load(path, config=KINDS[kind])
         llm.generate([(7 * i) % 300 for i in range(450)], GREEDY)
-        assert llm._cache.nbytes == (32 + 256) * 2 * 2 * 2 * 32 * bits / 8  # slots; K and V, layers, heads, width
+        assert llm.kept()[0].nbytes == (32 + 256) * 2 * 2 * 2 * 32 * bits / 8  # slots; K and V, layers, heads, width
 
 
 def test_a_request_goes_on_from_a_file(path: Path, llm: LLM, tmp_path: Path) -> None:

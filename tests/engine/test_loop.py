@@ -16,7 +16,7 @@ from tiny_llm import LLM, SamplingParams, load
 from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.decode.generate import Delta
+from tiny_llm.decode.text import Delta
 from tiny_llm.engine.loop import Answer, Loop, Output
 from tiny_llm.engine.recovery import GOOD_STEPS
 from tiny_llm.engine.request import Request

@@ -16,13 +16,12 @@ from hypothesis.stateful import (
 
 from tests.engine.fake import FakeRunner, FakeTier, solo, solo_search
 from tiny_llm.config import SamplingParams, SchedulerConfig
-from tiny_llm.engine.beams import Beams
 from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.choosers import Beams
 from tiny_llm.engine.events import KINDS, Event
 from tiny_llm.engine.radix import RadixTree
-from tiny_llm.engine.request import Request
+from tiny_llm.engine.request import Request, Result, Step
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.step import Result, Step
 
 PREFIX = (1, 2, 3, 4, 1, 2, 3, 4, 1, 2)
 STOPS = frozenset({0})

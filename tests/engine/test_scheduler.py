@@ -10,9 +10,8 @@ from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.radix import RadixTree
-from tiny_llm.engine.request import Request, Sequence, State
+from tiny_llm.engine.request import Request, Sequence, State, Step
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.step import Step
 
 
 class Engine:

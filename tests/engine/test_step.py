@@ -13,9 +13,8 @@ from tiny_llm.cache.view import View
 from tiny_llm.config import Structured
 from tiny_llm.decode.structured import Grammars
 from tiny_llm.engine.choosers import Draw
-from tiny_llm.engine.request import SequenceId, State
+from tiny_llm.engine.request import Admission, Result, SequenceId, Share, State, Step
 from tiny_llm.engine.runner import Runner
-from tiny_llm.engine.step import Admission, Result, Share, Step
 
 HELD = SequenceId("r", 1)
 

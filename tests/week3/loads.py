@@ -5,8 +5,7 @@ from typing import Any
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.radix import RadixTree
-from tiny_llm.engine.request import Request
-from tiny_llm.engine.step import Result, Share, Step
+from tiny_llm.engine.request import Request, Result, Share, Step
 
 
 def request(name: str, tokens: list[int] | range, max_tokens: int = 4, n: int = 1, **more: Any) -> Request:

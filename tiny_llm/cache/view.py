@@ -15,3 +15,21 @@ class View(NamedTuple):
     blocks: tuple[int, ...]
     first: int
     held: tuple[int, ...] | None = None
+
+
+class Span(NamedTuple):
+    """A sequence's tokens in a step: `length` tokens from position `start` on, over the slots of `view`.
+
+    `parents` is the tree of a draft: for each token the number of the one before it, -1 for one that follows the
+    tokens that are held; None for a plain row.
+    """
+
+    view: View
+    start: int
+    length: int
+    parents: tuple[int, ...] | None = None
+
+    @property
+    def scattered(self) -> bool:
+        """Whether positions and slots differ, or the tokens make a tree."""
+        return self.view.held is not None or self.view.first != self.start or self.parents is not None

@@ -11,23 +11,20 @@ class SchedulerConfig:
     """How the serving engine shares a step, the pool and the waiting line.
 
     `token_budget`: tokens a step may hold, decodes and prompt chunks together. `max_sequences`: sequences that run at
-    once. `max_context`: tokens a sequence may have, None for as many as the model allows. `patience`: seconds after
-    which a request without a deadline is due. `priority_seconds`: how much earlier one level of priority makes a
-    request due. `weights`: a tenant's share of the tokens beside the others', 1 unless given.
+    once. `patience`: seconds after which a request without a deadline is due. `priority_seconds`: how much earlier one
+    level of priority makes a request due. `weights`: a tenant's share of the tokens beside the others', 1 unless given.
     """
 
     token_budget: int = 512
     max_sequences: int = 32
-    max_context: int | None = None
     patience: float = 10.0
     priority_seconds: float = 10.0
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("token_budget", "max_sequences", "max_context"):
+        for name in ("token_budget", "max_sequences"):
             value = getattr(self, name)
-            unset = value is None and name == "max_context"
-            ok = unset or (is_integer(value) and value >= 1)
+            ok = is_integer(value) and value >= 1
             require(ok, f"{name}: expected an integer of at least 1, found {shown(value)}")
         require(
             self.token_budget >= self.max_sequences,

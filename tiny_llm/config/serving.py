@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tiny_llm.config.engine import check_packing
 from tiny_llm.config.fields import is_integer, require, shown
 from tiny_llm.config.scheduler import SchedulerConfig
 
@@ -14,14 +13,13 @@ class ServingConfig:
 
     `kv_bytes`: memory of the block pool, all of it taken at the start; None for room for `max_sequences` whole
     contexts of at most 4,096 tokens, but no more than a quarter of the memory that is free. `block_size`: tokens of a
-    block. `kv_bits`: 8 or 4 for packed keys and values, None for the model's own numbers. `prefix_cache`: keep what was
-    computed for prompts that begin alike. `disk_folder`: where blocks of the prefix cache go that the pool has no room
-    for, found again by later runs too, `disk_bytes` of them at most. `scheduler`: who runs when.
+    block. `prefix_cache`: keep what was computed for prompts that begin alike. `disk_folder`: where blocks of the
+    prefix cache go that the pool has no room for, found again by later runs too, `disk_bytes` of them at most.
+    `scheduler`: which sequences run, and when. Which caches hold K and V, and the context, are the engine's settings.
     """
 
     kv_bytes: int | None = None
     block_size: int = 32
-    kv_bits: int | None = None
     prefix_cache: bool = True
     disk_folder: Path | str | None = None
     disk_bytes: int = 4 * 2**30
@@ -32,7 +30,6 @@ class ServingConfig:
             value = getattr(self, name)
             ok = (value is None and name == "kv_bytes") or (is_integer(value) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {shown(value)}")
-        check_packing(self.kv_bits, None)
         require(
             isinstance(self.prefix_cache, bool),
             f"prefix_cache: expected true or false, found {shown(self.prefix_cache)}",

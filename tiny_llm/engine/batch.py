@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tiny_llm.config import SchedulerConfig
-from tiny_llm.decode.generate import Delta
+from tiny_llm.decode.text import Delta
 from tiny_llm.engine.loop import Loop, Output
 from tiny_llm.engine.request import Request
 

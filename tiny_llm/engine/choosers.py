@@ -1,22 +1,34 @@
-"""What turns logits into tokens: a draw for each sequence, under the form that its answer must have.
+"""What turns logits into tokens: a draw for each sequence, or a search, both under the form that an answer must have.
 
-A search needs the log-probabilities themselves; `searches` takes them in.
+Draw    draws the next token of each sequence from its own distribution
+Beams   takes in the log-probabilities of beams and says from which of them the next ones go on
+Forms   which tokens may come next in the answers that must have a form
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Row
 from copy import copy
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
+import numpy as np
 
 from tiny_llm.config import SamplingParams
-from tiny_llm.decode.generate import NOT_FINITE, Token, TokenLogprobs
+from tiny_llm.decode.beam import Logprobs, Search, deltas_of_beams
 from tiny_llm.decode.sampler import Sampled, Sampler
-from tiny_llm.decode.structured import Grammars
-from tiny_llm.engine.forms import Fault, Forms
-from tiny_llm.engine.request import SequenceId
-from tiny_llm.engine.step import Admission
+from tiny_llm.decode.structured import Bits, Grammars, mask_logits
+from tiny_llm.decode.text import NOT_FINITE, Delta, Place, Thought, Token, TokenLogprobs
+from tiny_llm.engine.request import Admission, Request, Result, Sequence, SequenceId, Step
+from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.model.tokenizer import Tokenizer
+
+
+class Fault(NamedTuple):
+    """A request that can't go on, and why; no other is concerned."""
+
+    request: str
+    error: Exception
 
 
 @dataclass
@@ -144,3 +156,167 @@ def _with_logprobs(token: Token, asked: int | None) -> Token:
     if asked is None or token.logprobs is None:
         return Token(token.id)
     return Token(token.id, TokenLogprobs(token.logprobs.logprob, token.logprobs.top[:asked]))
+
+
+class Beams:
+    """The searches under way. A beam whose log-probabilities are there waits until those of the others are."""
+
+    def __init__(self, scheduler: Scheduler):
+        self.scheduler = scheduler
+        self._searches: dict[str, Search] = {}
+        self._rows: dict[SequenceId, Logprobs] = {}
+
+    def add(self, request: Request) -> None:
+        params = request.params
+        self._searches[request.id] = Search(
+            params.beam_width, params.max_tokens, request.stop_tokens, params.length_penalty
+        )
+
+    def __len__(self) -> int:
+        return len(self._searches)
+
+    def forget(self, request_id: str) -> None:
+        self._searches.pop(request_id, None)
+        self._rows = {sequence: row for sequence, row in self._rows.items() if sequence.request != request_id}
+
+    def advance(self, step: Step, results: Row[Result], now: float) -> list[tuple[Sequence, Search]]:
+        """Take in the log-probabilities of a step; returns the searches that have ended by them."""
+        touched = dict[str, None]()
+        for share, result in zip(step.shares, results, strict=True):
+            name = share.sequence.request
+            running = self.scheduler.sequences.find(share.sequence) is not None
+            if result.row is not None and running and name in self._searches:
+                self._rows[share.sequence] = result.row
+                touched[name] = None
+        ended = [self._advance(name, now) for name in touched]
+        return [found for found in ended if found]
+
+    def _advance(self, name: str, now: float) -> tuple[Sequence, Search] | None:
+        search, group = self._searches[name], list(self.scheduler.sequences.requests[name])
+        live = group[: len(search.live)]
+        if any(sequence.remaining for sequence in live):
+            return None
+        parents = search.advance([self._rows.pop(sequence.id) for sequence in live])
+        if parents:
+            chosen = [(live[p], beam.tokens[-1]) for p, beam in zip(parents, search.live, strict=True)]
+            self.scheduler.branch(name, chosen, now)
+            return None
+        self.forget(name)
+        for sequence in group:
+            self.scheduler.stop(sequence, "stop" if search.best[0].finished else "length", now)
+        return group[0], search
+
+
+def texts_of(sequence: Sequence, search: Search, tokenizer: Tokenizer) -> Iterator[Delta]:
+    """What the request of an ended search gets: its n best beams."""
+    return deltas_of_beams(search.best[: sequence.request.params.n], tokenizer)
+
+
+class Form:
+    """One answer's form. It binds behind the thought, where the prompt has opened one."""
+
+    def __init__(self, matcher: Any, grammars: Grammars, in_thought: bool):
+        self.matcher, self.grammars = matcher, grammars
+        self._thought = Thought(in_thought)
+        self._detokenizer = grammars.tokenizer.detokenizer(keep_special=True) if in_thought else None
+
+    def bits(self) -> Bits:
+        """A bit for each token that may come next, (ceil(V / 32),). Raises ValueError where none may."""
+        if self._detokenizer is not None:
+            return self.grammars.anything_but_an_end
+        bits: Bits = self.grammars.bits([self.matcher])[0]
+        if not bits.any():
+            raise ValueError(_dead_end(_reason(self.matcher) or "no token may follow"))
+        return bits
+
+    def follow(self, token: int) -> None:
+        """Take in the token that came. Raises ValueError where the form does not allow it."""
+        if self._detokenizer is not None:
+            self._thought.split(self._detokenizer.add(token))
+            if self._thought.place is Place.ANSWER:
+                self._detokenizer = None
+        elif not self.matcher.consume_token(token):
+            raise ValueError(_dead_end(_reason(self.matcher)))
+
+
+class Forms:
+    """The forms of the sequences under way. `faults`: requests whose form can't go on, for the loop to end."""
+
+    def __init__(self, grammars: Grammars):
+        self.grammars = grammars
+        self.faults: list[Fault] = []
+        self._forms: dict[SequenceId, Form] = {}
+
+    def __len__(self) -> int:
+        return len(self._forms)
+
+    def __contains__(self, sequence: SequenceId) -> bool:
+        return sequence in self._forms
+
+    def check(self, request: Request) -> None:
+        """Raise ValueError, with the reason, for a form that is none. Any thread may call it."""
+        if request.params.structured is not None:
+            self.grammars.matcher(request.params.structured)
+
+    def admit(self, admission: Admission) -> None:
+        """Take in a sequence, if it has a form, with the tokens of its answer so far."""
+        wanted = admission.params.structured
+        if wanted is None:
+            return
+        try:
+            form = Form(self.grammars.matcher(wanted), self.grammars, admission.in_thought)
+            for token in admission.tokens[admission.num_prompt :]:
+                form.follow(token)
+        except Exception as error:
+            self.faults.append(Fault(admission.sequence.request, error))
+        else:
+            self._forms[admission.sequence] = form
+
+    def forget(self, sequence: SequenceId) -> None:
+        """Drop a sequence that has ended."""
+        self._forms.pop(sequence, None)
+
+    def mask(self, logits: mx.array, sequences: Row[SequenceId], state: Row[mx.array]) -> mx.array:
+        """Minus infinity for the tokens that a sequence's form does not allow. logits (R, V), one row a sequence.
+
+        `state` are the pool's buffers: the device computes them and the logits while the host asks the grammars.
+        """
+        rows = [row for row, sequence in enumerate(sequences) if sequence in self._forms]
+        if not rows:
+            return logits
+        mx.async_eval(logits, *state)  # type: ignore[no-untyped-call]
+        bits = mx.array(np.stack([self._bits(sequences[row]) for row in rows]))
+        if len(rows) == len(sequences):
+            return mask_logits(logits, bits)
+        index = mx.array(rows)
+        logits[index] = mask_logits(logits[index], bits)
+        return logits
+
+    def follow(self, sequence: SequenceId, token: int) -> None:
+        """Take in the token that a sequence was given."""
+        if sequence in self._forms:
+            try:
+                self._forms[sequence].follow(token)
+            except Exception as error:
+                self.faults.append(Fault(sequence.request, error))
+
+    def _bits(self, sequence: SequenceId) -> Bits:
+        """The sequence's bits; those of any token where its form is at fault, which ends its request and no other."""
+        try:
+            return self._forms[sequence].bits()
+        except Exception as error:
+            self.faults.append(Fault(sequence.request, error))
+            return np.full_like(self.grammars.anything_but_an_end, -1)
+
+
+def _dead_end(reason: str) -> str:
+    return (
+        f"structured: can't go on: {reason}; change the schema, expression or grammar so that every text it begins "
+        "can be completed"
+    )
+
+
+def _reason(matcher: Any) -> str:
+    """llguidance's reason in one line, "" where it has none."""
+    reason: str = matcher.get_error().partition("\n")[0]
+    return reason

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from tiny_llm.decode.generate import Delta, FinishReason, TokenLogprobs
+from tiny_llm.decode.text import Delta, FinishReason, TokenLogprobs
 from tiny_llm.engine.batch import Collected
 
 

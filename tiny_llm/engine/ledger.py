@@ -5,6 +5,7 @@ from collections.abc import Sequence as Row
 from tiny_llm.cache.view import View
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Log
+from tiny_llm.engine.kept import Kept
 from tiny_llm.engine.radix import Match, RadixTree, Restored
 from tiny_llm.engine.request import Sequence
 
@@ -12,11 +13,12 @@ from tiny_llm.engine.request import Sequence
 class Ledger:
     """Blocks of the pool and of the prefix tree, for the sequences that are running.
 
-    `copies` are the copy-on-write pairs (source, target) of the step that is being scheduled.
+    `kept` has the place of the `tree` where a block is a whole cache. `copies` are the copy-on-write pairs (source,
+    target) of the step that is being scheduled.
     """
 
-    def __init__(self, blocks: BlockPool, tree: RadixTree | None, log: Log):
-        self.blocks, self.tree, self.log = blocks, tree, log
+    def __init__(self, blocks: BlockPool, tree: RadixTree | None, log: Log, kept: Kept | None = None):
+        self.blocks, self.tree, self.kept, self.log = blocks, tree, kept, log
         self.copies: list[tuple[int, int]] = []
 
     def begin_step(self) -> None:
@@ -24,7 +26,9 @@ class Ledger:
         self.copies = []
 
     def match(self, sequence: Sequence) -> Match:
-        """The blocks of the prefix tree that a waiting sequence's tokens begin with."""
+        """The kept blocks that a waiting sequence's tokens begin with."""
+        if self.kept is not None:
+            return self.kept.match(sequence.tokens)
         if self.tree is None:
             return Match([], 0, "")
         return self.tree.match(sequence.tokens, head=sequence.request.head)
@@ -33,6 +37,8 @@ class Ledger:
         """Add references to the blocks of `found` to the end of the sequence's table."""
         for block in found.blocks:
             self.blocks.share(block)
+            if self.kept is not None:
+                self.kept.hand_over(block)
         sequence.block_table += found.blocks
         sequence.computed += found.num_tokens
 
@@ -96,10 +102,21 @@ class Ledger:
     def release(self, sequence: Sequence) -> list[int]:
         """Keep what is computed for others and drop the sequence's references; returns the blocks that it held."""
         self.keep(sequence)
+        if self.kept is not None and sequence.computed:
+            (block,) = sequence.block_table
+            if self.blocks.writable(block):  # another sequence that holds it will write into it
+                self.kept.keep(block, sequence.tokens[: sequence.computed])
         held, sequence.block_table = sequence.block_table, []
         for block in held:
             self.blocks.free(block)
         return held
+
+    def forget(self) -> None:
+        """Free the kept blocks that no sequence holds: what they hold is lost."""
+        if self.tree is not None:
+            self.tree.forget()
+        if self.kept is not None:
+            self.kept.forget()
 
     def restore(self, sequence: Sequence, limit: int) -> Restored:
         """At a block boundary: take over blocks now in the prefix tree, then load up to `limit` evicted ones."""
@@ -126,12 +143,15 @@ class Ledger:
         if not self.blocks.num_free and self.tree:
             evicted = self.tree.evict(1)
             self.log.tell("evict", blocks=evicted, note=self.tree.tier.trouble if self.tree.tier else "")
+        elif not self.blocks.num_free and self.kept:
+            self.log.tell("evict", blocks=self.kept.evict())
         return self.blocks.allocate()
 
     def check(self, running: Row[Sequence]) -> None:
         """Assert that blocks, tables and tree agree, where `running` are all sequences with blocks; for tests."""
         tree, size = self.tree, self.blocks.block_size
-        self.blocks.check([s.block_table for s in running], tree.nodes if tree else ())
+        kept = tree.nodes if tree else self.kept.texts if self.kept else ()
+        self.blocks.check([s.block_table for s in running], kept)
         for s in running:
             assert len(set(s.block_table)) == len(s.block_table), "a block is twice in a table"
             assert 0 <= s.computed < len(s.tokens) + s.request.searches and s.computed <= len(s.block_table) * size

@@ -1,11 +1,11 @@
 """`load` a model and ask it: text, chat messages or token ids in, text out, whole or as a stream."""
 
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,20 +15,21 @@ from tiny_llm.cache import disk
 from tiny_llm.cache.choose import new_cache, slot_bytes, slots_at_most
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.paged import block_nbytes
-from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams, context_within
+from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams, SchedulerConfig
 from tiny_llm.config.fields import require, shown
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.decode.beam import stream_beams
-from tiny_llm.decode.generate import Delta, check_prompt, stop_tokens, stream
-from tiny_llm.engine.batch import Collected, kv_bytes_for, run_all, run_one
+from tiny_llm.decode.text import Delta, check_prompt, stop_tokens
+from tiny_llm.engine.batch import Collected, kv_bytes_for, run_all
 from tiny_llm.engine.completion import Completion as Completion
 from tiny_llm.engine.completion import Stats as Stats
 from tiny_llm.engine.completion import completions_of, join, stats_of
+from tiny_llm.engine.lesson import Lesson
 from tiny_llm.engine.loading import dtype_of, load_model, load_tokenizer
-from tiny_llm.engine.loop import Loop
-from tiny_llm.engine.prompt import Prepared, Prompt, head_of, many, prepare
+from tiny_llm.engine.loop import Loop, Output
+from tiny_llm.engine.prompt import Prompt, head_of, many, prepare
 from tiny_llm.engine.request import Request
+from tiny_llm.engine.store import whole_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model import hub, loader
 from tiny_llm.model.fingerprint import fingerprint
@@ -36,11 +37,14 @@ from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
+MOST_ANSWERS = 128  # of a single prompt: SamplingParams allows no more
 POCKET = Path(__file__).parent.parent / "pocket" / "weights" / "target"
 
 
-def load(model: str | Path | None = None, *, config: EngineConfig | None = None) -> "LLM":
+def load(model: str | Path | None = None, *, config: EngineConfig | None = None, lesson: bool = False) -> "LLM":
     """Load a model directory, a hub name or an alias such as "qwen3-0.6b"; without one, the model that ships inside.
+
+    `lesson`: answer single prompts by the plain loop of `decode.generate`, see `LLM`.
 
     Raises ValueError where there is no such model, its files are broken or memory will not do.
     """
@@ -61,19 +65,20 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None)
     qwen = load_model(path, shape, config, dtype)
     defaults = loader.load_generation_defaults(path, context)
     tokenizer = load_tokenizer(path, shape)
-    return LLM(qwen, tokenizer, path=path, config=config, defaults=defaults, max_context=context)
+    return LLM(qwen, tokenizer, path=path, config=config, defaults=defaults, lesson=lesson)
 
 
 class OvertakenError(RuntimeError):
-    """A stream goes on although a later one has taken its cache."""
+    """A stream goes on although a later one has begun, or another thread computes."""
 
 
 class LLM:
     """A loaded model with its tokenizer, for one caller at a time: a thread that asks while another one's step is
     computed gets a RuntimeError, and so does a stream when a later one has begun.
 
-    The KV cache of the last request is kept: the next one computes only what differs from it, so that a chat
-    does not read its history again. `defaults` are the sampling settings of the model's generation_config.json.
+    The KV cache of the last request is kept: the next one computes only what differs from it, so that a chat does not
+    read its history again. `defaults` are the sampling settings of the model's generation_config.json. `lesson`:
+    answer single prompts by the loop of `decode.generate` instead of the engine's, as far as it goes.
     """
 
     def __init__(
@@ -84,17 +89,20 @@ class LLM:
         path: Path,
         config: EngineConfig,
         defaults: Mapping[str, Any] | None = None,
-        max_context: int | None = None,
+        lesson: bool = False,
     ):
         self.model, self.tokenizer, self.path, self.engine_config = model, tokenizer, path, config
         self.name = "pocket" if path == POCKET else path.name
         self.defaults = dict(defaults or {})
-        self.max_context = model.config.context(max_context)
+        self.max_context = model.config.context(config.max_context)
         self.last_stats: Stats | None = None
-        self._turn = 0  # counts the streams that took the kept cache
-        self._owner = threading.current_thread()  # the thread whose steps the kept cache may still wait for
+        self._lesson = Lesson(model, tokenizer, config) if lesson else None
+        self._loop: Loop | None = None  # for single prompts
+        self._open: str | None = None  # the request of the stream that began last
+        self._ids = count()
+        self._turn = 0  # counts the streams that have begun
+        self._owner = threading.current_thread()  # the thread in which the loop was made
         self._work = threading.Lock()
-        self._cache, self._cached = self._new_cache(), list[int]()
 
     @property
     def config(self) -> ModelConfig:
@@ -131,27 +139,6 @@ class LLM:
         completions = [join(deltas, self.last_stats) for deltas in answers.values()]
         return completions if len(completions) > 1 else completions[0]
 
-    def _all(
-        self, prompts: Sequence[Prompt], params: SamplingParams, template: Mapping[str, Any] | None, progress: bool
-    ) -> list[Completion]:
-        """Many prompts through the serving engine's loop, in this thread and with a pool for this call alone."""
-        requests = [self.request(str(i), prompt, params, template) for i, prompt in enumerate(prompts)]
-        with self._working():
-            collected = run_all(self._loop(requests), requests, progress)
-        return [completion for one in collected for completion in completions_of(one)]
-
-    def _loop(self, requests: Sequence[Request]) -> Loop:
-        """A serving engine with a pool and slots just enough for these."""
-        config = self.serving_config()
-        slots = max(config.scheduler.max_sequences, *(request.num_sequences for request in requests))
-        limits = replace(config.scheduler, max_sequences=slots)
-        dtype = self.model.weights["norm"]["weight"].dtype
-        each = block_nbytes(self.config, config.block_size, dtype)
-        need = kv_bytes_for(requests, limits, config.block_size, each)
-        free = available_bytes()
-        room = need if free is None else min(need, free // 2)
-        return Loop(self.model, self.tokenizer, replace(config, scheduler=limits, kv_bytes=room))
-
     def request(
         self, name: str, prompt: Prompt, params: SamplingParams, template: Mapping[str, Any] | None = None
     ) -> Request:
@@ -177,15 +164,14 @@ class LLM:
         check_prompt(tokens, self.max_context, self.config.vocab_size)
         check_token_ids(params, self.config.vocab_size)
 
-    def serving_config(self, config: ServingConfig | None = None) -> ServingConfig:
-        """The serving engine's settings for this model. Raises ValueError for a cache that it does not know."""
-        config, kind = config or ServingConfig(), self.engine_config.cache
-        if kind != "contiguous":
-            raise ValueError(
-                f"cache: requests side by side, and answers of a given form, keep all tokens; found the {kind} cache"
-            )
-        context = context_within(config.scheduler.max_context, self.max_context)
-        return replace(config, scheduler=replace(config.scheduler, max_context=context))
+    def resolve(self, params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
+        """The settings of a request. Raises ValueError for unknown names and for both forms at once."""
+        if params is None:
+            return SamplingParams.resolve(overrides, self.defaults)
+        require(isinstance(params, SamplingParams), f"params: expected SamplingParams, found {shown(params)}")
+        if overrides:
+            raise ValueError(f"{', '.join(overrides)}: expected either a SamplingParams or single settings, found both")
+        return params
 
     def stream(
         self,
@@ -197,81 +183,126 @@ class LLM:
     ) -> Iterator[Delta]:
         """The answer as it comes; `last_stats` holds its figures from the first token on.
 
-        One answer at a time: when another stream begins, the next step of this one raises RuntimeError.
+        With n > 1 the answers come side by side, each with its own index. One stream at a time: when another begins,
+        the next step of this one raises RuntimeError.
         """
-        params = self.resolve(params, overrides)
-        if params.structured is not None:
-            request = self.request("alone", prompt, params, template)
-            with self._working():
-                loop = self._loop([request])
-                loop.check(request)
-            return self._alone(loop, request)
-        prepared = prepare(self.tokenizer, prompt, template, self.max_context)
-        self._check(prepared.tokens, params)
-        return self._timed(prepared, params)
-
-    def _alone(self, loop: Loop, request: Request) -> Iterator[Delta]:
-        """An answer of a given form: only the serving engine's loop knows how."""
-        collected = Collected(request)
-        for delta in self._stepwise(run_one(loop, collected)):
-            self.last_stats = stats_of(collected)
-            yield delta
-
-    def resolve(self, params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
-        """The settings of a request. Raises ValueError for unknown names and for both forms at once."""
-        if params is None:
-            return SamplingParams.resolve(overrides, self.defaults)
-        require(isinstance(params, SamplingParams), f"params: expected SamplingParams, found {shown(params)}")
-        if overrides:
-            raise ValueError(f"{', '.join(overrides)}: expected either a SamplingParams or single settings, found both")
-        return params
-
-    def _timed(self, prepared: Prepared, params: SamplingParams) -> Iterator[Delta]:
-        """Run a request, keeping the figures and what the cache holds up to date."""
-        clear_streams_at_end()
-        self._turn += 1
-        turn, tokens = self._turn, prepared.tokens
+        request = self.request(f"r{next(self._ids)}", prompt, self.resolve(params, overrides), template)
+        if self._lesson is not None and self._lesson.can_answer(request):
+            return self._collect(request, self._lesson.outputs(request))
         with self._working():
-            cached = self._reuse(tokens)
-            cache = self._cache
-        mx.reset_peak_memory()
-        begin, first, count = time.perf_counter(), 0.0, 0
-        try:
-            for delta in self._stepwise(self._answers(prepared, params, cache)):
-                now = time.perf_counter()
-                first = first or now
-                if delta.token is not None:
-                    count += 1
-                    if delta.index == params.n - 1:
-                        self._cached.append(delta.token)
-                self.last_stats = Stats(len(tokens), cached, count, first - begin, now - first, mx.get_peak_memory())
-                yield delta
-                if turn != self._turn:
-                    raise OvertakenError("another stream of this LLM has begun: its cache holds one answer at a time")
-        except (GeneratorExit, OvertakenError):
-            raise  # the caller has heard enough, between two steps: the cache is whole
-        except BaseException as error:
-            self._cache, self._cached = self._new_cache(), []  # a step may have ended half-way
-            if isinstance(error, RuntimeError) and "allocate" in str(error):
-                raise MemoryError(
-                    f"out of memory at {len(tokens) + count} tokens ({error}): use a smaller or quantized model, "
-                    "a shorter prompt or a smaller --max-context"
-                ) from error
-            raise
+            self._single(request).check(request)
+        return self._collect(request, self._run(request))
 
-    def _reuse(self, tokens: list[int]) -> int:
-        """Trim the cache to what it shares with the prompt, at least one token less; returns how much that is."""
-        agreed = 0
-        if self._owner is not threading.current_thread():  # a step may wait in a stream of the other thread's
-            self._cache, self._cached, self._owner = self._new_cache(), [], threading.current_thread()
-        limit = min(len(tokens) - 1, len(self._cached), self._cache.offset)
-        while agreed < limit and tokens[agreed] == self._cached[agreed]:
-            agreed += 1
-        if self._cache.offset - agreed > self._cache.trimmable:
-            agreed = 0  # what stood in the window then is gone
-        self._cache.trim(self._cache.offset - agreed)
-        self._cached = list(tokens)
-        return agreed
+    def _collect(self, request: Request, outputs: Iterator[Output]) -> Iterator[Delta]:
+        """A request's deltas, with `last_stats` kept up to date."""
+        self._turn += 1
+        turn = self._turn
+        collected = Collected(request)
+        mx.reset_peak_memory()
+        for output in outputs:
+            delta = collected.take(output)
+            self.last_stats = stats_of(collected)
+            if delta is not None:
+                yield delta
+            if turn != self._turn:
+                raise OvertakenError("another stream of this LLM has begun: it gives one answer at a time")
+
+    def _run(self, request: Request) -> Iterator[Output]:
+        """What the loop gives a single request; closing it early cancels the request."""
+        clear_streams_at_end()
+        with self._working():
+            loop = self._single(request)
+            if self._open is not None:
+                loop.cancel(self._open)  # of a stream that nobody will read on
+            loop.add(request)
+            self._open = request.id
+        ended = False
+        try:
+            while not ended:
+                with self._working():
+                    outputs = loop.step()
+                for output in outputs:
+                    ended = output.ended
+                    yield output
+        except (GeneratorExit, OvertakenError):
+            raise  # between two steps: the loop is whole
+        except BaseException:
+            self.forget()  # a step may have ended half-way
+            raise
+        finally:
+            if not ended and self._loop is loop and self._open == request.id:
+                loop.cancel(request.id)
+
+    def _single(self, request: Request | None = None) -> Loop:
+        """The loop for single prompts: a whole cache for each answer, the last one kept for the next request.
+
+        It has slots for as many answers as `request` asks for, and takes its prompt in chunks of `prefill_chunk`.
+        """
+        if self._owner is not threading.current_thread():
+            self.forget()  # its arrays belong to the other thread
+        if self._loop is None:
+            store = whole_store(self.model, self.engine_config, MOST_ANSWERS, self.max_context, kept=1)
+            self._loop = Loop(self.model, self.tokenizer, engine=self.engine_config, store=store)
+            self._owner = threading.current_thread()
+        if request is not None:
+            slots = request.num_sequences
+            budget = max(self.engine_config.prefill_chunk, slots)
+            self._loop.scheduler.set_limits(SchedulerConfig(token_budget=budget, max_sequences=slots))
+        return self._loop
+
+    def _all(
+        self, prompts: Sequence[Prompt], params: SamplingParams, template: Mapping[str, Any] | None, progress: bool
+    ) -> list[Completion]:
+        """The answers to many prompts side by side, in a store for this call alone."""
+        requests = [self.request(str(i), prompt, params, template) for i, prompt in enumerate(prompts)]
+        with self._working():
+            collected = run_all(self._many(requests), requests, progress)
+        return [completion for one in collected for completion in completions_of(one)]
+
+    def _many(self, requests: Sequence[Request]) -> Loop:
+        """A loop with memory and slots just enough for these."""
+        config = ServingConfig()
+        slots = max(config.scheduler.max_sequences, *(request.num_sequences for request in requests))
+        config = replace(config, scheduler=replace(config.scheduler, max_sequences=slots))
+        if self.engine_config.cache != "rotating":
+            dtype = self.model.weights["norm"]["weight"].dtype
+            each = block_nbytes(self.config, config.block_size, dtype, self.engine_config.packed_bits)
+            need = kv_bytes_for(requests, config.scheduler, config.block_size, each)
+            free = available_bytes()
+            config = replace(config, kv_bytes=need if free is None else min(need, free // 2))
+        return Loop(self.model, self.tokenizer, config, engine=self.engine_config)
+
+    def forget(self) -> None:
+        """Drop what is kept of earlier requests; an open stream does not go on."""
+        self._loop = self._open = None
+
+    def kept(self) -> tuple[ContiguousCache, list[int]]:
+        """The cache that is kept of the last request, with the tokens in it. An open stream is cancelled."""
+        loop = self._single()
+        if self._open is not None:
+            loop.cancel(self._open)
+        return loop.last_kept()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this model's saved caches from others'."""
+        return fingerprint(self.config, self.model.weights)
+
+    def save_cache(self, path: Path) -> None:
+        """Write what is computed of the last request, so that another process need not. Raises OSError."""
+        with self._working():
+            cache, tokens = self.kept()
+            disk.save(Path(path), cache, tokens, self.fingerprint)
+
+    def load_cache(self, path: Path) -> int:
+        """Go on from what `save_cache` wrote; returns its tokens. Raises ValueError where the file won't do."""
+        with self._working():
+            cache = new_cache(self.config, self.model.ops, self.engine_config)
+            tokens = disk.load(Path(path), cache, self.fingerprint)
+            self.forget()
+            self._single().put_kept(cache, tokens)
+            self._turn += 1  # a stream that is open does not go on
+        return cache.offset
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -285,41 +316,3 @@ class LLM:
             yield
         finally:
             self._work.release()
-
-    def _stepwise(self, deltas: Iterator[Delta]) -> Iterator[Delta]:
-        """The same, each step of which is computed while no other thread computes."""
-        while True:
-            with self._working():
-                delta = next(deltas, None)
-            if delta is None:
-                return
-            yield delta
-
-    def _answers(self, prepared: Prepared, params: SamplingParams, cache: ContiguousCache) -> Iterator[Delta]:
-        chunk = self.engine_config.prefill_chunk
-        what = self.model, self.tokenizer, prepared.tokens, params, cache
-        if params.beam_width > 1:
-            return stream_beams(*what, prefill_chunk=chunk, max_context=self.max_context)
-        return stream(*what, in_thought=prepared.in_thought, prefill_chunk=chunk, max_context=self.max_context)
-
-    def _new_cache(self) -> ContiguousCache:
-        return new_cache(self.config, self.model.ops, self.engine_config)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What tells this model's saved caches from others'."""
-        return fingerprint(self.config, self.model.weights)
-
-    def save_cache(self, path: Path) -> None:
-        """Write what is computed of the last request, so that another process need not. Raises OSError."""
-        with self._working():
-            disk.save(Path(path), self._cache, self._cached, self.fingerprint)
-
-    def load_cache(self, path: Path) -> int:
-        """Go on from what `save_cache` wrote; returns its tokens. Raises ValueError where the file won't do."""
-        with self._working():
-            cache = self._new_cache()
-            self._cached = disk.load(Path(path), cache, self.fingerprint)
-            self._cache, self._owner = cache, threading.current_thread()
-            self._turn += 1  # a stream that is open does not go on
-        return cache.offset

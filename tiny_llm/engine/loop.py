@@ -1,48 +1,47 @@
-"""The serving engine without threads: requests in, steps run, text out.
+"""The engine without threads: requests in, steps run, text out. Every answer comes from here, alone or among others.
 
 A call of `step` waits for the step under way, plans and starts the next one, and makes text of the last one's tokens
 while the device works. While it waits it builds the step that will probably be next. What a request gets does not
-depend on who runs beside it: each token's random numbers are a function of the request's seed, the number of its
-sample and the token's place alone. (What rounding leaves open remains: with packed keys and values, `kv_bits`, a
-token whose two best logits lie within the packing's error may fall either way in another batch.)
+depend on the requests beside it: each token's random numbers are a function of the request's seed, the number of its
+sample and the token's position alone. (Rounding remains: where the two best logits of a token lie within the error of
+keys and values packed in few bits, either may win in another batch.)
 """
 
 import secrets
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
+from collections.abc import Sequence as Row
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tiny_llm.cache.block_files import BlockFiles
-from tiny_llm.cache.packed import PackedPool
-from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
+from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.cache.paged import PagedPool
+from tiny_llm.cache.view import View
+from tiny_llm.cache.whole import WholeCaches
+from tiny_llm.config import EngineConfig
+from tiny_llm.config.fields import require
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.decode.answer import AnswerStops
 from tiny_llm.decode.beam import all_finite
-from tiny_llm.decode.generate import NOT_FINITE, Delta, Token, check_prompt, deltas_of
 from tiny_llm.decode.structured import Grammars
-from tiny_llm.engine.admission import check_request
-from tiny_llm.engine.ahead import foresee
-from tiny_llm.engine.beams import Beams, texts_of
+from tiny_llm.decode.text import NOT_FINITE, Delta, Token, Writer, check_prompt
 from tiny_llm.engine.blocks import BlockPool
-from tiny_llm.engine.choosers import Draw
+from tiny_llm.engine.choosers import Beams, Draw, Fault, texts_of
 from tiny_llm.engine.events import Event, Guarded
-from tiny_llm.engine.forms import Fault
+from tiny_llm.engine.kept import Kept
 from tiny_llm.engine.radix import RadixTree
-from tiny_llm.engine.recovery import Recovery
-from tiny_llm.engine.request import Request, Sequence, SequenceId
+from tiny_llm.engine.recovery import Recovery, out_of_memory
+from tiny_llm.engine.request import UNKNOWN, Request, Result, Sequence, SequenceId, Share, Step
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.step import Result, Step
+from tiny_llm.engine.sequences import check_request
+from tiny_llm.engine.store import Store, paged_store, whole_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model.fingerprint import fingerprint
-from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
-
-USUAL_CONTEXT = 4096  # tokens of a sequence that the default pool has room for
 
 
 @dataclass(frozen=True)
@@ -56,24 +55,20 @@ class Output:
     ended: bool = False
 
 
+@dataclass
 class Answer:
-    """A sequence's tokens as text."""
+    """A sequence and the text of its tokens."""
 
-    def __init__(self, sequence: Sequence, tokenizer: Tokenizer):
-        self.sequence, self._tokens = sequence, deque[Token]()
-        request = sequence.request
-        strings = AnswerStops(request.params.stop, request.in_thought)
-        tokens = iter(self._tokens.popleft, None)
-        limit = request.params.max_tokens
-        self._deltas = deltas_of(tokens, tokenizer, strings, request.stop_tokens, limit, sequence.index)
-
-    def add(self, token: Token) -> Delta:
-        self._tokens.append(token)
-        return next(self._deltas)
+    sequence: Sequence
+    writer: Writer
 
 
 class Loop:
-    """A model that answers many requests at once. Everything happens in the thread that calls."""
+    """A model that answers requests. Everything happens in the thread that calls.
+
+    `engine` says which caches hold K and V, and how long a text may be. They live in `store`; without one it is made:
+    a pool of pages, or where `engine` asks for rotating caches one for each sequence.
+    """
 
     def __init__(
         self,
@@ -82,24 +77,24 @@ class Loop:
         config: ServingConfig | None = None,
         emit: Callable[[Event], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        engine: EngineConfig | None = None,
+        store: Store | None = None,
     ):
         clear_streams_at_end()
         self.model, self.tokenizer, self.clock = model, tokenizer, clock
         self.config = config or ServingConfig()
-        limits = self.config.scheduler
-        self.max_context = model.config.context(limits.max_context)
-        configured = replace(limits, max_context=self.max_context)
-        self.pool = self._new_pool()
-        blocks = BlockPool(self.pool.num_blocks, self.pool.block_size)
-        tree = RadixTree(blocks, self._files()) if self.config.prefix_cache else None
+        self.engine = engine or EngineConfig()
+        self.max_context = model.config.context(self.engine.max_context)
+        self.store = store or self._new_store()
+        self.scheduler = self._new_scheduler(emit and Guarded(emit))
         vocab_size = model.config.vocab_size
-        self.scheduler = Scheduler(configured, blocks, tree, emit and Guarded(emit))
-        self.runner = Runner(model, self.pool, Draw(Grammars(tokenizer, vocab_size), vocab_size))
+        self.runner = Runner(model, self.store, Draw(Grammars(tokenizer, vocab_size), vocab_size))
         self._answers: dict[SequenceId, Answer] = {}
         self._left: Counter[str] = Counter()  # answers of each request that have not ended
         self._beams = Beams(self.scheduler)
         self._running: Running | None = None
-        self._recovery = Recovery(self.scheduler, self.runner, self.pool)
+        self._recovery = Recovery(self.scheduler, self.runner, self.store)
 
     @property
     def has_work(self) -> bool:
@@ -109,6 +104,12 @@ class Loop:
         """Raise ValueError, with the numbers, for a request that can never run. Any thread may call it."""
         vocab_size = self.model.config.vocab_size
         check_prompt(request.tokens, self.max_context, vocab_size)
+        longest = len(request.tokens) + request.params.max_tokens
+        if longest > self.max_context:
+            raise ValueError(
+                f"prompt of {len(request.tokens)} tokens with max_tokens {request.params.max_tokens}: {longest} tokens "
+                f"are more than the context of {self.max_context}; shorten the prompt or lower max_tokens"
+            )
         check_token_ids(request.params, vocab_size)
         check_request(request, self.scheduler.configured, self.scheduler.blocks)
         self.runner.draw.forms.check(request)
@@ -116,14 +117,24 @@ class Loop:
     def add(self, request: Request) -> None:
         """Take in a request. Raises ValueError as `check` does, and for an id that is under way already."""
         self.check(request)
-        if request.params.seed is None:
-            request = replace(request, params=replace(request.params, seed=secrets.randbits(64)))
+        params = request.params
+        if params.seed is None:
+            params = replace(params, seed=secrets.randbits(64))
+            request = replace(request, params=params)
         sequences = self.scheduler.add(request, self.clock())
         if request.searches:
             self._beams.add(request)
             return
         for sequence in sequences:
-            self._answers[sequence.id] = Answer(sequence, self.tokenizer)
+            writer = Writer(
+                self.tokenizer,
+                params.stop,
+                request.stop_tokens,
+                params.max_tokens,
+                sequence.index,
+                request.in_thought,
+            )
+            self._answers[sequence.id] = Answer(sequence, writer)
         self._left[request.id] = len(sequences)
 
     def cancel(self, request_id: str) -> bool:
@@ -134,22 +145,44 @@ class Loop:
     def step(self) -> list[Output]:
         """Finish the step under way and start the next; what the finished one gave, failures included."""
         running, self._running = self._running, None
-        results: list[Result] = []
-        outputs: list[Output] = []
-        if running is not None:
-            try:
-                self._prepare(running)
-                results = self.runner.read(running)
-            except Exception as error:
-                outputs += self._after_failure(running.step, error)
-                running = None
-            else:
-                outputs += self._finish(running.step, results)
+        if running is None:
+            return self._start()
+        try:
+            self._prepare(running)
+            results = self.runner.read(running)
+        except Exception as error:
+            return self._after_failure(running.step, error) + self._start()
+        outputs = self._finish(running.step, results)
         outputs += self._start()
-        if running is not None:
-            for share, result in zip(running.step.shares, results, strict=True):
-                outputs += self._texts(share.sequence, result)
+        for share, result in zip(running.step.shares, results, strict=True):
+            outputs += self._texts(share.sequence, result)
         return outputs
+
+    def close(self) -> None:
+        """Keep for later runs what the prefix tree knows, if it has a folder for that."""
+        if self.scheduler.ledger.tree:
+            self.scheduler.ledger.tree.save()
+
+    def last_kept(self) -> tuple[ContiguousCache, list[int]]:
+        """The whole cache that was kept last, with the tokens in it; an empty one where none is kept."""
+        kept, store = self.scheduler.ledger.kept, self.store
+        assert kept is not None and isinstance(store, WholeCaches)
+        if not kept.texts:
+            return store.make(), []
+        block, tokens = next(reversed(kept.texts.items()))
+        cache = store.caches[block]
+        cache.trim(cache.offset - len(tokens))
+        return cache, list(tokens)
+
+    def put_kept(self, cache: ContiguousCache, tokens: Row[int]) -> None:
+        """Keep a cache that was filled elsewhere, for a request that begins with these tokens."""
+        kept, store = self.scheduler.ledger.kept, self.store
+        assert kept is not None and isinstance(store, WholeCaches)
+        if tokens:
+            block = self.scheduler.blocks.allocate()
+            store.put(block, cache)
+            kept.keep(block, tokens)
+            self.scheduler.blocks.free(block)
 
     def _prepare(self, running: Running) -> None:
         """Build what will probably be the next step, while the device works."""
@@ -161,7 +194,8 @@ class Loop:
 
     def _finish(self, step: Step, results: list[Result]) -> list[Output]:
         """Take in what a step computed; returns the answers of ended searches, and the requests found at fault."""
-        outputs, now = list[Output](), self.clock()
+        outputs: list[Output] = []
+        now = self.clock()
         self.scheduler.finish(step, results, now)
         faults = self.runner.draw.take_faults()
         for share, result in zip(step.shares, results, strict=True):
@@ -169,18 +203,28 @@ class Loop:
                 faults.append(Fault(share.sequence.request, ArithmeticError(NOT_FINITE)))
         for request_id, fault in faults:
             outputs += self._fail(request_id, fault)
+        if self._beams:
+            outputs += self._search(step, results, now)
+        if self.scheduler.config is not self.scheduler.configured:
+            self._recovery.after_success()
+        return outputs
+
+    def _search(self, step: Step, results: list[Result], now: float) -> list[Output]:
+        """Let searches go on; returns the answers of those that have ended."""
+        outputs: list[Output] = []
         for sequence, search in self._beams.advance(step, results, now):
             *first, last = texts_of(sequence, search, self.tokenizer)
             name, cached = sequence.request.id, sequence.cached
             outputs += [Output(name, delta, cached_tokens=cached) for delta in first]
             outputs.append(Output(name, last, cached_tokens=cached, ended=True))
-        self._recovery.after_success()
         return outputs
 
     def _start(self) -> list[Output]:
         """Plan the next step and set it going."""
         if not self.scheduler.has_work:
             self.runner.release(self.scheduler.sequences.take_ended())
+            if isinstance(self.store, WholeCaches):
+                self.store.drop_unused(self.scheduler.blocks.in_use)
             return []
         step = self.scheduler.schedule(self.clock())
         if not step.shares:  # nothing fits under the limits lowered after a failure: restore them
@@ -200,7 +244,7 @@ class Loop:
             if sequence not in self._answers:
                 break  # cancelled, failed, or ended by a stop string while this step ran
             try:
-                delta = self._answers[sequence].add(Token(token, logprobs))
+                delta = self._answers[sequence].writer.add(Token(token, logprobs))
             except Exception as error:
                 return outputs + self._fail(sequence.request, error)
             outputs.append(self._output(sequence, delta))
@@ -234,32 +278,80 @@ class Loop:
             del self._answers[name]
 
     def _after_failure(self, step: Step, error: Exception) -> list[Output]:
+        """Put everything in order after a step that failed; what is told the request that is given up, if one is."""
         given_up = self._recovery.after_failure(step, error, self.clock())
-        return [] if given_up is None else self._fail(given_up, error)
+        if given_up is None:
+            return []
+        if not out_of_memory(error):
+            return self._fail(given_up, error)
+        longest = max(share.end for share in step.shares)
+        told = MemoryError(
+            f"out of memory at {longest} tokens ({error}): use a smaller or quantized model, a shorter prompt or a "
+            "smaller --max-context"
+        )
+        told.__cause__ = error
+        return self._fail(given_up, told)
 
-    def _files(self) -> BlockFiles | None:
+    def _new_store(self) -> Store:
+        if self.engine.cache == "rotating":
+            for name in ("kv_bytes", "disk_folder"):
+                found = getattr(self.config, name)
+                require(found is None, f"{name}: is for a pool of pages, which rotating caches have not; leave it out")
+            slots = self.config.scheduler.max_sequences
+            return whole_store(self.model, self.engine, slots, self.max_context, kept=slots)
+        return paged_store(self.model, self.engine, self.config, self.max_context)
+
+    def _new_scheduler(self, emit: Callable[[Event], None] | None) -> Scheduler:
+        """The policy over the store's blocks, with what it keeps of earlier requests."""
+        blocks = BlockPool(self.store.num_blocks, self.store.block_size)
+        tree: RadixTree | None = None
+        kept: Kept | None = None
+        if not self.config.prefix_cache:
+            pass
+        elif isinstance(self.store, WholeCaches):
+            kept = Kept(blocks, self.store.kept, self.store.can_keep)
+        elif isinstance(self.store, PagedPool):
+            tree = RadixTree(blocks, self._files(self.store))
+        return Scheduler(self.config.scheduler, blocks, tree, emit, kept)
+
+    def _files(self, pool: PagedPool) -> BlockFiles | None:
         """Where the prefix tree's blocks go that the pool has no room for."""
         if self.config.disk_folder is None:
             return None
         name = fingerprint(self.model.config, self.model.weights)
         try:
-            return BlockFiles(Path(self.config.disk_folder), self.config.disk_bytes, self.pool, name)
+            return BlockFiles(Path(self.config.disk_folder), self.config.disk_bytes, pool, name)
         except OSError as error:
             raise ValueError(f"disk_folder: {error}; name a folder that can be made, read and written") from error
 
-    def close(self) -> None:
-        """Keep for later runs what the prefix tree knows, if it has a folder for that."""
-        if self.scheduler.ledger.tree:
-            self.scheduler.ledger.tree.save()
 
-    def _new_pool(self) -> PagedPool:
-        config, size, bits = self.model.config, self.config.block_size, self.config.kv_bits
-        dtype = self.model.weights["norm"]["weight"].dtype
-        budget = self.config.kv_bytes
-        if budget is None:
-            context = -(-min(self.max_context, USUAL_CONTEXT) // size)
-            budget = self.config.scheduler.max_sequences * context * block_nbytes(config, size, dtype, bits)
-            free = available_bytes()
-            budget = budget if free is None else min(budget, free // 4)
-        shape = num_blocks_for(config, budget, size, dtype, bits), size, dtype
-        return PackedPool(config, self.model.ops, *shape, bits) if bits else PagedPool(config, self.model.ops, *shape)
+def foresee(scheduler: Scheduler, step: Step) -> Step | None:
+    """Predict the step after this one, assuming that each sequence samples one token, none ends and none arrives.
+
+    None where that cannot hold: a prompt is not computed yet, a search goes on, an answer reaches its last token, no
+    block is free. Changes nothing. A stop token, an admission or a cancelled request prove it wrong:
+    `Scheduler.schedule` decides, and the runner discards a wrong prediction.
+    """
+    ends = {share.sequence: share.end for share in step.shares if share.wanted}
+    blocks = scheduler.blocks
+    shares: list[Share] = []
+    new = 0
+    for sequence in scheduler.running:  # in the order in which they are given blocks
+        start = ends.get(sequence.id, -1)
+        if start < 0 or not _goes_on(sequence, start):
+            return None
+        table = tuple(sequence.block_table)
+        if start + 1 > len(table) * blocks.block_size:
+            if new == blocks.num_free:
+                return None
+            table = (*table, blocks.upcoming(new))
+            new += 1
+        shares.append(Share(sequence.id, start, (UNKNOWN,), 1, View(table, start)))
+    return Step(step.number + 1, tuple(shares)) if shares else None
+
+
+def _goes_on(sequence: Sequence, end: int) -> bool:
+    """Whether one more token leaves a sequence running, alone, and by sampling."""
+    request = sequence.request
+    last = end + 1 - sequence.num_prompt == request.params.max_tokens
+    return not (last or sequence.followers or request.searches)

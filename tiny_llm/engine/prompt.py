@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from tiny_llm.config.fields import is_integer, require, shown
-from tiny_llm.decode.generate import no_room
+from tiny_llm.decode.text import no_room
 from tiny_llm.model.tokenizer import Tokenizer, TooLongError
 
 Messages = Sequence[Mapping[str, Any]]

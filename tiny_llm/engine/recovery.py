@@ -3,14 +3,11 @@
 import traceback
 from dataclasses import replace
 
-import mlx.core as mx
-
-from tiny_llm.cache.paged import PagedPool
 from tiny_llm.cache.view import View
+from tiny_llm.engine.request import Share, Step
 from tiny_llm.engine.runner import Runner
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.step import Share, Step
-from tiny_llm.model.memory import available_bytes
+from tiny_llm.engine.store import Store
 
 GOOD_STEPS = 16  # after a failure: steps until the batch may double
 TRIES = 3  # failures of a request alone, without a new token in between, before it is given up
@@ -19,8 +16,8 @@ TRIES = 3  # failures of a request alone, without a new token in between, before
 class Recovery:
     """Lowers the scheduler's limits after a failure, and finds the request that breaks each of its steps."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, pool: PagedPool):
-        self.scheduler, self.runner, self.pool = scheduler, runner, pool
+    def __init__(self, scheduler: Scheduler, runner: Runner, store: Store):
+        self.scheduler, self.runner, self.store = scheduler, runner, store
         self._good = 0
         self._broken: tuple[str, int] | None = None  # a request that failed alone, and how many tokens it had
         self._tries = 0
@@ -61,26 +58,12 @@ class Recovery:
     def _mend(self, step: Step, now: float) -> None:
         """Put scheduler and pool in order after a step that ended half-way."""
         self.runner.reset()
-        try:
-            mx.eval(self.pool.state)
-        except Exception:  # the writes themselves can't be done: everything is computed again
-            self._clear_pool()
+        if not self.store.mend():  # what was computed is lost: everything is computed again
             everyone = tuple(Share(sequence.id, 0, (), 0, View((), 0)) for sequence in self.scheduler.running)
-            step = Step(step.number, everyone, tuple((0, block) for block in range(self.pool.num_blocks)))
+            step = Step(step.number, everyone, tuple((0, block) for block in range(self.store.num_blocks)))
         self.scheduler.abandon(step, now)
-        tree = self.scheduler.ledger.tree
-        if tree and not self.scheduler.running:
-            tree.forget()
-
-    def _clear_pool(self) -> None:
-        """Make the pool anew. Raises MemoryError where there is no room: MLX would crash the process."""
-        need = self.pool.nbytes
-        self.pool.drop()
-        mx.clear_cache()
-        free = available_bytes()
-        if free is not None and free < need:
-            raise MemoryError(f"no memory for the pool of {need:,} bytes after a step that failed, {free:,} are free")
-        self.pool.clear()
+        if not self.scheduler.running:
+            self.scheduler.ledger.forget()
 
 
 def out_of_memory(error: Exception) -> bool:

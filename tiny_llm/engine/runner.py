@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from tiny_llm.cache.paged import PagedBatch, PagedPool
-from tiny_llm.cache.scattered import Scattered
+from tiny_llm.cache.view import Span
 from tiny_llm.decode.beam import log_softmax
 from tiny_llm.decode.sampler import Sampled
 from tiny_llm.engine.choosers import Draw
-from tiny_llm.engine.request import SequenceId
-from tiny_llm.engine.step import UNKNOWN, Result, Share, Step
+from tiny_llm.engine.request import UNKNOWN, Result, SequenceId, Share, Step
+from tiny_llm.engine.store import Store
 from tiny_llm.model.qwen3 import Qwen3
 
 
@@ -55,17 +54,10 @@ class Batch:
     def num_tokens(self) -> int:
         return sum(share.length for share in self.shares)
 
-    def cache(self, pool: PagedPool) -> PagedBatch:
-        """The batch as the cache of a forward pass over the pool."""
-        plain = [share for share in self.shares if not is_scattered(share)]
-        others = self.shares[len(plain) :]
-        return PagedBatch(
-            pool,
-            [share.view.blocks for share in plain],
-            [share.start for share in plain],
-            [share.length for share in plain],
-            [Scattered.of(share.view, share.start, share.length, share.parents) for share in others],
-        )
+    @property
+    def spans(self) -> list[Span]:
+        """Where the tokens stand, for the store."""
+        return [_span(share) for share in self.shares]
 
 
 @dataclass(frozen=True)
@@ -86,15 +78,15 @@ class Prepared(NamedTuple):
     """A step built on a prediction, and the state to install if it is the one scheduled."""
 
     running: Running
-    pool: PagedPool
+    store: Store
     draw: Draw
 
 
 class Runner:
-    """Runs steps on one model and one pool, in the thread that made both. `ready` counts those that were prepared."""
+    """Runs steps on one model and one store, in the thread that made both. `ready` counts those that were prepared."""
 
-    def __init__(self, model: Qwen3, pool: PagedPool, draw: Draw):
-        self.model, self.pool, self.draw = model, pool, draw
+    def __init__(self, model: Qwen3, store: Store, draw: Draw):
+        self.model, self.store, self.draw = model, store, draw
         self.ready = 0
         self._prepared: Prepared | None = None
 
@@ -107,9 +99,9 @@ class Runner:
             running = self._install(self._prepared, step)
         else:
             self.forget()
-            self.pool.copy_blocks(step.copies)
-            running = self._build(step, self.pool, self.draw)
-        mx.async_eval(*running.arrays, *self.pool.state)  # type: ignore[no-untyped-call]
+            self.store.copy_blocks(step.copies)
+            running = self._build(step, self.store, self.draw)
+        mx.async_eval(*running.arrays, *self.store.state)  # type: ignore[no-untyped-call]
         return running
 
     def prepare(self, step: Step, before: Running) -> None:
@@ -119,15 +111,15 @@ class Runner:
         """
         if any(self.draw.has_form(share.sequence) for share in step.shares):
             return  # a form's mask depends on the token before
-        pool, draw = self.pool.ahead(), self.draw.ahead()
+        store, draw = self.store.ahead(), self.draw.ahead()
         with contextlib.suppress(Exception):
-            self._prepared = Prepared(self._build(step, pool, draw, before), pool, draw)
+            self._prepared = Prepared(self._build(step, store, draw, before), store, draw)
 
     def read(self, running: Running) -> list[Result]:
         """Wait for a step; a result for each of its shares."""
         results = [Result()] * len(running.step.shares)
         if not running.arrays:
-            mx.eval(self.pool.state)
+            mx.eval(self.store.state)
         batch = running.batch
         if running.sampled is not None:
             sequences = [batch.shares[place].sequence for place in batch.drawing]
@@ -154,16 +146,16 @@ class Runner:
         self.draw.reset()
 
     def _install(self, prepared: Prepared, step: Step) -> Running:
-        self.pool.adopt(prepared.pool)
+        self.store.adopt(prepared.store)
         self.draw.adopt(prepared.draw)
         self.ready += 1
         self.forget()
         return replace(prepared.running, step=step)
 
-    def _build(self, step: Step, pool: PagedPool, draw: Draw, before: Running | None = None) -> Running:
+    def _build(self, step: Step, store: Store, draw: Draw, before: Running | None = None) -> Running:
         """A step as arrays that nothing has computed yet, on tokens that are known or come from the step before."""
         batch = Batch.of(step, draw)
-        hidden = self.model.hidden_states(_row(batch.shares, before), batch.cache(pool))  # (T, hidden)
+        hidden = self.model.hidden_states(_row(batch.shares, before), store.batch(batch.spans))  # (T, hidden)
         if not batch.rows:
             return Running(step, batch)
         every = batch.rows == tuple(range(batch.num_tokens))
@@ -174,18 +166,17 @@ class Runner:
             shares = [batch.shares[place] for place in batch.drawing]
             sequences, positions = [share.sequence for share in shares], [share.end for share in shares]
             drawn = logits if not batch.searching else logits[:count]
-            sampled = draw(drawn, sequences, positions, pool.state)
+            sampled = draw(drawn, sequences, positions, store.state)
         return Running(step, batch, sampled, logits[count:] if batch.searching else None)
 
 
-def is_scattered(share: Share) -> bool:
-    """Whether positions and slots differ, or the tokens make a tree."""
-    return share.view.held is not None or share.view.first != share.start or share.parents is not None
+def _span(share: Share) -> Span:
+    return Span(share.view, share.start, share.length, share.parents)
 
 
 def _batch_order(share: Share) -> tuple[bool, bool, int]:
     """Sort key: decodes first, then by length, which needs the least padding; scattered tokens last."""
-    return is_scattered(share), share.length > 1, share.start
+    return _span(share).scattered, share.length > 1, share.start
 
 
 def _row(shares: Row[Share], before: Running | None) -> mx.array:

@@ -4,11 +4,13 @@ from bisect import insort
 from collections.abc import Mapping
 from collections.abc import Sequence as Row
 
+from tiny_llm.config import SchedulerConfig
+from tiny_llm.config.fields import require
+from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Log
 from tiny_llm.engine.ledger import Ledger
 from tiny_llm.engine.radix import Match
-from tiny_llm.engine.request import FinishReason, Request, Sequence, SequenceId, State
-from tiny_llm.engine.step import Admission
+from tiny_llm.engine.request import Admission, EndReason, Request, Sequence, SequenceId, State
 from tiny_llm.engine.waiting import Waiting
 
 
@@ -115,7 +117,7 @@ class Sequences:
         self.waiting.push(group[0])
         return group
 
-    def stop(self, sequence: Sequence, reason: FinishReason) -> None:
+    def stop(self, sequence: Sequence, reason: EndReason) -> None:
         """End a sequence, in whatever state it is; its step under way, if any, no longer counts."""
         if sequence.state is State.FINISHED:
             return
@@ -171,6 +173,25 @@ class Sequences:
             self._known.remove(sequence.id)
             self._ended.append(sequence.id)
         return held
+
+
+def check_request(request: Request, config: SchedulerConfig, blocks: BlockPool) -> None:
+    """Raise ValueError for a request that the slots or the whole pool could not hold."""
+    params, count = request.params, request.num_sequences
+    name, longest = ("beam_width" if request.searches else "n"), len(request.tokens) + params.max_tokens
+    require(
+        count <= config.max_sequences,
+        f"{name}: expected at most max_sequences ({config.max_sequences}), found {count}",
+    )
+    what = f"prompt of {len(request.tokens)} tokens with max_tokens {params.max_tokens}"
+    need = blocks.blocks_for(longest - 1)  # the last token is never computed
+    if request.searches:  # its beams can't take turns, as n answers can
+        need, what = need * count, f"{what} and beam_width {count}"
+    require(
+        need <= blocks.num_blocks,
+        f"{what}: needs {need} blocks of {blocks.block_size} tokens, the pool has {blocks.num_blocks}; "
+        "shorten the prompt, lower max_tokens or give the pool more memory",
+    )
 
 
 def _admission(sequence: Sequence) -> Admission:

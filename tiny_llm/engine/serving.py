@@ -200,8 +200,8 @@ class Engine:
         """The engine's thread."""
         try:
             self.llm: LLM = self._make()
-            config = self.llm.serving_config(self._serving)
-            self._loop = Loop(self.llm.model, self.llm.tokenizer, config, self._emit)
+            llm = self.llm
+            self._loop = Loop(llm.model, llm.tokenizer, self._serving, self._emit, engine=llm.engine_config)
             self._ready.set()
             while self._read_inbox(self._loop):
                 for output in self._loop.step():

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from tiny_llm.engine.request import Request, Sequence, SequenceId
+from tiny_llm.engine.request import Request, Result, Sequence, SequenceId, Step
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.step import Result, Step
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from tiny_llm.decode.generate import Delta
+from tiny_llm.decode.text import Delta
 from tiny_llm.engine.batch import Collected
 from tiny_llm.engine.loop import Output
 

@@ -1,6 +1,6 @@
 """The scheduler with comprehensions and early returns."""
 
-from tiny_llm.engine.step import computed_after
+from tiny_llm.engine.request import computed_after
 
 
 def due_time(request, config):

@@ -1,7 +1,6 @@
 """The scheduler with plain loops and counters."""
 
-from tiny_llm.engine.request import State
-from tiny_llm.engine.step import computed_after
+from tiny_llm.engine.request import State, computed_after
 
 
 def due_time(request, config):

@@ -1,0 +1,108 @@
+"""A store of whole caches, one for each sequence: what the engine runs on where nothing is paged.
+
+To the engine it is a pool whose blocks are as long as the context: a sequence holds one block, and that block is a
+KVCache of its own (contiguous, rotating or quantized). Copying a block forks its cache. A cache that holds more tokens
+than its sequence has computed goes back to them.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any
+
+import mlx.core as mx
+
+from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.cache.view import Span
+
+
+class WholeCaches:
+    """At most `num_blocks` caches that `make` makes, each for a sequence of up to `block_size` tokens.
+
+    `kept`: how many of them the engine may keep for later requests when their sequences have ended.
+    """
+
+    def __init__(self, make: Callable[[], ContiguousCache], num_blocks: int, block_size: int, kept: int = 1):
+        self.make, self.kept = make, kept
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.caches: dict[int, ContiguousCache] = {}
+
+    def batch(self, spans: Sequence[Span]) -> "ContiguousCache | SideBySide":
+        """The cache of a step: that of the only sequence itself, or several side by side."""
+        caches = [self._ready(span) for span in spans]
+        if len(caches) == 1:
+            return caches[0]
+        return SideBySide(caches, [span.length for span in spans])
+
+    def can_keep(self, block: int, num_tokens: int) -> bool:
+        """Whether a cache can forget all but its first `num_tokens` tokens."""
+        cache = self.caches.get(block)
+        return cache is not None and cache.offset - num_tokens <= cache.trimmable
+
+    def put(self, block: int, cache: ContiguousCache) -> None:
+        """Take in a cache that was filled elsewhere."""
+        self.caches[block] = cache
+
+    def drop_unused(self, used: Callable[[int], bool]) -> None:
+        """Free the caches of the blocks that are not in use."""
+        self.caches = {block: cache for block, cache in self.caches.items() if used(block)}
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Fork caches, source to target. A target that is also a source gives its old content."""
+        forks = {target: self.caches[source].fork() for source, target in pairs}
+        self.caches.update(forks)
+
+    def ahead(self) -> "WholeCaches":
+        """A copy on which to build a future step; `adopt` makes it current."""
+        other = copy(self)
+        other.caches = {block: cache.fork() for block, cache in self.caches.items()}
+        return other
+
+    def adopt(self, other: "WholeCaches") -> None:
+        """Take over what was built on `ahead`."""
+        self.caches = other.caches
+
+    def mend(self) -> bool:
+        """After a step that failed: drop every cache, because each may be half written. Returns False: all is lost."""
+        self.caches = {}
+        mx.clear_cache()
+        return False
+
+    @property
+    def nbytes(self) -> int:
+        return sum(cache.nbytes for cache in self.caches.values())
+
+    @property
+    def state(self) -> list[Any]:
+        return [array for cache in self.caches.values() for array in cache.state]
+
+    def _ready(self, span: Span) -> ContiguousCache:
+        """The sequence's cache, with the tokens before the span and no more."""
+        assert not span.scattered, "a whole cache keeps its tokens in order"
+        (block,) = span.view.blocks
+        if span.start == 0:
+            self.caches[block] = self.make()
+        cache = self.caches[block]
+        if cache.offset != span.start:
+            cache.trim(cache.offset - span.start)
+        return cache
+
+
+class SideBySide:
+    """The caches of several sequences in one step: sequence i brings lengths[i] tokens of the flat row."""
+
+    def __init__(self, caches: Sequence[ContiguousCache], lengths: Sequence[int]):
+        self.caches, self.lengths = caches, lengths
+
+    def begin(self, num_tokens: int) -> mx.array:
+        assert num_tokens == sum(self.lengths), (num_tokens, self.lengths)
+        positions = [cache.begin(length) for cache, length in zip(self.caches, self.lengths, strict=True)]
+        return mx.concatenate(positions)
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        parts: list[mx.array] = []
+        begin = 0
+        for cache, length in zip(self.caches, self.lengths, strict=True):
+            rows = slice(begin, begin + length)
+            parts.append(cache.attend(layer, q[rows], k[rows], v[rows]))
+            begin += length
+        return mx.concatenate(parts)

@@ -1,0 +1,199 @@
+"""From tokens to text: what a step adds to an answer, and where an answer ends."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+from tiny_llm.config import SamplingParams
+from tiny_llm.decode.stop import StopStrings
+from tiny_llm.model.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length"]
+OPEN, CLOSE = "<think>", "</think>"
+NOT_FINITE = (
+    "the model's logits are not finite numbers: they overflow in this number format (set --dtype bfloat16 or float32), "
+    "or the model's files are damaged (download them again)"
+)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """The chosen token's log-probability and the likeliest tokens with theirs, best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token."""
+
+    id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a step adds to the answer `index`: text (perhaps none yet), its token, and at the end why it ended."""
+
+    text: str
+    token: int | None = None
+    index: int = 0
+    finish_reason: FinishReason | None = None
+    logprobs: TokenLogprobs | None = None
+
+
+class Writer:
+    """Turns the tokens of the answer `index` into text, up to a stop token, a stop string or `limit` tokens.
+
+    `stop_tokens` end the answer and are not part of its text. `in_thought`: the prompt has opened a thought, in which
+    the stop strings `stops` do not count.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        stop_tokens: Collection[int],
+        limit: int,
+        index: int = 0,
+        in_thought: bool = False,
+    ):
+        self.stop_tokens, self.limit, self.index = stop_tokens, limit, index
+        self.count = 0
+        self._detokenizer = tokenizer.detokenizer()
+        self._stops = AnswerStops(stops, in_thought) if stops else None
+
+    # ANCHOR: text
+    def add(self, token: Token) -> Delta:
+        """The text that the next token adds. The delta with a finish reason is the last."""
+        self.count += 1
+        ended = token.id in self.stop_tokens
+        last = ended or self.count == self.limit
+        text = "" if ended else self._detokenizer.add(token.id)
+        if last:
+            text += self._detokenizer.finish()
+        stopped = False
+        if self._stops is not None:
+            text, stopped = self._stops.add(text)
+            if last and not stopped:
+                rest, stopped = self._stops.finish()
+                text += rest
+        reason: FinishReason | None = "length" if last else None
+        if ended or stopped:
+            reason = "stop"
+        return Delta(text, token.id, self.index, reason, token.logprobs)
+        # ANCHOR_END: text
+
+    def write(self, tokens: Iterator[Token]) -> Iterator[Delta]:
+        """The text of these tokens up to the answer's end."""
+        for token in tokens:
+            delta = self.add(token)
+            yield delta
+            if delta.finish_reason is not None:
+                return
+
+
+def stop_tokens(tokenizer: Tokenizer, params: SamplingParams) -> frozenset[int]:
+    """The tokens that end an answer: the request's own and, unless ignored, the model's."""
+    own = frozenset(params.stop_token_ids)
+    return own if params.ignore_eos else own | tokenizer.eos_token_ids
+
+
+def no_room(found: str, max_context: int) -> str:
+    """The words for a prompt that fills the context; `found` is its number of tokens."""
+    return (
+        f"prompt: {found} tokens leave no room for an answer in the context of {max_context}; "
+        "shorten the prompt or raise --max-context as far as the model allows"
+    )
+
+
+def check_prompt(prompt: Sequence[int], max_context: int, vocab_size: int) -> None:
+    """Raise ValueError for a prompt that no step could run: empty, too long, or with an id that is no token."""
+    if not prompt:
+        raise ValueError("prompt: expected at least one token, found none")
+    if len(prompt) >= max_context:
+        raise ValueError(no_room(str(len(prompt)), max_context))
+    bad = next((token for token in prompt if not 0 <= token < vocab_size), None)
+    if bad is not None:
+        raise ValueError(f"prompt: token id {bad} is outside the model's vocabulary of {vocab_size}")
+
+
+class AnswerStops:
+    """`StopStrings` that count in the answer only: a thought passes as it is.
+
+    `in_thought`: the prompt has opened a thought already.
+    """
+
+    def __init__(self, stops: Sequence[str], in_thought: bool):
+        self._thought = Thought(in_thought)
+        self._strings = StopStrings(stops)
+
+    def add(self, piece: str) -> tuple[str, bool]:
+        """The text that is now safe to show, and whether a stop string ended it (it is not part of the text)."""
+        thought, answer = self._thought.split(piece)
+        text, stopped = self._strings.add(answer)
+        return thought + text, stopped
+
+    def finish(self) -> tuple[str, bool]:
+        """The same for what was held back, once nothing more comes."""
+        thought, answer = self._thought.finish()
+        text, stopped = self._strings.add(answer)
+        rest = "" if stopped else self._strings.finish()
+        return thought + text + rest, stopped
+
+
+class Place(Enum):
+    """Where the text stands: at its beginning, inside the thought, or in the answer."""
+
+    BEGINNING = "beginning"
+    THOUGHT = "thought"
+    ANSWER = "answer"
+
+
+class Thought:
+    """Splits a text that comes in pieces into its thought and its answer.
+
+    The thought is open from the first character where the prompt has opened it (`in_thought`). Otherwise a text has a
+    thought only if it begins with `<think>`, white space aside. Tags belong to the thought.
+    """
+
+    def __init__(self, in_thought: bool):
+        self.place = Place.THOUGHT if in_thought else Place.BEGINNING
+        self._held = ""  # the end of the text so far, where a tag may have begun
+
+    def split(self, piece: str) -> tuple[str, str]:
+        """The next characters of the thought and of the answer; at most the beginning of a tag is held back."""
+        if self.place is Place.ANSWER:
+            return "", piece
+        text = self._held + piece
+        if self.place is Place.BEGINNING:
+            begun = text.lstrip()
+            if not begun.startswith(OPEN):
+                return "", self._beginning(text, begun)
+            self.place = Place.THOUGHT
+        return self._inside(text)
+
+    def finish(self) -> tuple[str, str]:
+        """What was held back, once nothing more comes."""
+        held, self._held = self._held, ""
+        return (held, "") if self.place is Place.THOUGHT else ("", held)
+
+    def _beginning(self, text: str, begun: str) -> str:
+        """The answer's characters in a text that has not opened a thought; `begun` is what follows its white space."""
+        if OPEN.startswith(begun):
+            self._held = begun
+            return text.removesuffix(begun)
+        self.place, self._held = Place.ANSWER, ""
+        return text
+
+    def _inside(self, text: str) -> tuple[str, str]:
+        thought, tag, answer = text.partition(CLOSE)
+        if tag:
+            self.place, self._held = Place.ANSWER, ""
+            return thought + tag, answer
+        begun = next((n for n in range(len(CLOSE) - 1, 0, -1) if text.endswith(CLOSE[:n])), 0)
+        shown = len(text) - begun
+        self._held = text[shown:]
+        return text[:shown], ""

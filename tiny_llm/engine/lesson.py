@@ -1,0 +1,63 @@
+"""Answers by the loop of week 1, `decode.generate`: how a learner's own generate runs the chat."""
+
+from collections.abc import Iterator
+
+from tiny_llm.cache.choose import new_cache
+from tiny_llm.config import EngineConfig
+from tiny_llm.decode import generate
+from tiny_llm.engine.kept import common_prefix
+from tiny_llm.engine.loop import Output
+from tiny_llm.engine.request import Request
+from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.model.tokenizer import Tokenizer
+
+
+class Lesson:
+    """One sequence at a time in one cache, which is kept for the next request."""
+
+    def __init__(self, model: Qwen3, tokenizer: Tokenizer, config: EngineConfig):
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self._clear()
+
+    def can_answer(self, request: Request) -> bool:
+        """Whether the lesson's loop goes that far: it knows neither searches nor forms."""
+        return not request.searches and request.params.structured is None
+
+    def outputs(self, request: Request) -> Iterator[Output]:
+        """A request's answers, one after the other."""
+        cached = self._reuse(request.tokens)
+        deltas = generate.stream(
+            self.model,
+            self.tokenizer,
+            request.tokens,
+            request.params,
+            self.cache,
+            in_thought=request.in_thought,
+            prefill_chunk=self.config.prefill_chunk,
+            max_context=self.config.max_context,
+        )
+        left = request.params.n
+        try:
+            for delta in deltas:
+                left -= delta.finish_reason is not None
+                if delta.index == request.params.n - 1 and delta.token is not None:
+                    self.tokens.append(delta.token)
+                yield Output(request.id, delta, cached_tokens=cached, ended=not left)
+        except GeneratorExit:
+            raise  # between two steps: the cache is whole
+        except BaseException:
+            self._clear()
+            raise
+
+    def _clear(self) -> None:
+        self.cache = new_cache(self.model.config, self.model.ops, self.config)
+        self.tokens: list[int] = []
+
+    def _reuse(self, tokens: tuple[int, ...]) -> int:
+        """Trim the cache to what it shares with the prompt, at least one token less; returns how much that is."""
+        common = common_prefix(tokens, self.tokens, min(len(tokens) - 1, self.cache.offset))
+        if self.cache.offset - common > self.cache.trimmable:
+            common = 0  # what stood in the window then is gone
+        self.cache.trim(self.cache.offset - common)
+        self.tokens = list(tokens)
+        return common

@@ -1,0 +1,74 @@
+"""Where K and V live: the pages of a pool, or a whole cache for each sequence."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from tiny_llm.cache.choose import new_cache
+from tiny_llm.cache.packed import PackedPool
+from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
+from tiny_llm.cache.view import Span
+from tiny_llm.cache.whole import WholeCaches
+from tiny_llm.config import EngineConfig
+from tiny_llm.config.serving import ServingConfig
+from tiny_llm.model.memory import available_bytes
+from tiny_llm.model.qwen3 import Attends, Qwen3
+
+USUAL_CONTEXT = 4096  # tokens of a sequence that the default pool has room for
+
+
+class Store(Protocol):
+    """What the runner asks of the place where K and V live."""
+
+    num_blocks: int
+    block_size: int
+
+    def batch(self, spans: Sequence[Span]) -> Attends:
+        """The cache of one step, for these sequences in the order of the flat row."""
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, source to target. A target that is also a source gives its old content."""
+
+    def ahead(self) -> Any:
+        """A copy on which to build a future step; `adopt` makes it current."""
+
+    def adopt(self, other: Any) -> None:
+        """Take over what was built on `ahead`."""
+
+    def mend(self) -> bool:
+        """After a step that failed: make the buffers usable. False where all that they held is lost."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+
+    @property
+    def state(self) -> list[Any]:
+        """The arrays to evaluate."""
+
+
+def paged_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_context: int) -> PagedPool:
+    """A pool of the size that the settings give; packed where `engine` asks for few bits."""
+    config, size, bits = model.config, serving.block_size, engine.packed_bits
+    dtype = model.weights["norm"]["weight"].dtype
+    budget = serving.kv_bytes
+    if budget is None:
+        blocks = -(-min(max_context, USUAL_CONTEXT) // size)
+        budget = serving.scheduler.max_sequences * blocks * block_nbytes(config, size, dtype, bits)
+        free = available_bytes()
+        budget = budget if free is None else min(budget, free // 4)
+    count = num_blocks_for(config, budget, size, dtype, bits)
+    if bits is None:
+        return PagedPool(config, model.ops, count, size, dtype)
+    return PackedPool(config, model.ops, count, size, dtype, bits)
+
+
+def whole_store(model: Qwen3, engine: EngineConfig, max_sequences: int, max_context: int, kept: int) -> WholeCaches:
+    """A cache of the kind that `engine` names for each of `max_sequences` sequences, and as many to copy into.
+
+    `kept` caches of sequences that have ended stay for later requests.
+    """
+
+    def make() -> Any:
+        return new_cache(model.config, model.ops, engine)
+
+    return WholeCaches(make, 2 * max_sequences + kept, max_context, kept)
