@@ -183,7 +183,7 @@ def bytes_beyond(llm: LLM) -> dict[str, int]:
     before = mx.get_active_memory()
     for _ in range(20):
         loop.step()
-    return {"pool_bytes": loop.pool.nbytes, "step_bytes": mx.get_peak_memory() - before}
+    return {"pool_bytes": loop.store.nbytes, "step_bytes": mx.get_peak_memory() - before}
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cache.kinds import BITS, GROUPS, KINDS, inputs, oracle, shape, step
 from tests.cache.test_paged import scattered, whole
-from tests.engine.test_loop import SAMPLED, request, run, summary
+from tests.engine.test_loop import SAMPLED, packed, request, run, summary
 from tests.model.parity import prompt
 from tests.support import make_model
 from tiny_llm import LLM, load
@@ -124,12 +124,7 @@ def test_served_answers_do_not_depend_on_neighbours(llm: LLM) -> None:
     texts = []
     for neighbours in (0, 5):
         scheduler = SchedulerConfig(token_budget=24, max_sequences=8)
-        loop = Loop(llm.model, llm.tokenizer, ServingConfig(2**19, 8, kv_bits=8, scheduler=scheduler))
+        loop = Loop(llm.model, llm.tokenizer, ServingConfig(2**19, 8, scheduler=scheduler), engine=packed(8))
         others = [request(llm, f"n{i}", range(i, i + 25), SAMPLED) for i in range(neighbours)]
         texts.append(summary(run(loop, [*others, request(llm, "mine", range(40, 60), SAMPLED)])["mine"][0]))
     assert texts[0] == texts[1]
-
-
-def test_other_widths_are_refused() -> None:
-    with pytest.raises(ValueError, match="kv_bits: expected 8 or 4, found 5"):
-        ServingConfig(kv_bits=5)

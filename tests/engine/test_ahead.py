@@ -6,7 +6,18 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from tests.engine.test_loop import GREEDY, SAMPLED, alone, assert_same, make_loop, mixed_requests, request, run, summary
+from tests.engine.test_loop import (
+    GREEDY,
+    SAMPLED,
+    alone,
+    assert_same,
+    make_loop,
+    mixed_requests,
+    packed,
+    request,
+    run,
+    summary,
+)
 from tests.support import make_model
 from tiny_llm import LLM, load
 from tiny_llm.config import SchedulerConfig
@@ -98,7 +109,7 @@ def test_a_stop_token_ends_its_answer_though_a_step_is_built_on_it(llm: LLM) -> 
 def test_the_pool_is_never_copied(llm: LLM, bits: int | None) -> None:
     """Neither by a step that was ready, nor where one is dropped and blocks are copied or others come in."""
     scheduler = SchedulerConfig(token_budget=64, max_sequences=8)
-    loop = Loop(llm.model, llm.tokenizer, ServingConfig(1 << 27, 16, kv_bits=bits, scheduler=scheduler))
+    loop = Loop(llm.model, llm.tokenizer, ServingConfig(1 << 27, 16, scheduler=scheduler), engine=packed(bits))
     params = replace(SAMPLED, max_tokens=40)
     for i in range(3):
         loop.add(request(llm, f"r{i}", range(i, i + 20), replace(params, seed=i)))
@@ -113,7 +124,7 @@ def test_the_pool_is_never_copied(llm: LLM, bits: int | None) -> None:
             loop.cancel("r1")
         loop.step()
     assert 15 < loop.runner.ready < 30
-    assert mx.get_peak_memory() - before < min(buffer.nbytes for buffer in loop.pool.state if buffer.nbytes > 1 << 20)
+    assert mx.get_peak_memory() - before < min(buffer.nbytes for buffer in loop.store.state if buffer.nbytes > 1 << 20)
 
 
 def test_a_step_that_fails_takes_what_was_built_on_it_along(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,11 +38,19 @@ def test_what_only_the_tree_holds_is_evictable() -> None:
     assert (pool.num_evictable, pool.num_free, pool.num_available) == (1, 1, 2)
     pool.share(block)
     assert pool.num_evictable == 0
-    with pytest.raises(AssertionError, match="not the tree's alone"):
-        pool.drop(block)
     pool.free(block)
     pool.drop(block)
     assert (pool.num_evictable, pool.num_free) == (0, 2)
+    with pytest.raises(AssertionError, match="is not the tree's"):
+        pool.drop(block)
+
+
+def test_a_block_can_be_dropped_by_the_tree_while_a_sequence_holds_it() -> None:
+    pool = BlockPool(2, 16)
+    block = pool.allocate()
+    pool.keep(block)
+    pool.drop(block)
+    assert (pool.ref_count(block), pool.num_evictable, pool.num_free) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (1, 1), (16, 1), (17, 2)])

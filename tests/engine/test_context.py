@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load
-from tiny_llm.config import EngineConfig, ModelConfig, SchedulerConfig
+from tiny_llm.config import EngineConfig, ModelConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.generate import generate_naive, stream
 from tiny_llm.engine.loop import Loop
@@ -99,17 +99,12 @@ def test_no_other_way_to_the_model_cuts_a_wish_in_silence(plain: Path) -> None:
     llm = load(plain, config=EngineConfig(max_context=100))
     model, tokenizer = llm.model, llm.tokenizer
     with pytest.raises(ValueError, match=r"max_context: expected at most 160 tokens \(.*\), found 200"):
-        LLM(model, tokenizer, path=plain, config=EngineConfig(), max_context=200)
+        LLM(model, tokenizer, path=plain, config=EngineConfig(max_context=200))
     with pytest.raises(ValueError, match=r"max_context: expected at most 160 tokens \(.*\), found 200"):
-        Loop(model, tokenizer, ServingConfig(scheduler=SchedulerConfig(max_context=200)))
+        Loop(model, tokenizer, engine=EngineConfig(max_context=200))
     with pytest.raises(ValueError, match=r"max_context: expected at most 160 tokens \(.*\), found 200"):
-        next(stream(model, tokenizer, [1], GREEDY, llm._new_cache(), max_context=200))
-    with pytest.raises(
-        ValueError, match=r"at most 100 tokens \(what the model was loaded with\), found 120; lower the sch"
-    ):
-        llm.serving_config(ServingConfig(scheduler=SchedulerConfig(max_context=120)))
-    assert llm.serving_config().scheduler.max_context == 100
-    assert llm.serving_config(ServingConfig(scheduler=SchedulerConfig(max_context=50))).scheduler.max_context == 50
+        next(stream(model, tokenizer, [1], GREEDY, llm.kept()[0], max_context=200))
+    assert Loop(model, tokenizer, engine=llm.engine_config).max_context == 100
 
 
 def test_more_than_32768_tokens_are_served_where_the_model_has_them(tmp_path: Path) -> None:
@@ -118,7 +113,7 @@ def test_more_than_32768_tokens_are_served_where_the_model_has_them(tmp_path: Pa
         tmp_path, max_position_embeddings=40960, rope_scaling={**YARN, "original_max_position_embeddings": 32768}
     )
     llm = load(path)
-    assert llm.max_context == llm.serving_config().scheduler.max_context == 131072
+    assert llm.max_context == Loop(llm.model, llm.tokenizer, ServingConfig(2**20, 8)).max_context == 131072
 
 
 def test_a_default_of_the_model_never_exceeds_its_context(plain: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from tests.engine.test_loop import GREEDY, make_loop, request, run, summary
+from tests.engine.test_loop import GREEDY, make_loop, packed, request, run, summary
 from tests.support import make_model
 from tiny_llm import LLM, load
 from tiny_llm.cache import block_files, sealed
@@ -31,8 +31,8 @@ def tiered(llm: LLM, folder: Path | None, events: list[Event], limit: int = 2**3
     config = make_loop(llm, BLOCKS, SIZE).config
     assert config.kv_bytes
     room = config.kv_bytes // (3 if bits else 1)  # about as many blocks
-    config = replace(config, kv_bytes=room, disk_folder=folder, disk_bytes=limit, kv_bits=bits)
-    return Loop(llm.model, llm.tokenizer, config, events.append)
+    config = replace(config, kv_bytes=room, disk_folder=folder, disk_bytes=limit)
+    return Loop(llm.model, llm.tokenizer, config, events.append, engine=packed(bits))
 
 
 def ask(llm: LLM, loop: Loop, rounds: int = 2) -> list[object]:
@@ -190,7 +190,7 @@ def test_the_order_of_use_outlives_the_run(llm: LLM, tmp_path: Path) -> None:
     files.load("first", block)
     files.store("second", block)  # it is there: used again
     each = next(iter(files.sizes.values()))
-    later = block_files.BlockFiles(tmp_path, 2 * each, loop.pool, files.about["model"])
+    later = block_files.BlockFiles(tmp_path, 2 * each, loop.store, files.about["model"])
     assert "first" in later and "second" in later and "third" not in later
 
 

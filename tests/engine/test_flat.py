@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from tests.support import make_model
-from tiny_llm import LLM, SamplingParams, load
-from tiny_llm.decode.text import Token
-from tiny_llm.engine.loop import Answer
-from tiny_llm.engine.request import Request, Sequence
+from tiny_llm import LLM, load
+from tiny_llm.decode.text import Token, Writer
 
 COUNT, QUARTER = 32_000, 8_000
 STOPS = ("never said", "a" * 999 + "b", "\n\n\n\n", "</answer>")
@@ -45,13 +43,12 @@ def test_the_last_quarter_costs_what_the_first_did(llm: LLM, kind: str | int, in
     pieces = texts(llm)
     row = [token for piece in pieces.values() for token in piece] if kind == "all" else [*pieces.values()][int(kind)]
     tokens = (row * (COUNT // len(row) + 1))[:COUNT]
-    params = SamplingParams(max_tokens=COUNT + 1, stop=STOPS, ignore_eos=True)
-    answer = Answer(Sequence(Request("r", (1,), params, in_thought=in_thought)), llm.tokenizer)
+    writer = Writer(llm.tokenizer, STOPS, (), COUNT + 1, in_thought=in_thought)
     times = np.zeros(COUNT // 500)
     for part in range(len(times)):
         begin = time.thread_time()
         for token in tokens[part * 500 : (part + 1) * 500]:
-            answer.add(Token(token))
+            writer.add(Token(token))
         times[part] = time.thread_time() - begin
     quarter = len(times) // 4
     first, last = np.median(times[:quarter]), np.median(times[-quarter:])

@@ -93,7 +93,7 @@ def test_ten_thousand_mixed_requests_leave_nothing_behind(path: Path) -> None:
             sizes.append(held(engine))
             memory.append(resident())
         loop = engine._loop
-        assert loop.scheduler.blocks.num_available == loop.pool.num_blocks
+        assert loop.scheduler.blocks.num_available == loop.store.num_blocks
         loop.scheduler.check()
         assert len(loop.scheduler.waiting.counters) <= 3 * MAX_IDLE
     quiet = {"listeners": 0, "orders": 0, "requests": 0, "answers": 0, "forms": 0}

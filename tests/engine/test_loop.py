@@ -14,12 +14,12 @@ from mlx_lm import load as load_peer
 from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load
 from tiny_llm.cache.recompute import RecomputeCache
-from tiny_llm.config import SchedulerConfig
+from tiny_llm.config import EngineConfig, SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.text import Delta
-from tiny_llm.engine.loop import Answer, Loop, Output
+from tiny_llm.engine.loop import Loop, Output
 from tiny_llm.engine.recovery import GOOD_STEPS
-from tiny_llm.engine.request import Request
+from tiny_llm.engine.request import Request, SequenceId
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 SAMPLED = SamplingParams(max_tokens=12, ignore_eos=True, seed=5)
@@ -41,6 +41,11 @@ def make_loop(llm: LLM, blocks: int = 200, block_size: int = 4, prefix_cache: bo
     scheduler = SchedulerConfig(**{"token_budget": 40, "max_sequences": 8, **limits})
     config = ServingConfig(blocks * block_size * slot, block_size, prefix_cache=prefix_cache, scheduler=scheduler)
     return Loop(llm.model, llm.tokenizer, config, emit)
+
+
+def packed(bits: int | None) -> EngineConfig:
+    """Settings with keys and values in this many bits; None for all of them."""
+    return EngineConfig() if bits is None else EngineConfig(cache="quantized", kv_bits=bits)
 
 
 def request(llm: LLM, name: str, tokens: Iterable[int], params: SamplingParams = GREEDY) -> Request:
@@ -223,7 +228,7 @@ def test_cancelled_requests_leave_nothing_behind(llm: LLM) -> None:
     loop.scheduler.check()
     got = run(loop)
     assert list(got) == ["b"]
-    assert loop.pool.num_blocks == loop.scheduler.blocks.num_available
+    assert loop.store.num_blocks == loop.scheduler.blocks.num_available
 
 
 @pytest.mark.parametrize(
@@ -233,9 +238,9 @@ def test_cancelled_requests_leave_nothing_behind(llm: LLM) -> None:
         (range(300), replace(GREEDY, max_tokens=300), "600 tokens are more than the context of 512"),
         ([], GREEDY, "at least one token"),
         ([1, 999], GREEDY, "999 is outside"),
-        ([1], SamplingParams(beam_width=9), r"beam_width: expected at most max_sequences \(8\), found 9"),
+        ([1], SamplingParams(beam_width=9, max_tokens=9), r"beam_width: expected at most max_sequences \(8\), found 9"),
         ([1], replace(SEARCH, max_tokens=50), "max_tokens 50 and beam_width 4: needs 52 blocks of 4 tokens.* has 50"),
-        ([1], SamplingParams(n=9), r"at most max_sequences \(8\), found 9"),
+        ([1], SamplingParams(n=9, max_tokens=9), r"at most max_sequences \(8\), found 9"),
     ],
 )
 def test_what_can_never_run_is_refused(llm: LLM, tokens, params: SamplingParams, words: str) -> None:
@@ -261,19 +266,20 @@ def test_a_text_that_fails_fails_alone(llm: LLM, monkeypatch: pytest.MonkeyPatch
     loop = make_loop(llm)
     for name in "abc":
         loop.add(request(llm, name, range(9), replace(GREEDY, n=2) if name == "b" else GREEDY))
-    add, count = Answer.add, iter(range(100))
+    writer = loop._answers[SequenceId("b", 0)].writer
+    add, count = writer.add, iter(range(100))
 
-    def broken(self: Answer, token):
-        if self.sequence.request.id == "b" and next(count) == 5:
+    def broken(token):
+        if next(count) == 2:
             raise ZeroDivisionError("no text")
-        return add(self, token)
+        return add(token)
 
-    monkeypatch.setattr(Answer, "add", broken)
+    monkeypatch.setattr(writer, "add", broken)
     outputs = outputs_of(loop)
     assert [(o.request_id, type(o.error)) for o in outputs if o.error] == [("b", ZeroDivisionError)]
     for name in "ac":
         assert len([o for o in outputs if o.request_id == name]) == 12
-    assert loop.scheduler.blocks.num_available == loop.pool.num_blocks
+    assert loop.scheduler.blocks.num_available == loop.store.num_blocks
 
 
 @pytest.mark.parametrize("where", [1, 7, 20])
@@ -389,10 +395,10 @@ def test_a_pool_that_cannot_be_mended_is_computed_again(llm: LLM, monkeypatch: p
     step = loop._running.step
     with monkeypatch.context() as patch:
         patch.setattr(mx, "eval", lambda *_: (_ for _ in ()).throw(RuntimeError("[malloc] Unable to allocate")))
-        patch.setattr(loop.pool, "clear", lambda: None)
+        patch.setattr(loop.store, "clear", lambda: None)
         outputs += loop._after_failure(step, MemoryError("full"))
     loop._running = None
-    loop.pool.clear()
+    loop.store.clear()
     loop.scheduler.check()
     assert not loop.scheduler.running and not loop.scheduler.ledger.tree.nodes
     outputs += outputs_of(loop)

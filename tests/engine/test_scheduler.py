@@ -19,7 +19,7 @@ class Engine:
 
     def __init__(self, num_blocks: int = 64, size: int = 4, tree: bool = True, **settings: Any):
         self.pool, self.events, self.now = BlockPool(num_blocks, size), list[Event](), 0.0
-        config = SchedulerConfig(**{"token_budget": 16, "max_sequences": 4, "max_context": 1000, **settings})
+        config = SchedulerConfig(**{"token_budget": 16, "max_sequences": 4, **settings})
         self.scheduler = Scheduler(config, self.pool, RadixTree(self.pool) if tree else None, self.events.append)
         self.runner = FakeRunner(self.pool)
 
@@ -191,7 +191,6 @@ def test_a_step_that_failed_is_done_again_by_half() -> None:
             {"prompt": range(300)},
             "300 tokens with max_tokens 4: needs 76 blocks of 4 tokens, the pool has 64",
         ),
-        ({"prompt": range(3), "max_tokens": 998}, "1001 tokens are more than the context of 1000"),
         ({"prompt": range(3), "n": 5}, r"n: expected at most max_sequences \(4\), found 5"),
         ({"prompt": []}, "prompt: expected at least one token"),
         ({"prompt": [1], "priority": 11}, "priority: expected an integer from -10 to 10, found 11"),

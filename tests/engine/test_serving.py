@@ -113,8 +113,6 @@ def test_many_prompts_keep_to_the_context_and_the_cache(path: Path) -> None:
     assert [len(c.tokens) for c in short.generate([[1] * 10, [2] * 15], GREEDY)] == [6, 1]
     with pytest.raises(ValueError, match="leave no room"):
         short.generate([[1], [2] * 16], GREEDY)
-    with pytest.raises(ValueError, match="found the rotating cache"):
-        load(path, config=EngineConfig(cache="rotating", window=64)).generate(["a", "b"], GREEDY)
 
 
 def test_streams_from_several_threads(llm: LLM, engine: Engine) -> None:

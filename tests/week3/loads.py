@@ -15,7 +15,7 @@ def request(name: str, tokens: list[int] | range, max_tokens: int = 4, n: int = 
 def engine(m: Any, num_blocks: int = 50, size: int = 4, tree: bool = False, **settings: int) -> Any:
     """A scheduler of the module under test."""
     pool = BlockPool(num_blocks, size)
-    config = SchedulerConfig(**{"token_budget": 16, "max_sequences": 4, "max_context": 200, **settings})
+    config = SchedulerConfig(**{"token_budget": 16, "max_sequences": 4, **settings})
     return m.Scheduler(config, pool, RadixTree(pool) if tree else None)
 
 
