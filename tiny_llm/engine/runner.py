@@ -96,13 +96,35 @@ class Runner:
         for admission in step.admitted:
             self.draw.admit(admission)
         if self._prepared is not None and self._prepared.running.step.predicts(step):
-            running = self._install(self._prepared, step)
-        else:
-            self.forget()
-            self.store.copy_blocks(step.copies)
-            running = self._build(step, self.store, self.draw)
-        mx.async_eval(*running.arrays, *self.store.state)  # type: ignore[no-untyped-call]
+            return replace(self.launch_ready(), step=step)
+        self.forget()
+        self.store.copy_blocks(step.copies)
+        running = self._build(step, self.store, self.draw)
+        self._begin(running)
         return running
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a step is prepared."""
+        return self._prepared is not None
+
+    def launch_ready(self) -> Running:
+        """Start the prepared step; `confirm` tells later which step it is."""
+        assert self._prepared is not None
+        running, store, draw = self._prepared
+        self.store.adopt(store)
+        self.draw.adopt(draw)
+        self.ready += 1
+        self.forget()
+        del store, draw
+        self._begin(running)
+        return running
+
+    def confirm(self, running: Running, step: Step) -> Running:
+        """The prepared step that runs, as the step that was scheduled."""
+        assert running.step.predicts(step), "the step that runs is not the one that was scheduled"
+        self.release(step.ended)
+        return replace(running, step=step)
 
     def prepare(self, step: Step, before: Running) -> None:
         """Build the step that will probably follow the one that runs, from tokens not read yet. Nothing is started.
@@ -145,12 +167,8 @@ class Runner:
         self.forget()
         self.draw.reset()
 
-    def _install(self, prepared: Prepared, step: Step) -> Running:
-        self.store.adopt(prepared.store)
-        self.draw.adopt(prepared.draw)
-        self.ready += 1
-        self.forget()
-        return replace(prepared.running, step=step)
+    def _begin(self, running: Running) -> None:
+        mx.async_eval(*running.arrays, *self.store.state)  # type: ignore[no-untyped-call]
 
     def _build(self, step: Step, store: Store, draw: Draw, before: Running | None = None) -> Running:
         """A step as arrays that nothing has computed yet, on tokens that are known or come from the step before."""
