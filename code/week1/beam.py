@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tiny_llm.cache.base import KVCache
-from tiny_llm.config import SamplingParams
 from tiny_llm.course import NotDone
-from tiny_llm.decode.generate import LAST, NOT_FINITE, Delta, prefill, stop_tokens
+from tiny_llm.decode.generate import LAST, prefill
+from tiny_llm.decode.text import NOT_FINITE, Delta
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
@@ -94,30 +94,6 @@ def beam_search(
         steps = [model(mx.array([b.tokens[-1]]), held, LAST) for b, held in zip(search.live, caches, strict=True)]
         logprobs = [_finite(log_softmax(logits[0])) for logits in steps]
     return search.best
-
-
-def stream_beams(
-    model: Qwen3,
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    params: SamplingParams,
-    cache: KVCache,
-    *,
-    prefill_chunk: int,
-    max_context: int,
-) -> Iterator[Delta]:
-    """The n best of `params.beam_width` beams, as `generate.stream` gives samples. The prompt must be checked."""
-    beams = beam_search(
-        model,
-        prompt,
-        cache,
-        width=params.beam_width,
-        limit=min(params.max_tokens, max_context - len(prompt)),
-        stops=stop_tokens(tokenizer, params),
-        length_penalty=params.length_penalty,
-        prefill_chunk=prefill_chunk,
-    )
-    return deltas_of_beams(beams[: params.n], tokenizer)
 
 
 def deltas_of_beams(beams: Sequence[Beam], tokenizer: Tokenizer) -> Iterator[Delta]:

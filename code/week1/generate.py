@@ -6,8 +6,7 @@ stream           tokens → text, with stop tokens, stop strings and finish reas
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import mlx.core as mx
 
@@ -16,44 +15,12 @@ from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import SamplingParams
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.course import NotDone
-from tiny_llm.decode.answer import AnswerStops
 from tiny_llm.decode.sampler import Sampled, Sampler
+from tiny_llm.decode.text import NOT_FINITE, Delta, Token, TokenLogprobs, Writer, check_prompt, stop_tokens
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
-FinishReason = Literal["stop", "length"]
 LAST = slice(-1, None)
-NOT_FINITE = (
-    "the model's logits are not finite numbers: they overflow in this number format (set --dtype bfloat16 or float32), "
-    "or the model's files are damaged (download them again)"
-)
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """The chosen token's log-probability and the likeliest tokens with theirs, best first."""
-
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Token:
-    """One generated token."""
-
-    id: int
-    logprobs: TokenLogprobs | None = None
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What a step adds to the answer `index`: text (perhaps none yet), its token, and at the end why it ended."""
-
-    text: str
-    token: int | None = None
-    index: int = 0
-    finish_reason: FinishReason | None = None
-    logprobs: TokenLogprobs | None = None
 
 
 def generate_naive(model: Qwen3, prompt: Sequence[int], num_tokens: int) -> list[int]:
@@ -144,54 +111,5 @@ def stream(
         branch = cache if index == params.n - 1 else cache.fork()
         sampler = Sampler([params], model.config.vocab_size, [prompt], samples=[index])
         tokens = generate_tokens(model, logits, branch, sampler, len(prompt), limit, stops)
-        yield from deltas_of(tokens, tokenizer, AnswerStops(params.stop, in_thought), stops, limit, index)
-
-
-def deltas_of(
-    tokens: Iterator[Token],
-    tokenizer: Tokenizer,
-    stop_strings: AnswerStops,
-    stop_ids: Collection[int],
-    limit: int,
-    index: int,
-) -> Iterator[Delta]:
-    """Tokens to text, up to a token in `stop_ids`, a stop string or `limit` tokens."""
-    detokenizer = tokenizer.detokenizer()
-    for count, token in enumerate(tokens, 1):
-        ended = token.id in stop_ids
-        last = ended or count == limit
-        piece = "" if ended else detokenizer.add(token.id)
-        if last:
-            piece += detokenizer.finish()
-        text, stopped = stop_strings.add(piece)
-        if last and not stopped:
-            rest, stopped = stop_strings.finish()
-            text += rest
-        reason: FinishReason | None = "stop" if ended or stopped else "length" if last else None
-        yield Delta(text, token.id, index, reason, token.logprobs)
-        if reason:
-            return
-
-
-def stop_tokens(tokenizer: Tokenizer, params: SamplingParams) -> frozenset[int]:
-    """The tokens that end an answer: the request's own and, unless ignored, the model's."""
-    return frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokenizer.eos_token_ids)
-
-
-def no_room(found: str, max_context: int) -> str:
-    """The words for a prompt that fills the context; `found` is its number of tokens."""
-    return (
-        f"prompt: {found} tokens leave no room for an answer in the context of {max_context}; "
-        "shorten the prompt or raise --max-context as far as the model allows"
-    )
-
-
-def check_prompt(prompt: Sequence[int], max_context: int, vocab_size: int) -> None:
-    """Refuse what no step could run."""
-    if not prompt:
-        raise ValueError("prompt: expected at least one token, found none")
-    if len(prompt) >= max_context:
-        raise ValueError(no_room(str(len(prompt)), max_context))
-    bad = next((token for token in prompt if not 0 <= token < vocab_size), None)
-    if bad is not None:
-        raise ValueError(f"prompt: token id {bad} is outside the model's vocabulary of {vocab_size}")
+        writer = Writer(tokenizer, params.stop, stops, limit, index, in_thought)
+        yield from writer.write(tokens)

@@ -42,6 +42,10 @@ class BlockPool:
     def ref_count(self, block: int) -> int:
         return self._ref_counts[block]
 
+    def in_use(self, block: int) -> bool:
+        """Whether a sequence or the prefix tree holds the block."""
+        return self._ref_counts[block] > 0
+
     def writable(self, block: int) -> bool:
         """Whether its one holder may write into it."""
         return self._ref_counts[block] == 1
@@ -75,10 +79,10 @@ class BlockPool:
         self._kept[block] = True
 
     def drop(self, block: int) -> None:
-        """The prefix tree gives up a block that only it holds."""
-        assert self._kept[block] and self._ref_counts[block] == 1, f"block {block} is not the tree's alone"
+        """The prefix tree drops its reference to a block."""
+        assert self._kept[block], f"block {block} is not the tree's"
+        self.num_evictable -= self._ref_counts[block] == 1
         self._kept[block] = False
-        self.num_evictable -= 1
         self.free(block)
 
     def check(self, tables: Iterable[Iterable[int]], kept: Iterable[int] = ()) -> None:

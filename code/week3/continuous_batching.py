@@ -12,14 +12,13 @@ from typing import NamedTuple
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.fields import require
 from tiny_llm.course import NotDone
-from tiny_llm.engine.admission import check_request
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event, Log
+from tiny_llm.engine.kept import Kept
 from tiny_llm.engine.ledger import Ledger
 from tiny_llm.engine.radix import Match, RadixTree
-from tiny_llm.engine.request import FinishReason, Request, Sequence, State
-from tiny_llm.engine.sequences import Sequences
-from tiny_llm.engine.step import Result, Share, Step, computed_after
+from tiny_llm.engine.request import EndReason, Request, Result, Sequence, Share, State, Step, computed_after
+from tiny_llm.engine.sequences import Sequences, check_request
 from tiny_llm.engine.waiting import Waiting
 
 
@@ -58,11 +57,12 @@ class Scheduler:
         blocks: BlockPool,
         tree: RadixTree | None = None,
         emit: Callable[[Event], None] | None = None,
+        kept: Kept | None = None,
     ):
-        self.config, self.blocks = config, blocks
-        self.configured = config  # `config` is lowered for a while after a step that failed
+        self.blocks = blocks
+        self.set_limits(config)  # `config` is lowered below `configured` for a while after a step that failed
         self.log = Log(emit)
-        self.ledger = Ledger(blocks, tree, self.log)
+        self.ledger = Ledger(blocks, tree, self.log, kept)
         self.sequences = Sequences(self.ledger, self.log, config.weights)
         self.steps = self.arrivals = 0
         self.plan = Plan(0)  # of the last step
@@ -82,6 +82,10 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
+
+    def set_limits(self, config: SchedulerConfig) -> None:
+        """Plan the next steps by other settings; the sequences that are running go on."""
+        self.config = self.configured = config
 
     def add(self, request: Request, now: float) -> list[Sequence]:
         """Let a request wait; returns its sequences. Raises ValueError, with the numbers, for what can never run."""
@@ -119,11 +123,15 @@ class Scheduler:
 
         Blocks count as free that no running sequence has been promised.
         """
+        if not self.waiting:
+            return
         # YOUR CODE (w3.1.3): let in who fits
         raise NotDone("w3.1.3")
 
     def _prefill(self, plan: Plan) -> None:
         """Give prompts what the decodes left of the budget: half to the eldest, the rest to the shortest first."""
+        if len(plan.entries) == len(self.running):
+            return  # each has a place: none is a prompt
         # YOUR CODE (w3.2.1): the rest of the budget
         raise NotDone("w3.2.1")
 
@@ -150,7 +158,7 @@ class Scheduler:
             distinct.setdefault(following if whole else id(sequence), sequence)
         return list(distinct.values())
 
-    def stop(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+    def stop(self, sequence: Sequence, reason: EndReason, now: float) -> None:
         """End a sequence, in whatever state it is; its step under way, if any, no longer counts."""
         self.log.now = now
         self.sequences.stop(sequence, reason)

@@ -20,6 +20,7 @@ from mlx.utils import tree_map
 from tiny_llm.cache.memory import bytes_per_slot
 from tiny_llm.cache.quantized import group_size_for
 from tiny_llm.cache.scattered import Scattered
+from tiny_llm.cache.view import Span
 from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
 from tiny_llm.kernels.copy_blocks import copied_blocks
@@ -118,6 +119,27 @@ class PagedPool:
     def sequence(self, layer: int, table: Sequence[int], length: int) -> tuple[mx.array, mx.array]:
         """One sequence's keys and values in their order, (Hkv, length, D) each."""
         return gathered(self.keys[layer], table, length), gathered(self.values[layer], table, length)
+
+    def batch(self, spans: Sequence[Span]) -> "PagedBatch":
+        plain = [span for span in spans if not span.scattered]
+        others = spans[len(plain) :]
+        return PagedBatch(
+            self,
+            [span.view.blocks for span in plain],
+            [span.start for span in plain],
+            [span.length for span in plain],
+            [Scattered.of(*span) for span in others],
+        )
+
+    def mend(self) -> bool:
+        try:
+            mx.eval(self.state)
+            return True
+        except Exception:
+            self.drop()
+            mx.clear_cache()
+            self.clear()
+            return False
 
     @property
     def nbytes(self) -> int:

@@ -126,6 +126,7 @@ class RadixTree:
 
     def _remove(self, node: Node) -> None:
         assert node.parent is not None and not node.children, "only a leaf can go"
+        assert self.blocks.writable(node.block), "a sequence reads the block"
         self._store(node)
         del node.parent.children[node.tokens], self.nodes[node.block]
         self.blocks.drop(node.block)

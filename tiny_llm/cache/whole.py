@@ -25,6 +25,7 @@ class WholeCaches:
         self.make, self.kept = make, kept
         self.num_blocks, self.block_size = num_blocks, block_size
         self.caches: dict[int, ContiguousCache] = {}
+        self._forks = False  # leave the caches as they are, and write into forks of them
 
     def batch(self, spans: Sequence[Span]) -> "ContiguousCache | SideBySide":
         """The cache of a step: that of the only sequence itself, or several side by side."""
@@ -54,7 +55,8 @@ class WholeCaches:
     def ahead(self) -> "WholeCaches":
         """A copy on which to build a future step; `adopt` makes it current."""
         other = copy(self)
-        other.caches = {block: cache.fork() for block, cache in self.caches.items()}
+        other.caches = dict(self.caches)
+        other._forks = True
         return other
 
     def adopt(self, other: "WholeCaches") -> None:
@@ -81,6 +83,8 @@ class WholeCaches:
         (block,) = span.view.blocks
         if span.start == 0:
             self.caches[block] = self.make()
+        elif self._forks:
+            self.caches[block] = self.caches[block].fork()
         cache = self.caches[block]
         if cache.offset != span.start:
             cache.trim(cache.offset - span.start)

@@ -123,10 +123,12 @@ class EngineOptions:
             )
         with usage("--model"):
             check_text(self.model or "", "model")
+        lesson = False
         if self.code is not None:
             from tiny_llm.course.desk import install
 
             overlay = install(self.code)
+            lesson = overlay.runs_lesson
             print(overlay, file=sys.stderr, flush=True)
             if overlay.own_kernels and self.kernels is None:
                 print(f"{', '.join(overlay.own_kernels)}: not in use; --kernels sim runs them", file=sys.stderr)
@@ -134,7 +136,7 @@ class EngineOptions:
             note(f"loading {self.model} …")
         from tiny_llm.engine import llm
 
-        loaded = llm.load(self.model, config=config)
+        loaded = llm.load(self.model, config=config, lesson=lesson)
         if self.model is None:
             print(dim(NO_MODEL, sys.stderr), file=sys.stderr, flush=True)
         if self.kernels is not None:

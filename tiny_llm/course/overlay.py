@@ -92,6 +92,12 @@ class Overlay(MetaPathFinder, Loader):
         done = [task.symbol for task in self.course.tasks if task.is_kernel and task.id not in self.borrowed]
         return list(dict.fromkeys(done))
 
+    @property
+    def runs_lesson(self) -> bool:
+        """Whether answers come from the loop of week 1: it is the learner's, and the scheduler of week 3 is not yet."""
+        done = {task.symbol for task in self.course.tasks if task.id not in self.borrowed}
+        return bool(done & {"prefill", "generate_tokens"}) and not done & {"Scheduler.schedule", "Scheduler.finish"}
+
     def __str__(self) -> str:
         """`yours: attention, apply_rope · reference: the rest`. Whole chapters go by their titles."""
         yours: list[str] = []

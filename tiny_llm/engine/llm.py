@@ -95,7 +95,7 @@ class LLM:
         self.name = "pocket" if path == POCKET else path.name
         self.defaults = dict(defaults or {})
         self.max_context = model.config.context(config.max_context)
-        self.last_stats: Stats | None = None
+        self._collected: Collected | None = None  # of the request that began last
         self._lesson = Lesson(model, tokenizer, config) if lesson else None
         self._loop: Loop | None = None  # for single prompts
         self._open: str | None = None  # the request of the stream that began last
@@ -107,6 +107,11 @@ class LLM:
     @property
     def config(self) -> ModelConfig:
         return self.model.config
+
+    @property
+    def last_stats(self) -> Stats | None:
+        """The figures of the last request of a single prompt, from its first token on."""
+        return None if self._collected is None else stats_of(self._collected)
 
     def encode(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids of a raw text, of chat messages under the model's template, or of ids as they are.
@@ -201,7 +206,7 @@ class LLM:
         mx.reset_peak_memory()
         for output in outputs:
             delta = collected.take(output)
-            self.last_stats = stats_of(collected)
+            self._collected = collected
             if delta is not None:
                 yield delta
             if turn != self._turn:

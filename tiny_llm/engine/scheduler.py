@@ -146,6 +146,8 @@ class Scheduler:
 
         Blocks count as free that no running sequence has been promised.
         """
+        if not self.waiting:
+            return
         # TASK w3.1.3: let in who fits
         if plan.preempted and self.running:
             return
@@ -167,6 +169,8 @@ class Scheduler:
 
     def _prefill(self, plan: Plan) -> None:
         """Give prompts what the decodes left of the budget: half to the eldest, the rest to the shortest first."""
+        if len(plan.entries) == len(self.running):
+            return  # each has a place: none is a prompt
         # TASK w3.2.1: the rest of the budget
         left = self.config.token_budget - plan.num_tokens
         entered = {id(entry.sequence) for entry in plan.entries}
