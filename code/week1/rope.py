@@ -67,7 +67,7 @@ def _pair_with(rotations: float, config: RopeConfig, head_dim: int) -> float:
 
 
 def _llama3(config: RopeConfig, inverse: mx.array) -> mx.array:
-    """Keep the frequencies of short wavelengths, divide those beyond the original context by `factor`, blend between."""
+    """Keep frequencies of short wavelengths, divide those beyond the original context by `factor`, blend between."""
     turns = config.original_max_position_embeddings * inverse / (2 * math.pi)  # within the original context
     low = config.low_freq_factor
     high = config.high_freq_factor

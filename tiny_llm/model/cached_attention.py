@@ -47,6 +47,26 @@ class Packed(NamedTuple):
         )
 
 
+class Mixture(NamedTuple):
+    """Attention to a part of the slots: the highest score, and sums with e^(score - top) as the weight of a slot."""
+
+    top: mx.array  # (Hkv, G, T, 1)
+    total: mx.array  # (Hkv, G, T, 1), the sum of the weights
+    mixed: mx.array  # (Hkv, G, T, D), the sum of the weighted values
+
+    def plus(self, scores: mx.array, values: mx.array) -> "Mixture":
+        """Add further slots: their scores (Hkv, G, T, S) and values (Hkv, 1, S, D)."""
+        top = scores.max(axis=-1, keepdims=True)
+        top = mx.maximum(self.top, top)
+        kept = mx.exp(self.top - top)
+        weights = mx.exp(scores - top)
+        added = weights.sum(axis=-1, keepdims=True)
+        total = self.total * kept + added
+        added = weights.astype(values.dtype) @ values
+        mixed = self.mixed * kept + added
+        return Mixture(top, total, mixed)
+
+
 def masked_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
     """Compute attention to the slots where mask (T, S) is True, or to all slots without a mask.
 
@@ -70,8 +90,7 @@ def packed_attention(
     if mask is None:
         mask = _mask(num_queries, num_slots, window)
     top = mx.full((*rows.shape[:-1], 1), LOWEST)
-    total = mx.zeros(top.shape)
-    mixed = mx.zeros(rows.shape)
+    so_far = Mixture(top, mx.zeros(top.shape), mx.zeros(rows.shape))
     for begin in range(0, num_slots, BLOCK):
         end = min(begin + BLOCK, num_slots)
         keys = k.unpacked(begin, end, dim)[:, None]  # (Hkv, 1, block, D)
@@ -80,15 +99,10 @@ def packed_attention(
         scores = scores.astype(mx.float32)
         if mask is not None:
             scores = mx.where(mask[:, begin:end], scores, LOWEST)
-        new_top = mx.maximum(top, scores.max(axis=-1, keepdims=True))
-        weights = mx.exp(scores - new_top)
-        kept = mx.exp(top - new_top)
-        top = new_top
-        total = total * kept + weights.sum(axis=-1, keepdims=True)
-        mixed = mixed * kept + weights.astype(values.dtype) @ values
-        mx.eval(top, total, mixed)  # frees the unpacked block before the next is unpacked
-    out = (mixed / total).astype(q.dtype)
-    return _ungrouped(out)
+        so_far = so_far.plus(scores, values)
+        mx.eval(*so_far)  # frees the unpacked block before the next is unpacked
+    out = so_far.mixed / so_far.total
+    return _ungrouped(out.astype(q.dtype))
 
 
 def packed_attention_product(
