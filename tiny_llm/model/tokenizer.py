@@ -83,8 +83,7 @@ class Tokenizer:
         Raises ValueError if `text` is not a text that UTF-8 can write, and TooLongError if it has more than `limit`
         tokens: before tokenizing if the text's length alone shows it.
         """
-        if not isinstance(text, str) or not text.isascii():  # ASCII needs no check: all of it is UTF-8
-            as_text(text, "prompt")
+        as_text(text, "prompt")
         if limit is not None and len(text) > limit:
             least = self._least_tokens(text, limit)
             if least > limit:
