@@ -13,7 +13,7 @@ def causal_mask(num_queries: int, num_keys: int, window: int | None = None) -> m
 
     Query t stands at position S - T + t, and its own key is the last of the window.
     """
-    # YOUR CODE (w1.1.1): who may look at whom
+    # YOUR CODE (w1.1.1): which keys each query may see
     raise NotDone("w1.1.1")
 
 

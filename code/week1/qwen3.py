@@ -63,7 +63,7 @@ class Qwen3:
 
     def finish(self, x: mx.array, attended: mx.array, layer: Weights) -> mx.array:
         """Add the attention's output to x, then the MLP's. x (T, hidden), attended (T, Hq, D), result (T, hidden)."""
-        # YOUR CODE (w1.5.3): output projection and MLP, each added to what came in
+        # YOUR CODE (w1.5.3): output projection and MLP, each added to its input
         raise NotDone("w1.5.3")
 
     def _norm(self, x: mx.array, w: Weights) -> mx.array:

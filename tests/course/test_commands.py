@@ -29,7 +29,7 @@ def test_from_nothing_to_the_first_passed_task(run: Run, solve: Solve, checkout:
         "  1.1 attention        0/2",
     ]
     assert run("course", "next").out.splitlines() == [
-        "w1.1.1    who may look at whom (about 10 min)",
+        "w1.1.1    which keys each query may see (about 10 min)",
         "write     causal_mask in code/week1/attention.py:16",
         "chapter   1.1 attention",
         "test      tiny-llm course test w1.1.1",

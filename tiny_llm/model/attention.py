@@ -11,7 +11,7 @@ def causal_mask(num_queries: int, num_keys: int, window: int | None = None) -> m
 
     Query t stands at position S - T + t, and its own key is the last of the window.
     """
-    # TASK w1.1.1: who may look at whom
+    # TASK w1.1.1: which keys each query may see
     query = mx.arange(num_keys - num_queries, num_keys)[:, None]
     key = mx.arange(num_keys)[None]
     visible = key <= query

@@ -90,7 +90,7 @@ class Qwen3:
 
     def finish(self, x: mx.array, attended: mx.array, layer: Weights) -> mx.array:
         """Add the attention's output to x, then the MLP's. x (T, hidden), attended (T, Hq, D), result (T, hidden)."""
-        # TASK w1.5.3: output projection and MLP, each added to what came in
+        # TASK w1.5.3: output projection and MLP, each added to its input
         attended = attended.reshape(x.shape[0], -1)  # (T, Hq · D)
         x = x + self.ops.linear(attended, layer["o_proj"])
         normed = self._norm(x, layer["post_attention_layernorm"])
