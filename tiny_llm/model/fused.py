@@ -17,9 +17,7 @@ from tiny_llm.model.rope import Rotation, apply_rope
 
 UNPACKED_ROWS = 8  # from so many rows on, unpacking the whole weight once is faster than unpacking it for each row
 QUERY_TILE = 128  # queries in a tile of the CPU's attention
-MANY_ROWS = (
-    64  # from so many rows on, a contiguous copy pays: compiled loops are vectorised over contiguous arrays only
-)
+MANY_ROWS = 64  # from so many rows on, a contiguous copy pays: only then are compiled loops vectorised
 STRIP = 64  # rows that are turned into columns at a time: turning the whole matrix at once takes twice as long
 SCALAR_EXP_LIMIT = 2048  # with fewer scores, one softmax call is faster than its vectorised parts
 
