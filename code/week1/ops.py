@@ -1,8 +1,8 @@
 """The operations that a Qwen is made of, each as a readable function of plain MLX operations.
 
-`Ops` is the table through which the model calls them: PLAIN holds the functions of this file, `fused.FUSED` the
-fastest twin of each on the current device. A weight is a dict of arrays, so that a dense and a quantized one, a
-slice and a shard look the same from outside:
+The model calls them through a table, `Ops`: PLAIN holds the functions of this file, `fused.choose` returns the fastest
+twin of each for the current device. A weight is a dict of arrays, so that the model treats dense and quantized weights,
+slices and shards alike:
 
     dense      {"weight": (out, in), "bias"?: (out,)}
     quantized  {"weight": packed, "scales": (out, in/group), "biases": (out, in/group), "bias"?: (out,)}
@@ -23,54 +23,61 @@ Weight = dict[str, Any]
 
 
 def quantization_of(w: Weight, width: int) -> tuple[int, int]:
-    """(group size, bits) of a packed weight whose unpacked rows are `width` long: both follow from the shapes."""
-    return width // w["scales"].shape[-1], w["weight"].shape[-1] * 32 // width
+    """Return (group size, bits) of a packed weight with unpacked rows of `width` numbers, computed from the shapes."""
+    groups = w["scales"].shape[-1]
+    words = w["weight"].shape[-1]
+    return width // groups, words * 32 // width
 
 
 def quantized_product(x: mx.array, w: Weight) -> mx.array:
-    """x Wᵀ for a packed weight."""
+    """Compute x Wᵀ for a packed weight. x (T, in), result (T, out)."""
     group_size, bits = quantization_of(w, x.shape[-1])
-    return mx.quantized_matmul(x, w["weight"], w["scales"], w["biases"], group_size=group_size, bits=bits)
+    scales = w["scales"]
+    biases = w["biases"]
+    return mx.quantized_matmul(x, w["weight"], scales, biases, group_size=group_size, bits=bits)
 
 
 def linear(x: mx.array, w: Weight) -> mx.array:
-    """y = x Wᵀ + bias. x (T, in), result (T, out). A weight with "scales" is packed: see `quantized_product`."""
+    """Compute x Wᵀ + bias. x (T, in), result (T, out). A weight with "scales" is packed: see `quantized_product`."""
     if "parts" in w:
-        return mx.concatenate([linear(x, part) for part in w["parts"]], axis=-1)
+        outputs = [linear(x, part) for part in w["parts"]]
+        return mx.concatenate(outputs, axis=-1)
     # YOUR CODE (w1.4.1): the product, and a bias where there is one
     raise NotDone("w1.4.1")
 
 
 def embedding(tokens: mx.array, w: Weight, hidden_size: int) -> mx.array:
-    """Row `token` of the table for each token. tokens (T,), result (T, hidden_size)."""
+    """Return row `token` of the table for each token. tokens (T,), result (T, hidden_size)."""
     if "scales" in w:
         group_size, bits = quantization_of(w, hidden_size)
-        packed = (w["weight"][tokens], w["scales"][tokens], w["biases"][tokens])
-        return mx.dequantize(*packed, group_size=group_size, bits=bits)
+        packed = w["weight"][tokens]
+        scales = w["scales"][tokens]
+        biases = w["biases"][tokens]
+        return mx.dequantize(packed, scales, biases, group_size=group_size, bits=bits)
     # YOUR CODE (w1.5.1): a row for each token
     raise NotDone("w1.5.1")
 
 
 def softmax(x: mx.array) -> mx.array:
-    """exp(x) / Σ exp(x) over the last axis, shifted by the maximum so that nothing overflows."""
+    """Compute exp(x) / Σ exp(x) over the last axis, from x minus its maximum, so that nothing overflows."""
     # YOUR CODE (w1.4.2): a row of weights that sum to 1
     raise NotDone("w1.4.2")
 
 
 def silu(x: mx.array) -> mx.array:
-    """x · σ(x), element by element."""
+    """Compute x · σ(x), element by element."""
     # YOUR CODE (w1.4.3): x, gated by its own sigmoid
     raise NotDone("w1.4.3")
 
 
 def swiglu(gate_up: mx.array) -> mx.array:
-    """silu(gate) · up, where gate_up (T, 2·I) holds gate and up side by side; result (T, I). (arXiv:2002.05202)"""
+    """Compute silu(gate) · up; gate_up (T, 2·I) holds gate and up side by side, result (T, I). (arXiv:2002.05202)"""
     # YOUR CODE (w1.4.4): the gate decides how much of `up` passes
     raise NotDone("w1.4.4")
 
 
 def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
-    """x / √(mean(x²) + eps) · weight over the last axis, in float32. (arXiv:1910.07467)"""
+    """Compute x / √(mean(x²) + eps) · weight over the last axis, in float32. (arXiv:1910.07467)"""
     # YOUR CODE (w1.4.5): each token's vector to length √D, then the weights
     raise NotDone("w1.4.5")
 

@@ -29,7 +29,7 @@ def test_from_nothing_to_the_first_passed_task(run: Run, solve: Solve, checkout:
         "  1.1 attention        0/2",
     ]
     assert run("course", "next").out.splitlines() == [
-        "w1.1.1    who may look at whom (about 10 min)",
+        "w1.1.1    which keys each query may see (about 10 min)",
         "write     causal_mask in code/week1/attention.py:16",
         "chapter   1.1 attention",
         "test      tiny-llm course test w1.1.1",
@@ -39,7 +39,7 @@ def test_from_nothing_to_the_first_passed_task(run: Run, solve: Solve, checkout:
     solve("w1.1.1")
     assert run("course", "test").out.splitlines() == [
         "passed  w1.1.1 causal_mask",
-        "to do   w1.1.2 scaled_dot_product_attention: code/week1/attention.py:26",
+        "to do   w1.1.2 scaled_dot_product_attention: code/week1/attention.py:31",
     ]
     assert run("course", "status").out.splitlines()[0] == "Week 1 ░░░░░░░░░░ 1/28 · about 350 min left"
     assert (checkout / progress.FILE).read_text() == "# made by tiny-llm course\nw1.1.1 passed 0\n"
@@ -363,7 +363,7 @@ def test_watch_tests_on_each_save_and_only_then(
         "to do   w1.1.1 causal_mask: code/week1/attention.py:16",
         "watching code",
         "passed  w1.1.1 causal_mask",
-        "to do   w1.1.2 scaled_dot_product_attention: code/week1/attention.py:26",
+        "to do   w1.1.2 scaled_dot_product_attention: code/week1/attention.py:31",
         f"code/week1/attention.py:{len(path.read_text().splitlines())}: syntax error, invalid syntax: def f(:",
     ]
 

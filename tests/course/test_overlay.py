@@ -201,7 +201,7 @@ def test_chat_on_the_learners_code(checkout: Path, solve: Solve, model_dir: Path
     path.write_text(path.read_text().replace("(q * 9)", "(q * 9"))
     broken = tiny_llm(*arguments, "--code", "mine", stdin="hi\n")
     assert (broken.returncode, broken.stdout) == (1, "")
-    assert broken.stderr.startswith("error: code/week1/attention.py:26: syntax error")
+    assert broken.stderr.startswith("error: code/week1/attention.py:31: syntax error")
     assert len(broken.stderr.splitlines()) == 1
 
 

@@ -27,6 +27,26 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} that can't be printed"
 
 
+def expect(ok: bool, where: str, expected: str, found: Any) -> None:
+    """Raise ValueError naming the place, what was expected and what was found, unless `ok`."""
+    if not ok:
+        raise ValueError(f"{where}: expected {expected}, found {shown(found)}")
+
+
+def as_text(text: Any, where: str) -> str:
+    """Return `text`. Raises ValueError naming `where` unless it is a text that can be written as UTF-8."""
+    expect(isinstance(text, str), where, "a text", text)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = ord(text[error.start])
+        raise ValueError(
+            f"{where}: expected text, found half a character (the surrogate U+{surrogate:04X}) at "
+            f"character {error.start}; read the text as UTF-8"
+        ) from None
+    return str(text)
+
+
 def as_json(value: Any) -> str:
     """Return `value` as a JSON file spells it, in at most 100 characters."""
     try:

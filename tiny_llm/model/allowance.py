@@ -1,7 +1,7 @@
-"""How much time and text one rendering of a chat template may use.
+"""Limit the time and the text that one rendering of a chat template may use.
 
-A template is a program that comes with a model's files. An `Allowance` is spent while it runs; `template_sandbox.py`
-asks it before each operation that could take long or make much.
+A template is a program that comes with a model's files. While it runs it spends an `Allowance`: `template_sandbox.py`
+checks it before each operation that could take long or make a large value.
 """
 
 import time
@@ -12,16 +12,16 @@ from typing import Any
 from jinja2.utils import Namespace
 
 SECONDS = 0.8  # of this thread's processor time
-SECONDS_PER_CHARACTER = 1e-6  # more, of the messages and tools
-CHARACTERS = 20_000_000  # that the template may make in all, each of up to 4 bytes
-PER_CHARACTER = 40  # and as many more for each character of the messages and tools
+SECONDS_PER_CHARACTER = 1e-6  # additional seconds for each character of the messages and tools
+CHARACTERS = 20_000_000  # characters that the template may make in all, each of up to 4 bytes
+PER_CHARACTER = 40  # additional characters for each character of the messages and tools
 OBJECT = 16  # characters that take the memory of one Python object
-BITS = 10_000  # of an integer
-DEEPEST = 150  # levels of lists and objects
+BITS = 10_000  # bits of an integer at most
+DEEPEST = 150  # levels of lists and objects at most
 
 
 class LimitError(ValueError):
-    """The template ran too long or made too much: `what` it did, and the `limit` that it exceeded, with its unit."""
+    """The template exceeded a limit. `what`: what it did. `limit`: the limit, with its unit."""
 
     def __init__(self, what: str, limit: str):
         super().__init__(f"{what} (limit {limit})")
@@ -30,7 +30,7 @@ class LimitError(ValueError):
 
 
 class Allowance:
-    """What is left to one rendering. `size`: characters of its messages and tools."""
+    """The time and text that one rendering may still use. `size`: characters of its messages and tools."""
 
     def __init__(self, size: int):
         self.characters = CHARACTERS + PER_CHARACTER * size
@@ -39,7 +39,7 @@ class Allowance:
         self.end = time.thread_time() + self.seconds
 
     def spend(self, characters: int) -> None:
-        """Take so many characters. Raises LimitError if too few are left, and if the time is over."""
+        """Use up so many characters. Raises LimitError if too few are left or the time is over."""
         self.left -= characters + 1
         if self.left < 0:
             raise self._too_much()
@@ -47,14 +47,15 @@ class Allowance:
             raise LimitError("it ran too long", f"{self.seconds:.1f} seconds of processor time")
 
     def spend_on(self, value: Any, factor: int = 1) -> None:
-        """Take what a value needs as text, in which a list counts each time it appears."""
+        """Use up the characters of a value as text; a list counts each time that it appears in the value."""
         self.spend(factor * self.size_of(value))
 
     def size_of(self, value: Any) -> int:
-        """Return about how many characters the value is as text. Raises LimitError if it is beyond what is left."""
+        """Return about how many characters the value has as text. Raises LimitError if fewer are left."""
         if isinstance(value, str):
             return len(value)
-        total = count = 0
+        total = 0
+        count = 0
         waiting = [(value, 0)]
         while waiting:
             value, depth = waiting.pop()
@@ -84,7 +85,7 @@ class Allowance:
 
 
 def cost(value: Any) -> int:
-    """Return the memory of a value without what is in it, in characters."""
+    """Return the memory of a value without the objects in it, in characters."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Collection):

@@ -1,9 +1,9 @@
-"""Control tokens: which texts of a vocabulary steer the model, and how a message that spells one stays text.
+"""Control tokens: the texts of a vocabulary that steer the model; a message that spells one must stay text.
 
-A chat template glues its own control tokens and the words of messages into one text. To tell them apart afterwards,
-`Marker` puts a private-use character into each control token that a message spells, and at its borders where only a
-part of one stands. `Controls.find` then sees the template's own tokens alone, and `Controls.encode` gives these to a
-second tokenizer under names that no text contains.
+A chat template joins its own control tokens and the words of messages to one text. To tell them apart afterwards,
+`Marker` puts a private-use character into each control token that a message spells, and at a message's borders if only
+a part of a token stands there. `Controls.find` then finds only the template's own tokens, and `Controls.encode` gives
+these to a second tokenizer under names that no text contains.
 """
 
 import json
@@ -35,12 +35,13 @@ def unused_character(texts: Iterable[str]) -> str:
 
 
 class Marker:
-    """Marks what spells one of the control tokens `tokens`, in texts that do not contain the character `mark`."""
+    """Marks the places that spell one of the control tokens `tokens`, in texts without the character `mark`."""
 
     def __init__(self, tokens: Iterable[str], mark: str):
         self.tokens = list(tokens)
         self.mark = mark
-        self.longest = max(map(len, self.tokens), default=0)
+        lengths = [len(token) for token in self.tokens]
+        self.longest = max(lengths, default=0)
         self.firsts = {token[0] for token in self.tokens}
         self.lasts = {token[-1] for token in self.tokens}
         self.starts = re.compile(f"(?:{_starts(self.tokens)})(?!{mark})")
@@ -87,14 +88,15 @@ class Marker:
         return text[:begin] + 2 * self.mark + text[begin:]
 
     def _begins_with_an_end(self, head: str) -> bool:
-        """Whether the text begins with the end of a token."""
-        return any(last in self.lasts and self._ends(head[:length]) for length, last in enumerate(head, 1))
+        """Return whether the text begins with the end of a token."""
+        ends = [place + 1 for place, character in enumerate(head) if character in self.lasts]
+        return any(self._ends(head[:end]) for end in ends)
 
     def _ends(self, part: str) -> bool:
         return any(token.endswith(part) and token != part for token in self.tokens)
 
     def _is_a_middle(self, text: str) -> bool:
-        """Whether the whole text is inside a token."""
+        """Return whether the whole text is inside a token."""
         if len(text) >= 4 * self.longest:  # too long for it; most texts are
             return False
         whole = text.strip().replace(self.mark, "")
@@ -106,8 +108,8 @@ class Marker:
 class Controls:
     """The control tokens of a tokenizer.
 
-    `special`: those that are never text, whoever writes them. `tokens`: these and the other added tokens, such as
-    `<think>`, except for mere words and white space, which some vocabularies add.
+    `special`: tokens that a message never contains, whoever writes it. `tokens`: the special tokens and the other added
+    tokens, such as `<think>`, except for words and white space, which some vocabularies add.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer):
@@ -129,7 +131,7 @@ class Controls:
         self.normalizer_can_spell = normalized and backend.normalizer is not None
 
     def find(self, text: str, mark: str) -> Spans:
-        """Return where control tokens without marks stand in the text, counted without the marks."""
+        """Return the places of the control tokens without marks in the text, counted without the marks."""
         if not self.tokens:
             return ()
         spans = []
@@ -165,11 +167,14 @@ class Controls:
         A name is drawn by chance, so that no text can contain it on purpose.
         """
         secret = "".join(chr(secrets.choice(PRIVATE)) for _ in range(8))
-        names = {token: f"{secret}{place}{secret}" for place, token in enumerate(sorted(self.tokens))}
+        names = {}
+        for place, token in enumerate(sorted(self.tokens)):
+            names[token] = f"{secret}{place}{secret}"
         data = json.loads(self.backend.to_str())
-        for token in data["added_tokens"]:
-            if token["content"] in names:
-                token |= {"content": names[token["content"]], "normalized": False, "single_word": False}
+        for added in data["added_tokens"]:
+            name = names.get(added["content"])
+            if name is not None:
+                added |= {"content": name, "normalized": False, "single_word": False}
         _rename(data["model"], names)
         return tokenizers.Tokenizer.from_str(json.dumps(data)), names
 
@@ -209,16 +214,19 @@ def _merges_without(merges: Iterable[Any], names: Container[str]) -> list[list[s
 
 
 def _is_word(text: str) -> bool:
-    """Whether an added token is a word or white space, which steers nothing."""
+    """Return whether an added token is a word or white space, which does not steer the model."""
     return all(character.isalnum() or character.isspace() or character == "▁" for character in text)
 
 
 def _starts(tokens: Iterable[str]) -> str:
-    """Return a pattern for the first character of each token, wherever it begins: also inside another token."""
+    """Return a pattern for the first character of each token, which may begin inside another token."""
     by_first: dict[str, list[str]] = {}
     for token in tokens:
         by_first.setdefault(token[0], []).append(token[1:])
-    return "|".join(f"{re.escape(first)}(?={_any_of(rests)})" for first, rests in sorted(by_first.items()))
+    branches = []
+    for first, rests in sorted(by_first.items()):
+        branches.append(f"{re.escape(first)}(?={_any_of(rests)})")
+    return "|".join(branches)
 
 
 def _any_of(texts: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The JSON files of a model directory: its shape, its sampling defaults, the tokens that end a text."""
+"""Read the JSON files of a model directory: its configuration, its sampling defaults, the tokens that end a text."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from tiny_llm.config.fields import JsonFields, as_json, parse_object
 from tiny_llm.config.keys import GENERATION
 from tiny_llm.config.sampling import check_setting
 
-SAMPLING_DEFAULTS = {  # the keys of generation_config.json, and what SamplingParams calls them
+SAMPLING_DEFAULTS = {  # the keys of generation_config.json, and their names in SamplingParams
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
@@ -22,10 +22,11 @@ SAMPLING_DEFAULTS = {  # the keys of generation_config.json, and what SamplingPa
 
 
 def read_bytes(path: Path, limit: int = -1) -> bytes:
-    """The file's bytes, at most `limit`. Raises ValueError naming the file where it cannot be read."""
+    """Return the file's bytes, at most `limit`. Raises ValueError naming a file that cannot be read."""
     try:
         if not path.is_file():
-            raise ValueError(f"{path}: expected a file, found {'something else' if path.exists() else 'nothing'}")
+            found = "something else" if path.exists() else "nothing"
+            raise ValueError(f"{path}: expected a file, found {found}")
         with path.open("rb") as file:
             return file.read(limit)
     except OSError as error:
@@ -33,23 +34,23 @@ def read_bytes(path: Path, limit: int = -1) -> bytes:
 
 
 def read_json(path: Path, *, optional: bool = False) -> JsonFields:
-    """A file's JSON object; an empty one where the file is `optional` and missing."""
+    """Return a file's JSON object; an empty one if the file is `optional` and missing."""
     if optional and not path.exists():
         return JsonFields({}, str(path))
     return parse_object(read_bytes(path), str(path))
 
 
 def load_config(directory: Path) -> ModelConfig:
-    """The model's shape from config.json. Raises ValueError naming file, key, expected and found."""
+    """Return the model's configuration from config.json. Raises ValueError naming file, key, expected and found."""
     fields = read_json(directory / "config.json")
     return ModelConfig.from_hf(fields.data, fields.source)
 
 
 def load_generation_defaults(directory: Path, max_context: int | None = None) -> dict[str, Any]:
-    """The sampling settings that the model's makers advise, under SamplingParams' names.
+    """Return the sampling settings of generation_config.json, under SamplingParams' names.
 
-    Those of generation_config.json; `do_sample` false means greedy, and an answer is no longer than `max_context`.
-    Raises ValueError for a key that this engine can't honour, and for a value out of range.
+    `do_sample` false means greedy; an answer is no longer than `max_context`. Raises ValueError for a key that this
+    engine can't honour, and for a value out of range.
     """
     fields = read_json(directory / "generation_config.json", optional=True)
     check_keys(fields, GENERATION)
@@ -65,7 +66,7 @@ def load_generation_defaults(directory: Path, max_context: int | None = None) ->
 
 
 def _setting(fields: JsonFields, key: str, name: str) -> Any:
-    """The value of `key` as the setting `name`. Raises ValueError naming file and key where it is none."""
+    """Return the value of `key` as the setting `name`. Raises ValueError naming file and key for a wrong value."""
     value = fields.data[key]
     if key == "stop_strings":
         value = tuple(value) if isinstance(value, list) else (value,)
@@ -74,7 +75,7 @@ def _setting(fields: JsonFields, key: str, name: str) -> Any:
 
 
 def eos_ids(directory: Path) -> frozenset[int] | None:
-    """Ids of the tokens that end a text, from generation_config.json, else config.json; None where neither says."""
+    """Return the ids of the tokens that end a text, of generation_config.json or else config.json; None without any."""
     for name in ("generation_config.json", "config.json"):
         fields = read_json(directory / name, optional=True)
         value = fields.data.get("eos_token_id")

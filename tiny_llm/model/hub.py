@@ -1,7 +1,7 @@
-"""Model names: a local directory, a short alias or a repository of the Hugging Face Hub.
+"""Find a model by its name: a local directory, a short alias or a repository of the Hugging Face Hub.
 
-huggingface_hub is imported inside the functions: it takes as long to import as all else at start-up together, and a
-local model does not need it.
+huggingface_hub is imported inside the functions: its import takes as long as all the rest of start-up, and a local
+model does not need it.
 """
 
 import difflib
@@ -33,7 +33,7 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A downloaded model. `size` in bytes on disk, `complete` whether all its weights are there."""
+    """A downloaded model. `size`: bytes on disk. `complete`: whether all its weights are there."""
 
     repo: str
     alias: str | None
@@ -43,9 +43,9 @@ class LocalModel:
 
 
 def resolve(name: str, *, progress: bool = True) -> Path:
-    """The directory of a model: a local one as it is, else the downloaded copy, downloaded first where missing.
+    """Return the directory of a model: a local one, or the downloaded copy, which is downloaded first if missing.
 
-    Raises ValueError where there is no such directory or model, or the Hub cannot be reached.
+    Raises ValueError if there is no such directory or model, or the Hub cannot be reached.
     """
     local = local_path(name)
     if local is not None:
@@ -55,7 +55,7 @@ def resolve(name: str, *, progress: bool = True) -> Path:
 
 
 def local_path(name: str) -> Path | None:
-    """The directory that `name` is, None where it looks like an alias or a repository instead."""
+    """Return the directory that `name` names; None if `name` looks like an alias or a repository."""
     require(bool(name.strip()), "model: expected a directory, an alias or a hub name, found nothing")
     path = os.path.expanduser(name)
     if os.path.isdir(path):
@@ -68,7 +68,7 @@ def local_path(name: str) -> Path | None:
 
 
 def repo_of(name: str) -> str:
-    """The Hub repository of an alias, or `name` itself where it is one. Raises ValueError for anything else."""
+    """Return the Hub repository of an alias, or `name` if it is a repository. Raises ValueError for any other name."""
     repo = ALIASES.get(name.lower(), name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
         return repo
@@ -79,14 +79,14 @@ def repo_of(name: str) -> str:
 
 
 def download(name: str, *, progress: bool = True) -> Path:
-    """Fetch a model from the Hub, or what has changed of it. Raises ValueError with a remedy."""
+    """Download a model from the Hub, or only its changed files. Raises ValueError with a remedy."""
     repo = repo_of(name)
     from huggingface_hub import snapshot_download
 
     try:
         with _progress_bars(progress):
             path = Path(snapshot_download(repo, allow_patterns=ALLOW_PATTERNS))
-    except Exception as error:  # the Hub's client, its transport and the disk each raise their own
+    except Exception as error:  # the Hub's client, its transport and the disk raise errors of many types
         raise ValueError(_remedy(repo, error)) from error
     missing = _missing(path)
     if missing:
@@ -95,24 +95,28 @@ def download(name: str, *, progress: bool = True) -> Path:
 
 
 def local_models() -> list[LocalModel]:
-    """The models in the Hub's cache on this machine that hold safetensors, by name."""
+    """Return the models with safetensors in the Hub's cache on this machine, sorted by name."""
+    aliases = {repo: alias for alias, repo in ALIASES.items()}
     models = []
     for repo in _cached_repos():
-        snapshots = sorted(repo.revisions, key=lambda revision: revision.last_modified)
-        path = snapshots[-1].snapshot_path if snapshots else repo.repo_path
+        path = repo.repo_path
+        if repo.revisions:
+            newest = max(repo.revisions, key=lambda revision: revision.last_modified)
+            path = newest.snapshot_path
         if any(path.glob("model*.safetensors")):
-            alias = next((alias for alias, target in ALIASES.items() if target == repo.repo_id), None)
-            models.append(LocalModel(repo.repo_id, alias, path, repo.size_on_disk, _missing(path) is None))
+            alias = aliases.get(repo.repo_id)
+            complete = _missing(path) is None
+            models.append(LocalModel(repo.repo_id, alias, path, repo.size_on_disk, complete))
     return sorted(models, key=lambda model: model.repo)
 
 
 def remove(name: str) -> int:
-    """Delete a downloaded model; returns the bytes freed. Raises ValueError where there is none of that name."""
+    """Delete a downloaded model and return the bytes freed. Raises ValueError if there is no model of that name."""
     repo = repo_of(name)
     found = next((cached for cached in _cached_repos() if cached.repo_id == repo), None)
     if found is None:
         raise ValueError(f"{name}: expected a downloaded model, found none of that name; here are: {_cached_names()}")
-    # not by the client's delete_revisions: it would take a renamed copy of the repository along
+    # the client's delete_revisions would delete a renamed copy of the repository, too
     shutil.rmtree(found.repo_path)
     return found.size_on_disk
 
@@ -127,7 +131,7 @@ def _cached_repos() -> list["CachedRepoInfo"]:
 
 
 def _cached(repo: str) -> Path | None:
-    """The downloaded copy if it is whole, without asking the network."""
+    """Return the downloaded copy if it is complete, without asking the network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -139,7 +143,7 @@ def _cached(repo: str) -> Path | None:
 
 
 def _missing(path: Path) -> str | None:
-    """What a snapshot lacks for loading; an interrupted download lacks something."""
+    """Return a file that a snapshot lacks for loading, as after an interrupted download; None if it is complete."""
     try:
         files, index = weight_files(path)
     except ValueError:
@@ -150,7 +154,7 @@ def _missing(path: Path) -> str | None:
 
 
 def _remedy(repo: str, error: Exception) -> str:
-    """One line for a failed download: what is wrong and what to do."""
+    """Return the error message of a failed download, in one line: what is wrong and what to do."""
     from huggingface_hub import constants, errors
 
     page = f"https://huggingface.co/{repo}"
@@ -170,8 +174,9 @@ def _remedy(repo: str, error: Exception) -> str:
 
 
 def _cached_names() -> str:
-    """What works without the Hub, for an error message."""
-    return ", ".join(model.alias or model.repo for model in local_models() if model.complete) or "none"
+    """Return the names of the complete local models, for an error message."""
+    names = [model.alias or model.repo for model in local_models() if model.complete]
+    return ", ".join(names) or "none"
 
 
 @contextmanager

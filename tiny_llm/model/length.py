@@ -1,4 +1,4 @@
-"""How many tokens a text has at least, without tokenizing it."""
+"""Find the smallest number of tokens that a text can have, without tokenizing it."""
 
 import json
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import tokenizers
 
 PART = 65_536  # characters that are normalized at once
-BORDER = 64  # bytes by which a part alone may be longer than within the text
+BORDER = 64  # bytes by which a part's normal form may be longer than its share of the whole text's
 KEEPING = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Sequence", "Split", "UnicodeScripts"}
 
 
 class LeastTokens:
-    """Counts the tokens that a text needs at least: its bytes over those of the longest token.
+    """Counts the tokens that a text needs at least: its bytes, divided by the bytes of the longest token.
 
-    That holds for vocabularies that have all bytes, and where no step before drops any. For others the answer is 0.
+    The count is valid if the vocabulary has all bytes and no earlier step drops any. Otherwise it is 0.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer):
@@ -24,7 +24,7 @@ class LeastTokens:
         self.holds = _keeps_all(backend)
 
     def __call__(self, text: str, limit: int) -> int:
-        """Return how many tokens the text has at least, as far as that is needed to tell that it has more than `limit`.
+        """Return how many tokens the text has at least; stop counting once there are more than `limit`.
 
         The normalizer may shorten a text, so normalize it in parts of PART characters.
         """
@@ -41,20 +41,25 @@ class LeastTokens:
         """Return the bytes of a part of the text that have to be in tokens."""
         if self.backend.normalizer is not None:
             part = self.backend.normalizer.normalize_str(part)
-        kept = "".join(part.split()) if self.trims else part
-        return len(kept.encode())
+        if self.trims:
+            part = "".join(part.split())
+        return len(part.encode())
 
 
 def _keeps_all(backend: tokenizers.Tokenizer) -> bool:
-    """Whether each byte of a text is in one of its tokens."""
-    splits = _parts(backend.pre_tokenizer)
-    if any(part["type"] not in KEEPING or part.get("behavior") == "Removed" for part in splits):
-        return False
+    """Return whether each byte of a text is in one of its tokens."""
+    types = set()
+    for part in _parts(backend.pre_tokenizer):
+        if part["type"] not in KEEPING or part.get("behavior") == "Removed":
+            return False
+        types.add(part["type"])
     vocab = backend.get_vocab(with_added_tokens=False)
-    if any(part["type"] == "ByteLevel" for part in splits):
+    if "ByteLevel" in types:
         alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
         return all(character in vocab for character in alphabet)
-    return getattr(backend.model, "byte_fallback", False) and all(f"<0x{byte:02X}>" in vocab for byte in range(256))
+    if not getattr(backend.model, "byte_fallback", False):
+        return False
+    return all(f"<0x{byte:02X}>" in vocab for byte in range(256))
 
 
 def _parts(pre_tokenizer: Any) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""How much memory a model will take, and whether the machine has it: told before loading."""
+"""Estimate, before loading, how much memory a model will take, and check that the machine has it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.model.fused import QUERY_TILE
 from tiny_llm.model.safetensors import FLOATS, WIDTHS, Entry, read_entries
 
-PREFILL = 2048  # tokens of a prompt that are computed at once
+PREFILL = 2048  # tokens of a prompt that are computed at once, at most
 GB = 1e9
 
 
 class MemoryBytes(NamedTuple):
-    """What a model needs, in bytes. `per_token` is the part of the KV cache that one token of context takes."""
+    """The memory that a model needs, in bytes. `per_token`: the KV cache's part for one token of context."""
 
     weights: int
     kv_cache: int
@@ -29,66 +29,87 @@ class MemoryBytes(NamedTuple):
         return self.weights + self.kv_cache + self.working
 
 
-# A cache that is not contiguous: bytes of a slot for a width of activations, and slots at most (None: all tokens)
+# For a cache that is not contiguous: a function from the bytes of a number to those of a slot, and the most slots
+# (None: one for each token)
 CacheCost = tuple[Callable[[int], int], int | None]
 
 
 def estimate_bytes(
     directory: Path, config: ModelConfig, dtype: mx.Dtype | None, context: int, cache: CacheCost | None = None
 ) -> MemoryBytes:
-    """What loading a model and computing `context` tokens will take, from the files' headers alone.
+    """Return the memory for loading a model and computing `context` tokens, from the files' headers alone.
 
     `dtype` as in `load_weights`. Raises ValueError for broken files.
     """
     entries = read_entries(directory, config.tie_word_embeddings)
-    norm = entries.get("model.norm.weight")
-    width = dtype.size if dtype else WIDTHS[norm.dtype] if norm else 4
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
+    width = _width(entries, dtype)
     slots = context
-    if cache is not None:
-        per_token, slots = cache[0](width), min(context, cache[1] or context)
-    largest = max((entry.end - entry.begin for entry in entries.values()), default=0)  # twice there when converted
-    return MemoryBytes(
-        weights=sum(_loaded(entry, dtype) for entry in entries.values()),
-        kv_cache=per_token * slots,
-        working=max(_prefill_bytes(config, width, context), largest),
-        per_token=per_token,
-    )
+    if cache is None:
+        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
+    else:
+        slot_bytes, most = cache
+        per_token = slot_bytes(width)
+        slots = min(context, most or context)
+    weights = 0
+    largest = 0
+    for entry in entries.values():
+        weights += _loaded(entry, dtype)
+        largest = max(largest, entry.end - entry.begin)
+    working = _prefill_bytes(config, width, context)
+    working = max(working, largest)  # while a tensor is converted, it exists twice
+    return MemoryBytes(weights, per_token * slots, working, per_token)
+
+
+def _width(entries: Mapping[str, Entry], dtype: mx.Dtype | None) -> int:
+    """Return the bytes of a number of the activations."""
+    if dtype is not None:
+        return dtype.size
+    norm = entries.get("model.norm.weight")
+    return WIDTHS[norm.dtype] if norm else 4
 
 
 def _prefill_bytes(config: ModelConfig, width: int, context: int) -> int:
-    """One layer's activations for a part of a prompt, in elements `width` bytes wide; factors measured.
+    """Return the memory of one layer's activations for a part of a prompt, of `width` bytes a number.
 
-    On a CPU the attention scores of a tile of queries exist too, in float32, several times over, and of a quantized
-    model two layers' weights unpacked (`fused.linear`).
+    The factors were measured. A CPU also holds several copies of the attention scores of a tile of queries, in float32,
+    and of a quantized model the unpacked weights of two layers (`fused.linear`).
     """
     length = min(context, PREFILL)
-    row = config.hidden_size + config.intermediate_size + config.num_attention_heads * config.head_dim
-    prompt = length * 8 * row * width + config.vocab_size * 4
+    heads = config.num_attention_heads
+    row = config.hidden_size + config.intermediate_size + heads * config.head_dim
+    activations = length * 8 * row * width
+    logits = config.vocab_size * 4
+    prompt = activations + logits
     if mx.default_device() == mx.gpu:
         return prompt
-    heads = config.num_attention_heads + config.num_key_value_heads
-    layer = config.hidden_size * (2 * heads * config.head_dim + 3 * config.intermediate_size)  # weights
-    scores = min(length, QUERY_TILE) * config.num_attention_heads * context
-    return prompt + 4 * scores * 4 + (2 * layer * width if config.quantization else 0)
+    scores = min(length, QUERY_TILE) * heads * context
+    prompt += 4 * scores * 4
+    if config.quantization:
+        all_heads = heads + config.num_key_value_heads
+        columns = 2 * all_heads * config.head_dim + 3 * config.intermediate_size
+        prompt += 2 * config.hidden_size * columns * width
+    return prompt
 
 
 def _loaded(entry: Entry, dtype: mx.Dtype | None) -> int:
+    """Return the bytes of a tensor once it is loaded."""
     if dtype is None or entry.dtype not in FLOATS:
         return entry.end - entry.begin
     return prod(entry.shape) * dtype.size
 
 
 def available_bytes() -> int | None:
-    """Memory that this process may still take: the GPU's where there is one; None where the system does not say.
+    """Return the memory that this process may still take, of the GPU if there is one; None if the system does not tell.
 
-    Without a GPU it is what the machine has free or what the limits of a container or of `ulimit` leave, if that is
-    less.
+    Without a GPU it is the machine's free memory, or less if a container or `ulimit` limits it.
     """
     info = mx.device_info()
-    limit = info.get("free_memory") or info.get("max_recommended_working_set_size")
+    free = info.get("free_memory")
+    if isinstance(free, int) and free > 0:
+        return free
+    limit = info.get("max_recommended_working_set_size")
     if isinstance(limit, int):
-        return limit - (0 if "free_memory" in info else mx.get_active_memory())
+        return limit - mx.get_active_memory()
     return _machine.available_bytes()
 
 
@@ -100,12 +121,14 @@ def check_memory(
     available: int | None = None,
     cache: CacheCost | None = None,
 ) -> MemoryBytes:
-    """The estimate, if it fits into `available` bytes (None asks the system). Raises ValueError with advice."""
+    """Return the estimate if it fits into `available` bytes (None asks the system). Raises ValueError with advice."""
     need = estimate_bytes(directory, config, dtype, context, cache)
-    available = available_bytes() if available is None else available
+    if available is None:
+        available = available_bytes()
     if available is None or need.total <= available:
         return need
-    fits = (available - need.weights - need.working) // need.per_token
+    room = available - need.weights - need.working
+    fits = room // need.per_token
     advice = "take a smaller model or a smaller quantization, such as a 4-bit one"
     if fits >= 1:
         advice = f"set --max-context {fits} or less, or {advice}"

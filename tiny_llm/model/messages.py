@@ -1,11 +1,11 @@
-"""Chat messages and tools as templates expect them: checked, with their texts marked as plain text."""
+"""Check chat messages and tools, mark their texts as plain text, and copy them into the form that templates expect."""
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from tiny_llm.config.fields import shown
+from tiny_llm.config.fields import as_text, expect, shown
 
 ROLES = ("system", "user", "assistant", "tool")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # where clients put them
@@ -14,16 +14,13 @@ NODES = 1_000_000  # values in one message or tool
 
 
 class Mark(Protocol):
-    """What marks a text of a message; see `controls.Marker`."""
+    """A function that marks a text of a message; see `controls.Marker`."""
 
     def __call__(self, text: str, *, borders: bool = True, inside: bool = False) -> str: ...
 
 
 class Copy:
-    """Copies JSON values and marks their texts.
-
-    Raises ValueError for anything that JSON can't hold, naming its place.
-    """
+    """Copies JSON values and marks their texts. Raises ValueError naming the place of a value that JSON can't hold."""
 
     def __init__(self, mark: Mark):
         self.mark = mark
@@ -46,50 +43,37 @@ class Copy:
             expect(math.isfinite(value), where, "a finite number, because JSON has no other", value)
             return value
         if isinstance(value, Mapping):
-            return {
-                self.key(key, where): self.value(each, f"{where}.{key!s:.50}", depth + 1) for key, each in value.items()
-            }
+            table = {}
+            for key, each in value.items():
+                marked = self.key(key, where)
+                table[marked] = self.value(each, f"{where}.{key!s:.50}", depth + 1)
+            return table
         if isinstance(value, list | tuple):
             return [self.value(each, f"{where}[{i}]", depth + 1) for i, each in enumerate(value)]
         raise ValueError(f"{where}: expected text, numbers, true, false, null, lists or objects, found {shown(value)}")
 
     def key(self, key: Any, where: str) -> str:
         expect(isinstance(key, str), where, "texts as keys", key)
-        return self.text(key, f"{where}: key {shown(key)}", borders=not key.isidentifier())
-
-
-def expect(ok: bool, where: str, expected: str, found: Any) -> None:
-    """Raise ValueError that names the place, what was expected and what was found, unless all is well."""
-    if not ok:
-        raise ValueError(f"{where}: expected {expected}, found {shown(found)}")
-
-
-def as_text(text: Any, where: str) -> str:
-    """Check that this is text that can be written as UTF-8."""
-    expect(isinstance(text, str), where, "a text", text)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{where}: expected text, found half a character (the surrogate U+{ord(text[error.start]):04X}) at "
-            f"character {error.start}; read the text as UTF-8"
-        ) from None
-    return str(text)
+        place = f"{where}: key {shown(key)}"
+        return self.text(key, place, borders=not key.isidentifier())
 
 
 def checked_messages(messages: Sequence[Mapping[str, Any]], mark_for: Callable[[str], Mark]) -> list[dict[str, Any]]:
     """Return copies of the messages as templates expect them. Raises ValueError naming what is malformed.
 
     Content becomes a text, thoughts stand under `reasoning_content`, arguments of tool calls are objects.
-    `mark_for(role)` is what marks a role's texts.
+    `mark_for(role)` returns the function that marks a role's texts.
     """
     filled = isinstance(messages, list | tuple) and len(messages) > 0
     expect(filled, "messages", "a list of at least one message", messages)
-    return [_message(message, f"messages[{i}]", mark_for) for i, message in enumerate(messages)]
+    checked = []
+    for i, message in enumerate(messages):
+        checked.append(_message(message, f"messages[{i}]", mark_for))
+    return checked
 
 
 def checked_tools(tools: Sequence[Mapping[str, Any]] | None, mark: Mark) -> list[dict[str, Any]] | None:
-    """Return copies of the tools' descriptions. Raises ValueError naming what is malformed."""
+    """Return checked copies of the tools' descriptions. Raises ValueError naming what is malformed."""
     if tools is None:
         return None
     expect(isinstance(tools, list | tuple), "tools", "a list of tools", tools)
@@ -139,24 +123,30 @@ def _content(content: Any, silent: bool, where: str, copy: Copy) -> str:
 
 
 def _part(part: Any, where: str) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    text = part.get("text") if isinstance(part, Mapping) else None
-    if kind == "text" and isinstance(text, str):
-        return text
-    found = f"a part of type {shown(kind)}" if isinstance(kind, str) and kind != "text" else shown(part)
+    """Return the text of a part, {"type": "text", "text": …}."""
+    found = shown(part)
+    if isinstance(part, Mapping):
+        kind = part.get("type")
+        text = part.get("text")
+        if kind == "text" and isinstance(text, str):
+            return text
+        if isinstance(kind, str) and kind != "text":
+            found = f"a part of type {shown(kind)}"
     raise ValueError(f'{where}: expected {{"type": "text", "text": …}}, because models here read text; found {found}')
 
 
 def _calls(calls: Any, where: str, copy: Copy) -> dict[str, Any]:
-    """Return {"tool_calls": …}; nothing for null, which clients send where there are none."""
+    """Return {"tool_calls": …}, or {} for null, which clients send if there are no calls."""
     if calls is None:
         return {}
-    expect(isinstance(calls, list | tuple), f"{where}.tool_calls", "a list of calls", calls)
-    return {"tool_calls": [_call(call, f"{where}.tool_calls[{j}]", copy) for j, call in enumerate(calls)]}
+    place = f"{where}.tool_calls"
+    expect(isinstance(calls, list | tuple), place, "a list of calls", calls)
+    checked = [_call(call, f"{place}[{j}]", copy) for j, call in enumerate(calls)]
+    return {"tool_calls": checked}
 
 
 def _call(call: Any, where: str, copy: Copy) -> dict[str, Any]:
-    """Return a tool call, {"function": {"name", "arguments"}} or what is inside, with its arguments as an object."""
+    """Return a tool call, {"function": {"name", "arguments"}} or only the inner object, with arguments as an object."""
     expect(isinstance(call, Mapping), where, "a function's name and arguments", call)
     if "function" not in call:
         return _function(call, where, copy)
@@ -171,15 +161,14 @@ def _call(call: Any, where: str, copy: Copy) -> dict[str, Any]:
 
 def _function(function: Any, where: str, copy: Copy) -> dict[str, Any]:
     expect(isinstance(function, Mapping), where, "name and arguments", function)
-    name = function.get("name")
-    expect(isinstance(name, str) and name != "", f"{where}.name", "the name of a function", name)
+    _check_name(function, where)
     arguments = _arguments(function.get("arguments"), f"{where}.arguments")
     checked: dict[str, Any] = copy.value({**function, "arguments": arguments}, where)
     return checked
 
 
 def _arguments(arguments: Any, where: str) -> Mapping[str, Any]:
-    """Return arguments as an object. Clients send them as JSON text, and none at all as "" or null."""
+    """Return arguments as an object. Clients send them as JSON text, and no arguments as "" or null."""
     if arguments is None or arguments == "":
         return {}
     parsed = arguments
@@ -197,14 +186,23 @@ def _refuse(constant: str) -> None:
 
 
 def _tool(tool: Any, where: str, mark: Mark) -> dict[str, Any]:
-    """Return a tool, {"type": "function", "function": {"name", …}} or what is inside."""
+    """Return a tool, {"type": "function", "function": {"name", …}} or only the inner object."""
     expect(isinstance(tool, Mapping), where, "a function's name and parameters", tool)
-    function = tool.get("function", tool)
-    place = f"{where}.function" if "function" in tool else where
-    expect(isinstance(function, Mapping), f"{place}", "name and parameters", function)
-    name, parameters = function.get("name"), function.get("parameters")
-    expect(isinstance(name, str) and name != "", f"{place}.name", "the name of a function", name)
+    function = tool
+    place = where
+    if "function" in tool:
+        function = tool["function"]
+        place = f"{where}.function"
+    expect(isinstance(function, Mapping), place, "name and parameters", function)
+    _check_name(function, place)
+    parameters = function.get("parameters")
     schema = parameters is None or isinstance(parameters, Mapping)
     expect(schema, f"{place}.parameters", "a JSON schema, an object", parameters)
     checked: dict[str, Any] = Copy(mark).value(tool, where)
     return checked
+
+
+def _check_name(function: Mapping[str, Any], where: str) -> None:
+    name = function.get("name")
+    named = isinstance(name, str) and name != ""
+    expect(named, f"{where}.name", "the name of a function", name)

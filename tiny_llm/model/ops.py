@@ -1,8 +1,8 @@
 """The operations that a Qwen is made of, each as a readable function of plain MLX operations.
 
-`Ops` is the table through which the model calls them: PLAIN holds the functions of this file, `fused.FUSED` the
-fastest twin of each on the current device. A weight is a dict of arrays, so that a dense and a quantized one, a
-slice and a shard look the same from outside:
+The model calls them through a table, `Ops`: PLAIN holds the functions of this file, `fused.choose` returns the fastest
+twin of each for the current device. A weight is a dict of arrays, so that the model treats dense and quantized weights,
+slices and shards alike:
 
     dense      {"weight": (out, in), "bias"?: (out,)}
     quantized  {"weight": packed, "scales": (out, in/group), "biases": (out, in/group), "bias"?: (out,)}
@@ -22,32 +22,41 @@ Weight = dict[str, Any]
 
 
 def quantization_of(w: Weight, width: int) -> tuple[int, int]:
-    """(group size, bits) of a packed weight whose unpacked rows are `width` long: both follow from the shapes."""
-    return width // w["scales"].shape[-1], w["weight"].shape[-1] * 32 // width
+    """Return (group size, bits) of a packed weight with unpacked rows of `width` numbers, computed from the shapes."""
+    groups = w["scales"].shape[-1]
+    words = w["weight"].shape[-1]
+    return width // groups, words * 32 // width
 
 
 def quantized_product(x: mx.array, w: Weight) -> mx.array:
-    """x Wᵀ for a packed weight."""
+    """Compute x Wᵀ for a packed weight. x (T, in), result (T, out)."""
     group_size, bits = quantization_of(w, x.shape[-1])
-    return mx.quantized_matmul(x, w["weight"], w["scales"], w["biases"], group_size=group_size, bits=bits)
+    scales = w["scales"]
+    biases = w["biases"]
+    return mx.quantized_matmul(x, w["weight"], scales, biases, group_size=group_size, bits=bits)
 
 
 def linear(x: mx.array, w: Weight) -> mx.array:
-    """y = x Wᵀ + bias. x (T, in), result (T, out). A weight with "scales" is packed: see `quantized_product`."""
+    """Compute x Wᵀ + bias. x (T, in), result (T, out). A weight with "scales" is packed: see `quantized_product`."""
     if "parts" in w:
-        return mx.concatenate([linear(x, part) for part in w["parts"]], axis=-1)
+        outputs = [linear(x, part) for part in w["parts"]]
+        return mx.concatenate(outputs, axis=-1)
     # TASK w1.4.1: the product, and a bias where there is one
     y = quantized_product(x, w) if "scales" in w else x @ w["weight"].T
-    return y + w["bias"] if "bias" in w else y
+    if "bias" in w:
+        y = y + w["bias"]
+    return y
     # END TASK
 
 
 def embedding(tokens: mx.array, w: Weight, hidden_size: int) -> mx.array:
-    """Row `token` of the table for each token. tokens (T,), result (T, hidden_size)."""
+    """Return row `token` of the table for each token. tokens (T,), result (T, hidden_size)."""
     if "scales" in w:
         group_size, bits = quantization_of(w, hidden_size)
-        packed = (w["weight"][tokens], w["scales"][tokens], w["biases"][tokens])
-        return mx.dequantize(*packed, group_size=group_size, bits=bits)
+        packed = w["weight"][tokens]
+        scales = w["scales"][tokens]
+        biases = w["biases"][tokens]
+        return mx.dequantize(packed, scales, biases, group_size=group_size, bits=bits)
     # TASK w1.5.1: a row for each token
     rows: mx.array = w["weight"][tokens]
     return rows
@@ -55,22 +64,24 @@ def embedding(tokens: mx.array, w: Weight, hidden_size: int) -> mx.array:
 
 
 def softmax(x: mx.array) -> mx.array:
-    """exp(x) / Σ exp(x) over the last axis, shifted by the maximum so that nothing overflows."""
+    """Compute exp(x) / Σ exp(x) over the last axis, from x minus its maximum, so that nothing overflows."""
     # TASK w1.4.2: a row of weights that sum to 1
-    e = mx.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    top = x.max(axis=-1, keepdims=True)
+    e = mx.exp(x - top)
+    total = e.sum(axis=-1, keepdims=True)
+    return e / total
     # END TASK
 
 
 def silu(x: mx.array) -> mx.array:
-    """x · σ(x), element by element."""
+    """Compute x · σ(x), element by element."""
     # TASK w1.4.3: x, gated by its own sigmoid
     return x / (1 + mx.exp(-x))
     # END TASK
 
 
 def swiglu(gate_up: mx.array) -> mx.array:
-    """silu(gate) · up, where gate_up (T, 2·I) holds gate and up side by side; result (T, I). (arXiv:2002.05202)"""
+    """Compute silu(gate) · up; gate_up (T, 2·I) holds gate and up side by side, result (T, I). (arXiv:2002.05202)"""
     # TASK w1.4.4: the gate decides how much of `up` passes
     gate, up = mx.split(gate_up, 2, axis=-1)
     return silu(gate) * up
@@ -78,11 +89,13 @@ def swiglu(gate_up: mx.array) -> mx.array:
 
 
 def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
-    """x / √(mean(x²) + eps) · weight over the last axis, in float32. (arXiv:1910.07467)"""
+    """Compute x / √(mean(x²) + eps) · weight over the last axis, in float32. (arXiv:1910.07467)"""
     # TASK w1.4.5: each token's vector to length √D, then the weights
     x32 = x.astype(mx.float32)
-    scale = mx.rsqrt(x32.square().mean(axis=-1, keepdims=True) + eps)
-    return (x32 * scale).astype(x.dtype) * weight
+    mean_square = x32.square().mean(axis=-1, keepdims=True)
+    scale = mx.rsqrt(mean_square + eps)
+    normed = (x32 * scale).astype(x.dtype)
+    return normed * weight
     # END TASK
 
 

@@ -1,4 +1,4 @@
-"""The text of a rendered conversation, and what only the template knows about it."""
+"""The text of a rendered conversation, with facts about it that only the template knows."""
 
 Spans = tuple[tuple[int, int], ...]
 

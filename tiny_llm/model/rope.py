@@ -1,4 +1,4 @@
-"""Rotary position embeddings: queries and keys turn with their position, so their product sees only the distance.
+"""Rotary position embeddings: rotate queries and keys by their position, so that their product depends on the distance.
 
 arXiv:2104.09864. Dimension i is paired with i + D/2, as in the Hugging Face weights ("non-traditional" in MLX).
 """
@@ -13,7 +13,7 @@ from tiny_llm.config import RopeConfig
 
 # ANCHOR: rotation
 class Rotation(NamedTuple):
-    """What one step needs to rotate its tokens: made once, used by every layer."""
+    """The angles of one step's tokens: computed once in a step, used by every layer."""
 
     positions: mx.array  # (T,) int32
     cos: mx.array  # (T, D/2) float32
@@ -24,7 +24,10 @@ class Rotation(NamedTuple):
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> mx.array:
-    """Radians per position for each pair, (D/2,) float32: theta^(-2i/D), stretched as the config asks."""
+    """Return each pair's frequency in radians per position, (D/2,) float32.
+
+    It is theta^(-2i/D), scaled for long contexts by the method that the config names.
+    """
     # TASK w1.2.1: a frequency for each pair
     exponents = mx.arange(0, head_dim, 2, dtype=mx.float32) / head_dim
     inverse = config.theta**-exponents
@@ -39,47 +42,62 @@ def inverse_frequencies(config: RopeConfig, head_dim: int) -> mx.array:
 
 
 def _yarn(config: RopeConfig, head_dim: int, inverse: mx.array) -> mx.array:
-    """Fast pairs keep their frequency, slow ones are interpolated, a ramp lies between. (arXiv:2309.00071, 3.2)"""
+    """Keep the frequencies of fast pairs, divide those of slow pairs by `factor`, blend between.
 
-    def pair_with(rotations: float) -> float:
-        """The (real-valued) pair that turns `rotations` times within the original context."""
-        wavelength = config.original_max_position_embeddings / (rotations * 2 * math.pi)
-        return head_dim * math.log(wavelength) / (2 * math.log(config.theta))
-
-    low, high = pair_with(config.beta_fast), pair_with(config.beta_slow)
+    Source: arXiv:2309.00071, section 3.2.
+    """
+    low = _pair_with(config.beta_fast, config, head_dim)
+    high = _pair_with(config.beta_slow, config, head_dim)
     if config.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0.0), min(high, head_dim - 1.0)
+        low = math.floor(low)
+        high = math.ceil(high)
+    low = max(low, 0.0)
+    high = min(high, head_dim - 1.0)
     if low == high:
         high += 0.001
-    ramp = (mx.arange(head_dim // 2, dtype=mx.float32) - low) / (high - low)
-    interpolated = mx.clip(ramp, 0, 1)
-    return inverse / config.factor * interpolated + inverse * (1 - interpolated)
+    pair = mx.arange(head_dim // 2, dtype=mx.float32)
+    ramp = (pair - low) / (high - low)
+    slow = mx.clip(ramp, 0, 1)
+    divided = inverse / config.factor
+    return divided * slow + inverse * (1 - slow)
+
+
+def _pair_with(rotations: float, config: RopeConfig, head_dim: int) -> float:
+    """Return the (real-valued) pair that turns `rotations` times within the original context."""
+    radians = rotations * 2 * math.pi
+    wavelength = config.original_max_position_embeddings / radians
+    return head_dim * math.log(wavelength) / (2 * math.log(config.theta))
 
 
 def _llama3(config: RopeConfig, inverse: mx.array) -> mx.array:
-    """Wavelengths beyond the original context are divided by `factor`, short ones kept, the rest blended."""
+    """Keep frequencies of short wavelengths, divide those beyond the original context by `factor`, blend between."""
     turns = config.original_max_position_embeddings * inverse / (2 * math.pi)  # within the original context
-    kept = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
-    kept = mx.clip(kept, 0, 1)
-    return inverse / config.factor * (1 - kept) + inverse * kept
+    low = config.low_freq_factor
+    high = config.high_freq_factor
+    ramp = (turns - low) / (high - low)
+    fast = mx.clip(ramp, 0, 1)
+    divided = inverse / config.factor
+    return divided * (1 - fast) + inverse * fast
 
 
 def attention_factor(config: RopeConfig) -> float:
-    """YaRN's gain on cos and sin, which sharpens the softmax of long contexts; 1 for the other kinds."""
+    """Return YaRN's factor on cos and sin, which sharpens the softmax of long contexts; 1 for the other kinds."""
     if config.kind != "yarn":
         return 1.0
     if config.attention_factor is not None:
         return config.attention_factor
+    gain = _gain(config.mscale, config.factor)
+    return gain / _gain(config.mscale_all_dim, config.factor)
 
-    def gain(mscale: float) -> float:
-        return 0.1 * mscale * math.log(config.factor) + 1.0 if config.factor > 1 else 1.0
 
-    return gain(config.mscale) / gain(config.mscale_all_dim)
+def _gain(mscale: float, factor: float) -> float:
+    if factor <= 1:
+        return 1.0
+    return 0.1 * mscale * math.log(factor) + 1.0
 
 
 class Rope:
-    """Rotary embedding of one model. `at(positions)` gives the rotation of a step."""
+    """The rotary embedding of one model."""
 
     def __init__(self, config: RopeConfig, head_dim: int):
         self.inverse = inverse_frequencies(config, head_dim)
@@ -88,18 +106,24 @@ class Rope:
         mx.eval(self.inverse, self.periods)
 
     def at(self, positions: mx.array) -> Rotation:
-        """positions (T,) int32 → cos and sin of every pair's angle, (T, D/2) each."""
+        """Return the rotation of a step: cosine and sine of every pair's angle, (T, D/2) each. positions (T,) int32."""
         # TASK w1.2.2: position times frequency
-        angles = positions[:, None].astype(mx.float32) * self.inverse
-        return Rotation(positions, mx.cos(angles) * self.gain, mx.sin(angles) * self.gain, self.periods, self.gain)
+        angles = positions[:, None].astype(mx.float32) * self.inverse  # (T, D/2)
+        cos = mx.cos(angles) * self.gain
+        sin = mx.sin(angles) * self.gain
+        return Rotation(positions, cos, sin, self.periods, self.gain)
         # END TASK
 
 
 def apply_rope(x: mx.array, rotation: Rotation) -> mx.array:
-    """Turn each pair (x_i, x_{i+D/2}) of x (T, H, D) by its angle; computed in float32."""
+    """Rotate each pair (x_i, x_{i+D/2}) of x (T, H, D) by its angle, in float32; the result has x's dtype."""
     # TASK w1.2.3: turn each pair
-    cos, sin = rotation.cos[:, None], rotation.sin[:, None]  # (T, 1, D/2)
-    left, right = mx.split(x.astype(mx.float32), 2, axis=-1)  # (T, H, D/2) each
-    turned = mx.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    cos = rotation.cos[:, None]  # (T, 1, D/2)
+    sin = rotation.sin[:, None]
+    x32 = x.astype(mx.float32)
+    left, right = mx.split(x32, 2, axis=-1)  # (T, H, D/2) each
+    turned_left = left * cos - right * sin
+    turned_right = right * cos + left * sin
+    turned = mx.concatenate([turned_left, turned_right], axis=-1)
     return turned.astype(x.dtype)
     # END TASK

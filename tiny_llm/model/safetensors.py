@@ -1,10 +1,11 @@
-"""What the safetensors files of a model directory hold, read and checked before MLX touches them.
+"""Read and check the headers of safetensors files: MLX trusts them, so an error must be found before it loads a file.
 
 A file is an 8-byte little-endian length, a JSON header {name: {dtype, shape, data_offsets}} of that length, and the
-tensors' bytes without gaps (github.com/huggingface/safetensors). MLX trusts the header, so a wrong one is found here.
+tensors' bytes without gaps (github.com/huggingface/safetensors).
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny_llm.config.fields import JsonFields, parse_object, require
 from tiny_llm.model.directory import read_bytes, read_json
 
 INDEX = "model.safetensors.index.json"
+PLAIN_NAME = r"model[\w.-]{0,200}\.safetensors"
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 FLOATS = ("F32", "F16", "BF16")
 WIDTHS = {  # bytes of one element
@@ -26,7 +28,7 @@ WIDTHS = {  # bytes of one element
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies and what it is. `dtype` is the format's name, such as BF16."""
+    """A tensor's file, type, shape and place in the file's data. `dtype`: the format's name, such as BF16."""
 
     file: Path
     dtype: str
@@ -36,9 +38,9 @@ class Entry:
 
 
 def read_entries(directory: Path, tied: bool) -> dict[str, Entry]:
-    """A model directory's tensors by name. Raises ValueError naming file, key, expected and found.
+    """Return a model directory's tensors by name. Raises ValueError naming file, key, expected and found.
 
-    Left out are the rotary tables of old files and, where the head is `tied` to the embedding, a head stored anyway.
+    Leave out the rotary tables of old files and, if the head is `tied` to the embedding, a head that is stored anyway.
     """
     files, weight_map = weight_files(directory)
     entries: dict[str, Entry] = {}
@@ -47,18 +49,24 @@ def read_entries(directory: Path, tied: bool) -> dict[str, Entry]:
             if name in entries:
                 raise ValueError(f"{file}: {name}: expected in one file only, found in {entries[name].file.name} too")
             entries[name] = entry
-    for name, file_name in weight_map.items():
-        if name not in entries or entries[name].file.name != file_name:
-            found = f"in {entries[name].file.name}" if name in entries else "nowhere"
-            raise ValueError(f"{directory / INDEX}: {name}: expected in {file_name}, found {found}")
-    unused = re.compile(r".*rotary_emb\.inv_freq|lm_head\..*" if tied else r".*rotary_emb\.inv_freq")
-    return {name: entry for name, entry in entries.items() if not unused.fullmatch(name)}
+    for name, expected in weight_map.items():
+        found = "nowhere"
+        if name in entries:
+            file_name = entries[name].file.name
+            if file_name == expected:
+                continue
+            found = f"in {file_name}"
+        raise ValueError(f"{directory / INDEX}: {name}: expected in {expected}, found {found}")
+    unused = r".*rotary_emb\.inv_freq"
+    if tied:
+        unused += r"|lm_head\..*"
+    return {name: entry for name, entry in entries.items() if not re.fullmatch(unused, name)}
 
 
 def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files that hold the weights, and the index's {tensor: file name} ({} without an index).
+    """Return the files that hold the weights, and the index's {tensor: file name} ({} without an index).
 
-    An index may name files of its own directory only. Raises ValueError where one is missing.
+    An index may name files of its own directory only. Raises ValueError if a file is missing.
     """
     index = directory / INDEX
     if not index.exists():
@@ -67,17 +75,20 @@ def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
         return files, {}
     fields = read_json(index)
     table = fields.table("weight_map")
-    require(table is not None and len(table.data) > 0, f"{index}: weight_map: expected an object, found nothing")
-    assert table is not None
+    if table is None or not table.data:
+        raise ValueError(f"{index}: weight_map: expected an object, found nothing")
     for name, file in table.data.items():
-        plain = isinstance(file, str) and re.fullmatch(r"model[\w.-]{0,200}\.safetensors", file, re.ASCII)
-        require(bool(plain), f"{table.source}: {name}: expected a model*.safetensors beside it, found {file!r:.100}")
-        require((directory / file).is_file(), f"{table.source}: {name}: expected the file {file}, found none")
-    return [directory / file for file in sorted(set(table.data.values()))], dict(table.data)
+        place = f"{table.source}: {name}"
+        plain = isinstance(file, str) and re.fullmatch(PLAIN_NAME, file, re.ASCII)
+        require(bool(plain), f"{place}: expected a model*.safetensors beside it, found {file!r:.100}")
+        require((directory / file).is_file(), f"{place}: expected the file {file}, found none")
+    names = sorted(set(table.data.values()))
+    files = [directory / name for name in names]
+    return files, dict(table.data)
 
 
 def read_header(file: Path) -> dict[str, Entry]:
-    """The tensors of one file, checked to cover its data exactly."""
+    """Return the tensors of one file by name. Raises ValueError unless they cover the file's data exactly."""
     prefix = read_bytes(file, 8)
     size = file.stat().st_size
     length = int.from_bytes(prefix, "little")
@@ -87,23 +98,33 @@ def read_header(file: Path) -> dict[str, Entry]:
         "the file is cut off or no safetensors: download it again",
     )
     header = parse_object(read_bytes(file, 8 + length)[8:], str(file))
-    entries = {name: _entry(file, header, name) for name in header.data if name != "__metadata__"}
-    end = 0
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if entry.begin != end:
-            raise ValueError(f"{file}: {name}: data_offsets: expected to begin at {end}, found {entry.begin}")
-        end = entry.end
-    require(
-        end == size - 8 - length,
-        f"{file}: expected {end} bytes of tensors, found {size - 8 - length}; the file is damaged: download it again",
-    )
+    entries = {}
+    for name in header.data:
+        if name != "__metadata__":
+            entries[name] = _entry(file, header, name)
+    _check_gaps(file, entries, size - 8 - length)
     return entries
+
+
+def _check_gaps(file: Path, entries: Mapping[str, Entry], size: int) -> None:
+    """Check that the tensors follow each other without gaps in `size` bytes of data."""
+    end = 0
+    in_order = sorted(entries, key=lambda name: (entries[name].begin, entries[name].end))
+    for name in in_order:
+        begin = entries[name].begin
+        if begin != end:
+            raise ValueError(f"{file}: {name}: data_offsets: expected to begin at {end}, found {begin}")
+        end = entries[name].end
+    if end != size:
+        raise ValueError(
+            f"{file}: expected {end} bytes of tensors, found {size}; the file is damaged: download it again"
+        )
 
 
 def _entry(file: Path, header: JsonFields, name: str) -> Entry:
     fields = header.table(name)
-    require(fields is not None, f"{file}: {name}: expected an object, found null")
-    assert fields is not None
+    if fields is None:
+        raise ValueError(f"{file}: {name}: expected an object, found null")
     dtype = fields.choice("dtype", tuple(WIDTHS))
     shape = _naturals(fields, "shape")
     offsets = _naturals(fields, "data_offsets")
@@ -116,7 +137,13 @@ def _entry(file: Path, header: JsonFields, name: str) -> Entry:
 
 
 def _naturals(fields: JsonFields, key: str) -> tuple[int, ...]:
+    """Return a list of at most 8 natural numbers, such as a shape."""
     values: Any = fields.data.get(key)
-    ok = isinstance(values, list) and len(values) <= 8 and all(type(v) is int and 0 <= v < 2**63 for v in values)
+    ok = isinstance(values, list) and len(values) <= 8
+    ok = ok and all(_is_natural(value) for value in values)
     require(ok, f"{fields.source}: {key}: expected a list of natural numbers, found {values!r:.100}")
     return tuple(values)
+
+
+def _is_natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63

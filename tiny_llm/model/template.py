@@ -72,7 +72,7 @@ class ChatTemplates:
         return self._without_marks(text, mark, opens)
 
     def unused_character(self, messages: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
-        """Return a character that is in none of the messages, tools and settings, of which messages may be none."""
+        """Return a character that is in none of the messages, tools and settings. There may be no messages."""
         given: list[str] = []
         others = {key: value for key, value in settings.items() if key != "tools"}
         empty = {"role": "user", "content": ""}
@@ -80,7 +80,7 @@ class ChatTemplates:
         return unused_character([*self.texts.values(), *given])
 
     def _marked(self, context: Mapping[str, Any], mark: str) -> dict[str, Any]:
-        """Return the same with marks in what spells a control token."""
+        """Return a template's input with marks at the places that spell a control token."""
         everywhere = Marker(self.controls.tokens, mark)
         own = Marker(self.controls.special, mark)  # the model itself wrote the other tokens in its turns
         settings = {key: value for key, value in context.items() if key not in RESERVED}
@@ -88,10 +88,10 @@ class ChatTemplates:
         return _checked(context["messages"], context["tools"], settings, lambda role: marks.get(role, everywhere))
 
     def _generation_prompt(self, name: str, context: Mapping[str, Any], text: str, size: int, mark: str) -> str:
-        """Return what the template puts behind the last message of the prompt `text`.
+        """Return the text that the template puts behind the last message of the prompt `text`.
 
-        That is what it leaves out when no generation prompt is asked for. Some templates always write one: theirs is
-        what follows the last message when its content is only the mark.
+        A template leaves it out if no generation prompt is asked for. Some templates always write one: then replace the
+        last message's content by the mark, and return the text behind the mark.
         """
         try:
             bare = self._run(name, {**context, "add_generation_prompt": False}, size, mark)
@@ -133,7 +133,7 @@ class ChatTemplates:
         return self.compiled[name]
 
     def _without_marks(self, text: str, mark: str, opens_thought: bool) -> Rendered:
-        """Return the text without marks; with the template's own control tokens where it makes a difference."""
+        """Return the text without marks, with the places of the template's control tokens if messages spell others."""
         plain = text.replace(mark, "")
         if plain == text and not self.controls.normalizer_can_spell:
             return Rendered(plain, opens_thought)
@@ -144,7 +144,7 @@ class ChatTemplates:
 
 
 def _in_words(error: Exception) -> str:
-    """Return what happened to a template: it refused its input, exceeded a limit, or failed."""
+    """Describe a template's error: it refused its input, exceeded a limit, or failed."""
     text = f"{error!s:.500}" or type(error).__name__
     if isinstance(error, RefusalError):
         return f"refuses the messages: {text}"
@@ -189,14 +189,16 @@ def _checked(
     settings: Mapping[str, Any],
     mark_for: Callable[[str], Mark],
 ) -> dict[str, Any]:
-    """Return checked copies of what a template sees, their texts passed through `mark_for(role)`."""
+    """Return checked copies of a template's input, their texts passed through `mark_for(role)`."""
     mark = mark_for("")
-    copied = {key: Copy(mark).value(value, f"{key:.50}") for key, value in settings.items()}
-    return {**copied, "messages": checked_messages(messages, mark_for), "tools": checked_tools(tools, mark)}
+    context = {key: Copy(mark).value(value, f"{key:.50}") for key, value in settings.items()}
+    context["messages"] = checked_messages(messages, mark_for)
+    context["tools"] = checked_tools(tools, mark)
+    return context
 
 
 def _collector(texts: list[str]) -> Mark:
-    """Return what leaves texts as they are and puts them into a list."""
+    """Return a mark that appends each text to a list and returns it unchanged."""
 
     def collect(text: str, *, borders: bool = True, inside: bool = False) -> str:
         texts.append(text)

@@ -1,4 +1,4 @@
-"""What the operations of a chat template may cost: checked before they run, against the current allowance."""
+"""Check, before an operation of a chat template runs, that its cost is within the current allowance."""
 
 import re
 import types
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from tiny_llm.model.allowance import BITS, CURRENT, OBJECT, LimitError, cost
 
-WIDEST = 10_000  # of a field, an indentation, and of what else a number makes longer
+WIDEST = 10_000  # characters of a field, an indentation and the like, whose width a template gives as a number
 FREE = {"abs", "attr", "count", "d", "default", "first", "float", "int", "last", "length", "round", "safe"}
 LAZY = {"batch", "items", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice"}
 FACTORS = {
@@ -45,14 +45,15 @@ METHODS: dict[type, set[str]] = {
 
 
 def check_operator(operator: str, left: Any, right: Any) -> None:
-    """Check left + right and the like, which spend what they make."""
+    """Check left + right and the like, and spend the size of the result."""
     allowance = CURRENT.get()
-    if operator == "+" and isinstance(left, str | list | tuple):
+    if operator == "*" and isinstance(left, int) and _is_row(right):
+        left, right = right, left
+    if operator == "+" and _is_row(left):
         allowance.spend(cost(left) + cost(right))
-    elif operator == "*" and isinstance(left, int) and isinstance(right, str | list | tuple):
-        check_operator(operator, right, left)
-    elif operator == "*" and isinstance(left, str | list | tuple) and isinstance(right, int):
-        allowance.spend(cost(left) * max(0, right))
+    elif operator == "*" and _is_row(left) and isinstance(right, int):
+        times = max(0, right)
+        allowance.spend(cost(left) * times)
     elif operator == "%" and isinstance(left, str):
         _check_percent(left, right)
     elif isinstance(left, int) and isinstance(right, int):
@@ -60,6 +61,11 @@ def check_operator(operator: str, left: Any, right: Any) -> None:
         _check_bits(operator, left, right)
     else:
         allowance.spend(0)
+
+
+def _is_row(value: Any) -> bool:
+    """Return whether + and * make a longer text or list of the value."""
+    return isinstance(value, str | list | tuple)
 
 
 def _check_bits(operator: str, left: int, right: int) -> None:
@@ -73,13 +79,17 @@ def _check_bits(operator: str, left: int, right: int) -> None:
 
 
 def _check_percent(form: str, values: Any) -> None:
-    """Check a printf-like text: each field may show all of the values."""
+    """Check a printf-like text. The cost assumes that each field shows all of the values."""
     fields = FIELD.findall(form)
+    padding = 0
     for numbers in fields:
         _check_widths(numbers)
+        if any(numbers):
+            padding = len(fields) * WIDEST
     allowance = CURRENT.get()
-    allowance.spend(len(form) + len(fields) * (WIDEST if any(map(any, fields)) else 0))
-    allowance.spend(4 * max(1, len(fields)) * allowance.size_of(values))
+    allowance.spend(len(form) + padding)
+    shown = max(1, len(fields))
+    allowance.spend(4 * shown * allowance.size_of(values))
 
 
 def _check_widths(numbers: Sequence[str]) -> None:
@@ -125,13 +135,14 @@ class Formatter(SandboxedFormatter):
 
 
 def materialized(name: str, args: tuple[Any, ...], place: int) -> tuple[Any, ...]:
-    """Return a filter's arguments with a list in place of an iterator as the value, which is args[place].
-
-    A list can be measured.
-    """
-    if len(args) <= place or name in FREE or name in LAZY or not isinstance(args[place], Iterator):
+    """Return a filter's arguments; if the value args[place] is an iterator, make it a list, which can be measured."""
+    if len(args) <= place or name in FREE or name in LAZY:
         return args
-    return (*args[:place], list(args[place]), *args[place + 1 :])
+    value = args[place]
+    if not isinstance(value, Iterator):
+        return args
+    behind = args[place + 1 :]
+    return (*args[:place], list(value), *behind)
 
 
 def check_filter(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -139,30 +150,34 @@ def check_filter(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> N
     allowance = CURRENT.get()
     allowance.spend(0)
     others = [*args[1:], *kwargs.values()]
-    if name in MULTIPLYING and any(isinstance(each, int | float) and abs(each) > WIDEST for each in others):
-        raise LimitError(f"it gave the filter {name} too large a number", str(WIDEST))
+    if name in MULTIPLYING:
+        numbers = [each for each in others if isinstance(each, int | float)]
+        if any(abs(number) > WIDEST for number in numbers):
+            raise LimitError(f"it gave the filter {name} too large a number", str(WIDEST))
     if name in FREE or not args:
         return
     value = args[0]
     if name in LAZY:
-        allowance.spend(OBJECT * len(value) if isinstance(value, str) else cost(value))
+        objects = isinstance(value, str)  # one for each character
+        allowance.spend(OBJECT * len(value) if objects else cost(value))
         return
-    sizes = [allowance.size_of(each) for each in [value, *others]]
-    allowance.spend(FACTORS.get(name, 1) * sum(sizes))
+    size = sum(allowance.size_of(each) for each in [value, *others])
+    allowance.spend(FACTORS.get(name, 1) * size)
     _check_growth(name, value, others, kwargs)
 
 
 def _check_growth(name: str, value: Any, others: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Check the filters that make more than they get."""
+    """Check the filters whose result may be larger than their input."""
     allowance = CURRENT.get()
     if name == "replace" and isinstance(value, str):
         check_method("replace", value, [str(each) for each in others])
     elif name == "join":
-        glue = max((len(each) for each in others if isinstance(each, str)), default=0)
-        allowance.spend(glue * len(value))
+        glues = [len(each) for each in others if isinstance(each, str)]
+        allowance.spend(max(glues, default=0) * len(value))
     elif name == "indent":
-        width = max((len(each) if isinstance(each, str) else int(each) for each in others), default=4)
-        allowance.spend(width * (sum(map(str(value).count, LINES)) + 1))
+        widths = [len(each) if isinstance(each, str) else int(each) for each in others]
+        lines = sum(map(str(value).count, LINES)) + 1
+        allowance.spend(max(widths, default=4) * lines)
     elif name == "center":
         allowance.spend(WIDEST)
     elif name == "format":
@@ -171,9 +186,14 @@ def _check_growth(name: str, value: Any, others: Sequence[Any], kwargs: Mapping[
         if any(isinstance(each, list | tuple) for each in others):
             raise SecurityError("it sums lists, which takes too long, so that templates may not")
     elif name == "tojson":
-        texts = [each for each in [*others, *(kwargs.get("separators") or ())] if isinstance(each, str)]
-        if sum(map(len, texts)) > SEPARATOR:
-            raise LimitError("it wrote JSON with too long separators", f"{SEPARATOR} characters")
+        separators = kwargs.get("separators") or ()
+        _check_separators([*others, *separators])
+
+
+def _check_separators(arguments: Sequence[Any]) -> None:
+    lengths = [len(each) for each in arguments if isinstance(each, str)]
+    if sum(lengths) > SEPARATOR:
+        raise LimitError("it wrote JSON with too long separators", f"{SEPARATOR} characters")
 
 
 def check_test(name: str, args: Sequence[Any]) -> None:
@@ -190,22 +210,33 @@ def check_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     allowance = CURRENT.get()
     allowance.spend(0)
     if isinstance(function, types.BuiltinMethodType):
-        owner = function.__self__
-        if not any(function.__name__ in names for kind, names in METHODS.items() if isinstance(owner, kind)):
-            raise SecurityError(f"it calls {function.__name__} of {type(owner).__name__}, which templates may not")
-        for each in [owner, *args] if isinstance(owner, list | tuple) else args:
-            allowance.size_of(each)
-        if isinstance(owner, str):
-            check_method(function.__name__, owner, args)
+        _check_builtin(function, args)
     elif isinstance(function, types.MethodType):
         if not isinstance(function.__self__, Format | LoopContext | Cycler | Joiner):
             raise SecurityError(f"it calls {function.__name__}, which templates may not")
         for each in args:
             allowance.size_of(each)
     elif isinstance(function, type):
-        allowance.spend(sum(map(cost, [*args, *kwargs.values()])))
+        given = [*args, *kwargs.values()]
+        allowance.spend(sum(map(cost, given)))
     elif not isinstance(function, Macro | LoopContext | BlockReference | Undefined | Joiner | types.FunctionType):
         raise SecurityError(f"it calls a {type(function).__name__}, which templates may not")
+
+
+def _check_builtin(method: types.BuiltinMethodType, args: Sequence[Any]) -> None:
+    """Check a method of a text, list or other built-in object."""
+    name = method.__name__
+    owner = method.__self__
+    allowed = [names for kind, names in METHODS.items() if isinstance(owner, kind)]
+    if not any(name in names for names in allowed):
+        raise SecurityError(f"it calls {name} of {type(owner).__name__}, which templates may not")
+    allowance = CURRENT.get()
+    if isinstance(owner, list | tuple):
+        allowance.size_of(owner)
+    for each in args:
+        allowance.size_of(each)
+    if isinstance(owner, str):
+        check_method(name, owner, args)
 
 
 def check_method(name: str, text: str, args: Sequence[Any]) -> None:
@@ -237,9 +268,11 @@ def _padded(text: str, args: Sequence[Any]) -> int:
 
 def _replaced(text: str, args: Sequence[Any]) -> int:
     """Return how many characters at most text.replace(…) makes."""
-    if len(args) < 2 or not isinstance(args[0], str) or not isinstance(args[1], str):
+    if len(args) < 2:
         return 3 * len(text)
     old, new = args[:2]
+    if not isinstance(old, str) or not isinstance(new, str):
+        return 3 * len(text)
     return len(text) + text.count(old) * len(new)
 
 

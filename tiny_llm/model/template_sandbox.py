@@ -41,12 +41,12 @@ class GenerationTag(Extension):
 
 
 class Checks(NodeTransformer):
-    """Puts a filter that checks around what the sandbox does not intercept.
+    """Puts a checking filter around each operation that the sandbox does not intercept.
 
     _turn    each turn of a loop
-    _text    what becomes text: output, and the parts of a ~ b
+    _text    values that become text: output, and the parts of a ~ b
     _part    slices
-    _whole   what is compared or hashed, with all that is in it
+    _whole   values that are compared or hashed, with all that they contain
     """
 
     def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
@@ -121,7 +121,7 @@ class Environment(ImmutableSandboxedEnvironment):
         return template_costs.Format(self, value).method
 
     def concat(self, pieces: Iterable[str]) -> str:
-        """Join what a template, a macro or a block writes."""
+        """Join the pieces that a template, a macro or a block writes."""
         allowance = CURRENT.get()
         kept = []
         for piece in pieces:
@@ -161,7 +161,7 @@ def _whole(value: Any) -> Any:
 
 
 def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that checks what it is given and spends on what it returns."""
+    """Return a filter that checks its arguments and spends the size of its result."""
 
     place = 1 if hasattr(function, "jinja_pass_arg") else 0  # of the value: the context may come first
 

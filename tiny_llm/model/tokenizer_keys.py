@@ -1,7 +1,7 @@
-"""The keys of tokenizer_config.json, held against tokenizer.json, from which texts are really split.
+"""Compare the keys of tokenizer_config.json with tokenizer.json, by which this engine splits texts.
 
 transformers changes the tokenizer where the two files disagree. Here they must agree: a token that only one of them
-knows has no row of its own in the model's embedding table, or a row of another token.
+has would have no row in the model's embedding table, or the row of another token.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ SPACES = ("Ġ", "▁", " ")  # how tokenizers write a space
 
 
 def check_tokenizer_config(fields: JsonFields, backend: tokenizers.Tokenizer) -> None:
-    """Refuse what tokenizer_config.json wants otherwise than tokenizer.json. Raises ValueError naming key and value."""
+    """Check that the two files agree. Raises ValueError naming the key of tokenizer_config.json and its value."""
     check_keys(fields, TOKENIZER)
     added = {token.content: (number, token.special) for number, token in backend.get_added_tokens_decoder().items()}
     _check_added_tokens(fields, added)
@@ -28,13 +28,13 @@ def check_tokenizer_config(fields: JsonFields, backend: tokenizers.Tokenizer) ->
 
 
 def _is_rebuilt(fields: JsonFields) -> bool:
-    """Whether transformers makes a Qwen2Tokenizer, which goes by tokenizer_config.json where the two files differ."""
+    """Return whether transformers makes a Qwen2Tokenizer, which obeys tokenizer_config.json if the files differ."""
     name = fields.data.get("tokenizer_class")
     return name is None or str(name).startswith("Qwen2Tokenizer")
 
 
 def _check_added_tokens(fields: JsonFields, added: Mapping[str, tuple[int, bool]]) -> None:
-    """Each entry of added_tokens_decoder, {"id": {"content", "special"}}, must be one of tokenizer.json."""
+    """Check that each entry of added_tokens_decoder, {"id": {"content", "special"}}, is in tokenizer.json."""
     table = fields.table("added_tokens_decoder")
     if table is None:
         return
@@ -52,7 +52,7 @@ def _check_added_tokens(fields: JsonFields, added: Mapping[str, tuple[int, bool]
 
 
 def _check_special_tokens(fields: JsonFields, key: str, added: Mapping[str, tuple[int, bool]]) -> None:
-    """Each token of a list must be a special one of tokenizer.json."""
+    """Check that each token of a list is a special token of tokenizer.json."""
     listed = fields.data.get(key)
     if listed is None or listed == {}:
         return
@@ -70,7 +70,7 @@ def _check_special_tokens(fields: JsonFields, key: str, added: Mapping[str, tupl
 
 
 def _check_prefix_space(fields: JsonFields, backend: tokenizers.Tokenizer) -> None:
-    """`add_prefix_space` must say what tokenizer.json does with a text's first word."""
+    """Check that `add_prefix_space` agrees with what tokenizer.json does to a text's first word."""
     wanted = fields.data.get("add_prefix_space")
     if wanted is None:
         return

@@ -1,4 +1,4 @@
-"""Perplexity: how much damage a change does to a model, in one number, measured on text that it has not seen."""
+"""Perplexity: one number for how well a model predicts a text, to measure the damage that a change does."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from tiny_llm.model.qwen3 import Attends, Qwen3
 
 
 class Text(NamedTuple):
-    """Token ids, of which those from `start` on are to be predicted; what is before them is only read."""
+    """Token ids; the model predicts those from `start` on and only reads those before."""
 
     tokens: list[int]
     start: int = 1
@@ -20,12 +20,14 @@ class Text(NamedTuple):
 def perplexity(
     model: Qwen3, texts: Sequence[Text], new_cache: Callable[[], Attends], chunk: int | None = None
 ) -> float:
-    """e^(mean of -log p(token | all before it)) over the predicted tokens of all texts; 1 is certainty.
+    """Return e^(mean of -log p(token | all before it)) over the predicted tokens of all texts; 1 is certainty.
 
-    `new_cache` makes an empty cache for each text; with `chunk` so many tokens are computed at a time, so that later
-    ones read the earlier ones from the cache. Raises ValueError where nothing is to be predicted.
+    `new_cache` makes an empty cache for each text. With `chunk`, compute so many tokens at a time, so that later ones
+    read earlier ones from the cache. Raises ValueError if there is no token to predict.
     """
-    losses = [loss for text in texts for loss in losses_of(model, text, new_cache(), chunk)]
+    losses: list[float] = []
+    for text in texts:
+        losses += losses_of(model, text, new_cache(), chunk)
     if not losses:
         raise ValueError("perplexity: expected texts with at least one token to predict, found none")
     return math.exp(sum(losses) / len(losses))
@@ -33,34 +35,40 @@ def perplexity(
 
 
 def losses_of(model: Qwen3, text: Text, cache: Attends, chunk: int | None = None) -> list[float]:
-    """-log p of each predicted token of one text. Raises ValueError for a start outside of it."""
+    """Return -log p of each predicted token of one text. Raises ValueError for a start outside of it."""
     losses: list[float] = []
     for logits, targets in predictions(model, text, cache, chunk):
-        losses += cast(list[float], token_losses(logits, targets).tolist())
+        found = token_losses(logits, targets).tolist()
+        losses += cast(list[float], found)
     return losses
 
 
 def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
-    """-log softmax(logits)[target] by row, in float32. logits (R, vocab), targets (R,)."""
+    """Return -log softmax(logits)[target] of each row, in float32. logits (R, vocab), targets (R,), result (R,)."""
     logits = logits.astype(mx.float32)
-    chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return mx.logsumexp(logits, axis=-1) - chosen
+    chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)  # (R, 1)
+    total = mx.logsumexp(logits, axis=-1)
+    return total - chosen[:, 0]
 
 
 def predictions(
     model: Qwen3, text: Text, cache: Attends, chunk: int | None = None
 ) -> Iterator[tuple[mx.array, mx.array]]:
-    """(logits (R, vocab), the tokens (R,) that came instead) for each chunk of a text that has any to predict."""
-    tokens, start = text
+    """Yield (logits (R, vocab), the text's tokens (R,) at their places) for each chunk with tokens to predict."""
+    tokens = text.tokens
+    start = text.start
     if not 1 <= start <= len(tokens):
         raise ValueError(f"text: expected a start from 1 to its {len(tokens)} tokens, found {start}")
-    step = chunk or max(1, len(tokens) - 1)
-    for begin in range(0, len(tokens) - 1, step):
-        end = min(begin + step, len(tokens) - 1)
-        first = max(begin, start - 1)  # the position that predicts token `start`
-        wanted = slice(first - begin, end - begin) if first < end else slice(0, 1)
-        logits = model(mx.array(tokens[begin:end]), cache, wanted)
-        if first < end:
-            yield logits, mx.array(tokens[first + 1 : end + 1])
-        else:
-            mx.eval(logits)  # nothing to predict here, but the cache must be filled
+    last = len(tokens) - 1  # nothing follows the last token
+    step = chunk or max(1, last)
+    for begin in range(0, last, step):
+        end = min(begin + step, last)
+        first = max(begin, start - 1)  # position start - 1 predicts token `start`
+        rows = mx.array(tokens[begin:end])
+        if first >= end:
+            mx.eval(model(rows, cache, slice(0, 1)))  # no token to predict, but the cache must be filled
+            continue
+        wanted = slice(first - begin, end - begin)
+        logits = model(rows, cache, wanted)
+        targets = mx.array(tokens[first + 1 : end + 1])
+        yield logits, targets
