@@ -18,7 +18,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import arguments, report
 from bench.decode import SHAPES
 from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load

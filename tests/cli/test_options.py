@@ -73,7 +73,7 @@ def test_a_form_that_is_none_is_refused(run: Run, value: str, complaint: str) ->
 def test_engine_options_arrive(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Any] = []
 
-    def load(model: Any, *, config: EngineConfig) -> FakeLLM:
+    def load(model: Any, *, config: EngineConfig, lesson: bool) -> FakeLLM:
         loaded.append((model, config))
         fake = FakeLLM("x")
         fake.model = None

@@ -47,7 +47,7 @@ def logits(checkout: Path, model_dir: Path, kernels: str | None = "sim") -> mx.a
         llm = importlib.import_module("tiny_llm.engine.llm").load(
             model_dir, config=EngineConfig("plain", kernels=kernels)
         )
-        return llm.model(mx.arange(9), llm._new_cache())
+        return llm.model(mx.arange(9), llm.kept()[0])
 
 
 def test_the_learners_kernel_runs_in_the_real_model(checkout: Path, model_dir: Path) -> None:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny_llm.decode.text import AnswerStops, Thought
+from tiny_llm.decode.text import AnswerStops
+from tiny_llm.decode.thought import Thought
 
 CASES = [  # text, whether the prompt opened a thought, thought, answer
     ("<think>\nwhy\n</think>\n\nbecause", False, "<think>\nwhy\n</think>", "\n\nbecause"),

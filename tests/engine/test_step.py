@@ -15,6 +15,7 @@ from tiny_llm.decode.structured import Grammars
 from tiny_llm.engine.choosers import Draw
 from tiny_llm.engine.request import Admission, Result, SequenceId, Share, State, Step
 from tiny_llm.engine.runner import Runner
+from tiny_llm.engine.store import new_store
 
 HELD = SequenceId("r", 1)
 
@@ -64,7 +65,7 @@ def test_a_replayed_log_of_steps_gives_the_same_tokens(llm: LLM) -> None:
         loop.add(one)
     while loop.has_work:
         loop.step()
-    pool = loop._new_store()
+    pool = new_store(llm.model, loop.engine, loop.config, loop.max_context)
     runner = Runner(llm.model, pool, Draw(Grammars(llm.tokenizer, llm.config.vocab_size), llm.config.vocab_size))
     assert len(lines) == len(tokens) > 30
     for line, want in zip(lines, tokens, strict=True):

@@ -9,7 +9,7 @@ import pytest
 from tests.support import make_model, tokenizer_config, write_json
 from tiny_llm import LLM, SamplingParams, load
 from tiny_llm.config import Structured
-from tiny_llm.decode.text import CLOSE
+from tiny_llm.decode.thought import CLOSE
 from tiny_llm.engine.serving import Engine
 
 TEMPLATE = (

@@ -49,7 +49,7 @@ def pocket_of_4_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logits(llm: LLM) -> np.ndarray:
     """Of a prompt in two chunks, the first for matrix kernels, and of three steps behind it."""
-    cache, tokens = llm._new_cache(), mx.array(prompt(26))
+    cache, tokens = llm.kept()[0], mx.array(prompt(26))
     parts = [llm.model(tokens[a:b], cache) for a, b in ((0, 18), (18, 23), (23, 24), (24, 25), (25, 26))]
     return np.array(mx.concatenate(parts).astype(mx.float32))
 
@@ -89,7 +89,7 @@ def launches(llm: LLM, steps: list[int], monkeypatch: pytest.MonkeyPatch) -> lis
         return launch(self, interface, *arguments)
 
     monkeypatch.setattr(Simulator, "launch", counted)
-    cache, found = llm._new_cache(), []
+    cache, found = llm.kept()[0], []
     for tokens in steps:
         mx.eval(llm.model(mx.arange(tokens), cache))
         found.append(Counter(names))

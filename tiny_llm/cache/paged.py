@@ -8,7 +8,7 @@ it: whoever runs the steps lets the last one's readers go (reads its tokens) bef
 PagedAttention: arXiv:2309.06180)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -131,6 +131,9 @@ class PagedPool:
             [span.length for span in plain],
             [Scattered.of(*span) for span in others],
         )
+
+    def drop_unused(self, used: Callable[[int], bool]) -> None:
+        """Nothing: a pool keeps its buffers."""
 
     def mend(self) -> bool:
         try:

@@ -1,6 +1,6 @@
 """Tell a model's thinking from its answer while the text is still coming."""
 
-from tiny_llm.decode.text import CLOSE, OPEN, Thought
+from tiny_llm.decode.thought import CLOSE, OPEN, Thought
 
 
 class ThinkingSplitter:

@@ -18,7 +18,8 @@ from tiny_llm.config import SamplingParams
 from tiny_llm.decode.beam import Logprobs, Search, deltas_of_beams
 from tiny_llm.decode.sampler import Sampled, Sampler
 from tiny_llm.decode.structured import Bits, Grammars, mask_logits
-from tiny_llm.decode.text import NOT_FINITE, Delta, Place, Thought, Token, TokenLogprobs
+from tiny_llm.decode.text import NOT_FINITE, Delta, Token, TokenLogprobs
+from tiny_llm.decode.thought import Place, Thought
 from tiny_llm.engine.request import Admission, Request, Result, Sequence, SequenceId, Step
 from tiny_llm.engine.scheduler import Scheduler
 from tiny_llm.model.tokenizer import Tokenizer

@@ -44,6 +44,13 @@ class Kept:
         self.blocks.keep(block)
         self.texts[block] = tuple(tokens)
 
+    def take_in(self, tokens: Row[int]) -> int:
+        """Keep these tokens in a block of their own, which the caller fills; returns it."""
+        block = self.blocks.allocate()
+        self.keep(block, tokens)
+        self.blocks.free(block)
+        return block
+
     def evict(self) -> list[int]:
         """Free the block that was used least recently; returns it."""
         block, _ = self.texts.popitem(last=False)

@@ -15,6 +15,7 @@ from tiny_llm.cache import disk
 from tiny_llm.cache.choose import new_cache, slot_bytes, slots_at_most
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.paged import block_nbytes
+from tiny_llm.cache.whole import WholeCaches
 from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams, SchedulerConfig
 from tiny_llm.config.fields import require, shown
 from tiny_llm.config.sampling import check_token_ids
@@ -98,6 +99,7 @@ class LLM:
         self._collected: Collected | None = None  # of the request that began last
         self._lesson = Lesson(model, tokenizer, config) if lesson else None
         self._loop: Loop | None = None  # for single prompts
+        self._store: WholeCaches | None = None  # of that loop
         self._open: str | None = None  # the request of the stream that began last
         self._ids = count()
         self._turn = 0  # counts the streams that have begun
@@ -246,8 +248,8 @@ class LLM:
         if self._owner is not threading.current_thread():
             self.forget()  # its arrays belong to the other thread
         if self._loop is None:
-            store = whole_store(self.model, self.engine_config, MOST_ANSWERS, self.max_context, kept=1)
-            self._loop = Loop(self.model, self.tokenizer, engine=self.engine_config, store=store)
+            self._store = whole_store(self.model, self.engine_config, MOST_ANSWERS, self.max_context, kept=1)
+            self._loop = Loop(self.model, self.tokenizer, engine=self.engine_config, store=self._store)
             self._owner = threading.current_thread()
         if request is not None:
             slots = request.num_sequences
@@ -279,14 +281,21 @@ class LLM:
 
     def forget(self) -> None:
         """Drop what is kept of earlier requests; an open stream does not go on."""
-        self._loop = self._open = None
+        self._loop = self._store = self._open = None
 
     def kept(self) -> tuple[ContiguousCache, list[int]]:
         """The cache that is kept of the last request, with the tokens in it. An open stream is cancelled."""
         loop = self._single()
         if self._open is not None:
             loop.cancel(self._open)
-        return loop.last_kept()
+        kept, store = loop.scheduler.ledger.kept, self._store
+        assert kept is not None and store is not None
+        if not kept.texts:
+            return store.make(), []
+        block, tokens = next(reversed(kept.texts.items()))
+        cache = store.caches[block]
+        cache.trim(cache.offset - len(tokens))
+        return cache, list(tokens)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -305,7 +314,10 @@ class LLM:
             cache = new_cache(self.config, self.model.ops, self.engine_config)
             tokens = disk.load(Path(path), cache, self.fingerprint)
             self.forget()
-            self._single().put_kept(cache, tokens)
+            kept = self._single().scheduler.ledger.kept
+            assert kept is not None and self._store is not None
+            if tokens:
+                self._store.put(kept.take_in(tokens), cache)
             self._turn += 1  # a stream that is open does not go on
         return cache.offset
 

@@ -11,35 +11,24 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
-from collections.abc import Sequence as Row
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from tiny_llm.cache.block_files import BlockFiles
-from tiny_llm.cache.contiguous import ContiguousCache
-from tiny_llm.cache.paged import PagedPool
 from tiny_llm.cache.view import View
-from tiny_llm.cache.whole import WholeCaches
 from tiny_llm.config import EngineConfig
-from tiny_llm.config.fields import require
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.beam import all_finite
 from tiny_llm.decode.structured import Grammars
 from tiny_llm.decode.text import NOT_FINITE, Delta, Token, Writer, check_prompt
-from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.choosers import Beams, Draw, Fault, texts_of
 from tiny_llm.engine.events import Event, Guarded
-from tiny_llm.engine.kept import Kept
-from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.recovery import Recovery, out_of_memory
 from tiny_llm.engine.request import UNKNOWN, Request, Result, Sequence, SequenceId, Share, Step
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
 from tiny_llm.engine.sequences import check_request
-from tiny_llm.engine.store import Store, paged_store, whole_store
+from tiny_llm.engine.store import Store, new_scheduler, new_store
 from tiny_llm.engine.threads import clear_streams_at_end
-from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
@@ -86,8 +75,8 @@ class Loop:
         self.config = config or ServingConfig()
         self.engine = engine or EngineConfig()
         self.max_context = model.config.context(self.engine.max_context)
-        self.store = store or self._new_store()
-        self.scheduler = self._new_scheduler(emit and Guarded(emit))
+        self.store = store or new_store(model, self.engine, self.config, self.max_context)
+        self.scheduler = new_scheduler(model, self.store, self.config, emit and Guarded(emit))
         vocab_size = model.config.vocab_size
         self.runner = Runner(model, self.store, Draw(Grammars(tokenizer, vocab_size), vocab_size))
         self._answers: dict[SequenceId, Answer] = {}
@@ -164,27 +153,6 @@ class Loop:
         if self.scheduler.ledger.tree:
             self.scheduler.ledger.tree.save()
 
-    def last_kept(self) -> tuple[ContiguousCache, list[int]]:
-        """The whole cache that was kept last, with the tokens in it; an empty one where none is kept."""
-        kept, store = self.scheduler.ledger.kept, self.store
-        assert kept is not None and isinstance(store, WholeCaches)
-        if not kept.texts:
-            return store.make(), []
-        block, tokens = next(reversed(kept.texts.items()))
-        cache = store.caches[block]
-        cache.trim(cache.offset - len(tokens))
-        return cache, list(tokens)
-
-    def put_kept(self, cache: ContiguousCache, tokens: Row[int]) -> None:
-        """Keep a cache that was filled elsewhere, for a request that begins with these tokens."""
-        kept, store = self.scheduler.ledger.kept, self.store
-        assert kept is not None and isinstance(store, WholeCaches)
-        if tokens:
-            block = self.scheduler.blocks.allocate()
-            store.put(block, cache)
-            kept.keep(block, tokens)
-            self.scheduler.blocks.free(block)
-
     def _prepare(self, running: Running) -> None:
         """Build what will probably be the next step, while the device works."""
         if self.config.disk_folder and self.scheduler.waiting:
@@ -240,8 +208,7 @@ class Loop:
         """Plan the next step and set it going, unless it runs already: `following`."""
         if not self.scheduler.has_work:
             self.runner.release(self.scheduler.sequences.take_ended())
-            if isinstance(self.store, WholeCaches):
-                self.store.drop_unused(self.scheduler.blocks.in_use)
+            self.store.drop_unused(self.scheduler.blocks.in_use)
             return []
         step = self.scheduler.schedule(self.clock())
         if not step.shares:  # nothing fits under the limits lowered after a failure: restore them
@@ -308,38 +275,6 @@ class Loop:
         )
         told.__cause__ = error
         return self._fail(given_up, told)
-
-    def _new_store(self) -> Store:
-        if self.engine.cache == "rotating":
-            for name in ("kv_bytes", "disk_folder"):
-                found = getattr(self.config, name)
-                require(found is None, f"{name}: is for a pool of pages, which rotating caches have not; leave it out")
-            slots = self.config.scheduler.max_sequences
-            return whole_store(self.model, self.engine, slots, self.max_context, kept=slots)
-        return paged_store(self.model, self.engine, self.config, self.max_context)
-
-    def _new_scheduler(self, emit: Callable[[Event], None] | None) -> Scheduler:
-        """The policy over the store's blocks, with what it keeps of earlier requests."""
-        blocks = BlockPool(self.store.num_blocks, self.store.block_size)
-        tree: RadixTree | None = None
-        kept: Kept | None = None
-        if not self.config.prefix_cache:
-            pass
-        elif isinstance(self.store, WholeCaches):
-            kept = Kept(blocks, self.store.kept, self.store.can_keep)
-        elif isinstance(self.store, PagedPool):
-            tree = RadixTree(blocks, self._files(self.store))
-        return Scheduler(self.config.scheduler, blocks, tree, emit, kept)
-
-    def _files(self, pool: PagedPool) -> BlockFiles | None:
-        """Where the prefix tree's blocks go that the pool has no room for."""
-        if self.config.disk_folder is None:
-            return None
-        name = fingerprint(self.model.config, self.model.weights)
-        try:
-            return BlockFiles(Path(self.config.disk_folder), self.config.disk_bytes, pool, name)
-        except OSError as error:
-            raise ValueError(f"disk_folder: {error}; name a folder that can be made, read and written") from error
 
 
 def foresee(scheduler: Scheduler, step: Step) -> Step | None:

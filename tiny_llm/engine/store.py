@@ -1,15 +1,24 @@
 """Where K and V live: the pages of a pool, or a whole cache for each sequence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+from tiny_llm.cache.block_files import BlockFiles
 from tiny_llm.cache.choose import new_cache
 from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
 from tiny_llm.cache.view import Span
 from tiny_llm.cache.whole import WholeCaches
 from tiny_llm.config import EngineConfig
+from tiny_llm.config.fields import require
 from tiny_llm.config.serving import ServingConfig
+from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.events import Event
+from tiny_llm.engine.kept import Kept
+from tiny_llm.engine.radix import RadixTree
+from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.qwen3 import Attends, Qwen3
 
@@ -37,6 +46,9 @@ class Store(Protocol):
     def mend(self) -> bool:
         """After a step that failed: make the buffers usable. False where all that they held is lost."""
 
+    def drop_unused(self, used: Callable[[int], bool]) -> None:
+        """Give up the memory of blocks that are not in use, where they have memory of their own."""
+
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
@@ -44,6 +56,45 @@ class Store(Protocol):
     @property
     def state(self) -> list[Any]:
         """The arrays to evaluate."""
+
+
+def new_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_context: int) -> Store:
+    """A pool of pages, or where `engine` asks for rotating caches one for each sequence.
+
+    Raises ValueError for settings of a pool where there is none.
+    """
+    if engine.cache != "rotating":
+        return paged_store(model, engine, serving, max_context)
+    for name in ("kv_bytes", "disk_folder"):
+        found = getattr(serving, name)
+        require(found is None, f"{name}: is for a pool of pages, which rotating caches have not; leave it out")
+    slots = serving.scheduler.max_sequences
+    return whole_store(model, engine, slots, max_context, kept=slots)
+
+
+def new_scheduler(
+    model: Qwen3, store: Store, serving: ServingConfig, emit: Callable[[Event], None] | None
+) -> Scheduler:
+    """The policy over the store's blocks, with what it keeps of earlier requests."""
+    blocks = BlockPool(store.num_blocks, store.block_size)
+    tree: RadixTree | None = None
+    kept: Kept | None = None
+    if serving.prefix_cache and isinstance(store, WholeCaches):
+        kept = Kept(blocks, store.kept, store.can_keep)
+    elif serving.prefix_cache and isinstance(store, PagedPool):
+        tree = RadixTree(blocks, _files(model, store, serving))
+    return Scheduler(serving.scheduler, blocks, tree, emit, kept)
+
+
+def _files(model: Qwen3, pool: PagedPool, serving: ServingConfig) -> BlockFiles | None:
+    """Where the prefix tree's blocks go that the pool has no room for."""
+    if serving.disk_folder is None:
+        return None
+    name = fingerprint(model.config, model.weights)
+    try:
+        return BlockFiles(Path(serving.disk_folder), serving.disk_bytes, pool, name)
+    except OSError as error:
+        raise ValueError(f"disk_folder: {error}; name a folder that can be made, read and written") from error
 
 
 def paged_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_context: int) -> PagedPool:
