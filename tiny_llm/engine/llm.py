@@ -21,12 +21,12 @@ from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.beam import stream_beams
 from tiny_llm.decode.generate import Delta, check_prompt, stop_tokens, stream
-from tiny_llm.engine.batch import Collected, kv_bytes_for, run_all, run_one
-from tiny_llm.engine.completion import Completion as Completion
-from tiny_llm.engine.completion import Stats as Stats
-from tiny_llm.engine.completion import completions_of, join, stats_of
+from tiny_llm.engine.answers import Collected, completions_of, join, stats_of
+from tiny_llm.engine.answers import Completion as Completion
+from tiny_llm.engine.answers import Stats as Stats
 from tiny_llm.engine.loading import dtype_of, load_model, load_tokenizer
 from tiny_llm.engine.loop import Loop
+from tiny_llm.engine.offline import kv_bytes_for, run_all, run_one
 from tiny_llm.engine.prompt import Prepared, Prompt, head_of, many, prepare
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.threads import clear_streams_at_end

@@ -19,14 +19,13 @@ import mlx.core as mx
 from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.config.fields import require, shown
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.engine.batch import Collected, Progress
-from tiny_llm.engine.completion import Completion, completions_of
+from tiny_llm.engine.answers import AsyncStream, Collected, Completion, Stream, completions_of
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.llm import LLM, load
 from tiny_llm.engine.loop import Loop, Output
+from tiny_llm.engine.offline import ProgressLine
 from tiny_llm.engine.prompt import Prompt, many
 from tiny_llm.engine.request import Request, check_priority, check_seconds, check_tenant
-from tiny_llm.engine.streams import AsyncStream, Stream
 
 Deliver = Callable[[Output], None]
 Reader = TypeVar("Reader", Stream, AsyncStream)
@@ -108,7 +107,7 @@ class Engine:
         if not many(prompts) and prompts != []:
             raise ValueError(f"prompts: expected a list of prompts, found one: {shown(prompts)}")
         streams: list[Stream] = []
-        bar = Progress(len(prompts)) if progress else None
+        bar = ProgressLine(len(prompts)) if progress else None
         try:
             streams.extend(self.stream(prompt, params, **options) for prompt in prompts)
             for done, stream in enumerate(streams, 1):

@@ -1,48 +1,14 @@
-"""Many prompts at once: requests through the loop, their pieces put together, with a line of progress."""
+"""Many prompts at once in the calling thread: run requests through a loop to their end, with a line of progress."""
 
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.decode.generate import Delta
-from tiny_llm.engine.loop import Loop, Output
+from tiny_llm.engine.answers import Collected
+from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Request
-
-
-@dataclass
-class Collected:
-    """What a request got so far: deltas by the number of the answer; times in seconds."""
-
-    request: Request
-    begin: float = field(default_factory=time.perf_counter)
-    first: float = 0.0
-    last: float = 0.0
-    cached_tokens: int = 0
-    answers: dict[int, list[Delta]] = field(default_factory=dict)
-    error: Exception | None = None
-
-    def take(self, output: Output) -> Delta | None:
-        """Note an output; returns its piece of an answer. Raises what the request met."""
-        self.last = time.perf_counter()
-        if not self.first:
-            self.first, self.cached_tokens = self.last, output.cached_tokens
-        if output.error is not None:
-            self.error = output.error
-            raise output.error
-        if output.delta is not None:
-            self.answers.setdefault(output.delta.index, []).append(output.delta)
-        return output.delta
-
-    @property
-    def done(self) -> bool:
-        ended = sum(deltas[-1].finish_reason is not None for deltas in self.answers.values())
-        return self.error is not None or ended == self.request.params.n
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(map(len, self.answers.values()))
 
 
 def kv_bytes_for(requests: Sequence[Request], limits: SchedulerConfig, block_size: int, block_bytes: int) -> int:
@@ -58,7 +24,7 @@ def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> 
     for request in requests:
         loop.add(request)
         found[request.id] = Collected(request)
-    bar = Progress(len(requests)) if progress else None
+    bar = ProgressLine(len(requests)) if progress else None
     while loop.has_work:
         for output in loop.step():
             found[output.request_id].take(output)
@@ -79,7 +45,7 @@ def run_one(loop: Loop, collected: Collected) -> Iterator[Delta]:
                 yield delta
 
 
-class Progress:
+class ProgressLine:
     """One line on the terminal, written again a few times a second."""
 
     WIDTH = 24
