@@ -28,6 +28,7 @@ from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.generate import Delta
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.loop import Loop
+from tiny_llm.engine.prompt import RequestBuilder
 from tiny_llm.engine.serving import Engine
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
@@ -158,7 +159,7 @@ def test_requests_are_checked_against_the_limits_that_were_set(llm: LLM) -> None
     """While the batch had shrunk after a failure, valid requests were refused by the lowered limits."""
     loop = Loop(llm.model, llm.tokenizer, SERVING)
     loop.scheduler.config = replace(loop.scheduler.configured, max_sequences=1, token_budget=1)
-    loop.add(llm.request("four", "hello", replace(GREEDY, n=4)))
+    loop.add(llm.builder.request("four", "hello", replace(GREEDY, n=4)))
     found = [output for _ in range(200) if loop.has_work for output in loop.step()]
     assert {output.delta.index for output in found} == {0, 1, 2, 3}
 
@@ -252,9 +253,9 @@ def test_every_other_answer_is_its_solo_run_whatever_strikes(
 @pytest.mark.parametrize("fault", ["bits", "consume_token", "empty"])
 def test_a_form_at_fault_ends_its_own_request(llm: LLM, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     loop = Loop(llm.model, llm.tokenizer, SERVING)
-    loop.add(llm.request("bad", "hello", replace(GREEDY, ignore_eos=False, structured=DIGITS)))
-    loop.add(llm.request("formed", "hello", replace(GREEDY, ignore_eos=False, seed=1, structured=DIGITS)))
-    loop.add(llm.request("plain", "the quick", GREEDY))
+    loop.add(llm.builder.request("bad", "hello", replace(GREEDY, ignore_eos=False, structured=DIGITS)))
+    loop.add(llm.builder.request("formed", "hello", replace(GREEDY, ignore_eos=False, seed=1, structured=DIGITS)))
+    loop.add(llm.builder.request("plain", "the quick", GREEDY))
     outputs = [output for _ in range(3) for output in loop.step()]
     form = loop.runner.draw.forms._forms["bad", 0]
     if fault == "bits":
@@ -291,10 +292,10 @@ def test_logits_that_are_not_finite_end_their_request_alone(
 
     monkeypatch.setattr(llm.model, "logits", overflown)
     poisoned.append(1)
-    loop.add(llm.request("bad", "hello", params))
+    loop.add(llm.builder.request("bad", "hello", params))
     outputs = loop.step()
     poisoned.clear()
-    loop.add(llm.request("good", "the quick", GREEDY))
+    loop.add(llm.builder.request("good", "the quick", GREEDY))
     while loop.has_work:
         outputs += loop.step()
     monkeypatch.undo()
@@ -356,15 +357,15 @@ def test_closing_while_a_prompt_is_encoded_refuses_it(path: Path, monkeypatch: p
     """The request was put into the inbox of a thread that had ended, and waited for ever."""
     engine = Engine(path, serving=SERVING)
     encoding, closed = threading.Event(), threading.Event()
-    prepare = type(engine.llm).request
+    prepare = RequestBuilder.request
 
-    def slow(self: LLM, *args: Any) -> Any:
+    def slow(self: RequestBuilder, *args: Any) -> Any:
         request = prepare(self, *args)
         encoding.set()
         closed.wait(10)
         return request
 
-    monkeypatch.setattr(type(engine.llm), "request", slow)
+    monkeypatch.setattr(RequestBuilder, "request", slow)
     found: list[BaseException] = []
 
     def ask() -> None:

@@ -17,17 +17,16 @@ from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.paged import block_nbytes
 from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams, context_within
 from tiny_llm.config.fields import require, shown
-from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.beam import stream_beams
-from tiny_llm.decode.generate import Delta, check_prompt, stop_tokens, stream
+from tiny_llm.decode.generate import Delta, stream
 from tiny_llm.engine.answers import Collected, completions_of, join, stats_of
 from tiny_llm.engine.answers import Completion as Completion
 from tiny_llm.engine.answers import Stats as Stats
 from tiny_llm.engine.loading import dtype_of, load_model, load_tokenizer
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.offline import kv_bytes_for, run_all, run_one
-from tiny_llm.engine.prompt import Prepared, Prompt, head_of, many, prepare
+from tiny_llm.engine.prompt import EncodedPrompt, Prompt, RequestBuilder, encode_prompt, many
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model import hub, loader
@@ -90,6 +89,7 @@ class LLM:
         self.name = "pocket" if path == POCKET else path.name
         self.defaults = dict(defaults or {})
         self.max_context = model.config.context(max_context)
+        self.builder = RequestBuilder(tokenizer, self.defaults, self.max_context, model.config.vocab_size)
         self.last_stats: Stats | None = None
         self._turn = 0  # counts the streams that took the kept cache
         self._owner = threading.current_thread()  # the thread whose steps the kept cache may still wait for
@@ -106,7 +106,7 @@ class LLM:
         A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token; a rendered one does not.
         `template` holds what `Tokenizer.render` takes beside messages: tools and settings such as enable_thinking.
         """
-        return prepare(self.tokenizer, prompt, template).tokens
+        return encode_prompt(self.tokenizer, prompt, template).tokens
 
     def generate(
         self,
@@ -123,7 +123,8 @@ class LLM:
         on stderr while a list of prompts runs.
         """
         if many(prompt):
-            return self._all(cast(Sequence[Prompt], prompt), self.resolve(params, overrides), template, progress)
+            settings = self.builder.resolve(params, overrides)
+            return self._all(cast(Sequence[Prompt], prompt), settings, template, progress)
         answers: dict[int, list[Delta]] = {}
         for delta in self.stream(cast(Prompt, prompt), params, template=template, **overrides):
             answers.setdefault(delta.index, []).append(delta)
@@ -135,7 +136,7 @@ class LLM:
         self, prompts: Sequence[Prompt], params: SamplingParams, template: Mapping[str, Any] | None, progress: bool
     ) -> list[Completion]:
         """Many prompts through the serving engine's loop, in this thread and with a pool for this call alone."""
-        requests = [self.request(str(i), prompt, params, template) for i, prompt in enumerate(prompts)]
+        requests = [self.builder.request(str(i), prompt, params, template) for i, prompt in enumerate(prompts)]
         with self._working():
             collected = run_all(self._loop(requests), requests, progress)
         return [completion for one in collected for completion in completions_of(one)]
@@ -151,31 +152,6 @@ class LLM:
         free = available_bytes()
         room = need if free is None else min(need, free // 2)
         return Loop(self.model, self.tokenizer, replace(config, scheduler=limits, kv_bytes=room))
-
-    def request(
-        self, name: str, prompt: Prompt, params: SamplingParams, template: Mapping[str, Any] | None = None
-    ) -> Request:
-        """A prompt as the serving engine takes it. Raises ValueError as `stream` does.
-
-        `max_tokens` beyond what the context leaves room for are not asked for: the answer then ends with "length".
-        """
-        prepared = prepare(self.tokenizer, prompt, template, self.max_context)
-        tokens = prepared.tokens
-        self._check(tokens, params)
-        params = replace(params, max_tokens=min(params.max_tokens, self.max_context - len(tokens)))
-        return Request(
-            name,
-            tuple(tokens),
-            params,
-            stop_tokens=stop_tokens(self.tokenizer, params),
-            head=head_of(self.tokenizer, prompt, template),
-            in_thought=prepared.in_thought,
-        )
-
-    def _check(self, tokens: Sequence[int], params: SamplingParams) -> None:
-        """Raise ValueError for what no step could run."""
-        check_prompt(tokens, self.max_context, self.config.vocab_size)
-        check_token_ids(params, self.config.vocab_size)
 
     def serving_config(self, config: ServingConfig | None = None) -> ServingConfig:
         """The serving engine's settings for this model. Raises ValueError for a cache that it does not know."""
@@ -199,16 +175,14 @@ class LLM:
 
         One answer at a time: when another stream begins, the next step of this one raises RuntimeError.
         """
-        params = self.resolve(params, overrides)
+        params = self.builder.resolve(params, overrides)
         if params.structured is not None:
-            request = self.request("alone", prompt, params, template)
+            request = self.builder.request("alone", prompt, params, template)
             with self._working():
                 loop = self._loop([request])
                 loop.check(request)
             return self._alone(loop, request)
-        prepared = prepare(self.tokenizer, prompt, template, self.max_context)
-        self._check(prepared.tokens, params)
-        return self._timed(prepared, params)
+        return self._timed(self.builder.encode(prompt, params, template), params)
 
     def _alone(self, loop: Loop, request: Request) -> Iterator[Delta]:
         """An answer of a given form: only the serving engine's loop knows how."""
@@ -217,16 +191,7 @@ class LLM:
             self.last_stats = stats_of(collected)
             yield delta
 
-    def resolve(self, params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
-        """The settings of a request. Raises ValueError for unknown names and for both forms at once."""
-        if params is None:
-            return SamplingParams.resolve(overrides, self.defaults)
-        require(isinstance(params, SamplingParams), f"params: expected SamplingParams, found {shown(params)}")
-        if overrides:
-            raise ValueError(f"{', '.join(overrides)}: expected either a SamplingParams or single settings, found both")
-        return params
-
-    def _timed(self, prepared: Prepared, params: SamplingParams) -> Iterator[Delta]:
+    def _timed(self, prepared: EncodedPrompt, params: SamplingParams) -> Iterator[Delta]:
         """Run a request, keeping the figures and what the cache holds up to date."""
         clear_streams_at_end()
         self._turn += 1
@@ -295,7 +260,7 @@ class LLM:
                 return
             yield delta
 
-    def _answers(self, prepared: Prepared, params: SamplingParams, cache: ContiguousCache) -> Iterator[Delta]:
+    def _answers(self, prepared: EncodedPrompt, params: SamplingParams, cache: ContiguousCache) -> Iterator[Delta]:
         chunk = self.engine_config.prefill_chunk
         what = self.model, self.tokenizer, prepared.tokens, params, cache
         if params.beam_width > 1:

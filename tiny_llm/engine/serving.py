@@ -171,8 +171,8 @@ class Engine:
         priority, tenant = check_priority(priority), check_tenant(tenant)
         if deadline is not None:
             deadline = now + check_seconds("deadline", deadline)
-        settings = self.llm.resolve(params, rest)
-        request = self.llm.request(f"r{next(self._ids)}", prompt, settings, template)
+        settings = self._builder.resolve(params, rest)
+        request = self._builder.request(f"r{next(self._ids)}", prompt, settings, template)
         request = replace(request, arrival=now, priority=priority, tenant=tenant, deadline=deadline)
         self._loop.check(request)
         return request
@@ -199,6 +199,7 @@ class Engine:
         """The engine's thread."""
         try:
             self.llm: LLM = self._make()
+            self._builder = self.llm.builder
             config = self.llm.serving_config(self._serving)
             self._loop = Loop(self.llm.model, self.llm.tokenizer, config, self._emit)
             self._ready.set()
