@@ -73,8 +73,8 @@ def held(engine: Engine) -> dict[str, int]:
     gc.collect()
     there = gc.get_objects()
     return {
-        "listeners": len(engine._listeners),
-        "orders": engine._inbox.qsize(),
+        "listeners": len(engine._worker.listeners),
+        "orders": engine._worker.inbox.qsize(),
         "requests": len(loop.scheduler.sequences.requests) + len(loop.scheduler.waiting),
         "answers": len(loop._answers) + len(loop._left) + len(loop._beams),
         "forms": len(loop.runner.draw.forms),

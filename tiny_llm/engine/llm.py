@@ -23,6 +23,7 @@ from tiny_llm.decode.generate import Delta, stream
 from tiny_llm.engine.answers import Collected, completions_of, join, stats_of
 from tiny_llm.engine.answers import Completion as Completion
 from tiny_llm.engine.answers import Stats as Stats
+from tiny_llm.engine.embed import Pooling, Vectors, embed
 from tiny_llm.engine.loading import dtype_of, load_model, load_tokenizer
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.offline import kv_bytes_for, run_all, run_one
@@ -108,6 +109,23 @@ class LLM:
         """
         return encode_prompt(self.tokenizer, prompt, template).tokens
 
+    def embed(self, texts: Sequence[str], pooling: Pooling = "last", *, normalize: bool = False) -> Vectors:
+        """Return a vector for each text, (N, hidden): the final hidden state of its last token, or the mean of all.
+
+        Raises ValueError naming the text that is none, is empty or has more tokens than the context.
+        """
+        clear_streams_at_end()
+        with self._working():
+            return embed(
+                self.model,
+                self.tokenizer,
+                texts,
+                pooling,
+                normalize=normalize,
+                max_context=self.max_context,
+                token_budget=self.engine_config.prefill_chunk,
+            )
+
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
@@ -186,8 +204,8 @@ class LLM:
 
     def _alone(self, loop: Loop, request: Request) -> Iterator[Delta]:
         """An answer of a given form: only the serving engine's loop knows how."""
-        collected = Collected(request)
-        for delta in self._stepwise(run_one(loop, collected)):
+        collected = Collected.of(request)
+        for delta in self._stepwise(run_one(loop, request, collected)):
             self.last_stats = stats_of(collected)
             yield delta
 

@@ -12,37 +12,51 @@ from tiny_llm.engine.request import Request
 
 
 def kv_bytes_for(requests: Sequence[Request], limits: SchedulerConfig, block_size: int, block_bytes: int) -> int:
-    """Memory just large enough for as many of these requests as may run at once."""
-    longest = (len(r.tokens) + r.params.max_tokens for r in requests for _ in range(r.num_sequences))
-    blocks = sorted((-(-tokens // block_size) for tokens in longest), reverse=True)
+    """Return the memory just large enough for as many of these requests as may run at once."""
+    blocks: list[int] = []
+    for request in requests:
+        longest = len(request.tokens) + request.params.max_tokens
+        blocks += [-(-longest // block_size)] * request.num_sequences
+    blocks.sort(reverse=True)
     return sum(blocks[: limits.max_sequences]) * block_bytes
 
 
 def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> list[Collected]:
-    """Every request's answers, in the order of `requests`. Raises the first error that a request met."""
+    """Return every request's answers, in the order of `requests`. Raises the first error that a request met."""
+    found = [Collected.of(request) for request in requests]
+    line = ProgressLine(len(requests)) if progress else None
+    done = 0
+    for tokens, (one, _) in enumerate(run(loop, requests, found), 1):
+        done += one.done
+        if line:
+            line.show(done, tokens)
+    if line:
+        line.end()
+    return found
+
+
+def run_one(loop: Loop, request: Request, collected: Collected) -> Iterator[Delta]:
+    """Yield a request's pieces as they come, which `collected` keeps. Raises the error that the request met."""
+    for _, delta in run(loop, [request], [collected]):
+        yield delta
+
+
+def run(loop: Loop, requests: Sequence[Request], collected: Sequence[Collected]) -> Iterator[tuple[Collected, Delta]]:
+    """Run requests to their end; yields each piece, and the one of `collected` that has taken it."""
     found = {}
-    for request in requests:
+    sequences = {}
+    for request, one in zip(requests, collected, strict=True):
+        one.begin = loop.clock()
         loop.add(request)
-        found[request.id] = Collected(request)
-    bar = ProgressLine(len(requests)) if progress else None
+        found[request.id] = one
+        sequences[request.id] = loop.scheduler.sequences.requests[request.id][0]
     while loop.has_work:
         for output in loop.step():
-            found[output.request_id].take(output)
-        if bar:
-            bar.show(sum(one.done for one in found.values()), sum(one.num_tokens for one in found.values()))
-    if bar:
-        bar.end()
-    return list(found.values())
-
-
-def run_one(loop: Loop, collected: Collected) -> Iterator[Delta]:
-    """A request's answers as they come. Raises what it meets."""
-    loop.add(collected.request)
-    while loop.has_work:
-        for output in loop.step():
-            delta = collected.take(output)
+            one = found[output.request_id]
+            one.note(output, loop.clock(), sequences[output.request_id].admitted)
+            delta = one.take(output)
             if delta is not None:
-                yield delta
+                yield one, delta
 
 
 class ProgressLine:

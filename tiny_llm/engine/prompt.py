@@ -8,7 +8,7 @@ from tiny_llm.config import SamplingParams
 from tiny_llm.config.fields import is_integer, require, shown
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.decode.generate import check_prompt, no_room, stop_tokens
-from tiny_llm.engine.request import Request
+from tiny_llm.engine.request import Request, check_priority, check_seconds, check_tenant
 from tiny_llm.model.tokenizer import Tokenizer, TooLongError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -21,6 +21,17 @@ class EncodedPrompt(NamedTuple):
 
     tokens: list[int]
     in_thought: bool = False
+
+
+class Terms(NamedTuple):
+    """What a caller asks of a served request beside the prompt, checked. Times are on the monotonic clock."""
+
+    params: SamplingParams
+    template: Template
+    arrival: float
+    priority: int
+    tenant: str
+    deadline: float | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,35 @@ class RequestBuilder:
             stop_tokens=stop_tokens(self.tokenizer, params),
             head=head_of(self.tokenizer, prompt, template),
             in_thought=encoded.in_thought,
+        )
+
+    def terms(self, params: SamplingParams | None, options: Mapping[str, Any], now: float) -> Terms:
+        """Return a call's settings; the options that a request itself has not are sampling settings, as in `resolve`.
+
+        This takes no long time, because neither the prompt nor the template is used. Raises ValueError for a value of
+        another kind.
+        """
+        rest = dict(options)
+        template = rest.pop("template", None)
+        check_template(template)
+        priority = check_priority(rest.pop("priority", Request.priority))
+        tenant = check_tenant(rest.pop("tenant", Request.tenant))
+        deadline = rest.pop("deadline", None)
+        if deadline is not None:
+            deadline = now + check_seconds("deadline", deadline)
+        settings = self.resolve(params, rest)
+        check_token_ids(settings, self.vocab_size)
+        return Terms(settings, template, now, priority, tenant, deadline)
+
+    def served(self, name: str, prompt: Prompt, terms: Terms) -> Request:
+        """Return the request `name` on these terms. Raises ValueError as `encode` does."""
+        request = self.request(name, prompt, terms.params, terms.template)
+        return replace(
+            request,
+            arrival=terms.arrival,
+            priority=terms.priority,
+            tenant=terms.tenant,
+            deadline=terms.deadline,
         )
 
 
