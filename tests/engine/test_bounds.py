@@ -22,8 +22,7 @@ from tiny_llm.engine.llm import LLM, load
 from tiny_llm.engine.loading import load_tokenizer
 from tiny_llm.engine.loop import Output
 from tiny_llm.engine.prompt import RequestBuilder
-from tiny_llm.engine.serving import Engine
-from tiny_llm.engine.worker import FullError
+from tiny_llm.engine.serving import Engine, FullError
 from tiny_llm.model.loader import load_config
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -79,10 +78,10 @@ def test_one_request_too_many_is_refused_in_the_call_and_changes_nothing(engine:
     for call in (engine.stream, engine.astream, lambda *some: engine.generate([some[0]], some[1])):
         with pytest.raises(FullError, match=r"2 unfinished requests, and max_requests allows 2: ask again"):
             call("what is", GREEDY)
-    assert sorted(engine._worker.listeners) == sorted(one.request_id for one in running)
+    assert sorted(engine._worker.recipients) == sorted(one.request_id for one in running)
     running[1]._close()
     assert len(list(running[0])) == 399
-    until(lambda: not engine._worker.listeners)
+    until(lambda: not engine._worker.recipients)
     assert len(list(engine.stream("what is", GREEDY))) == 12
 
 
@@ -92,7 +91,7 @@ def test_a_refused_prompt_leaves_its_place(engine: Engine) -> None:
             engine.stream([], GREEDY)
         with pytest.raises(ValueError, match="prompt"):
             asyncio.run(engine.agenerate([], GREEDY))
-    assert not engine._worker.listeners
+    assert not engine._worker.recipients
 
 
 def test_a_list_longer_than_max_requests_is_handed_in_bit_by_bit(path: Path, engine: Engine) -> None:
@@ -103,7 +102,7 @@ def test_a_list_longer_than_max_requests_is_handed_in_bit_by_bit(path: Path, eng
     def counted(*args: Any) -> None:
         nonlocal most
         enter(*args)
-        most = max(most, len(engine._worker.listeners))
+        most = max(most, len(engine._worker.recipients))
 
     engine._worker.enter = counted  # type: ignore[method-assign]
     served = engine.generate(prompts, GREEDY, progress=True)
@@ -123,7 +122,7 @@ def test_a_list_of_which_one_prompt_is_bad_leaves_nothing(engine: Engine) -> Non
     with pytest.raises(ValueError, match="leave no room"):
         engine.generate([[1], [2], [3], [4] * 600, [5]], GREEDY)
     until(lambda: not engine._loop.has_work)
-    assert not engine._worker.listeners
+    assert not engine._worker.recipients
 
 
 def test_a_reader_that_leaves_too_much_unread_loses_its_request_alone(path: Path) -> None:
@@ -131,7 +130,7 @@ def test_a_reader_that_leaves_too_much_unread_loses_its_request_alone(path: Path
         slow, quick = engine.stream("hello", LONG), engine.stream("the quick", LONG)
         aslow = engine.astream("hello", LONG)
         assert sum(1 for _ in quick) == 400
-        until(lambda: not engine._worker.listeners and not engine._loop.has_work)
+        until(lambda: not engine._worker.recipients and not engine._loop.has_work)
         for _ in range(2):
             with pytest.raises(UnreadError, match="left more than 20 tokens unread"):
                 next(slow)
@@ -173,7 +172,7 @@ def test_abort_ends_a_request_for_its_reader(engine: Engine) -> None:
 
 def test_abort_of_a_finished_request_changes_nothing(engine: Engine) -> None:
     stream = engine.stream("hello", GREEDY)
-    until(lambda: not engine._worker.listeners)
+    until(lambda: not engine._worker.recipients)
     assert not engine.abort(stream.request_id)
     assert len(list(stream)) == 12 and stream.finish_reason == "length"
 
@@ -197,7 +196,7 @@ def test_abort_wakes_an_event_loop(engine: Engine) -> None:
         await anext(stream)
         whole = asyncio.create_task(engine.agenerate("the quick", LONG))
         await asyncio.sleep(0.01)
-        assert all(engine.abort(name) for name in list(engine._worker.listeners))
+        assert all(engine.abort(name) for name in list(engine._worker.recipients))
         rest = [delta async for delta in stream]
         assert stream.finish_reason == "cancelled"
         return [answer.finish_reason for answer in await whole], len(rest)
@@ -325,7 +324,7 @@ def test_times_are_told_while_a_stream_runs_and_after(engine: Engine) -> None:
 def test_a_slow_reader_does_not_change_the_times(engine: Engine) -> None:
     """They were taken where the answer is read."""
     stream = engine.stream("hello", GREEDY)
-    until(lambda: not engine._worker.listeners)
+    until(lambda: not engine._worker.recipients)
     before = stream.stats
     for _ in stream:
         time.sleep(0.01)

@@ -348,7 +348,7 @@ def test_a_reader_that_is_dropped_or_never_read_cancels_its_request(path: Path) 
         del never_read, unread_async, half_read
         gc.collect()
         assert len(list(engine.stream("the quick", GREEDY))) == 30
-        assert not engine._worker.listeners and not engine._loop.scheduler.sequences.requests
+        assert not engine._worker.recipients and not engine._loop.scheduler.sequences.requests
     *dropped, last = [event.note for event in events if event.kind == "finish"]
     assert last == "length" and set(dropped) == {"cancelled"}  # one dropped while its prompt is encoded never begins
 
@@ -441,7 +441,7 @@ def test_an_event_loop_that_ends_leaves_nothing(engine: Engine) -> None:
     loops = [asyncio.run(ask(steps)) for steps in (0, 1, 5, 30) * 5]
     assert len(list(engine.stream("the quick", GREEDY))) == 30
     gc.collect()
-    assert not [one for one in loops if one() is not None] and not engine._worker.listeners
+    assert not [one for one in loops if one() is not None] and not engine._worker.recipients
 
 
 def test_a_cancelled_task_cancels_its_request(engine: Engine) -> None:
@@ -455,7 +455,7 @@ def test_a_cancelled_task_cancels_its_request(engine: Engine) -> None:
     asyncio.run(ask())
     gc.collect()
     assert len(list(engine.stream("the quick", GREEDY))) == 30
-    assert not engine._worker.listeners and not engine._loop.scheduler.sequences.requests
+    assert not engine._worker.recipients and not engine._loop.scheduler.sequences.requests
 
 
 PROGRAMS = {
@@ -784,4 +784,4 @@ def test_a_cancelled_task_cancels_its_request_though_its_error_is_kept(engine: E
 
     kept = asyncio.run(ask())
     assert len(list(engine.stream("the quick", GREEDY))) == 30
-    assert kept and not engine._worker.listeners
+    assert kept and not engine._worker.recipients

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import tiny_llm.engine.llm
+import tiny_llm.engine
 from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load
 from tiny_llm.config import SchedulerConfig
@@ -16,6 +16,7 @@ from tiny_llm.engine.prompt import RequestBuilder
 from tiny_llm.engine.serving import Engine
 
 CHAT = [{"role": "system", "content": "the answer is fine"}, {"role": "user", "content": "hello there"}]
+ENGINE = Path(tiny_llm.engine.__file__).parent  # type: ignore[arg-type]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 SERVING = ServingConfig(kv_bytes=2**20, block_size=8, scheduler=SchedulerConfig(token_budget=64, max_sequences=8))
 
@@ -82,13 +83,17 @@ def test_a_served_request_enters_no_other_facade(llm: LLM) -> None:
     def trace(frame: Any, *_: Any) -> None:
         entered.add(frame.f_code.co_filename)
 
-    with Engine(llm.path, serving=SERVING) as engine:
+    threading.setprofile(trace)
+    try:
+        engine = Engine(llm.path, serving=SERVING)
+    finally:
+        threading.setprofile(None)
+    with engine:
+        entered.clear()  # what loading entered
         sys.setprofile(trace)
-        threading.setprofile(trace)
         try:
             assert len(list(engine.stream(CHAT, GREEDY))) == 12
         finally:
             sys.setprofile(None)
-            threading.setprofile(None)
-    assert str(Path(tiny_llm.engine.llm.__file__)) not in entered
-    assert any(name.endswith("engine/prompt.py") for name in entered)
+    assert str(ENGINE / "llm.py") not in entered
+    assert {str(ENGINE / f"{name}.py") for name in ("prompt", "loop", "worker")} <= entered

@@ -195,7 +195,7 @@ class Box:
         self.max_unread, self._leave = max_unread, leave
         self._outputs: deque[Output] = deque()
         self._end: Output | None = None
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()  # reentrant: a signal's handler may close a stream that waits
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
     @property

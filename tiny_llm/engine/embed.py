@@ -52,7 +52,11 @@ def encode_texts(tokenizer: Tokenizer, texts: Any, max_context: int) -> list[lis
     """Return the tokens of each text. Raises ValueError naming the text that is none, is empty or is too long."""
     is_list = isinstance(texts, Sequence) and not isinstance(texts, str | bytes | bytearray)
     require(is_list, f"texts: expected a list of texts, found {shown(texts)}")
-    return [_encode(tokenizer, text, f"texts[{place}]", max_context) for place, text in enumerate(texts)]
+    rows = []
+    for place, text in enumerate(texts):
+        tokens = _encode(tokenizer, text, f"texts[{place}]", max_context)
+        rows.append(tokens)
+    return rows
 
 
 def _encode(tokenizer: Tokenizer, text: Any, name: str, max_context: int) -> list[int]:
@@ -82,7 +86,8 @@ def embed_batches(
     Raises ArithmeticError where a hidden state is not a finite number.
     """
     for batch in batches_of(rows, token_budget):
-        vectors = np.array(pooled(model, batch, pooling).astype(mx.float32))
+        pooled_states = pooled(model, batch, pooling)
+        vectors = np.array(pooled_states.astype(mx.float32))
         if not np.isfinite(vectors).all():
             raise ArithmeticError(NOT_FINITE.replace("logits", "hidden states"))
         if normalize:
@@ -115,14 +120,22 @@ def batches_of(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[lis
 def pooled(model: Qwen3, rows: Sequence[Sequence[int]], pooling: Pooling) -> mx.array:
     """Return a vector for each row of tokens, (R, hidden), in one forward pass."""
     spans = spans_of(rows)
-    tokens = mx.array([token for row in rows for token in row], mx.int32)
-    x = model.hidden_states(tokens, SideBySide(model.config, model.ops, spans))  # (T, hidden)
+    tokens: list[int] = []
+    for row in rows:
+        tokens += row
+    view = SideBySide(model.config, model.ops, spans)
+    x = model.hidden_states(mx.array(tokens, mx.int32), view)  # (T, hidden)
+    norm = model.weights["norm"]["weight"]
+    eps = model.config.rms_norm_eps
     if pooling == "last":
-        x = x[mx.array([end - 1 for _, end in spans])]
-    x = model.ops.rms_norm(x, model.weights["norm"]["weight"], model.config.rms_norm_eps)
-    if pooling == "last":
-        return x
-    return mx.stack([x[begin:end].astype(mx.float32).mean(axis=0) for begin, end in spans])
+        last = mx.array([end - 1 for _, end in spans])
+        return model.ops.rms_norm(x[last], norm, eps)
+    states = model.ops.rms_norm(x, norm, eps).astype(mx.float32)
+    means = []
+    for begin, end in spans:
+        mean = states[begin:end].mean(axis=0)
+        means.append(mean)
+    return mx.stack(means)
 
 
 def spans_of(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:

@@ -23,7 +23,8 @@ from tiny_llm.engine.llm import load
 from tiny_llm.engine.loop import Output
 from tiny_llm.engine.offline import ProgressLine
 from tiny_llm.engine.prompt import Prompt, Terms, many
-from tiny_llm.engine.worker import Add, Close, Deliver, Embed, FullError, Worker
+from tiny_llm.engine.worker import Add, Close, Deliver, Embed, Worker
+from tiny_llm.engine.worker import FullError as FullError
 
 Reader = TypeVar("Reader", Stream, AsyncStream)
 PROMPT_THREADS = 2  # tokenize the prompts of event loops
@@ -141,7 +142,10 @@ class Engine:
         return completions_of(stream.collected)
 
     def embed(self, texts: Sequence[str], pooling: Pooling = "last", *, normalize: bool = False) -> Vectors:
-        """Return a vector for each text, as `LLM.embed` does. Requests that run wait for one batch at a time."""
+        """Return a vector for each text, as `LLM.embed` does. Requests that run wait for one batch at a time.
+
+        This call waits for the result; from an event loop run it by `asyncio.to_thread`.
+        """
         self._check_caller()
         check_pooling(pooling, normalize)
         rows = encode_texts(self.llm.tokenizer, texts, self._loop.max_context)

@@ -59,7 +59,7 @@ Order = Add | Leave | Embed | Close
 
 
 @dataclass
-class Listener:
+class Recipient:
     """Where an unfinished request's outputs go. `sequence`: the first that answers it, once it is in the loop."""
 
     collected: Collected
@@ -80,13 +80,13 @@ class FullError(RuntimeError):
 class Worker:
     """A thread with a model and its loop. Raises what `make` raises, which makes the model in that thread.
 
-    `listeners` has all unfinished requests, from the call of the client on.
+    `recipients` has all unfinished requests, from the call of the client on.
     """
 
     def __init__(self, make: Callable[[], LLM], config: ServingConfig, emit: Callable[[Event], None] | None):
         self._make, self._config, self._emit = make, config, emit
         self.inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
-        self.listeners: dict[str, Listener] = {}
+        self.recipients: dict[str, Recipient] = {}
         self.is_open = True
         self._gate = threading.RLock()  # an order is put while the worker is open, or not at all
         self._embedding: deque[Embed] = deque()
@@ -104,9 +104,9 @@ class Worker:
         limit = self._config.max_requests
         with self._gate:
             is_open = self.is_open
-            count = len(self.listeners)
+            count = len(self.recipients)
             if is_open and count < limit:
-                self.listeners[collected.request_id] = Listener(collected, deliver)
+                self.recipients[collected.request_id] = Recipient(collected, deliver)
                 return
         deliver(Output(collected.request_id, ended=True))  # nothing is left to cancel for a reader that is dropped
         if not is_open:
@@ -130,21 +130,21 @@ class Worker:
 
     def abort(self, request_id: str) -> bool:
         """Cancel a request and deliver its end; whether it was unfinished."""
-        listener = self.listeners.pop(request_id, None)
-        if listener is None:
+        recipient = self.recipients.pop(request_id, None)
+        if recipient is None:
             return False
-        listener.deliver(Output(request_id, ended=True))
+        recipient.deliver(Output(request_id, ended=True))
         self.leave(request_id)
         return True
 
     def deliver(self, output: Output) -> None:
-        """Give an output to its request's listener, if the request is unfinished."""
+        """Give an output to its request's recipient, if the request is unfinished."""
         if output.ended:
-            listener = self.listeners.pop(output.request_id, None)
+            recipient = self.recipients.pop(output.request_id, None)
         else:
-            listener = self.listeners.get(output.request_id)
-        if listener is not None:
-            listener.hear(output)
+            recipient = self.recipients.get(output.request_id)
+        if recipient is not None:
+            recipient.hear(output)
 
     def closed(self) -> RuntimeError:
         """Return the error for a caller that comes too late."""
@@ -190,17 +190,17 @@ class Worker:
             elif isinstance(order, Embed):
                 self._embedding.append(order)
             else:
-                self.listeners.pop(order.request_id, None)
+                self.recipients.pop(order.request_id, None)
                 loop.cancel(order.request_id)
 
     def _add(self, loop: Loop, request: Request) -> None:
         """Run a request, unless it was cancelled before. An error in adding it ends this request alone."""
-        listener = self.listeners.get(request.id)
-        if listener is None:
+        recipient = self.recipients.get(request.id)
+        if recipient is None:
             return
         try:
             loop.add(request)
-            listener.sequence = loop.scheduler.sequences.requests[request.id][0]
+            recipient.sequence = loop.scheduler.sequences.requests[request.id][0]
         except Exception as error:
             loop.cancel(request.id)
             self.deliver(Output(request.id, error=error, ended=True))
@@ -235,7 +235,7 @@ class Worker:
         for order in self._embedding:
             _answer(order.result.set_exception, self._because(ENDED_EARLY))
         self._embedding.clear()
-        for name in list(self.listeners):
+        for name in list(self.recipients):
             self.deliver(Output(name, error=self._because(ENDED_EARLY), ended=True))
 
 
