@@ -33,9 +33,9 @@ from tiny_llm import SamplingParams, _blas, load
 from tiny_llm.cache.paged import block_nbytes
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.engine.batch import Collected, run_all
 from tiny_llm.engine.llm import LLM
 from tiny_llm.engine.loop import Loop
+from tiny_llm.engine.offline import run_all
 from tiny_llm.engine.request import Request
 
 Job = tuple[list[int], int]  # prompt, tokens to write
@@ -154,9 +154,8 @@ def waste(llm: LLM, model, jobs: Sequence[Job]) -> tuple[float, float]:
     """The most MB that each side held beyond the tokens that it had computed, over a run."""
     slot = block_nbytes(llm.config, 1, mx.float32)
     loop, worst = loop_of(llm, 32 * 300, prefix_cache=False), 0
-    found = {str(i): Collected(request(i, job)) for i, job in enumerate(jobs)}
-    for one in found.values():
-        loop.add(one.request)
+    for i, job in enumerate(jobs):
+        loop.add(request(i, job))
     while loop.has_work:
         loop.step()
         worst = max(worst, sum(len(s.block_table) * BLOCK - s.computed for s in loop.scheduler.running))

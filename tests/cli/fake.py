@@ -5,7 +5,7 @@ from typing import Any
 
 from tiny_llm.config import SamplingParams
 from tiny_llm.decode.text import Delta
-from tiny_llm.engine.completion import Completion, Stats, join
+from tiny_llm.engine.answers import Completion, Stats, join
 from tiny_llm.model.rendered import Rendered
 
 Answer = str | Exception | Sequence[str | Callable[[], None]]

@@ -15,7 +15,7 @@ from tests.cli.fake import FakeLLM
 from tests.cli.test_terminal import Terminal
 from tiny_llm.cli import terminal
 from tiny_llm.decode.text import TokenLogprobs
-from tiny_llm.engine.completion import Completion, Stats
+from tiny_llm.engine.answers import Completion, Stats
 
 WORDS = [
     ("\ud800", "\ufffd"),

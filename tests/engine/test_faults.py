@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.text import Delta
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.loop import Loop
+from tiny_llm.engine.prompt import RequestBuilder
 from tiny_llm.engine.serving import Engine
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
@@ -49,6 +51,11 @@ def llm(path: Path) -> LLM:
 def engine(path: Path) -> Iterator[Engine]:
     with Engine(path, serving=SERVING) as engine:
         yield engine
+
+
+def aread(engine: Engine, *args: Any, **options: Any) -> Any:
+    """The answers for an event loop: what is wrong with a prompt is raised where they are awaited."""
+    return asyncio.run(engine.agenerate(*args, **options))
 
 
 ODD: list[tuple[str, Any]] = [
@@ -111,7 +118,7 @@ ODD: list[tuple[str, Any]] = [
 def test_an_odd_field_is_refused_in_the_callers_own_call(engine: Engine, name: str, value: Any) -> None:
     """A list as tenant ended the engine's thread, and with it all requests; an odd deadline was an OverflowError."""
     running = engine.stream("the quick", GREEDY)
-    for call in (engine.stream, engine.astream):
+    for call in (engine.stream, partial(aread, engine)):
         with pytest.raises(ValueError, match=name):
             call("hello", **{name: value})
     assert len(list(running)) == 30
@@ -119,7 +126,7 @@ def test_an_odd_field_is_refused_in_the_callers_own_call(engine: Engine, name: s
 
 @pytest.mark.parametrize("prompt", [None, 5, b"text", "", [], [True], [1.5], [{}], ["a", 1], [[1], 2], [10**400], {}])
 def test_what_is_no_prompt_is_refused_in_the_call(engine: Engine, llm: LLM, prompt: Any) -> None:
-    for call in (engine.stream, engine.astream, llm.stream):
+    for call in (engine.stream, partial(aread, engine), llm.stream):
         with pytest.raises(ValueError, match=r"prompt|messages"):
             call(prompt, GREEDY)
 
@@ -158,7 +165,7 @@ def test_requests_are_checked_against_the_limits_that_were_set(llm: LLM) -> None
     """While the batch had shrunk after a failure, valid requests were refused by the lowered limits."""
     loop = Loop(llm.model, llm.tokenizer, SERVING)
     loop.scheduler.config = replace(loop.scheduler.configured, max_sequences=1, token_budget=1)
-    loop.add(llm.request("four", "hello", replace(GREEDY, n=4)))
+    loop.add(llm.builder.request("four", "hello", replace(GREEDY, n=4)))
     found = [output for _ in range(200) if loop.has_work for output in loop.step()]
     assert {output.delta.index for output in found} == {0, 1, 2, 3}
 
@@ -252,9 +259,9 @@ def test_every_other_answer_is_its_solo_run_whatever_strikes(
 @pytest.mark.parametrize("fault", ["bits", "consume_token", "empty"])
 def test_a_form_at_fault_ends_its_own_request(llm: LLM, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     loop = Loop(llm.model, llm.tokenizer, SERVING)
-    loop.add(llm.request("bad", "hello", replace(GREEDY, ignore_eos=False, structured=DIGITS)))
-    loop.add(llm.request("formed", "hello", replace(GREEDY, ignore_eos=False, seed=1, structured=DIGITS)))
-    loop.add(llm.request("plain", "the quick", GREEDY))
+    loop.add(llm.builder.request("bad", "hello", replace(GREEDY, ignore_eos=False, structured=DIGITS)))
+    loop.add(llm.builder.request("formed", "hello", replace(GREEDY, ignore_eos=False, seed=1, structured=DIGITS)))
+    loop.add(llm.builder.request("plain", "the quick", GREEDY))
     outputs = [output for _ in range(3) for output in loop.step()]
     form = loop.runner.draw.forms._forms["bad", 0]
     if fault == "bits":
@@ -291,10 +298,10 @@ def test_logits_that_are_not_finite_end_their_request_alone(
 
     monkeypatch.setattr(llm.model, "logits", overflown)
     poisoned.append(1)
-    loop.add(llm.request("bad", "hello", params))
+    loop.add(llm.builder.request("bad", "hello", params))
     outputs = loop.step()
     poisoned.clear()
-    loop.add(llm.request("good", "the quick", GREEDY))
+    loop.add(llm.builder.request("good", "the quick", GREEDY))
     while loop.has_work:
         outputs += loop.step()
     monkeypatch.undo()
@@ -340,8 +347,9 @@ def test_a_reader_that_is_dropped_or_never_read_cancels_its_request(path: Path) 
         del never_read, unread_async, half_read
         gc.collect()
         assert len(list(engine.stream("the quick", GREEDY))) == 30
-        assert not engine._listeners and not engine._loop.scheduler.sequences.requests
-    assert [event.note for event in events if event.kind == "finish"] == ["cancelled"] * 3 + ["length"]
+        assert not engine._worker.recipients and not engine._loop.scheduler.sequences.requests
+    *dropped, last = [event.note for event in events if event.kind == "finish"]
+    assert last == "length" and set(dropped) == {"cancelled"}  # one dropped while its prompt is encoded never begins
 
 
 def test_a_reader_that_is_slow_delays_nobody(engine: Engine) -> None:
@@ -355,15 +363,15 @@ def test_closing_while_a_prompt_is_encoded_refuses_it(path: Path, monkeypatch: p
     """The request was put into the inbox of a thread that had ended, and waited for ever."""
     engine = Engine(path, serving=SERVING)
     encoding, closed = threading.Event(), threading.Event()
-    prepare = type(engine.llm).request
+    prepare = RequestBuilder.request
 
-    def slow(self: LLM, *args: Any) -> Any:
+    def slow(self: RequestBuilder, *args: Any) -> Any:
         request = prepare(self, *args)
         encoding.set()
         closed.wait(10)
         return request
 
-    monkeypatch.setattr(type(engine.llm), "request", slow)
+    monkeypatch.setattr(RequestBuilder, "request", slow)
     found: list[BaseException] = []
 
     def ask() -> None:
@@ -415,7 +423,7 @@ def test_the_engine_may_be_closed_from_everywhere_at_once(path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert not any(thread.is_alive() for thread in threads) and not engine._thread.is_alive()
+    assert not any(thread.is_alive() for thread in threads) and not engine._worker.thread.is_alive()
     with pytest.raises(RuntimeError, match="closed"):
         list(stream)
 
@@ -432,7 +440,7 @@ def test_an_event_loop_that_ends_leaves_nothing(engine: Engine) -> None:
     loops = [asyncio.run(ask(steps)) for steps in (0, 1, 5, 30) * 5]
     assert len(list(engine.stream("the quick", GREEDY))) == 30
     gc.collect()
-    assert not [one for one in loops if one() is not None] and not engine._listeners
+    assert not [one for one in loops if one() is not None] and not engine._worker.recipients
 
 
 def test_a_cancelled_task_cancels_its_request(engine: Engine) -> None:
@@ -446,7 +454,7 @@ def test_a_cancelled_task_cancels_its_request(engine: Engine) -> None:
     asyncio.run(ask())
     gc.collect()
     assert len(list(engine.stream("the quick", GREEDY))) == 30
-    assert not engine._listeners and not engine._loop.scheduler.sequences.requests
+    assert not engine._worker.recipients and not engine._loop.scheduler.sequences.requests
 
 
 PROGRAMS = {
@@ -617,7 +625,8 @@ def test_values_of_a_callers_own_classes_become_plain(engine: Engine) -> None:
     params = replace(GREEDY, max_tokens=4)
     answer = list(engine.stream("hello", params, tenant=OddText("default"), priority=OddNumber(3)))
     assert len(answer) == 4
-    request = engine._request("hello", params, {"tenant": OddText("a"), "priority": OddNumber(1)})
+    terms = engine._terms(params, {"tenant": OddText("a"), "priority": OddNumber(1)})
+    request = engine._builder.served("odd", "hello", terms)
     assert type(request.tenant) is str and type(request.priority) is int
 
 
@@ -645,7 +654,7 @@ def test_the_smallest_share_keeps_the_likeliest_token(llm: LLM, top_p: float) ->
 )
 def test_a_form_that_no_text_has_is_refused(engine: Engine, llm: LLM, kind: str, text: str) -> None:
     """The answer was empty, and its reason "stop"; or the error was the library's own."""
-    for call in (engine.stream, engine.astream, llm.stream):
+    for call in (engine.stream, partial(aread, engine), llm.stream):
         with pytest.raises(ValueError, match="structured: "):
             call("hello", SamplingParams(max_tokens=9, structured=Structured(kind, text)))
 
@@ -774,4 +783,4 @@ def test_a_cancelled_task_cancels_its_request_though_its_error_is_kept(engine: E
 
     kept = asyncio.run(ask())
     assert len(list(engine.stream("the quick", GREEDY))) == 30
-    assert kept and not engine._listeners
+    assert kept and not engine._worker.recipients

@@ -73,8 +73,8 @@ def held(engine: Engine) -> dict[str, int]:
     gc.collect()
     there = gc.get_objects()
     return {
-        "listeners": len(engine._listeners),
-        "orders": engine._inbox.qsize(),
+        "recipients": len(engine._worker.recipients),
+        "orders": engine._worker.inbox.qsize(),
         "requests": len(loop.scheduler.sequences.requests) + len(loop.scheduler.waiting),
         "answers": len(loop._answers) + len(loop._left) + len(loop._beams),
         "forms": len(loop.runner.draw.forms),
@@ -96,7 +96,7 @@ def test_ten_thousand_mixed_requests_leave_nothing_behind(path: Path) -> None:
         assert loop.scheduler.blocks.num_available == loop.store.num_blocks
         loop.scheduler.check()
         assert len(loop.scheduler.waiting.counters) <= 3 * MAX_IDLE
-    quiet = {"listeners": 0, "orders": 0, "requests": 0, "answers": 0, "forms": 0}
+    quiet = {"recipients": 0, "orders": 0, "requests": 0, "answers": 0, "forms": 0}
     for size in sizes:
         assert {name: size[name] for name in quiet} == quiet
         assert size["threads"] == sizes[0]["threads"] and size["AbstractEventLoop"] == sizes[0]["AbstractEventLoop"]

@@ -129,9 +129,9 @@ def test_n_and_beams_return_lists(llm: LLM) -> None:
 
 def test_settings_come_from_the_request_then_the_model(llm: LLM) -> None:
     assert llm.defaults == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
-    params = llm.resolve(None, {"temperature": 0.1, "max_tokens": 3})
+    params = llm.builder.resolve(None, {"temperature": 0.1, "max_tokens": 3})
     assert (params.temperature, params.top_k, params.top_p, params.max_tokens) == (0.1, 20, 0.95, 3)
-    assert llm.resolve(GREEDY, {}) is GREEDY
+    assert llm.builder.resolve(GREEDY, {}) is GREEDY
     with pytest.raises(ValueError, match="temprature: unknown"):
         llm.generate(CHAT, temprature=1)
     with pytest.raises(ValueError, match="top_k: expected either"):

@@ -15,7 +15,9 @@ class ServingConfig:
     contexts of at most 4,096 tokens, but no more than a quarter of the memory that is free. `block_size`: tokens of a
     block. `prefix_cache`: keep what was computed for prompts that begin alike. `disk_folder`: where blocks of the
     prefix cache go that the pool has no room for, found again by later runs too, `disk_bytes` of them at most.
-    `scheduler`: which sequences run, and when. Which caches hold K and V, and the context, are the engine's settings.
+    `max_requests`: unfinished requests at once; one more is refused. `max_unread`: tokens of a request that its reader
+    may leave unread; with one more the request ends. `scheduler`: which requests run when. The kind of cache, its bits
+    and the context are settings of the engine.
     """
 
     kv_bytes: int | None = None
@@ -23,10 +25,12 @@ class ServingConfig:
     prefix_cache: bool = True
     disk_folder: Path | str | None = None
     disk_bytes: int = 4 * 2**30
+    max_requests: int = 1024
+    max_unread: int = 65_536
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("kv_bytes", "block_size", "disk_bytes"):
+        for name in ("kv_bytes", "block_size", "disk_bytes", "max_requests", "max_unread"):
             value = getattr(self, name)
             ok = (value is None and name == "kv_bytes") or (is_integer(value) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {shown(value)}")

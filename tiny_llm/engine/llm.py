@@ -1,6 +1,7 @@
 """`load` a model and ask it: text, chat messages or token ids in, text out, whole or as a stream."""
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,17 +19,17 @@ from tiny_llm.cache.paged import block_nbytes
 from tiny_llm.cache.whole import WholeCaches
 from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams, SchedulerConfig
 from tiny_llm.config.fields import require, shown
-from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.decode.text import Delta, check_prompt, stop_tokens
-from tiny_llm.engine.batch import Collected, kv_bytes_for, run_all
-from tiny_llm.engine.completion import Completion as Completion
-from tiny_llm.engine.completion import Stats as Stats
-from tiny_llm.engine.completion import completions_of, join, stats_of
+from tiny_llm.decode.text import Delta
+from tiny_llm.engine.answers import Collected, completions_of, join, stats_of
+from tiny_llm.engine.answers import Completion as Completion
+from tiny_llm.engine.answers import Stats as Stats
+from tiny_llm.engine.embed import Pooling, Vectors, embed
 from tiny_llm.engine.lesson import Lesson
 from tiny_llm.engine.loading import dtype_of, load_model, load_tokenizer
 from tiny_llm.engine.loop import Loop, Output
-from tiny_llm.engine.prompt import Prompt, head_of, many, prepare
+from tiny_llm.engine.offline import kv_bytes_for, run_all
+from tiny_llm.engine.prompt import Prompt, RequestBuilder, encode_prompt, many
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.store import whole_store
 from tiny_llm.engine.threads import clear_streams_at_end
@@ -96,6 +97,7 @@ class LLM:
         self.name = "pocket" if path == POCKET else path.name
         self.defaults = dict(defaults or {})
         self.max_context = model.config.context(config.max_context)
+        self.builder = RequestBuilder(tokenizer, self.defaults, self.max_context, model.config.vocab_size)
         self._collected: Collected | None = None  # of the request that began last
         self._lesson = Lesson(model, tokenizer, config) if lesson else None
         self._loop: Loop | None = None  # for single prompts
@@ -121,7 +123,24 @@ class LLM:
         A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token; a rendered one does not.
         `template` holds what `Tokenizer.render` takes beside messages: tools and settings such as enable_thinking.
         """
-        return prepare(self.tokenizer, prompt, template).tokens
+        return encode_prompt(self.tokenizer, prompt, template).tokens
+
+    def embed(self, texts: Sequence[str], pooling: Pooling = "last", *, normalize: bool = False) -> Vectors:
+        """Return a vector for each text, (N, hidden): the final hidden state of its last token, or the mean of all.
+
+        Raises ValueError naming the text that is none, is empty or has more tokens than the context.
+        """
+        clear_streams_at_end()
+        with self._working():
+            return embed(
+                self.model,
+                self.tokenizer,
+                texts,
+                pooling,
+                normalize=normalize,
+                max_context=self.max_context,
+                token_budget=self.engine_config.prefill_chunk,
+            )
 
     def generate(
         self,
@@ -138,47 +157,14 @@ class LLM:
         on stderr while a list of prompts runs.
         """
         if many(prompt):
-            return self._all(cast(Sequence[Prompt], prompt), self.resolve(params, overrides), template, progress)
+            settings = self.builder.resolve(params, overrides)
+            return self._all(cast(Sequence[Prompt], prompt), settings, template, progress)
         answers: dict[int, list[Delta]] = {}
         for delta in self.stream(cast(Prompt, prompt), params, template=template, **overrides):
             answers.setdefault(delta.index, []).append(delta)
         assert self.last_stats is not None
         completions = [join(deltas, self.last_stats) for deltas in answers.values()]
         return completions if len(completions) > 1 else completions[0]
-
-    def request(
-        self, name: str, prompt: Prompt, params: SamplingParams, template: Mapping[str, Any] | None = None
-    ) -> Request:
-        """A prompt as the serving engine takes it. Raises ValueError as `stream` does.
-
-        `max_tokens` beyond what the context leaves room for are not asked for: the answer then ends with "length".
-        """
-        prepared = prepare(self.tokenizer, prompt, template, self.max_context)
-        tokens = prepared.tokens
-        self._check(tokens, params)
-        params = replace(params, max_tokens=min(params.max_tokens, self.max_context - len(tokens)))
-        return Request(
-            name,
-            tuple(tokens),
-            params,
-            stop_tokens=stop_tokens(self.tokenizer, params),
-            head=head_of(self.tokenizer, prompt, template),
-            in_thought=prepared.in_thought,
-        )
-
-    def _check(self, tokens: Sequence[int], params: SamplingParams) -> None:
-        """Raise ValueError for what no step could run."""
-        check_prompt(tokens, self.max_context, self.config.vocab_size)
-        check_token_ids(params, self.config.vocab_size)
-
-    def resolve(self, params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
-        """The settings of a request. Raises ValueError for unknown names and for both forms at once."""
-        if params is None:
-            return SamplingParams.resolve(overrides, self.defaults)
-        require(isinstance(params, SamplingParams), f"params: expected SamplingParams, found {shown(params)}")
-        if overrides:
-            raise ValueError(f"{', '.join(overrides)}: expected either a SamplingParams or single settings, found both")
-        return params
 
     def stream(
         self,
@@ -193,7 +179,8 @@ class LLM:
         With n > 1 the answers come side by side, each with its own index. One stream at a time: when another begins,
         the next step of this one raises RuntimeError.
         """
-        request = self.request(f"r{next(self._ids)}", prompt, self.resolve(params, overrides), template)
+        settings = self.builder.resolve(params, overrides)
+        request = self.builder.request(f"r{next(self._ids)}", prompt, settings, template)
         if self._lesson is not None and self._lesson.can_answer(request):
             return self._collect(request, self._lesson.outputs(request))
         with self._working():
@@ -204,9 +191,10 @@ class LLM:
         """A request's deltas, with `last_stats` kept up to date."""
         self._turn += 1
         turn = self._turn
-        collected = Collected(request)
+        collected = Collected.of(request)
         mx.reset_peak_memory()
         for output in outputs:
+            collected.note(output, time.monotonic())
             delta = collected.take(output)
             self._collected = collected
             if delta is not None:
@@ -261,7 +249,7 @@ class LLM:
         self, prompts: Sequence[Prompt], params: SamplingParams, template: Mapping[str, Any] | None, progress: bool
     ) -> list[Completion]:
         """The answers to many prompts side by side, in a store for this call alone."""
-        requests = [self.request(str(i), prompt, params, template) for i, prompt in enumerate(prompts)]
+        requests = [self.builder.request(str(i), prompt, params, template) for i, prompt in enumerate(prompts)]
         with self._working():
             collected = run_all(self._many(requests), requests, progress)
         return [completion for one in collected for completion in completions_of(one)]

@@ -35,12 +35,16 @@ from tiny_llm.model.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Output:
-    """What a step gave a request: a piece of one of its answers, or why it failed. `ended`: nothing more comes."""
+    """What a step gave a request: a piece of one of its answers, or why it failed. `ended`: nothing more comes.
+
+    `admitted`: when the answer's sequence first ran, in seconds on the loop's clock.
+    """
 
     request_id: str
     delta: Delta | None = None
     error: Exception | None = None
     cached_tokens: int = 0
+    admitted: float | None = None
     ended: bool = False
 
 
@@ -199,9 +203,9 @@ class Loop:
         outputs: list[Output] = []
         for sequence, search in self._beams.advance(step, results, now):
             *first, last = texts_of(sequence, search, self.tokenizer)
-            name, cached = sequence.request.id, sequence.cached
-            outputs += [Output(name, delta, cached_tokens=cached) for delta in first]
-            outputs.append(Output(name, last, cached_tokens=cached, ended=True))
+            about = None, sequence.cached, sequence.admitted
+            outputs += [Output(sequence.request.id, delta, *about) for delta in first]
+            outputs.append(Output(sequence.request.id, last, *about, ended=True))
         return outputs
 
     def _start(self, following: Running | None = None) -> list[Output]:
@@ -244,7 +248,7 @@ class Loop:
         ended = not self._left[name.request]
         if ended:
             del self._left[name.request]
-        return Output(name.request, delta, cached_tokens=sequence.cached, ended=ended)
+        return Output(name.request, delta, None, sequence.cached, sequence.admitted, ended)
 
     def _fail(self, request_id: str, error: Exception) -> list[Output]:
         """End a request with an error; nothing where it has ended already."""

@@ -1,10 +1,14 @@
-"""What callers give as a prompt, and the tokens that it becomes."""
+"""From a prompt and its settings to a checked request."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
+from tiny_llm.config import SamplingParams
 from tiny_llm.config.fields import is_integer, require, shown
-from tiny_llm.decode.text import no_room
+from tiny_llm.config.sampling import check_token_ids
+from tiny_llm.decode.text import check_prompt, no_room, stop_tokens
+from tiny_llm.engine.request import Request, check_priority, check_seconds, check_tenant
 from tiny_llm.model.tokenizer import Tokenizer, TooLongError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -12,11 +16,102 @@ Prompt = str | Messages | Sequence[int]
 Template = Mapping[str, Any] | None
 
 
-class Prepared(NamedTuple):
-    """A prompt as the model takes it. `in_thought`: the chat template has opened a thought at its end."""
+class EncodedPrompt(NamedTuple):
+    """The tokens of a prompt. `in_thought`: the chat template has opened a thought at its end."""
 
     tokens: list[int]
     in_thought: bool = False
+
+
+class Terms(NamedTuple):
+    """What a caller asks of a served request beside the prompt, checked. Times are on the monotonic clock."""
+
+    params: SamplingParams
+    template: Template
+    arrival: float
+    priority: int
+    tenant: str
+    deadline: float | None
+
+
+@dataclass(frozen=True)
+class RequestBuilder:
+    """Makes checked requests for one model. Any thread may call it.
+
+    `defaults` are the sampling settings of the model's generation_config.json. A prompt and its answer have at most
+    `max_context` tokens, each of them below `vocab_size`.
+    """
+
+    tokenizer: Tokenizer
+    defaults: Mapping[str, Any]
+    max_context: int
+    vocab_size: int
+
+    def resolve(self, params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
+        """Return `params` or, without them, the overrides over the model's defaults.
+
+        Raises ValueError for an unknown name, and where `params` and overrides are given together.
+        """
+        if params is None:
+            return SamplingParams.resolve(overrides, self.defaults)
+        require(isinstance(params, SamplingParams), f"params: expected SamplingParams, found {shown(params)}")
+        if overrides:
+            names = ", ".join(overrides)
+            raise ValueError(f"{names}: expected either a SamplingParams or single settings, found both")
+        return params
+
+    def encode(self, prompt: Prompt, params: SamplingParams, template: Template = None) -> EncodedPrompt:
+        """Return the prompt's tokens. Raises ValueError for a prompt, or ids in `params`, that no step could run."""
+        encoded = encode_prompt(self.tokenizer, prompt, template, self.max_context)
+        check_prompt(encoded.tokens, self.max_context, self.vocab_size)
+        check_token_ids(params, self.vocab_size)
+        return encoded
+
+    def request(self, name: str, prompt: Prompt, params: SamplingParams, template: Template = None) -> Request:
+        """Return the request `name`. Raises ValueError as `encode` does.
+
+        `max_tokens` beyond what the context leaves room for are not asked for: the answer then ends with "length".
+        """
+        encoded = self.encode(prompt, params, template)
+        room = self.max_context - len(encoded.tokens)
+        params = replace(params, max_tokens=min(params.max_tokens, room))
+        return Request(
+            name,
+            tuple(encoded.tokens),
+            params,
+            stop_tokens=stop_tokens(self.tokenizer, params),
+            head=head_of(self.tokenizer, prompt, template),
+            in_thought=encoded.in_thought,
+        )
+
+    def terms(self, params: SamplingParams | None, options: Mapping[str, Any], now: float) -> Terms:
+        """Return a call's settings; the options that a request itself has not are sampling settings, as in `resolve`.
+
+        This takes no long time, because neither the prompt nor the template is used. Raises ValueError for a value of
+        another kind.
+        """
+        rest = dict(options)
+        template = rest.pop("template", None)
+        check_template(template)
+        priority = check_priority(rest.pop("priority", Request.priority))
+        tenant = check_tenant(rest.pop("tenant", Request.tenant))
+        deadline = rest.pop("deadline", None)
+        if deadline is not None:
+            deadline = now + check_seconds("deadline", deadline)
+        settings = self.resolve(params, rest)
+        check_token_ids(settings, self.vocab_size)
+        return Terms(settings, template, now, priority, tenant, deadline)
+
+    def served(self, name: str, prompt: Prompt, terms: Terms) -> Request:
+        """Return the request `name` on these terms. Raises ValueError as `encode` does."""
+        request = self.request(name, prompt, terms.params, terms.template)
+        return replace(
+            request,
+            arrival=terms.arrival,
+            priority=terms.priority,
+            tenant=terms.tenant,
+            deadline=terms.deadline,
+        )
 
 
 def many(prompt: Any) -> bool:
@@ -25,42 +120,49 @@ def many(prompt: Any) -> bool:
     return is_list and all(isinstance(p, (str, list, tuple)) for p in prompt)
 
 
-def prepare(tokenizer: Tokenizer, prompt: Prompt, template: Template = None, limit: int | None = None) -> Prepared:
-    """The tokens of a text, of chat messages under the model's chat template, or of token ids as they are.
+def encode_prompt(
+    tokenizer: Tokenizer, prompt: Prompt, template: Template = None, limit: int | None = None
+) -> EncodedPrompt:
+    """Return the tokens of a text, of chat messages under the model's chat template, or of token ids as they are.
 
     A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token. `template` holds what
     `Tokenizer.render` takes beside messages. Raises ValueError for what is no prompt, and for a text of more tokens
     than the context `limit`, before it is tokenized where its length alone says so.
     """
     try:
-        return _prepare(tokenizer, prompt, template, limit)
+        return _encode(tokenizer, prompt, template, limit)
     except TooLongError as error:
         assert limit is not None
         raise ValueError(no_room(error.found, limit)) from None
 
 
-def _prepare(tokenizer: Tokenizer, prompt: Prompt, template: Template, limit: int | None) -> Prepared:
-    ok = template is None or isinstance(template, Mapping)
-    ok = ok and all(isinstance(name, str) for name in template or ())
+def check_template(template: Any) -> None:
+    """Raise ValueError for what is neither None nor settings by name."""
+    is_mapping = isinstance(template, Mapping) and all(isinstance(name, str) for name in template)
+    ok = template is None or is_mapping
     require(ok, f"template: expected the chat template's settings by name, found {shown(template)}")
+
+
+def _encode(tokenizer: Tokenizer, prompt: Prompt, template: Template, limit: int | None) -> EncodedPrompt:
+    check_template(template)
     is_list = isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes | bytearray)
     is_chat = is_list and bool(prompt) and isinstance(prompt[0], Mapping)
     require(
         is_chat or not template, f"template: only chat messages have a template, found {shown(template)}; leave it out"
     )
     if isinstance(prompt, str):
-        return Prepared(tokenizer.encode(prompt, add_special_tokens=True, limit=limit))
+        return EncodedPrompt(tokenizer.encode(prompt, add_special_tokens=True, limit=limit))
     if is_chat:
         if limit is not None and len(prompt) > limit:  # each message is a token at least
             raise TooLongError(f"at least {len(prompt)}", limit)
         text = tokenizer.render(cast(Messages, prompt), **(template or {}))
-        return Prepared(tokenizer.encode(text, limit=limit), text.opens_thought)
+        return EncodedPrompt(tokenizer.encode(text, limit=limit), text.opens_thought)
     if not is_list or not all(map(is_integer, prompt)):
         raise ValueError(f"prompt: expected a text, chat messages or token ids, found {shown(prompt)}")
-    return Prepared(cast(list[int], list(prompt)))
+    return EncodedPrompt(cast(list[int], list(prompt)))
 
 
 def head_of(tokenizer: Tokenizer, prompt: Prompt, template: Template) -> int:
-    """How many tokens of chat messages come before the user's first words; 0 for another prompt."""
+    """Return how many tokens of chat messages come before the user's first words; 0 for another prompt."""
     is_chat = bool(prompt) and isinstance(prompt[0], Mapping)
     return tokenizer.head(cast(Messages, prompt), **(template or {})) if is_chat else 0

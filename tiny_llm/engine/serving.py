@@ -1,55 +1,33 @@
-"""The serving engine: one thread loads the model and runs the loop; requests come from any thread or event loop.
-
-MLX's arrays belong to the thread that built them, so what leaves the engine's thread is text and plain numbers.
-"""
+"""The serving engine: many callers, in any thread or event loop, of one model that runs in a thread of its own."""
 
 import atexit
+import contextlib
 import itertools
 import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-
-import mlx.core as mx
 
 from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.config.fields import require, shown
 from tiny_llm.config.serving import ServingConfig
-from tiny_llm.engine.batch import Collected, Progress
-from tiny_llm.engine.completion import Completion, completions_of
+from tiny_llm.engine.answers import AsyncStream, Collected, Completion, Stream, completions_of
+from tiny_llm.engine.embed import Pooling, Vectors, check_pooling, embed_batches, encode_texts
 from tiny_llm.engine.events import Event
-from tiny_llm.engine.llm import LLM, load
-from tiny_llm.engine.loop import Loop, Output
-from tiny_llm.engine.prompt import Prompt, many
-from tiny_llm.engine.request import Request, check_priority, check_seconds, check_tenant
-from tiny_llm.engine.streams import AsyncStream, Stream
+from tiny_llm.engine.llm import load
+from tiny_llm.engine.loop import Output
+from tiny_llm.engine.offline import ProgressLine
+from tiny_llm.engine.prompt import Prompt, Terms, many
+from tiny_llm.engine.worker import Add, Close, Deliver, Embed, Worker
+from tiny_llm.engine.worker import FullError as FullError
 
-Deliver = Callable[[Output], None]
 Reader = TypeVar("Reader", Stream, AsyncStream)
-
-
-@dataclass(frozen=True)
-class Add:
-    """Order to the engine's thread: run a request and deliver what it gives."""
-
-    request: Request
-    deliver: Deliver
-
-
-@dataclass(frozen=True)
-class Leave:
-    """Order to the engine's thread: nobody reads this request any more."""
-
-    request_id: str
-
-
-@dataclass(frozen=True)
-class Close:
-    """Order to the engine's thread: end."""
+PROMPT_THREADS = 2  # tokenize the prompts of event loops
 
 
 class Engine:
@@ -59,7 +37,8 @@ class Engine:
 
     Methods that take a prompt also take `options`: those of `LLM.stream`, and of the request `priority` (-10 to 10),
     `tenant`, and `deadline`, the seconds from now in which its answer should begin. A value of the wrong kind, and what
-    can never run, raise ValueError in the call, with the numbers.
+    can never run, raise ValueError, with the numbers. A call that would make more unfinished requests than
+    `ServingConfig.max_requests` raises FullError and changes nothing.
     """
 
     def __init__(
@@ -73,57 +52,87 @@ class Engine:
         require(emit is None or callable(emit), f"emit: expected a function of an event, found {shown(emit)}")
         ok = serving is None or isinstance(serving, ServingConfig)
         require(ok, f"serving: expected ServingConfig, found {shown(serving)}")
-        self._make: Callable[[], LLM] = lambda: load(model, config=config)
-        self._serving, self._emit = serving, emit
-        self._inbox: queue.SimpleQueue[Add | Leave | Close] = queue.SimpleQueue()
-        self._gate = threading.RLock()  # an order is put while the gate is open, or not at all
-        self._is_open = True
-        self._listeners: dict[str, Deliver] = {}
+        self._serving = serving or ServingConfig()
+        self._worker = Worker(lambda: load(model, config=config), self._serving, emit)
+        self.llm, self._loop = self._worker.llm, self._worker.loop
+        self._builder = self.llm.builder
         self._ids, self._process = itertools.count(), os.getpid()
-        self._ready = threading.Event()
-        self._fault: list[BaseException] = []
-        self._thread = threading.Thread(target=self._work, name="tiny-llm engine", daemon=True)
-        self._thread.start()
-        self._ready.wait()
-        if self._fault:
-            self._thread.join()
-            raise self._fault[0]
+        self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="tiny-llm prompts")
         atexit.register(self.close)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Stream:
-        """The answer as it comes; closing or dropping the stream early cancels the request."""
-        return self._send(Stream, prompt, params, options)
+        """Return the answer as it comes; closing or dropping the stream early cancels the request."""
+        terms = self._terms(params, options)
+        stream = self._open(terms, Stream)
+        self._send(stream.collected, prompt, terms)
+        return stream
 
     def astream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> AsyncStream:
-        """`stream` for an event loop, which it never blocks while it waits."""
-        return self._send(AsyncStream, prompt, params, options)
+        """`stream` for an event loop, which it never blocks: other threads make tokens of the prompt.
+
+        Raises at once for `params` and options of the wrong kind, and FullError. What is wrong with the prompt, or
+        turns out when it is known, such as a prompt that is too long, is raised by the first read of the stream.
+        """
+        terms = self._terms(params, options)
+        stream = self._open(terms, AsyncStream)
+        try:
+            self._prompt_threads.submit(self._send_later, stream.collected, prompt, terms)
+        except RuntimeError:  # the engine was closed meanwhile
+            raise self._worker.closed() from None
+        return stream
 
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams | None = None, progress: bool = False, **options: Any
     ) -> list[list[Completion]]:
-        """The n answers to each prompt, one call for all. With `progress` a line on stderr says how far it is.
+        """Return the n answers to each prompt, one call for all. `progress` shows a line on stderr.
 
-        Raises the first error that a request met; the others are then cancelled.
+        Of more prompts than `max_requests`, each next one is handed in when an earlier one has ended. Raises the first
+        error that a request met, and FullError where other callers leave no room at all; the rest is then cancelled.
         """
         if not many(prompts) and prompts != []:
             raise ValueError(f"prompts: expected a list of prompts, found one: {shown(prompts)}")
-        streams: list[Stream] = []
-        bar = Progress(len(prompts)) if progress else None
+        terms = self._terms(params, options)
+        outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        waiting = deque(prompts)
+        found: dict[str, Collected] = {}
+        line = ProgressLine(len(prompts)) if progress else None
+        done = tokens = 0
         try:
-            streams.extend(self.stream(prompt, params, **options) for prompt in prompts)
-            for done, stream in enumerate(streams, 1):
-                for _ in stream:
-                    if bar:
-                        bar.show(done - stream.collected.done, sum(s.collected.num_tokens for s in streams[:done]))
+            self._hand_in(waiting, terms, outputs.put, found)
+            while done < len(found):
+                output = outputs.get()
+                collected = found.get(output.request_id)
+                if collected is None or collected.done:
+                    continue  # a request that was refused, or an output on its way while the request was aborted
+                tokens += collected.take(output) is not None
+                if output.ended:
+                    collected.finish_reason = collected.finish_reason or "cancelled"
+                    done += 1
+                    self._hand_in(waiting, terms, outputs.put, found)
+                if line:
+                    line.show(done, tokens)
         finally:
-            for stream in streams:
-                stream.close()
-            if bar:
-                bar.end()
-        return [completions_of(stream.collected) for stream in streams]
+            for collected in found.values():
+                self.abort(collected.request_id)
+            if line:
+                line.end()
+        return [completions_of(collected) for collected in found.values()]
+
+    def _hand_in(self, waiting: deque[Prompt], terms: Terms, deliver: Deliver, found: dict[str, Collected]) -> None:
+        """Move prompts from `waiting` to `found` while the engine has room for their requests."""
+        while waiting:
+            collected = self._new(terms)
+            try:
+                self._worker.enter(collected, deliver)
+            except FullError:
+                if all(one.done for one in found.values()):
+                    raise
+                return
+            self._send(collected, waiting.popleft(), terms)
+            found[collected.request_id] = collected
 
     async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> list[Completion]:
-        """The n answers to a prompt, for an event loop."""
+        """Return the n answers to a prompt, for an event loop."""
         stream = self.astream(prompt, params, **options)
         try:
             async for _ in stream:
@@ -132,13 +141,40 @@ class Engine:
             await stream.aclose()
         return completions_of(stream.collected)
 
+    def embed(self, texts: Sequence[str], pooling: Pooling = "last", *, normalize: bool = False) -> Vectors:
+        """Return a vector for each text, as `LLM.embed` does. Requests that run wait for one batch at a time.
+
+        This call waits for the result; from an event loop run it by `asyncio.to_thread`.
+        """
+        self._check_caller()
+        check_pooling(pooling, normalize)
+        rows = encode_texts(self.llm.tokenizer, texts, self._loop.max_context)
+        result: Future[Vectors] = Future()
+        budget = self._loop.scheduler.configured.token_budget
+        batches = embed_batches(self.llm.model, rows, pooling, normalize=normalize, token_budget=budget)
+        self._worker.put(Embed(batches, result))
+        try:
+            return result.result()
+        finally:
+            result.cancel()  # where the caller was interrupted; otherwise it does nothing
+
+    def abort(self, request_id: str) -> bool:
+        """Cancel a request, from any thread; whether it was unfinished.
+
+        The request's reader gets what was delivered before and then meets the end; the finish reason of the request,
+        and of each of its answers that had not ended, is "cancelled".
+        """
+        return self._worker.abort(request_id)
+
     def close(self) -> None:
-        """End the engine's thread; a request that is under way gets a RuntimeError. A second call does nothing."""
+        """End the engine's threads; a request that is under way gets a RuntimeError. A second call does nothing."""
         if os.getpid() != self._process:
-            return  # a forked copy, in which the thread does not run
-        self._put(Close())
-        if threading.current_thread() is not self._thread:  # `emit` may close the engine that calls it
-            self._thread.join()
+            return  # a forked copy, in which the threads do not run
+        with contextlib.suppress(RuntimeError):  # it is closed already
+            self._worker.put(Close())
+        if threading.current_thread() is not self._worker.thread:  # `emit` may close the engine that calls it
+            self._worker.thread.join()
+        self._prompt_threads.shutdown(cancel_futures=True)
         atexit.unregister(self.close)
 
     def __enter__(self) -> "Engine":
@@ -147,113 +183,48 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(
-        self, reader: type[Reader], prompt: Prompt, params: SamplingParams | None, options: dict[str, Any]
-    ) -> Reader:
-        """Hand a request to the engine's thread; what gives its answer."""
-        request = self._request(prompt, params, options)
-        stream = reader(Collected(request), self._leave)
-        if not self._put(Add(request, stream.deliver)):
-            raise self._closed()
-        return stream
+    def _terms(self, params: SamplingParams | None, options: Mapping[str, Any]) -> Terms:
+        """Return the checked settings of a call."""
+        self._check_caller()
+        return self._builder.terms(params, options, time.monotonic())
 
-    def _request(self, prompt: Prompt, params: SamplingParams | None, options: Mapping[str, Any]) -> Request:
-        """What the caller asks, checked. Raises ValueError for what can never run."""
-        if not self._is_open:
-            raise self._closed()
-        if threading.current_thread() is self._thread:
+    def _check_caller(self) -> None:
+        """Raise RuntimeError for a caller that the engine's thread could not answer."""
+        if not self._worker.is_open:
+            raise self._worker.closed()
+        if threading.current_thread() is self._worker.thread:
             raise RuntimeError("emit can't ask the engine that calls it: the engine's thread would wait for itself")
         if os.getpid() != self._process:
             raise RuntimeError("the engine belongs to another process: make one in the process that was forked")
-        now = time.monotonic()
-        rest = dict(options)
-        priority, tenant = rest.pop("priority", Request.priority), rest.pop("tenant", Request.tenant)
-        deadline, template = rest.pop("deadline", None), rest.pop("template", None)
-        priority, tenant = check_priority(priority), check_tenant(tenant)
-        if deadline is not None:
-            deadline = now + check_seconds("deadline", deadline)
-        settings = self.llm.resolve(params, rest)
-        request = self.llm.request(f"r{next(self._ids)}", prompt, settings, template)
-        request = replace(request, arrival=now, priority=priority, tenant=tenant, deadline=deadline)
-        self._loop.check(request)
-        return request
 
-    def _put(self, order: Add | Leave | Close) -> bool:
-        """Give an order to the engine's thread; False where that has ended."""
-        with self._gate:
-            if self._is_open:
-                self._inbox.put(order)
-            self._is_open = self._is_open and not isinstance(order, Close)
-            return self._is_open
+    def _open(self, terms: Terms, reader: type[Reader]) -> Reader:
+        """Return a reader for a new request, which is unfinished from now on."""
+        stream = reader(self._new(terms), self._worker.leave, self._serving.max_unread)
+        self._worker.enter(stream.collected, stream.deliver)
+        return stream
 
-    def _closed(self) -> RuntimeError:
-        error = RuntimeError(f"the engine is closed{f' after {self._fault[0]!r}' if self._fault else ''}")
-        error.__cause__ = self._fault[0] if self._fault else None
-        return error
+    def _new(self, terms: Terms) -> Collected:
+        return Collected(f"r{next(self._ids)}", terms.params.n, begin=terms.arrival)
 
-    def _leave(self, collected: Collected) -> None:
-        """Nobody reads this request any more."""
-        if not collected.done:
-            self._put(Leave(collected.request.id))
-
-    def _work(self) -> None:
-        """The engine's thread."""
+    def _send(self, collected: Collected, prompt: Prompt, terms: Terms) -> None:
+        """Hand a request to the engine's thread. Raises ValueError for a prompt that can never run."""
         try:
-            self.llm: LLM = self._make()
-            llm = self.llm
-            self._loop = Loop(llm.model, llm.tokenizer, self._serving, self._emit, engine=llm.engine_config)
-            self._ready.set()
-            while self._read_inbox(self._loop):
-                for output in self._loop.step():
-                    self._deliver(output)
-            self._loop.close()
-        except BaseException as error:
-            self._fault.append(error)
-        finally:
-            self._end()
-            self._ready.set()
-            mx.clear_streams()  # also where a debugger keeps what `clear_streams_at_end` waits for
+            order = self._order(collected, prompt, terms)
+            self._worker.put(order)
+        except BaseException:
+            self.abort(collected.request_id)
+            raise
 
-    def _read_inbox(self, loop: Loop) -> bool:
-        """Do what has been asked, waiting only where there is nothing else to do; False when it is time to end."""
-        while True:
-            try:
-                order = self._inbox.get(block=not loop.has_work)
-            except queue.Empty:
-                return True
-            if isinstance(order, Close):
-                return False
-            if isinstance(order, Add):
-                self._add(loop, order)
-            else:
-                self._listeners.pop(order.request_id, None)
-                loop.cancel(order.request_id)
-
-    def _add(self, loop: Loop, order: Add) -> None:
-        """Whatever goes wrong with a request that comes goes wrong for that request alone."""
-        self._listeners[order.request.id] = order.deliver
+    def _send_later(self, collected: Collected, prompt: Prompt, terms: Terms) -> None:
+        """`_send` in another thread than the caller's: errors go to the reader."""
         try:
-            loop.add(order.request)
+            order = self._order(collected, prompt, terms)
+            self._worker.put(order)
         except Exception as error:
-            loop.cancel(order.request.id)
-            self._deliver(Output(order.request.id, error=error, ended=True))
+            self._worker.deliver(Output(collected.request_id, error=error, ended=True))
 
-    def _deliver(self, output: Output) -> None:
-        listener = self._listeners.get(output.request_id)
-        if output.ended:
-            self._listeners.pop(output.request_id, None)
-        if listener is not None:
-            listener(output)
-
-    def _end(self) -> None:
-        """Answer all that is still asked: nobody may wait for a thread that has ended."""
-        with self._gate:
-            self._is_open = False
-        while not self._inbox.empty():
-            order = self._inbox.get()
-            if isinstance(order, Add):
-                self._listeners[order.request.id] = order.deliver
-        for name in list(self._listeners):
-            error = RuntimeError("the engine was closed before the answer was complete")
-            error.__cause__ = self._fault[0] if self._fault else None
-            self._deliver(Output(name, error=error, ended=True))
+    def _order(self, collected: Collected, prompt: Prompt, terms: Terms) -> Add:
+        request = self._builder.served(collected.request_id, prompt, terms)
+        self._loop.check(request)
+        collected.prompt_tokens = len(request.tokens)
+        return Add(request)

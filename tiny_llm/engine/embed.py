@@ -1,0 +1,172 @@
+"""Texts to vectors: the model's hidden states after the final norm, pooled over each text's tokens."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from tiny_llm.config import ModelConfig
+from tiny_llm.config.fields import require, shown
+from tiny_llm.decode.text import NOT_FINITE
+from tiny_llm.model.ops import Ops
+from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.model.tokenizer import Tokenizer, TooLongError
+
+Pooling = Literal["last", "mean"]
+Vectors = npt.NDArray[np.float32]
+TOKEN_BUDGET = 2048  # tokens of a batch
+
+
+def embed(
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    pooling: Pooling = "last",
+    *,
+    normalize: bool = False,
+    max_context: int | None = None,
+    token_budget: int = TOKEN_BUDGET,
+) -> Vectors:
+    """Return a vector for each text, (N, hidden): the hidden state of its last token, or the mean over its tokens.
+
+    A text is tokenized like a raw prompt, with what the tokenizer adds. A vector does not depend on the other texts
+    beyond rounding. `normalize` divides each by its length. A batch has `token_budget` tokens, or one longer text.
+    Raises ValueError for what is no text, an empty text, and one of more tokens than `max_context`.
+    """
+    check_pooling(pooling, normalize)
+    rows = encode_texts(tokenizer, texts, model.config.context(max_context))
+    parts = list(embed_batches(model, rows, pooling, normalize=normalize, token_budget=token_budget))
+    return join_vectors(parts, model.config)
+
+
+def check_pooling(pooling: Any, normalize: Any) -> None:
+    """Raise ValueError for unknown ways to make one vector of many."""
+    ok = isinstance(pooling, str) and pooling in ("last", "mean")
+    require(ok, f"pooling: expected 'last' or 'mean', found {shown(pooling)}")
+    require(isinstance(normalize, bool), f"normalize: expected true or false, found {shown(normalize)}")
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Any, max_context: int) -> list[list[int]]:
+    """Return the tokens of each text. Raises ValueError naming the text that is none, is empty or is too long."""
+    is_list = isinstance(texts, Sequence) and not isinstance(texts, str | bytes | bytearray)
+    require(is_list, f"texts: expected a list of texts, found {shown(texts)}")
+    rows = []
+    for place, text in enumerate(texts):
+        tokens = _encode(tokenizer, text, f"texts[{place}]", max_context)
+        rows.append(tokens)
+    return rows
+
+
+def _encode(tokenizer: Tokenizer, text: Any, name: str, max_context: int) -> list[int]:
+    require(isinstance(text, str), f"{name}: expected a text, found {shown(text)}")
+    require(text != "", f"{name}: expected at least one character, found none; leave out empty texts")
+    try:
+        tokens = tokenizer.encode(text, add_special_tokens=True, limit=max_context)
+    except TooLongError as error:
+        words = f"{name}: expected at most {max_context} tokens (the context), found {error.found}; split the text"
+        raise ValueError(words) from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    require(len(tokens) > 0, f"{name}: expected a text of at least one token, found {shown(text)}, which has none")
+    return tokens
+
+
+def embed_batches(
+    model: Qwen3,
+    rows: Sequence[Sequence[int]],
+    pooling: Pooling,
+    *,
+    normalize: bool = False,
+    token_budget: int = TOKEN_BUDGET,
+) -> Iterator[Vectors]:
+    """Yield the vectors (R, hidden) of some rows of tokens after the other, a batch at a time.
+
+    Raises ArithmeticError where a hidden state is not a finite number.
+    """
+    for batch in batches_of(rows, token_budget):
+        pooled_states = pooled(model, batch, pooling)
+        vectors = np.array(pooled_states.astype(mx.float32))
+        if not np.isfinite(vectors).all():
+            raise ArithmeticError(NOT_FINITE.replace("logits", "hidden states"))
+        if normalize:
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
+        yield vectors
+
+
+def join_vectors(parts: Sequence[Vectors], config: ModelConfig) -> Vectors:
+    """Return the vectors of all batches, (N, hidden)."""
+    none = np.zeros((0, config.hidden_size), np.float32)
+    return np.concatenate([none, *parts])
+
+
+def batches_of(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[list[Sequence[int]]]:
+    """Yield the rows in their order, together while they have at most `token_budget` tokens."""
+    batch: list[Sequence[int]] = []
+    size = 0
+    for row in rows:
+        if batch and size + len(row) > token_budget:
+            yield batch
+            batch = []
+            size = 0
+        batch.append(row)
+        size += len(row)
+    if batch:
+        yield batch
+
+
+def pooled(model: Qwen3, rows: Sequence[Sequence[int]], pooling: Pooling) -> mx.array:
+    """Return a vector for each row of tokens, (R, hidden), in one forward pass."""
+    spans = spans_of(rows)
+    tokens: list[int] = []
+    for row in rows:
+        tokens += row
+    view = SideBySide(model.config, model.ops, spans)
+    x = model.hidden_states(mx.array(tokens, mx.int32), view)  # (T, hidden)
+    norm = model.weights["norm"]["weight"]
+    eps = model.config.rms_norm_eps
+    if pooling == "last":
+        last = mx.array([end - 1 for _, end in spans])
+        return model.ops.rms_norm(x[last], norm, eps)
+    states = model.ops.rms_norm(x, norm, eps).astype(mx.float32)
+    means = []
+    for begin, end in spans:
+        mean = states[begin:end].mean(axis=0)
+        means.append(mean)
+    return mx.stack(means)
+
+
+def spans_of(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Return where each row begins and ends when they stand one after the other: lengths 3, 2 → (0, 3), (3, 5)."""
+    spans = []
+    begin = 0
+    for row in rows:
+        end = begin + len(row)
+        spans.append((begin, end))
+        begin = end
+    return spans
+
+
+class SideBySide:
+    """Causal attention within each of several texts that stand one after the other in a step. It keeps nothing."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, spans: Sequence[tuple[int, int]]):
+        self.config, self.ops, self.spans = config, ops, spans
+
+    def begin(self, num_tokens: int) -> mx.array:
+        """Return the positions of a step of T tokens, each counted from the begin of its text: (T,) int32."""
+        positions = [mx.arange(end - begin) for begin, end in self.spans]
+        return mx.concatenate(positions)
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """Return what each query sees of its own text. q (T, Hq, D), k and v (T, Hkv, D), result (T, Hq, D)."""
+        scale = self.config.head_dim**-0.5
+        window = self.config.window_of(layer)
+        attended = []
+        for begin, end in self.spans:
+            keys = k[begin:end].swapaxes(0, 1)  # (Hkv, length, D)
+            values = v[begin:end].swapaxes(0, 1)
+            attended.append(self.ops.attention(q[begin:end], keys, values, scale, window))
+        return mx.concatenate(attended)

@@ -1,0 +1,81 @@
+"""Many prompts at once in the calling thread: run requests through a loop to their end, with a line of progress."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from tiny_llm.config import SchedulerConfig
+from tiny_llm.decode.text import Delta
+from tiny_llm.engine.answers import Collected
+from tiny_llm.engine.loop import Loop
+from tiny_llm.engine.request import Request
+
+
+def kv_bytes_for(requests: Sequence[Request], limits: SchedulerConfig, block_size: int, block_bytes: int) -> int:
+    """Return the memory just large enough for as many of these requests as may run at once."""
+    blocks: list[int] = []
+    for request in requests:
+        longest = len(request.tokens) + request.params.max_tokens
+        blocks += [-(-longest // block_size)] * request.num_sequences
+    blocks.sort(reverse=True)
+    return sum(blocks[: limits.max_sequences]) * block_bytes
+
+
+def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> list[Collected]:
+    """Return every request's answers, in the order of `requests`. Raises the first error that a request met."""
+    found = [Collected.of(request) for request in requests]
+    line = ProgressLine(len(requests)) if progress else None
+    done = 0
+    for tokens, (one, _) in enumerate(run(loop, requests, found), 1):
+        done += one.done
+        if line:
+            line.show(done, tokens)
+    if line:
+        line.end()
+    return found
+
+
+def run_one(loop: Loop, request: Request, collected: Collected) -> Iterator[Delta]:
+    """Yield a request's pieces as they come, which `collected` keeps. Raises the error that the request met."""
+    for _, delta in run(loop, [request], [collected]):
+        yield delta
+
+
+def run(loop: Loop, requests: Sequence[Request], collected: Sequence[Collected]) -> Iterator[tuple[Collected, Delta]]:
+    """Run requests to their end; yields each piece, and the one of `collected` that has taken it."""
+    found = {}
+    for request, one in zip(requests, collected, strict=True):
+        one.begin = loop.clock()
+        loop.add(request)
+        found[request.id] = one
+    while loop.has_work:
+        for output in loop.step():
+            one = found[output.request_id]
+            one.note(output, loop.clock())
+            delta = one.take(output)
+            if delta is not None:
+                yield one, delta
+
+
+class ProgressLine:
+    """One line on the terminal, written again a few times a second."""
+
+    WIDTH = 24
+
+    def __init__(self, total: int):
+        self.total, self.begin, self.shown = total, time.perf_counter(), 0.0
+
+    def show(self, done: int, tokens: int) -> None:
+        """Write the line again, if it is time to: so many requests are done, so many tokens were generated."""
+        now = time.perf_counter()
+        if now - self.shown < 0.2 and done < self.total:
+            return
+        self.shown = now
+        filled = done * self.WIDTH // max(1, self.total)
+        bar = ("█" * filled).ljust(self.WIDTH, "░")
+        rate = tokens / max(now - self.begin, 1e-9)
+        line = f"{bar} {done}/{self.total} · {tokens:,} tokens · {rate:,.0f} tok/s"
+        print(f"\r{line} ", end="", file=sys.stderr)
+
+    def end(self) -> None:
+        print(file=sys.stderr)

@@ -1,0 +1,240 @@
+"""The engine's thread: it loads the model, runs the loop, and follows orders that come from any thread.
+
+MLX's arrays belong to the thread that built them, so what leaves the thread is text and plain numbers.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from tiny_llm.config.serving import ServingConfig
+from tiny_llm.engine.answers import Collected
+from tiny_llm.engine.embed import Vectors, join_vectors
+from tiny_llm.engine.events import Event
+from tiny_llm.engine.llm import LLM
+from tiny_llm.engine.loop import Loop, Output
+from tiny_llm.engine.request import Request
+
+Deliver = Callable[[Output], None]
+ENDED_EARLY = "the engine was closed before the answer was complete"
+
+
+@dataclass(frozen=True)
+class Add:
+    """Order to the engine's thread: run a request."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Order to the engine's thread: cancel a request, because it has no reader any more."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Order to the engine's thread: compute the batches of an embedding, one between two steps."""
+
+    batches: Iterator[Vectors]
+    result: Future[Vectors]
+    parts: list[Vectors] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Close:
+    """Order to the engine's thread: end."""
+
+
+Order = Add | Leave | Embed | Close
+
+
+@dataclass
+class Recipient:
+    """Where an unfinished request's outputs go."""
+
+    collected: Collected
+    deliver: Deliver
+
+    def hear(self, output: Output) -> None:
+        """Note the times of an output, and deliver it."""
+        self.collected.note(output, time.monotonic())
+        self.deliver(output)
+
+
+class FullError(RuntimeError):
+    """The engine has as many unfinished requests as it may have."""
+
+
+class Worker:
+    """A thread with a model and its loop. Raises what `make` raises, which makes the model in that thread.
+
+    `recipients` has all unfinished requests, from the call of the client on.
+    """
+
+    def __init__(self, make: Callable[[], LLM], config: ServingConfig, emit: Callable[[Event], None] | None):
+        self._make, self._config, self._emit = make, config, emit
+        self.inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self.recipients: dict[str, Recipient] = {}
+        self.is_open = True
+        self._gate = threading.RLock()  # an order is put while the worker is open, or not at all
+        self._embedding: deque[Embed] = deque()
+        self._ready = threading.Event()
+        self._fault: list[BaseException] = []
+        self.thread = threading.Thread(target=self._work, name="tiny-llm engine", daemon=True)
+        self.thread.start()
+        self._ready.wait()
+        if self._fault:
+            self.thread.join()
+            raise self._fault[0]
+
+    def enter(self, collected: Collected, deliver: Deliver) -> None:
+        """Take in a request as unfinished. Raises FullError where there are as many as may be."""
+        limit = self._config.max_requests
+        with self._gate:
+            is_open = self.is_open
+            count = len(self.recipients)
+            if is_open and count < limit:
+                self.recipients[collected.request_id] = Recipient(collected, deliver)
+                return
+        deliver(Output(collected.request_id, ended=True))  # nothing is left to cancel for a reader that is dropped
+        if not is_open:
+            raise self.closed()
+        raise FullError(
+            f"the engine has {count} unfinished requests, and max_requests allows {limit}: "
+            "ask again when some have ended, or raise max_requests"
+        )
+
+    def put(self, order: Order) -> None:
+        """Give an order to the thread. Raises RuntimeError where that has ended."""
+        with self._gate:
+            if not self.is_open:
+                raise self.closed()
+            self.is_open = not isinstance(order, Close)
+            self.inbox.put(order)
+
+    def leave(self, request_id: str) -> None:
+        """Cancel a request that has no reader any more. Takes no lock: a reader may be dropped while one is held."""
+        self.inbox.put(Leave(request_id))
+
+    def abort(self, request_id: str) -> bool:
+        """Cancel a request and deliver its end; whether it was unfinished."""
+        recipient = self.recipients.pop(request_id, None)
+        if recipient is None:
+            return False
+        recipient.deliver(Output(request_id, ended=True))
+        self.leave(request_id)
+        return True
+
+    def deliver(self, output: Output) -> None:
+        """Give an output to its request's recipient, if the request is unfinished."""
+        if output.ended:
+            recipient = self.recipients.pop(output.request_id, None)
+        else:
+            recipient = self.recipients.get(output.request_id)
+        if recipient is not None:
+            recipient.hear(output)
+
+    def closed(self) -> RuntimeError:
+        """Return the error for a caller that comes too late."""
+        after = f" after {self._fault[0]!r}" if self._fault else ""
+        return self._because(f"the engine is closed{after}")
+
+    def _because(self, words: str) -> RuntimeError:
+        error = RuntimeError(words)
+        error.__cause__ = self._fault[0] if self._fault else None
+        return error
+
+    def _work(self) -> None:
+        """The engine's thread."""
+        try:
+            self.llm: LLM = self._make()
+            llm = self.llm
+            self.loop = Loop(llm.model, llm.tokenizer, self._config, self._emit, engine=llm.engine_config)
+            self._ready.set()
+            while self._read_inbox(self.loop):
+                for output in self.loop.step():
+                    self.deliver(output)
+                self._embed_batch()
+            self.loop.close()
+        except BaseException as error:
+            self._fault.append(error)
+        finally:
+            self._end()
+            self._ready.set()
+            mx.clear_streams()  # also where a debugger keeps what `clear_streams_at_end` waits for
+
+    def _read_inbox(self, loop: Loop) -> bool:
+        """Follow the orders, waiting only where there is nothing else to do; False when it is time to end."""
+        while True:
+            is_idle = not loop.has_work and not self._embedding
+            try:
+                order = self.inbox.get(block=is_idle)
+            except queue.Empty:
+                return True
+            if isinstance(order, Close):
+                return False
+            if isinstance(order, Add):
+                self._add(loop, order.request)
+            elif isinstance(order, Embed):
+                self._embedding.append(order)
+            else:
+                self.recipients.pop(order.request_id, None)
+                loop.cancel(order.request_id)
+
+    def _add(self, loop: Loop, request: Request) -> None:
+        """Run a request, unless it was cancelled before. An error in adding it ends this request alone."""
+        if request.id not in self.recipients:
+            return
+        try:
+            loop.add(request)
+        except Exception as error:
+            loop.cancel(request.id)
+            self.deliver(Output(request.id, error=error, ended=True))
+
+    def _embed_batch(self) -> None:
+        """Compute one batch of the first embedding in the queue, which then goes to the queue's end."""
+        if not self._embedding:
+            return
+        order = self._embedding.popleft()
+        if order.result.cancelled():
+            return
+        try:
+            part = next(order.batches, None)
+            if part is not None:
+                order.parts.append(part)
+                self._embedding.append(order)
+                return
+            vectors = join_vectors(order.parts, self.llm.config)
+        except Exception as error:
+            _answer(order.result.set_exception, error)
+        else:
+            _answer(order.result.set_result, vectors)
+
+    def _end(self) -> None:
+        """Answer all requests and embeddings: no caller may wait for a thread that has ended."""
+        with self._gate:
+            self.is_open = False
+        while not self.inbox.empty():
+            order = self.inbox.get()
+            if isinstance(order, Embed):
+                self._embedding.append(order)
+        for order in self._embedding:
+            _answer(order.result.set_exception, self._because(ENDED_EARLY))
+        self._embedding.clear()
+        for name in list(self.recipients):
+            self.deliver(Output(name, error=self._because(ENDED_EARLY), ended=True))
+
+
+def _answer(settle: Callable[[Any], None], value: Any) -> None:
+    with contextlib.suppress(InvalidStateError):  # the caller does not wait any more
+        settle(value)
