@@ -101,7 +101,7 @@ def chi_square(tokens: npt.NDArray[np.int64], probabilities: Floats) -> float:
 
 
 def grid(rows: int) -> Callable[..., mx.array]:
-    """A stand-in for `sampling.uniforms`: evenly spaced numbers, so that counts equal probabilities to 1 / rows.
+    """A stand-in for `draw.uniforms`: evenly spaced numbers, so that counts equal probabilities to 1 / rows.
 
     Where a draw uses both numbers (over a block, then inside it), they form a square.
     """
