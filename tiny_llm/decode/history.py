@@ -1,16 +1,17 @@
 """Count the tokens of each row's text, and apply the penalties that depend on them."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from tiny_llm.config import SamplingParams
 from tiny_llm.decode import distribution
 
 Tokens = Sequence[int]
+Slots = npt.NDArray[np.int64]  # (3, S): tokens, counts in the output, 1 where the prompt has the token
 
 
 class History(NamedTuple):
@@ -42,13 +43,13 @@ class History(NamedTuple):
         for p, prompt, output in zip(params, prompts, outputs, strict=True):
             repeats = prompt if p.repetition_penalty != 1 else ()
             slots = _slots(repeats, output)
-            require_tokens("prompt and output", [slot[0] for slot in slots], vocab_size)
+            require_tokens("prompt and output", slots[0].tolist(), vocab_size)
             seen.append(slots)
         table = _padded(seen)
         return cls(
-            tokens=mx.array(table[:, :, 0]),
-            counts=mx.array(table[:, :, 1], mx.float32),
-            in_prompt=mx.array(table[:, :, 2], mx.float32),
+            tokens=mx.array(table[:, 0]),
+            counts=mx.array(table[:, 1].astype(np.float32)),
+            in_prompt=mx.array(table[:, 2].astype(np.float32)),
             repetition=distribution.column([p.repetition_penalty for p in params]),
             presence=distribution.column([p.presence_penalty for p in params]),
             frequency=distribution.column([p.frequency_penalty for p in params]),
@@ -87,22 +88,26 @@ def _has_penalty(params: SamplingParams) -> bool:
     return penalties != (1, 0, 0)
 
 
-def _slots(prompt: Tokens, output: Tokens) -> list[tuple[int, int, bool]]:
-    """List the tokens of a text, each with its count in the output and whether the prompt has it."""
-    counts = Counter(output)
-    in_prompt = set(prompt)
-    tokens = sorted(in_prompt | counts.keys())
-    return [(token, counts[token], token in in_prompt) for token in tokens]
+def _slots(prompt: Tokens, output: Tokens) -> Slots:
+    """List the tokens of a text, their counts in the output, and 1 for those in the prompt. → (3, S)."""
+    text = np.array([*prompt, *output], np.int64)
+    tokens, places = np.unique(text, return_inverse=True)
+    length = len(prompt)
+    counts = np.bincount(places[length:], minlength=len(tokens))
+    in_prompt = np.zeros(len(tokens), np.int64)
+    in_prompt[places[:length]] = 1
+    return np.stack([tokens, counts, in_prompt])
 
 
-def _padded(rows: Sequence[list[tuple[int, int, bool]]]) -> np.ndarray[tuple[int, int, int], np.dtype[np.int32]]:
-    """Put rows of slots into one array (R, S, 3). The padding repeats a row's first slot."""
-    width = max(1, *(len(slots) for slots in rows))
-    table = np.zeros((len(rows), width, 3), np.int32)
+def _padded(rows: Sequence[Slots]) -> npt.NDArray[np.int32]:
+    """Put rows of slots into one array (R, 3, S). The padding repeats a row's first slot."""
+    width = max(1, *(slots.shape[1] for slots in rows))
+    table = np.zeros((len(rows), 3, width), np.int32)
     for row, slots in enumerate(rows):
-        if slots:
-            table[row] = slots[0]
-            table[row, : len(slots)] = slots
+        length = slots.shape[1]
+        if length > 0:
+            table[row] = slots[:, :1]
+            table[row, :, :length] = slots
     return table
 
 
