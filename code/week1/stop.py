@@ -1,4 +1,4 @@
-"""Ending a text at a stop string, wherever the borders between tokens fall."""
+"""End a text at a stop string, wherever the borders between tokens fall."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,19 @@ from tiny_llm.course import NotDone
 
 
 class StopStrings:
-    """Passes text on as far as no stop string can still begin in it."""
+    """Pass text on as far as no stop string can still begin in it."""
 
     def __init__(self, stops: Sequence[str]):
-        self.stops, self.held = tuple(stops), ""
+        self.stops = tuple(stops)
+        self.held = ""
 
     def add(self, piece: str) -> tuple[str, bool]:
-        """The text that is now safe to show, and whether a stop string ended it (it is not part of the text)."""
+        """Return the text that is now safe to show, and whether a stop string ended it (it is not part of the text)."""
         # YOUR CODE (w1.6.4): hold back what could become a stop string
         raise NotDone("w1.6.4")
 
     def finish(self) -> str:
-        """What was held back, once nothing more comes."""
-        text, self.held = self.held, ""
+        """Return the text that was held back, once no more text comes."""
+        text = self.held
+        self.held = ""
         return text

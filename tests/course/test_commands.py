@@ -172,13 +172,13 @@ def test_a_syntax_error_is_one_line(run: Run, checkout: Path) -> None:
 
 
 def test_a_broken_file_of_another_chapter_is_told_where_it_is_needed(run: Run, solve: Solve, checkout: Path) -> None:
-    """The tests of 1.6 import the sampler, which imports the learner's sampling.py."""
+    """The tests of 1.6 import the sampler, which imports the learner's distribution.py."""
     solve("w1.6.1")
-    path = checkout / "code/week1/sampling.py"
+    path = checkout / "code/week1/distribution.py"
     path.write_text(path.read_text().replace("LOG2_E = 1.44", "LOG2_E = nothing + 1.44"))
     result = run("course", "test", "w1.6.1")
     assert result.code == 1
-    assert "failed  w1.6.1 generate_naive\ncode/week1/sampling.py:" in result.out
+    assert "failed  w1.6.1 generate_naive\ncode/week1/distribution.py:" in result.out
     assert "NameError: name 'nothing' is not defined" in result.out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.decode.sampling_oracle import chi_square, exact, grid, many, penalized, shares, softmax, some_logits
 from tiny_llm.config import SamplingParams
-from tiny_llm.decode import sampling
+from tiny_llm.decode import distribution, draw
 from tiny_llm.decode.sampler import Sampler
 
 PROMPT, OUTPUT = [1, 2, 3, 3], [5, 5, 7, 2]
@@ -53,7 +53,7 @@ GREEDY_WAYS = {
 def techniques_follow_the_exact_distribution() -> None:
     """With evenly spaced numbers in place of random ones the shares of tokens are their probabilities."""
     rows = 4096
-    with mock.patch.object(sampling, "uniforms", grid(rows)):
+    with mock.patch.object(draw, "uniforms", grid(rows)):
         for name, params in TECHNIQUES.items():
             logits = some_logits(1, 24, seed=len(name))[0]
             want = exact(logits, params, PROMPT, OUTPUT)
@@ -111,9 +111,9 @@ def extreme_uniforms_draw_possible_tokens() -> None:
         weights[:, columns // 2] = 1
         possible = [np.flatnonzero(row) for row in weights]
         for u, place in ((0.0, 0), (highest, -1)):
-            got = np.array(sampling.draw(mx.array(weights), mx.full((50, 2), u)))
+            got = np.array(draw.draw(mx.array(weights), mx.full((50, 2), u)))
             np.testing.assert_array_equal(got, [row[place] for row in possible])
-            tiny = np.array(sampling.draw(mx.array(weights**24), mx.full((50, 2), u)))
+            tiny = np.array(draw.draw(mx.array(weights**24), mx.full((50, 2), u)))
             assert (weights[np.arange(50), tiny] > 0).all()
 
 
@@ -122,11 +122,11 @@ def small_masses_are_not_lost() -> None:
     tail = 150_000
     weights = np.full((1, tail + 1), 1 / tail, np.float32)
     weights[0, 0] = 1
-    before = np.array(sampling.mass_before(mx.array(weights)))
+    before = np.array(distribution.mass_before(mx.array(weights)))
     want = np.cumsum(weights.astype(np.float64)) - weights
     np.testing.assert_allclose(before, want, atol=2e-4)
     uniforms = mx.array(np.random.default_rng(0).random((400, 2), np.float32))
-    tokens = np.array(sampling.draw(mx.broadcast_to(mx.array(weights), (400, tail + 1)), uniforms))
+    tokens = np.array(draw.draw(mx.broadcast_to(mx.array(weights), (400, tail + 1)), uniforms))
     halves = np.bincount(np.minimum(2, 1 + 2 * tokens.astype(np.int64) // (tail + 1)) * (tokens > 0), minlength=3)
     assert abs(halves[0] - 200) < 50 and abs(halves[1] - 100) < 45 and abs(halves[2] - 100) < 45
 
@@ -140,7 +140,7 @@ def largest_is_the_sorted_prefix() -> None:
         logits[3, :-1] = -np.inf
         logits[4] = np.sort(logits[4])  # the largest are neighbours
         for k in ks:
-            values, tokens = (np.array(part) for part in sampling.largest(mx.array(logits), k))
+            values, tokens = (np.array(part) for part in distribution.largest(mx.array(logits), k))
             np.testing.assert_array_equal(values, -np.sort(-logits, axis=1)[:, :k])
             np.testing.assert_array_equal(np.take_along_axis(logits, tokens, axis=1), values)
             assert all(len(set(row)) == k for row in tokens.tolist())
@@ -224,16 +224,16 @@ def streams_are_independent() -> None:
     """Numbers of neighbouring positions, seeds and samples are uniform, differ, and don't correlate."""
     n = 20_000
     walks = {
-        "positions": (sampling.stream_keys([7] * n, [0] * n), np.arange(n)),
-        "seeds": (sampling.stream_keys(range(n), [0] * n), np.full(n, 3)),
-        "huge seeds": (sampling.stream_keys([2**64 - 1 - i for i in range(n)], [0] * n), np.full(n, 3)),
-        "high words": (sampling.stream_keys([i << 32 for i in range(n)], [0] * n), np.full(n, 3)),
-        "samples": (sampling.stream_keys([7] * n, range(n)), np.full(n, 3)),
-        "seed plus position": (sampling.stream_keys(range(n), [0] * n), np.arange(n)[::-1]),
+        "positions": (draw.stream_keys([7] * n, [0] * n), np.arange(n)),
+        "seeds": (draw.stream_keys(range(n), [0] * n), np.full(n, 3)),
+        "huge seeds": (draw.stream_keys([2**64 - 1 - i for i in range(n)], [0] * n), np.full(n, 3)),
+        "high words": (draw.stream_keys([i << 32 for i in range(n)], [0] * n), np.full(n, 3)),
+        "samples": (draw.stream_keys([7] * n, range(n)), np.full(n, 3)),
+        "seed plus position": (draw.stream_keys(range(n), [0] * n), np.arange(n)[::-1]),
     }
     columns = []
     for name, (keys, positions) in walks.items():
-        u = np.array(sampling.uniforms(keys, positions), np.float64)
+        u = np.array(draw.uniforms(keys, positions), np.float64)
         assert u.min() >= 0 and u.max() < 1
         columns += [u[:, 0], u[:, 1]]
         for number in u.T:

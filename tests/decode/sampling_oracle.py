@@ -48,7 +48,7 @@ def exact(logits: Any, params: SamplingParams, prompt: Sequence[int] = (), outpu
     margin = float(gaps.min()) if len(gaps) else 1.0
     if params.temperature == 0:
         return Exact(np.eye(len(x))[order[0]], margin)
-    p = softmax(x / params.temperature)
+    p = softmax((x - x.max()) / params.temperature)  # x / 1e-320 alone would overflow
     kept = list(order)
     if params.top_k:
         kept = kept[: params.top_k]
@@ -101,7 +101,7 @@ def chi_square(tokens: npt.NDArray[np.int64], probabilities: Floats) -> float:
 
 
 def grid(rows: int) -> Callable[..., mx.array]:
-    """A stand-in for `sampling.uniforms`: evenly spaced numbers, so that counts equal probabilities to 1 / rows.
+    """A stand-in for `draw.uniforms`: evenly spaced numbers, so that counts equal probabilities to 1 / rows.
 
     Where a draw uses both numbers (over a block, then inside it), they form a square.
     """

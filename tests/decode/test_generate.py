@@ -11,8 +11,8 @@ from tests.support import make_model
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import SamplingParams
+from tiny_llm.decode.distribution import log_softmax_total
 from tiny_llm.decode.generate import generate_naive, stream
-from tiny_llm.decode.sampling import log_softmax_total
 from tiny_llm.decode.text import Delta, check_prompt
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer

@@ -1,6 +1,9 @@
 """Sampling against exact distributions, and its edges."""
 
+import math
+import sys
 from collections.abc import Callable, Sequence
+from types import FrameType, ModuleType
 from unittest import mock
 
 import mlx.core as mx
@@ -9,7 +12,7 @@ import pytest
 from tests.decode.sampling_checks import CHECKS
 from tests.decode.sampling_oracle import some_logits
 from tiny_llm.config import SamplingParams
-from tiny_llm.decode import sampling
+from tiny_llm.decode import distribution, draw
 from tiny_llm.decode.sampler import Sampler
 
 
@@ -33,13 +36,10 @@ def test_call_evaluates_nothing() -> None:
 @pytest.mark.parametrize(
     ("params", "unused"),
     [
-        (
-            SamplingParams(temperature=0),
-            ["weights", "largest", "draw", "uniforms", "penalize", "bias", "log_softmax_total"],
-        ),
-        (SamplingParams(), ["largest", "top_k", "top_p", "min_p", "penalize", "bias", "log_softmax_total"]),
-        (SamplingParams(min_p=0.1, top_k=300), ["largest", "top_k", "top_p", "penalize", "bias", "log_softmax_total"]),
-        (SamplingParams(top_k=20), ["top_p", "min_p", "penalize", "bias", "log_softmax_total"]),
+        (SamplingParams(temperature=0), ["weights", "largest"]),
+        (SamplingParams(), ["largest", "top_k", "top_p", "min_p"]),
+        (SamplingParams(min_p=0.1, top_k=300), ["largest", "top_k", "top_p"]),
+        (SamplingParams(top_k=20), ["top_p", "min_p"]),
     ],
 )
 def test_stages_that_no_row_uses_are_skipped(params: SamplingParams, unused: list[str]) -> None:
@@ -47,8 +47,74 @@ def test_stages_that_no_row_uses_are_skipped(params: SamplingParams, unused: lis
         raise AssertionError("an unused stage ran")
 
     sampler = Sampler([params] * 3, 300, [[1]] * 3)
-    with mock.patch.multiple(sampling, **dict.fromkeys([*unused, "penalize", "bias", "log_softmax_total"], fail)):
+    unused = [*unused, "penalize", "bias", "log_softmax_total"]
+    with mock.patch.multiple(distribution, **dict.fromkeys(unused, fail)):
         mx.eval(sampler(mx.array(some_logits(3, 300)), [0, 1, 2]).tokens)
+
+
+def functions_of(module: ModuleType, action: Callable[[], object]) -> set[str]:
+    """The names of the module's functions that run in `action`."""
+    called = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename == module.__file__:
+            called.add(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        action()
+    finally:
+        sys.setprofile(before)
+    return called
+
+
+@pytest.mark.parametrize(
+    "greedy",
+    [
+        SamplingParams(temperature=0),
+        SamplingParams(top_k=1),
+        SamplingParams(top_p=0.0),
+        SamplingParams(temperature=0, repetition_penalty=1.3, logit_bias={3: 1.0}, logprobs=2),
+    ],
+)
+def test_greedy_rows_need_no_random_numbers(greedy: SamplingParams) -> None:
+    def sample(params: list[SamplingParams]) -> None:
+        rows = len(params)
+        sampler = Sampler(params, 300, [[1, 2]] * rows)
+        logits = mx.array(some_logits(rows, 300))
+        mx.eval(sampler(logits, range(rows)).tokens)
+        mx.eval(sampler.select([0])(logits[:1], [rows]).tokens)
+
+    assert functions_of(draw, lambda: sample([greedy] * 3)) == set()
+    mixed = functions_of(draw, lambda: sample([greedy, SamplingParams(), greedy]))
+    assert mixed >= {"stream_keys", "uniforms", "draw"}
+
+
+def test_a_greedy_selection_of_a_mixed_batch_draws_nothing() -> None:
+    logits = mx.array(some_logits(3, 300))
+    mixed = Sampler([SamplingParams(temperature=0), SamplingParams(seed=1), SamplingParams(top_k=1)], 300)
+    greedy = mixed.select([2, 0])
+    assert functions_of(draw, lambda: mx.eval(greedy(logits[:2], [0, 1]).tokens)) == set()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "params",
+    [
+        [SamplingParams(temperature=0)] * 3,
+        [SamplingParams(seed=1)] * 3,
+        [SamplingParams(temperature=0), SamplingParams(top_k=20, seed=1), SamplingParams(top_p=0.9, seed=2)],
+    ],
+)
+def test_rows_whose_logits_are_not_finite_are_told(params: list[SamplingParams], bad: float) -> None:
+    """Minus infinity only excludes a token."""
+    for spoilt in range(3):
+        logits = some_logits(3, 300)
+        logits[:, 10:20] = -math.inf
+        logits[spoilt, 7] = bad
+        finite = Sampler(params, 300)(mx.array(logits), [0, 1, 2]).finite
+        assert finite.tolist() == [row != spoilt for row in range(3)]
 
 
 def run(sampler: Sampler, rows: Sequence[int], steps: range) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """Catalogued mistakes: each is put in the code's place, and the check that is named beside it must notice."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 
 from tests.decode import sampling_checks as checks
-from tiny_llm.decode import sampler as batch
-from tiny_llm.decode import sampling
+from tiny_llm.decode import distribution, draw
+from tiny_llm.decode.history import History
 from tiny_llm.decode.sampler import Sampler
 
-weights, largest, top_k, top_p = sampling.weights, sampling.largest, sampling.top_k, sampling.top_p
-draw, uniforms, keys = sampling.draw, sampling.uniforms, sampling.stream_keys
-bias, penalize, start = sampling.bias, sampling.penalize, batch._History.start
+weights, largest, top_k, top_p = distribution.weights, distribution.largest, distribution.top_k, distribution.top_p
+bias, penalize, start = distribution.bias, distribution.penalize, History.start
+draw_one, uniforms, keys = draw.draw, draw.uniforms, draw.stream_keys
 Array = mx.array
 
 
@@ -29,7 +30,7 @@ def searchsorted(weights: Array, uniform: Array) -> Array:
 
 
 def max_of_everything(logits: Array, temperature: Array) -> Array:
-    return mx.power(2.0, (logits - mx.max(logits)) * (sampling.LOG2_E / temperature))
+    return mx.power(2.0, (logits - mx.max(logits)) * (distribution.LOG2_E / temperature))
 
 
 def with_unrenormalised_top_p() -> dict[str, Any]:
@@ -45,22 +46,25 @@ def with_unrenormalised_top_p() -> dict[str, Any]:
     return {"top_k": hold, "top_p": cut}
 
 
-def with_late_temperature() -> dict[str, Any]:
+def with_late_temperature() -> dict[Any, dict[str, Any]]:
     held: list[Array] = []
 
     def ignore(logits: Array, temperature: Array) -> Array:
         held[:] = [temperature]
         return weights(logits, mx.array(1.0))
 
-    return {"weights": ignore, "draw": lambda w, u: draw(w ** (1 / held[0]), u)}
+    return {
+        distribution: {"weights": ignore},
+        draw: {"draw": lambda w, u: draw_one(w ** (1 / held[0]), u)},
+    }
 
 
 def largest_of_few_blocks(logits: Array, k: int) -> tuple[Array, Array]:
     """Too few blocks are searched: the k largest may have a block each."""
-    if logits.shape[1] % sampling.BLOCK or k < 2:
+    if logits.shape[1] % distribution.BLOCK or k < 2:
         return largest(logits, k)
-    best = mx.argmax(mx.max(logits.reshape(len(logits), -1, sampling.BLOCK), axis=-1), axis=-1)[:, None]
-    outside = mx.abs(mx.arange(logits.shape[1]) // sampling.BLOCK - best.astype(mx.int32)) > k // 2
+    best = mx.argmax(mx.max(logits.reshape(len(logits), -1, distribution.BLOCK), axis=-1), axis=-1)[:, None]
+    outside = mx.abs(mx.arange(logits.shape[1]) // distribution.BLOCK - best.astype(mx.int32)) > k // 2
     return largest(mx.where(outside, -mx.inf, logits), k)
 
 
@@ -82,193 +86,173 @@ def outputs_with_prompts(params: Any, prompts: Any, outputs: Any, vocab: int) ->
     return start(params, prompts, [[*a, *b] for a, b in zip(prompts, outputs, strict=True)], vocab)
 
 
-def only_new_slot(history: batch._History, new: Array) -> batch._History:
-    column = new.astype(mx.int32)[:, None]
-    pairs = zip(history, (column, mx.ones(column.shape), mx.zeros(column.shape)), strict=True)
-    return batch._History(*(mx.concatenate(pair, axis=1) for pair in pairs))
+def only_new_slot(history: History, new: Array) -> History:
+    token = new.astype(mx.int32)[:, None]
+    return history._replace(
+        tokens=mx.concatenate([history.tokens, token], axis=1),
+        counts=mx.concatenate([history.counts, mx.ones(token.shape)], axis=1),
+        in_prompt=mx.concatenate([history.in_prompt, mx.zeros(token.shape)], axis=1),
+    )
 
 
-MISTAKES: dict[str, tuple[Callable[[], None], object, dict[str, Any]]] = {
+MISTAKES: dict[str, tuple[Callable[[], None], dict[Any, dict[str, Any]]]] = {  # the check, and what it is run with
     "temperature multiplies": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"weights": lambda x, t: weights(x, 1 / t)},
+        {distribution: {"weights": lambda x, t: weights(x, 1 / t)}},
     ),
     "temperature forgotten": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"weights": lambda x, t: weights(x, mx.array(1.0))},
+        {distribution: {"weights": lambda x, t: weights(x, mx.array(1.0))}},
     ),
     "temperature after the truncations": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
         with_late_temperature(),
     ),
     "the largest logit of the whole batch subtracted": (
         checks.greedy_ways_agree_and_stay_finite,
-        sampling,
-        {"weights": max_of_everything},
+        {distribution: {"weights": max_of_everything}},
     ),
     "softmax without subtracting the maximum": (
         checks.greedy_ways_agree_and_stay_finite,
-        sampling,
-        {"weights": lambda x, t: mx.exp(x / t)},
+        {distribution: {"weights": lambda x, t: mx.exp(x / t)}},
     ),
     "top-k keeps one more": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"top_k": lambda w, k: top_k(w, k + 1)},
+        {distribution: {"top_k": lambda w, k: top_k(w, k + 1)}},
     ),
     "top-k keeps one less": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"top_k": lambda w, k: top_k(w, k - 1)},
+        {distribution: {"top_k": lambda w, k: top_k(w, k - 1)}},
     ),
     "top-k of the batch's first row": (
         checks.rows_do_not_depend_on_neighbours,
-        sampling,
-        {"top_k": lambda w, k: top_k(w, k[:1])},
+        {distribution: {"top_k": lambda w, k: top_k(w, k[:1])}},
     ),
     "top-p without the token that crosses it": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"top_p": raw_top_p},
+        {distribution: {"top_p": raw_top_p}},
     ),
     "top-p keeps one more": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"top_p": lambda w, p: w * (mx.pad(top_p(w, p), [(0, 0), (1, 0)])[:, :-1] + top_p(w, p) > 0)},
+        {distribution: {"top_p": lambda w, p: w * (mx.pad(top_p(w, p), [(0, 0), (1, 0)])[:, :-1] + top_p(w, p) > 0)}},
     ),
     "top-p not on what top-k left": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        with_unrenormalised_top_p(),
+        {distribution: with_unrenormalised_top_p()},
     ),
-    "top-p forgotten": (checks.techniques_follow_the_exact_distribution, sampling, {"top_p": lambda w, p: w}),
+    "top-p forgotten": (
+        checks.techniques_follow_the_exact_distribution,
+        {distribution: {"top_p": lambda w, p: w}},
+    ),
     "min-p absolute": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"min_p": lambda w, p: w * (w / mx.sum(w, -1, keepdims=True) >= p)},
+        {distribution: {"min_p": lambda w, p: w * (w / mx.sum(w, -1, keepdims=True) >= p)}},
     ),
-    "min-p forgotten": (checks.techniques_follow_the_exact_distribution, sampling, {"min_p": lambda w, p: w}),
+    "min-p forgotten": (
+        checks.techniques_follow_the_exact_distribution,
+        {distribution: {"min_p": lambda w, p: w}},
+    ),
     "top-k searched in too few blocks": (
         checks.largest_is_the_sorted_prefix,
-        sampling,
-        {"largest": largest_of_few_blocks},
+        {distribution: {"largest": largest_of_few_blocks}},
     ),
     "searchsorted on the cumulative sum": (
         checks.extreme_uniforms_draw_possible_tokens,
-        sampling,
-        {"inverse_cdf": searchsorted},
+        {draw: {"inverse_cdf": searchsorted}},
     ),
     "one cumulative sum over the vocabulary": (
         checks.small_masses_are_not_lost,
-        sampling,
-        {"mass_before": lambda w: mx.cumsum(w, axis=-1, inclusive=False)},
+        {distribution: {"mass_before": lambda w: mx.cumsum(w, axis=-1, inclusive=False)}},
     ),
     "one number for block and token": (
         checks.random_draws_follow_the_exact_distribution,
-        sampling,
-        {"draw": lambda w, u: draw(w, mx.concatenate([u[:, :1], u[:, :1]], -1))},
+        {draw: {"draw": lambda w, u: draw_one(w, mx.concatenate([u[:, :1], u[:, :1]], -1))}},
     ),
     "the same key for all rows": (
         checks.rows_do_not_depend_on_neighbours,
-        sampling,
-        {"uniforms": lambda k, p: uniforms(k[:1].repeat(len(k)), p)},
+        {draw: {"uniforms": lambda k, p: uniforms(k[:1].repeat(len(k)), p)}},
     ),
     "the same numbers at all positions": (
         checks.random_draws_follow_the_exact_distribution,
-        sampling,
-        {"uniforms": lambda k, p: uniforms(k, np.zeros_like(p))},
+        {draw: {"uniforms": lambda k, p: uniforms(k, np.zeros_like(p))}},
     ),
     "numbers by the place in the batch": (
         checks.seed_and_position_decide,
-        sampling,
-        {"uniforms": lambda k, p: uniforms(k, np.arange(len(k)))},
+        {draw: {"uniforms": lambda k, p: uniforms(k, np.arange(len(k)))}},
     ),
     "seed plus position": (
         checks.streams_are_independent,
-        sampling,
         {
-            "stream_keys": lambda seeds, samples: np.array(seeds, np.uint64) + np.array(samples, np.uint64),
-            "uniforms": lambda k, p: uniforms(np.zeros_like(k), k + np.asarray(p).astype(np.uint64)),
+            draw: {
+                "stream_keys": lambda seeds, samples: np.array(seeds, np.uint64) + np.array(samples, np.uint64),
+                "uniforms": lambda k, p: uniforms(np.zeros_like(k), k + np.asarray(p).astype(np.uint64)),
+            }
         },
     ),
     "seeds of 32 bits": (
         checks.seed_and_position_decide,
-        sampling,
-        {"stream_keys": lambda a, b: keys([s & 0xFFFFFFFF for s in a], b)},
+        {draw: {"stream_keys": lambda a, b: keys([s & 0xFFFFFFFF for s in a], b)}},
     ),
     "samples share their seed's numbers": (
         checks.seed_and_position_decide,
-        sampling,
-        {"stream_keys": lambda a, b: keys(a, [0] * len(b))},
+        {draw: {"stream_keys": lambda a, b: keys(a, [0] * len(b))}},
     ),
     "repetition always divides": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"penalize": always_divide},
+        {distribution: {"penalize": always_divide}},
     ),
     "repetition forgets the prompt": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"penalize": penalize_with(in_prompt=lambda in_prompt, **_: 0 * in_prompt)},
+        {distribution: {"penalize": penalize_with(in_prompt=lambda in_prompt, **_: 0 * in_prompt)}},
     ),
     "repetition once per occurrence": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"penalize": penalize_with(r=lambda r, counts, **_: r ** mx.maximum(counts, 1))},
+        {distribution: {"penalize": penalize_with(r=lambda r, counts, **_: r ** mx.maximum(counts, 1))}},
     ),
     "presence once per occurrence": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"penalize": penalize_with(f=lambda f, p, **_: f + p, p=lambda p, **_: 0 * p)},
+        {distribution: {"penalize": penalize_with(f=lambda f, p, **_: f + p, p=lambda p, **_: 0 * p)}},
     ),
     "frequency only once": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"penalize": penalize_with(p=lambda f, p, **_: f + p, f=lambda f, **_: 0 * f)},
+        {distribution: {"penalize": penalize_with(p=lambda f, p, **_: f + p, f=lambda f, **_: 0 * f)}},
     ),
     "presence and frequency count the prompt": (
         checks.techniques_follow_the_exact_distribution,
-        batch._History,
-        {"start": outputs_with_prompts},
+        {History: {"start": outputs_with_prompts}},
     ),
     "counts not updated": (
         checks.penalties_match_the_oracle_step_by_step,
-        batch._History,
-        {"append": lambda history, new: history},
+        {History: {"append": lambda history, new: history}},
     ),
     "a repeated token starts at one again": (
         checks.penalties_match_the_oracle_step_by_step,
-        batch._History,
-        {"append": only_new_slot},
+        {History: {"append": only_new_slot}},
     ),
     "bias forgotten": (
         checks.techniques_follow_the_exact_distribution,
-        sampling,
-        {"bias": lambda logits, tokens, values: logits},
+        {distribution: {"bias": lambda logits, tokens, values: logits}},
     ),
     "bias of the batch's first row": (
         checks.rows_do_not_depend_on_neighbours,
-        sampling,
-        {"bias": lambda x, t, v: bias(x, t[:1], v[:1])},
+        {distribution: {"bias": lambda x, t, v: bias(x, t[:1], v[:1])}},
     ),
     "log-probabilities of the penalised logits": (
         checks.logprobs_are_of_the_raw_logits,
-        batch.Sampler,
-        {"_report": lambda s, x, t, report=Sampler._report: report(s, s._adjust(x), t)},
+        {Sampler: {"_report": lambda s, x, t, report=Sampler._report: report(s, s._adjust(x), t)}},
     ),
     "log-probabilities without the normaliser": (
         checks.logprobs_are_of_the_raw_logits,
-        sampling,
-        {"log_softmax_total": lambda x: mx.zeros((len(x), 1))},
+        {distribution: {"log_softmax_total": lambda x: mx.zeros((len(x), 1))}},
     ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_each_mistake_is_noticed(mistake: str) -> None:
-    check, target, changes = MISTAKES[mistake]
-    with mock.patch.multiple(target, **changes), pytest.raises(AssertionError):
-        check()
+    check, changes = MISTAKES[mistake]
+    with ExitStack() as patches:
+        for target, replaced in changes.items():
+            patches.enter_context(mock.patch.multiple(target, **replaced))
+        with pytest.raises(AssertionError):
+            check()

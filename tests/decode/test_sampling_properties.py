@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.decode.sampling_oracle import exact, grid, many, shares, some_logits
 from tiny_llm.config import SamplingParams
-from tiny_llm.decode import sampling
+from tiny_llm.decode import draw
 from tiny_llm.decode.sampler import Sampler
 
 ROWS = 1024
@@ -52,7 +52,7 @@ def test_any_parameters_give_the_exact_distribution(
     logits[np.random.default_rng(seed).permutation(VOCAB)[:masked]] = -np.inf
     want = exact(logits, params, prompt, output)
     assume(want.margin > 1e-4)
-    with mock.patch.object(sampling, "uniforms", grid(ROWS)):
+    with mock.patch.object(draw, "uniforms", grid(ROWS)):
         got = shares(many(params, logits, ROWS, prompt, output), VOCAB)
     assert not got[want.probabilities == 0].any()
     np.testing.assert_allclose(got, want.probabilities, atol=1.2 / ROWS)

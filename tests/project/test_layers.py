@@ -71,7 +71,7 @@ def at_run_time(source: str) -> str:
 
 
 def room_of(module: str) -> str | None:
-    """`decode` for tiny_llm.decode.sampling, "" for tiny_llm, None for what is not ours."""
+    """`decode` for tiny_llm.decode.sampler, "" for tiny_llm, None for what is not ours."""
     top, _, rest = module.partition(".")
     return rest.partition(".")[0] if top == "tiny_llm" else None
 

@@ -105,7 +105,8 @@ def test_logits_after_chunks(check: Checker) -> None:
 def sampler(logits: mx.array, positions: Sequence[int]) -> Sampled:
     """The likeliest token plus its position, so that a wrong position shows."""
     assert logits.shape == (1, VOCAB), f"the sampler got logits of shape {logits.shape}, expected (1, {VOCAB})"
-    return Sampled(((mx.argmax(logits, axis=-1) + positions[0]) % VOCAB).astype(mx.uint32))
+    tokens = (mx.argmax(logits, axis=-1) + positions[0]) % VOCAB
+    return Sampled(tokens.astype(mx.uint32), finite=mx.array([True]))
 
 
 def sampled(prompt: Sequence[int], limit: int, stops: Sequence[int] = ()) -> list[int]:

@@ -97,7 +97,7 @@ def _start(sampled: Sampled) -> None:
 
 def _read(sampled: Sampled) -> Token:
     """Wait for a step and take its numbers out of MLX. Raises ArithmeticError where the logits were not finite."""
-    if sampled.finite is not None and not sampled.finite.item():
+    if not sampled.finite.item():
         raise ArithmeticError(NOT_FINITE)
     token = cast(int, sampled.tokens.item())
     if sampled.logprobs is None:

@@ -1,8 +1,7 @@
-"""A batch's choice of next tokens: the techniques of `sampling`, each row with its own parameters, all rows at once."""
+"""Choose the next token of every row of a batch at once, each row with its own sampling parameters."""
 
 import math
 import secrets
-from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -13,35 +12,38 @@ import numpy as np
 import numpy.typing as npt
 
 from tiny_llm.config import SamplingParams
-from tiny_llm.decode import sampling
+from tiny_llm.decode import distribution, draw
+from tiny_llm.decode.history import History, Tokens, require_tokens
 
 MIN_TEMPERATURE = 1e-6
 TINY = 1e-30  # a smaller share would be 0 in float32, and keep no token at all
-Tokens = Sequence[int]
+GREEDY = 1  # columns that a greedy row needs: its largest logit alone
+UNSORTED = 0  # a row needs all of its logits, in any order
 
 
 class Sampled(NamedTuple):
-    """What one step chose, not yet evaluated. None where no row asked for it, NaN and 0 in rows that did not.
+    """The tokens that one step chose, not yet evaluated.
 
-    tokens (R,) uint32; logprobs (R,) of these tokens; top_tokens and top_logprobs (R, N) in descending order, N the
-    most that any row asked for. Log-probabilities are the model's own, before penalties, temperature and truncation,
-    as in OpenAI's API and vLLM. finite (R,) bool: False where the row's logits hold NaN or infinity; its token then
-    means nothing.
+    tokens (R,) uint32. finite (R,) bool: False where the row's logits hold NaN or infinity; its token then means
+    nothing. logprobs (R,) of these tokens; top_tokens and top_logprobs (R, N) in descending order, N the most that any
+    row asked for. They are None where no row asked for them, and NaN (tokens: 0) in rows that did not.
+
+    Log-probabilities are the model's own, before penalties, temperature and truncation, as in OpenAI's API and vLLM.
     """
 
     tokens: mx.array
+    finite: mx.array
     logprobs: mx.array | None = None
     top_tokens: mx.array | None = None
     top_logprobs: mx.array | None = None
-    finite: mx.array | None = None
 
 
 class Sampler:
-    """The sampling of R sequences, one step a call.
+    """Sample R sequences, one step a call.
 
-    params: one per row. prompts, outputs: the tokens of each row so far; only penalties read them, and an output is
-    needed only by a sequence that goes on after a pause. seeds: in place of the params' own; None there draws a fresh
-    one. samples: which of n a row is; every sample has random numbers of its own.
+    params: one for each row. prompts, outputs: the tokens of each row so far; only penalties read them, and only a
+    sequence that resumes after a pause has an output. seeds: used instead of the seeds in params; None there draws a
+    fresh one. samples: the number of each row among its request's n answers; each has random numbers of its own.
     Raises ValueError for a token outside the vocabulary and for a list of another length than params.
     """
 
@@ -58,102 +60,119 @@ class Sampler:
         rows = len(params)
         if rows == 0:
             raise ValueError("params: expected one for each row, found none")
-        self.params, self.vocab_size = tuple(params), vocab_size
-        prompts = [()] * rows if prompts is None else prompts
-        outputs = [()] * rows if outputs is None else outputs
-        seeds = [p.seed for p in params] if seeds is None else seeds
-        samples = [0] * rows if samples is None else samples
+        if prompts is None:
+            prompts = [()] * rows
+        if outputs is None:
+            outputs = [()] * rows
+        if seeds is None:
+            seeds = [p.seed for p in params]
+        if samples is None:
+            samples = [0] * rows
         for name, values in (("prompts", prompts), ("outputs", outputs), ("seeds", seeds), ("samples", samples)):
             if len(values) != rows:
                 raise ValueError(f"{name}: expected one for each of the {rows} rows, found {len(values)}")
-        self._keys = sampling.stream_keys([secrets.randbits(64) if s is None else s for s in seeds], samples)
-        self._history = _History.start(self.params, prompts, outputs, vocab_size)
+        self.params = tuple(params)
+        self.vocab_size = vocab_size
+        self._history = History.start(self.params, prompts, outputs, vocab_size)
         self._plan()
+        self._keys: draw.Keys | None = None  # a greedy batch needs no random numbers
+        if any(group.columns != GREEDY for group in self._groups):
+            self._keys = _keys(seeds, samples)
 
-    def __call__(self, logits: mx.array, positions: Sequence[int] | npt.NDArray[np.int64]) -> Sampled:
+    def __call__(self, logits: mx.array, positions: draw.Positions) -> Sampled:
         """Choose one token per row from logits (R, V), lazily: nothing is evaluated or read back.
 
         positions (R,): any number that a sequence has only once, such as the place of the token that is chosen; with
-        the seed it decides the draw. Minus infinity in the logits excludes a token; one a row must be finite.
+        the seed it decides the draw. Minus infinity in the logits excludes a token; one logit a row must be finite.
         """
-        where = np.asarray(positions)
-        assert logits.shape == (len(self.params), self.vocab_size) and where.shape == (len(self.params),)
-        adjusted = self._adjust(logits)
-        chosen = [group.choose(adjusted, self._keys, where) for group in self._groups]
-        tokens, finite = chosen[0]
-        if len(chosen) > 1:
-            tokens = mx.concatenate([part for part, _ in chosen])[self._order]
-            finite = mx.concatenate([part for _, part in chosen])[self._order]
+        assert logits.shape == (len(self.params), self.vocab_size)
+        assert len(positions) == len(self.params)
+        tokens, finite = self._choose(self._adjust(logits), positions)
         if self._history is not None:
             self._history = self._history.append(tokens)
-        return Sampled(tokens, *self._report(logits, tokens), finite=finite)
+        if not self._asking:
+            return Sampled(tokens, finite)
+        logprobs, top_tokens, top_logprobs = self._report(logits, tokens)
+        return Sampled(tokens, finite, logprobs, top_tokens, top_logprobs)
 
     def select(self, rows: Sequence[int]) -> "Sampler":
-        """A sampler of these rows, in this order; a row may be left out or appear twice (a beam that forks)."""
-        chosen, index = copy(self), np.asarray(rows, np.int64)
+        """Make a sampler of these rows, in this order. A row may be left out, or appear twice (a beam that forks)."""
+        index = np.asarray(rows, np.int64)
+        chosen = copy(self)
         chosen.params = tuple(self.params[row] for row in rows)
-        chosen._keys = self._keys[index]
-        chosen._history = self._history and _History(*(state[mx.array(index)] for state in self._history))
+        if self._keys is not None:
+            chosen._keys = self._keys[index]
+        if self._history is not None:
+            chosen._history = self._history.select(mx.array(index))
         chosen._plan()
         return chosen
 
     def _plan(self) -> None:
-        """Make once what every step needs: the groups of rows and the parameters as arrays."""
-        need = np.array([_columns(p, self.vocab_size) for p in self.params])
-        self._groups = [_Group.of(self.params, np.flatnonzero(need == n), int(n)) for n in np.unique(need)]
-        self._order = mx.array(np.argsort(np.concatenate([group.rows for group in self._groups])))
-        self._penalties = tuple(
-            _column([getattr(p, f"{name}_penalty") for p in self.params])
-            for name in ("repetition", "presence", "frequency")
-        )
+        """Make what every step needs: the groups of rows, and the parameters as arrays."""
+        self._groups = _groups(self.params, self.vocab_size)
+        self._order = _order(self._groups)
         self._bias = _biases(self.params, self.vocab_size)
-        self._asking = [row for row, p in enumerate(self.params) if p.logprobs is not None]
+        self._asking = []
+        for row, p in enumerate(self.params):
+            if p.logprobs is not None:
+                self._asking.append(row)
 
     def _adjust(self, logits: mx.array) -> mx.array:
+        """Add the rows' biases and apply their penalties. (R, V) → (R, V)."""
         if self._bias is not None:
-            logits = sampling.bias(logits.astype(mx.float32), *self._bias)
-        if self._history is None:
-            return logits
-        tokens, counts, in_prompt = self._history
-        logits = logits.astype(mx.float32)
-        seen = mx.take_along_axis(logits, tokens, axis=-1)
-        return mx.put_along_axis(logits, tokens, sampling.penalize(seen, counts, in_prompt, *self._penalties), axis=-1)
+            tokens, values = self._bias
+            logits = distribution.bias(logits.astype(mx.float32), tokens, values)
+        if self._history is not None:
+            logits = self._history.penalize(logits.astype(mx.float32))
+        return logits
 
-    def _report(self, logits: mx.array, tokens: mx.array) -> tuple[mx.array | None, mx.array | None, mx.array | None]:
-        """The log-probabilities of the chosen tokens, the likeliest tokens and their log-probabilities."""
-        if not self._asking:
-            return None, None, None
-        rows = None if len(self._asking) == len(self.params) else mx.array(self._asking)
-        if rows is not None:
-            logits, tokens = logits[rows], tokens[rows]
+    def _choose(self, logits: mx.array, positions: draw.Positions) -> tuple[mx.array, mx.array]:
+        """Let each group choose, and put the rows back in order: tokens (R,) and whether they are valid (R,)."""
+        tokens, finite = [], []
+        for group in self._groups:
+            token, is_finite = group.choose(logits, self._keys, positions)
+            tokens.append(token)
+            finite.append(is_finite)
+        if self._order is None:
+            return tokens[0], finite[0]
+        all_tokens = mx.concatenate(tokens)
+        all_finite = mx.concatenate(finite)
+        return all_tokens[self._order], all_finite[self._order]
+
+    def _report(self, logits: mx.array, tokens: mx.array) -> tuple[mx.array, mx.array | None, mx.array | None]:
+        """Compute the chosen tokens' log-probabilities, and the likeliest tokens with theirs, for rows that ask."""
+        rows = None
+        if len(self._asking) < len(self.params):
+            rows = mx.array(self._asking)
+            logits = logits[rows]
+            tokens = tokens[rows]
         logits = logits.astype(mx.float32)
-        total = sampling.log_softmax_total(logits)
-        chosen = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - total)[:, 0]
-        count = min(self.vocab_size, max(self.params[row].logprobs or 0 for row in self._asking))
-        if count == 0:
-            return self._spread(chosen, rows, mx.nan), None, None
-        top, top_tokens = sampling.largest(logits, count)
-        return (
-            self._spread(chosen, rows, mx.nan),
-            self._spread(top_tokens, rows, 0),
-            self._spread(top - total, rows, mx.nan),
-        )
+        total = distribution.log_softmax_total(logits)
+        chosen = _in_column(logits, tokens) - total[:, 0]
+        logprobs = self._spread(chosen, rows, mx.nan)
+        asked = max(self.params[row].logprobs or 0 for row in self._asking)
+        if asked == 0:
+            return logprobs, None, None
+        top, top_tokens = distribution.largest(logits, min(self.vocab_size, asked))
+        top_logprobs = self._spread(top - total, rows, mx.nan)
+        return logprobs, self._spread(top_tokens, rows, 0), top_logprobs
 
     def _spread(self, values: mx.array, rows: mx.array | None, fill: float) -> mx.array:
-        """Put the values of some rows in their places among all."""
+        """Put the values of `rows` in their places among all rows; the other rows get `fill`."""
         if rows is None:
             return values
-        spread = mx.full((len(self.params), *values.shape[1:]), fill, values.dtype)
+        shape = (len(self.params), *values.shape[1:])
+        spread = mx.full(shape, fill, values.dtype)
         spread[rows] = values
         return spread
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that choose in the same way. A row is computed alike whoever its neighbours are, to the last bit.
+    """Rows that choose in the same way. A row is computed alike, to the last bit, whatever its neighbours are.
 
-    `columns`: how many of its largest logits a row needs; 0 is all of them, in any order. A parameter is None where
-    no row uses it.
+    `index` is `rows` on the device, None for all rows of the batch. `columns`: how many of its largest logits a row
+    needs, or UNSORTED. A parameter is None where no row uses it.
     """
 
     rows: npt.NDArray[np.int64]
@@ -165,132 +184,122 @@ class _Group:
     min_p: mx.array | None
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], rows: npt.NDArray[np.int64], columns: int) -> "_Group":
+    def of(cls, params: Sequence[SamplingParams], rows: Sequence[int], columns: int) -> "_Group":
+        """Make the group of some rows of a batch, whose parameters are `params`."""
+        index = np.array(rows, np.int64)
         chosen = [params[row] for row in rows]
+        temperatures = [max(p.temperature, MIN_TEMPERATURE) for p in chosen]
+        kept = [min(p.top_k or columns, columns) for p in chosen]
+        shares = [_share(p.top_p) for p in chosen]
         return cls(
-            rows,
-            None if len(rows) == len(params) else mx.array(rows),
-            columns,
-            _column([max(p.temperature, MIN_TEMPERATURE) for p in chosen]),
-            _column([p.top_k or columns for p in chosen]) if any(0 < p.top_k < columns for p in chosen) else None,
-            _column([max(p.top_p, TINY) if p.top_p < 1 else mx.inf for p in chosen])
-            if any(p.top_p < 1 for p in chosen)
-            else None,
-            _column([p.min_p for p in chosen]) if any(p.min_p for p in chosen) else None,
+            rows=index,
+            index=None if len(rows) == len(params) else mx.array(index),
+            columns=columns,
+            temperature=distribution.column(temperatures),
+            top_k=_column_if_used(kept, unused=columns),
+            top_p=_column_if_used(shares, unused=math.inf),
+            min_p=_column_if_used([p.min_p for p in chosen], unused=0),
         )
 
-    def choose(
-        self, logits: mx.array, keys: sampling.Words, positions: npt.NDArray[np.int64]
-    ) -> tuple[mx.array, mx.array]:
-        """The tokens of this group's rows, and whether their logits were finite: uint32 and bool, (rows,) each.
+    def choose(self, logits: mx.array, keys: draw.Keys | None, positions: draw.Positions) -> tuple[mx.array, mx.array]:
+        """Choose the tokens of this group's rows: tokens (uint32) and whether they are valid (bool), (rows,) each.
 
-        The chosen token alone tells: the row's maximum goes into every weight, so NaN or infinity anywhere leaves it a
-        NaN or no weight at all. logits (R, V), keys and positions (R,).
+        The chosen token alone shows whether all logits of a row were finite: the row's maximum goes into every weight,
+        so NaN or infinity anywhere leaves a NaN or no weight at all. logits (R, V), keys and positions (R,).
         """
         if self.index is not None:
             logits = logits[self.index]
-        if self.columns == 1:
-            tokens = mx.argmax(logits, axis=-1)
-            return tokens, mx.isfinite(_of_column(logits, tokens))
-        tokens_of: mx.array | None = None  # the token of each column
-        if self.columns:
-            logits, tokens_of = sampling.largest(logits, self.columns)
+        if self.columns == GREEDY:
+            tokens = mx.argmax(logits, axis=1)
+            return tokens, mx.isfinite(_in_column(logits, tokens))
+        assert keys is not None
+        places = np.asarray(positions)[self.rows]
+        uniforms = draw.uniforms(keys[self.rows], places)
+        if self.columns == UNSORTED:
+            return self._draw(logits, uniforms)
+        logits, tokens = distribution.largest(logits, self.columns)
+        column, finite = self._draw(logits, uniforms)
+        return _in_column(tokens, column), finite
+
+    def _draw(self, logits: mx.array, uniforms: mx.array) -> tuple[mx.array, mx.array]:
+        """Draw a column from logits (rows, C), in descending order unless UNSORTED: columns and whether valid."""
         # ANCHOR: choose
-        kept = sampling.weights(logits.astype(mx.float32), self.temperature)
+        kept = distribution.weights(logits.astype(mx.float32), self.temperature)
         if self.top_k is not None:
-            kept = sampling.top_k(kept, self.top_k)
+            kept = distribution.top_k(kept, self.top_k)
         if self.top_p is not None:
-            kept = sampling.top_p(kept, self.top_p)
+            kept = distribution.top_p(kept, self.top_p)
         if self.min_p is not None:
-            kept = sampling.min_p(kept, self.min_p)
-        column = sampling.draw(kept, sampling.uniforms(keys[self.rows], positions[self.rows]))
+            kept = distribution.min_p(kept, self.min_p)
+        column = draw.draw(kept, uniforms)
         # ANCHOR_END: choose
-        finite = _of_column(kept, column) > 0
-        return (column if tokens_of is None else _of_column(tokens_of, column)), finite
+        return column, _in_column(kept, column) > 0
 
 
-def _of_column(values: mx.array, column: mx.array) -> mx.array:
-    """values (R, C), column (R,) → the value in each row's column, (R,)."""
-    return mx.take_along_axis(values, column[:, None], axis=-1)[:, 0]
+def _groups(params: Sequence[SamplingParams], vocab_size: int) -> list[_Group]:
+    """Group the rows by how many of their largest logits they need."""
+    rows_of: dict[int, list[int]] = {}
+    for row, p in enumerate(params):
+        columns = _columns(p, vocab_size)
+        rows_of.setdefault(columns, []).append(row)
+    return [_Group.of(params, rows, columns) for columns, rows in rows_of.items()]
 
 
-class _History(NamedTuple):
-    """The tokens that penalties look at, (R, S) each: a token, how often the output has it, whether the prompt does.
-
-    A step adds a slot with its token. Slots of a row with the same token hold the same numbers, so that writing one
-    logit from several slots is harmless; that makes a step's work the length of the text, not of the vocabulary.
-    """
-
-    tokens: mx.array
-    counts: mx.array
-    in_prompt: mx.array
-
-    @classmethod
-    def start(
-        cls, params: Sequence[SamplingParams], prompts: Sequence[Tokens], outputs: Sequence[Tokens], vocab_size: int
-    ) -> "_History | None":
-        if all((p.repetition_penalty, p.presence_penalty, p.frequency_penalty) == (1, 0, 0) for p in params):
-            return None
-        seen = [set(prompt) if p.repetition_penalty != 1 else set() for p, prompt in zip(params, prompts, strict=True)]
-        counts = [Counter(output) for output in outputs]
-        slots = [sorted(a | b.keys()) for a, b in zip(seen, counts, strict=True)]
-        _require_tokens("prompt and output", [token for row in slots for token in row], vocab_size)
-        tokens = _filled(slots, [row[0] if row else 0 for row in slots])
-        return cls(
-            mx.array(tokens),
-            mx.array([[float(counts[i][t]) for t in row] for i, row in enumerate(tokens.tolist())]),
-            mx.array([[float(t in seen[i]) for t in row] for i, row in enumerate(tokens.tolist())]),
-        )
-
-    def append(self, new: mx.array) -> "_History":
-        """Count the tokens (R,) that a step chose."""
-        new = new.astype(self.tokens.dtype)[:, None]
-        same = self.tokens == new
-        counts = self.counts + same
-        count = mx.maximum(mx.max(counts * same, axis=-1, keepdims=True), 1)
-        in_prompt = mx.max(self.in_prompt * same, axis=-1, keepdims=True)
-        pairs = ([self.tokens, new], [counts, count], [self.in_prompt, in_prompt])
-        return _History(*(mx.concatenate(pair, axis=1) for pair in pairs))
-
-
-def _share(top_p: float) -> float:
-    """The share of the probability that `sampling.top_p` keeps; infinity keeps everything."""
-    return max(top_p, TINY) if top_p < 1 else math.inf
+def _order(groups: Sequence[_Group]) -> mx.array | None:
+    """Return where each row is found in the groups' concatenated results; None if one group has all rows in order."""
+    if len(groups) == 1:
+        return None
+    rows = [group.rows for group in groups]
+    order = np.argsort(np.concatenate(rows))
+    return mx.array(order)
 
 
 def _columns(params: SamplingParams, vocab_size: int) -> int:
-    """How many of the largest logits decide: 1, a power of two from top_k up, the whole vocabulary, or 0 (no order)."""
+    """Say how many of its largest logits a row needs: GREEDY, a power of two from top_k up, all, or UNSORTED."""
     if params.temperature == 0 or params.top_k == 1 or params.top_p == 0:
-        return 1
+        return GREEDY
     if 0 < params.top_k < vocab_size:
-        return int(min(max(32, 1 << (params.top_k - 1).bit_length()), vocab_size))
-    return vocab_size if params.top_p < 1 else 0
+        power: int = 1 << (params.top_k - 1).bit_length()
+        return min(max(32, power), vocab_size)
+    return vocab_size if params.top_p < 1 else UNSORTED
+
+
+def _share(top_p: float) -> float:
+    """Return the share of the probability that `distribution.top_p` keeps; infinity keeps everything."""
+    if top_p < 1:
+        return max(top_p, TINY)
+    return math.inf
+
+
+def _keys(seeds: Sequence[int | None], samples: Sequence[int]) -> draw.Keys:
+    """Make the rows' keys. A row without a seed gets a fresh one."""
+    known = [secrets.randbits(64) if seed is None else seed for seed in seeds]
+    return draw.stream_keys(known, samples)
 
 
 def _biases(params: Sequence[SamplingParams], vocab_size: int) -> tuple[mx.array, mx.array] | None:
-    """logit_bias of all rows as tokens (R, B) and values (R, B), short rows filled with a bias of 0 on token 0."""
-    if not any(p.logit_bias for p in params):
+    """Return logit_bias of all rows as tokens (R, B) and values (R, B). Short rows are padded with 0 on token 0."""
+    width = max(len(p.logit_bias) for p in params)
+    if width == 0:
         return None
-    _require_tokens("logit_bias", [token for p in params for token in p.logit_bias], vocab_size)
-    tokens = _filled([list(p.logit_bias) for p in params], [0] * len(params))
-    values = np.zeros(tokens.shape, np.float32)
+    tokens = np.zeros((len(params), width), np.int32)
+    values = np.zeros((len(params), width), np.float32)
     for row, p in enumerate(params):
-        values[row, : len(p.logit_bias)] = list(p.logit_bias.values())
+        require_tokens("logit_bias", p.logit_bias, vocab_size)
+        for place, (token, value) in enumerate(p.logit_bias.items()):
+            tokens[row, place] = token
+            values[row, place] = value
     return mx.array(tokens), mx.array(values)
 
 
-def _filled(rows: Sequence[Tokens], fills: Sequence[int]) -> npt.NDArray[np.int32]:
-    """Rows of tokens as one array, at least one wide, each row filled up with its own fill."""
-    width = max(1, *(len(row) for row in rows))
-    return np.array([[*row, *[fill] * (width - len(row))] for row, fill in zip(rows, fills, strict=True)], np.int32)
+def _column_if_used(values: Sequence[float], unused: float) -> mx.array | None:
+    """Return one value per row as an array (R, 1), or None where all are `unused`."""
+    if all(value == unused for value in values):
+        return None
+    return distribution.column(values)
 
 
-def _require_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
-    for token in tokens:
-        if not 0 <= token < vocab_size:
-            raise ValueError(f"{name}: expected token ids from 0 to {vocab_size - 1}, found {token}")
-
-
-def _column(values: Sequence[float], dtype: mx.Dtype = mx.float32) -> mx.array:
-    """One value per row, (R, 1)."""
-    return mx.array(list(values), dtype)[:, None]
+def _in_column(values: mx.array, column: mx.array) -> mx.array:
+    """Read the value in each row's column. values (R, C), column (R,) → (R,)."""
+    picked = distribution.pick(values, column[:, None])
+    return picked[:, 0]

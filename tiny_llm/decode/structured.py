@@ -1,6 +1,7 @@
-"""Structured output: a grammar says which tokens may come next, all others get minus infinity. (llguidance)"""
+"""Structured output: a grammar (llguidance) says which tokens may come next; all others get minus infinity."""
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,32 +17,36 @@ from tiny_llm.config.structured import Structured
 from tiny_llm.model.tokenizer import Tokenizer
 
 Bits = npt.NDArray[np.int32]
-KEPT = 64  # compiled grammars
+KEPT = 64  # compiled grammars, the most recently used
 # Between the parts of a JSON text: a line break with its indentation, or a few spaces. A model that likes line breaks
 # could otherwise fill its whole answer with them.
 WHITE_SPACE = r"(\r?\n[ \t]{0,12}|[ ]{1,4})"
 
 
 class Grammars:
-    """Makes matchers, each of which follows one answer. Raises ValueError where llguidance is not installed.
+    """Make matchers, each of which follows one answer. Raises ValueError where llguidance is not installed.
 
     Any thread may call `matcher`; a matcher itself belongs to one thread at a time.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
-        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
         self._compiled: OrderedDict[Structured, Any] = OrderedDict()  # by last use
         self._lock = Lock()
 
     @cached_property
     def _known(self) -> Any:
-        """The vocabulary in llguidance's form: seconds for a large one, so once and only where it is asked for."""
-        return _library().LLTokenizer(
-            self.tokenizer.backend.to_str(), n_vocab=self.vocab_size, eos_token=sorted(self.tokenizer.eos_token_ids)
+        """The vocabulary in llguidance's form. A large one takes seconds, so it is made once, at the first use."""
+        library = _library()
+        return library.LLTokenizer(
+            self.tokenizer.backend.to_str(),
+            n_vocab=self.vocab_size,
+            eos_token=sorted(self.tokenizer.eos_token_ids),
         )
 
     def matcher(self, wanted: Structured) -> Any:
-        """A new matcher. Raises ValueError, with llguidance's reason, for what is no schema, expression or grammar."""
+        """Make a matcher. Raises ValueError, with llguidance's reason, for a faulty schema, expression or grammar."""
         with self._lock:
             if wanted not in self._compiled:
                 self._compiled[wanted] = self._compile(wanted)
@@ -51,19 +56,22 @@ class Grammars:
             return self._compiled[wanted].deep_copy()
 
     def _compile(self, wanted: Structured) -> Any:
+        """Compile a grammar. Raises ValueError for a faulty one, and for one that no text can begin."""
         library = _library()
         try:
             matcher = self._matcher(library.LLMatcher, wanted)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"structured: expected a {wanted.kind}, found a faulty one: {error}") from error
         begins = self.bits([matcher])[0] & self.anything_but_an_end
-        if not begins.any() and (not matcher.is_accepting() or wanted.kind == "json_schema"):
+        may_be_empty = matcher.is_accepting() and wanted.kind != "json_schema"
+        if not begins.any() and not may_be_empty:
             raise ValueError(
                 f"structured: expected a {wanted.kind} that some text fits, found one that no text can begin"
             )
         return matcher
 
     def _matcher(self, matcher: Any, wanted: Structured) -> Any:
+        """Make a `matcher`, llguidance's class. Raises ValueError with llguidance's reason for a faulty grammar."""
         if wanted.kind == "json_schema":
             schema = "{}" if wanted.text.strip() == "true" else wanted.text
             grammar = matcher.grammar_from_json_schema(schema, defaults=_white_space(schema))
@@ -71,20 +79,25 @@ class Grammars:
             grammar = matcher.grammar_from_regex(wanted.text)
         else:
             grammar = matcher.grammar_from_lark(wanted.text)
-        if reason := matcher.validate_grammar(grammar, self._known):
+        reason = matcher.validate_grammar(grammar, self._known)
+        if reason:
             raise ValueError(reason)
         return matcher(self._known, grammar, log_level=0)
 
     @cached_property
     def anything_but_an_end(self) -> Bits:
-        """The bits of a row in which every token may come but those that end a text, (ceil(V / 32),)."""
-        allowed = np.ones(-(-self.vocab_size // 32) * 32, np.bool_)
-        allowed[[token for token in self.tokenizer.eos_token_ids if token < self.vocab_size]] = False
-        bits: Bits = np.packbits(allowed, bitorder="little").view(np.int32)
+        """The bits of a row in which every token may come except those that end a text, (ceil(V / 32),)."""
+        words = math.ceil(self.vocab_size / 32)
+        allowed = np.ones(words * 32, np.bool_)
+        for token in self.tokenizer.eos_token_ids:
+            if token < self.vocab_size:
+                allowed[token] = False
+        packed = np.packbits(allowed, bitorder="little")
+        bits: Bits = packed.view(np.int32)
         return bits
 
     def bits(self, matchers: Sequence[Any]) -> Bits:
-        """A bit for each token that may come next, (matchers, ceil(V / 32)), the lowest first."""
+        """Set a bit for each token that may come next, the lowest first. → (matchers, ceil(V / 32))."""
         masks = _library("llguidance.numpy")
         bits: Bits = masks.allocate_token_bitmask(len(matchers), self.vocab_size)
         for row, matcher in enumerate(matchers):
@@ -93,14 +106,18 @@ class Grammars:
 
 
 def _white_space(schema: str) -> dict[str, str]:
-    """WHITE_SPACE, unless the schema's own `x-guidance` says which white space it wants."""
+    """Return WHITE_SPACE as an option, unless the schema's own `x-guidance` says which white space it wants."""
     found = json.loads(schema)
     own = found.get("x-guidance") if isinstance(found, dict) else None
-    said = isinstance(own, dict) and any(name.startswith("whitespace") for name in own)
-    return {} if said else {"whitespace_pattern": WHITE_SPACE}
+    if isinstance(own, dict):
+        for name in own:
+            if name.startswith("whitespace"):
+                return {}
+    return {"whitespace_pattern": WHITE_SPACE}
 
 
 def _library(name: str = "llguidance") -> Any:
+    """Import llguidance or a module of it: it is an optional dependency."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -108,6 +125,9 @@ def _library(name: str = "llguidance") -> Any:
 
 
 def mask_logits(logits: mx.array, bits: mx.array) -> mx.array:
-    """Minus infinity for every token whose bit is 0. logits (R, V), bits (R, ceil(V / 32)) int32."""
-    allowed = (bits[:, :, None] >> mx.arange(32)) & 1  # (R, ceil(V / 32), 32)
-    return mx.where(allowed.reshape(len(bits), -1)[:, : logits.shape[1]].astype(mx.bool_), logits, -mx.inf)
+    """Set logits to minus infinity for every token whose bit is 0. logits (R, V), bits (R, ceil(V / 32)) int32."""
+    rows, vocab = logits.shape
+    shifted = bits[:, :, None] >> mx.arange(32)  # (R, ceil(V / 32), 32)
+    lowest = (shifted & 1).astype(mx.bool_)
+    allowed = lowest.reshape(rows, -1)
+    return mx.where(allowed[:, :vocab], logits, -mx.inf)

@@ -132,9 +132,7 @@ class Draw:
 def _numbers_of(sampled: Sampled) -> tuple[list[Token], list[bool]]:
     """A step's tokens, and whether each was chosen by finite logits."""
     ids = cast(list[int], sampled.tokens.tolist())
-    finite = [True] * len(ids)
-    if sampled.finite is not None:
-        finite = cast(list[bool], sampled.finite.tolist())
+    finite = cast(list[bool], sampled.finite.tolist())
     if sampled.logprobs is None:
         return [Token(token) for token in ids], finite
     chosen = cast(list[float], sampled.logprobs.tolist())

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from tiny_llm.config import SamplingParams
-from tiny_llm.decode import sampling
+from tiny_llm.decode import distribution
 from tiny_llm.views.record import Run
 from tiny_llm.views.svg import BLUE, GREY, LETTER, Drawing
 
@@ -23,15 +23,15 @@ def stages(logits: Sequence[float], params: SamplingParams, counts: Sequence[int
     """
     check(params)
     row = mx.array([list(logits)])
-    found: list[Stage] = [("softmax of the logits", _shares(sampling.weights(row, _column(1.0))))]
+    found: list[Stage] = [("softmax of the logits", _shares(distribution.weights(row, _column(1.0))))]
     penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
     if penalties != (1, 0, 0) and any(counts):
         seen = mx.array([[float(count) for count in counts]])
-        row = sampling.penalize(row, seen, mx.zeros_like(seen), *map(_column, penalties))
-        found.append(("penalties", _shares(sampling.weights(row, _column(1.0)))))
+        row = distribution.penalize(row, seen, mx.zeros_like(seen), *map(_column, penalties))
+        found.append(("penalties", _shares(distribution.weights(row, _column(1.0)))))
     order = mx.argsort(-row, axis=-1)
     back = mx.argsort(order, axis=-1)
-    kept = sampling.weights(mx.take_along_axis(row, order, axis=-1), _column(params.temperature))
+    kept = distribution.weights(mx.take_along_axis(row, order, axis=-1), _column(params.temperature))
 
     def note(label: str) -> None:
         found.append((label, _shares(mx.take_along_axis(kept, back, axis=-1))))
@@ -39,13 +39,13 @@ def stages(logits: Sequence[float], params: SamplingParams, counts: Sequence[int
     if params.temperature != 1:
         note(f"temperature {params.temperature:g}")
     if params.top_k:
-        kept = sampling.top_k(kept, mx.array([[params.top_k]]))
+        kept = distribution.top_k(kept, mx.array([[params.top_k]]))
         note(f"top-k {params.top_k}")
     if params.top_p < 1:
-        kept = sampling.top_p(kept, _column(params.top_p))
+        kept = distribution.top_p(kept, _column(params.top_p))
         note(f"top-p {params.top_p:g}")
     if params.min_p:
-        kept = sampling.min_p(kept, _column(params.min_p))
+        kept = distribution.min_p(kept, _column(params.min_p))
         note(f"min-p {params.min_p:g}")
     return found
 

@@ -1,4 +1,4 @@
-"""Sampling with where and searching from the columns' ends."""
+"""Distributions with where."""
 
 import mlx.core as mx
 
@@ -27,8 +27,3 @@ def penalize(logits, counts, in_prompt, repetition, presence, frequency):
     factor = mx.where(logits > 0, 1 / repetition, repetition)
     logits = mx.where(written | (in_prompt > 0), logits * factor, logits)
     return logits - mx.where(written, presence + frequency * counts, 0)
-
-
-def inverse_cdf(weights, uniform):
-    ends = mx.cumsum(weights, axis=-1)
-    return (ends <= uniform * ends[:, -1:]).sum(axis=-1)
