@@ -30,7 +30,7 @@ from bench.common import arguments, race, race_many, report
 from bench.decode import SHAPES
 from tests.support import make_model
 from tiny_llm import SamplingParams, _blas, load
-from tiny_llm.cache.paged import block_nbytes
+from tiny_llm.cache.choose import block_nbytes
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.engine.batch import Collected, run_all

@@ -5,9 +5,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from tiny_llm.cache.choose import new_cache, slot_bytes
+from tiny_llm.cache.choose import block_nbytes, new_cache, slot_bytes
 from tiny_llm.cache.packed import PackedPool
-from tiny_llm.cache.paged import block_nbytes
 from tiny_llm.cache.quantized import group_size_for
 from tiny_llm.config import EngineConfig, ModelConfig
 from tiny_llm.model.fused import choose

@@ -10,8 +10,9 @@ from tests.engine.test_loop import SAMPLED, request, run, summary
 from tests.model.parity import prompt
 from tests.support import make_model
 from tiny_llm import LLM, load
+from tiny_llm.cache.choose import block_nbytes, num_blocks_for
 from tiny_llm.cache.packed import PackedPool
-from tiny_llm.cache.paged import PagedBatch, block_nbytes, num_blocks_for
+from tiny_llm.cache.paged import PagedBatch
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.engine.loop import Loop

@@ -12,9 +12,8 @@ from typing import Any, cast
 import mlx.core as mx
 
 from tiny_llm.cache import disk
-from tiny_llm.cache.choose import new_cache, slot_bytes, slots_at_most
+from tiny_llm.cache.choose import block_nbytes, new_cache, slot_bytes, slots_at_most
 from tiny_llm.cache.contiguous import ContiguousCache
-from tiny_llm.cache.paged import block_nbytes
 from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams, context_within
 from tiny_llm.config.fields import require, shown
 from tiny_llm.config.sampling import check_token_ids

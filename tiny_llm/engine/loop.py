@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tiny_llm.cache.block_files import BlockFiles
+from tiny_llm.cache.choose import block_nbytes, num_blocks_for
 from tiny_llm.cache.packed import PackedPool
-from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
+from tiny_llm.cache.paged import PagedPool
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.answer import AnswerStops

@@ -1,4 +1,4 @@
-"""Attention as caches need it beside the causal one: under a mask of their own, and over packed keys and values.
+"""Attention as caches need it beside the causal one: under a mask of their own, over packed keys and values, in pages.
 
 Shapes: T queries of Hq heads, S slots of Hkv heads, D wide. A packed array is group-affine along D, as `mx.quantize`
 makes it; group size and bits follow from the shapes.
@@ -38,6 +38,21 @@ class Packed(NamedTuple):
         return mx.quantized_matmul(
             x, self.codes, self.scales, self.biases, transpose=transpose, group_size=group_size, bits=bits
         )
+
+
+class PagedOps(NamedTuple):
+    """The operations of a paged pool on one back end; `kernels/paged_attention.py` has them.
+
+    `decode(q, keys, values, pages, scale)` attends with one query for each sequence. `prefill(q, keys, values, tables,
+    spans, scale, window)` attends with several queries of each sequence in one call; None where the cache has to gather
+    each sequence's slots. `copy_blocks(pool, sources)` returns copies of blocks. `reads_padding` says that `decode`
+    reads on behind a sequence's end, up to the widest table of its group, and masks what it reads there.
+    """
+
+    decode: Callable[..., mx.array]
+    prefill: Callable[..., mx.array] | None
+    copy_blocks: Callable[[mx.array, mx.array], mx.array]
+    reads_padding: bool
 
 
 def masked_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
