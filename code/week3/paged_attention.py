@@ -128,9 +128,9 @@ class PagedPool:
             buffer[:, to_blocks] = copied
         mx.eval(self.state)
 
-    def decode(self, layer: int, q: mx.array, pages: Pages) -> mx.array:
-        """Return what one query of each sequence sees, (R, H, D)."""
-        return self.paged.decode(q, self.keys[layer], self.values[layer], pages, self.scale)
+    def buffers(self, layer: int) -> tuple[Any, Any]:
+        """Return a layer's keys and values as the operations in `paged` take them."""
+        return self.keys[layer], self.values[layer]
 
     def sequence(self, layer: int, table: Sequence[int], length: int) -> tuple[mx.array, mx.array]:
         """Return one sequence's keys and values in their order, (Hkv, length, D) each."""
@@ -253,10 +253,12 @@ class PagedBatch:
     def _attend_decoding(self, layer: int, q: mx.array) -> list[mx.array]:
         """Return what the sequences with one token see, for each group (R, H, D)."""
         pool = self.pool
+        keys, values = pool.buffers(layer)
         found = []
         for group in self._groups:
             pages = group.pages if pool.windows[layer] is None else group.windowed
-            found.append(pool.decode(layer, q[group.begin : group.end], pages))
+            queries = q[group.begin : group.end]
+            found.append(pool.paged.decode(queries, keys, values, pages, pool.scale))
         return found
 
     def _attend_longer(self, layer: int, q: mx.array, row: int) -> list[mx.array]:
@@ -268,7 +270,7 @@ class PagedBatch:
         if pool.paged.prefill is not None:
             rows = q[row : row + sum(lengths)]
             spans = list(zip(lengths, ends, strict=True))
-            keys, values = pool.keys[layer], pool.values[layer]
+            keys, values = pool.buffers(layer)
             return [pool.paged.prefill(rows, keys, values, self._longer, spans, pool.scale, window)]
         found = []
         tables = self.tables[self._decoding :]

@@ -12,7 +12,7 @@ import mlx.core as mx
 from tiny_llm.cache.paged import PagedPool, gathered
 from tiny_llm.cache.quantized import group_size_for
 from tiny_llm.config import ModelConfig
-from tiny_llm.kernels.paged_attention import PACKED_TWINS, Pages
+from tiny_llm.kernels.paged_attention import PACKED_TWINS
 from tiny_llm.model.cached_attention import Packed
 from tiny_llm.model.ops import Ops
 
@@ -58,9 +58,8 @@ class PackedPool(PagedPool):
         for buffer in values:
             buffer[:, blocks] = 0
 
-    def decode(self, layer: int, q: mx.array, pages: Pages) -> mx.array:
-        keys, values = self.packed[layer]
-        return self.paged.decode(q, keys, values, pages, self.scale)
+    def buffers(self, layer: int) -> tuple[Packed, Packed]:
+        return self.packed[layer]
 
     def sequence(self, layer: int, table: Sequence[int], length: int) -> tuple[mx.array, mx.array]:
         keys, values = self.packed[layer]

@@ -119,16 +119,18 @@ def parts_plain(
     scores = scale * grouped @ k.swapaxes(2, 3)  # (B, Hkv, heads of a group, S)
     split = _split_of_keys(lengths, capacity, window, chunk)[:, None, None]  # (B, 1, 1, S)
     rows = batch * heads
-    sums, tops, totals = [], [], []
+    parts, tops, sums = [], [], []
     for number in range(splits_of(capacity, window, chunk)):
         mine = split == number
         masked = mx.where(mine, scores, -mx.inf)
         top = masked.max(-1, keepdims=True)
         e = mx.where(mine, mx.exp(scores - top), 0.0)
-        sums.append((e @ v).reshape(rows, dim))
+        mixed = e @ v
+        total = e.sum(-1)
+        parts.append(mixed.reshape(rows, dim))
         tops.append(top.reshape(rows))
-        totals.append(e.sum(-1).reshape(rows))
-    return [mx.stack(sums, axis=1), mx.stack(tops, axis=1), mx.stack(totals, axis=1)]
+        sums.append(total.reshape(rows))
+    return [mx.stack(parts, axis=1), mx.stack(tops, axis=1), mx.stack(sums, axis=1)]
 
 
 def _split_of_keys(lengths: mx.array, capacity: int, window: int, chunk: int) -> mx.array:

@@ -110,9 +110,11 @@ def flash_plain(q: mx.array, k: mx.array, v: mx.array, spans: Sequence[Extent], 
         values = v[:, start : start + total].astype(mx.float32)
         keys = mx.repeat(keys, groups, 0)  # (H, total, D)
         values = mx.repeat(values, groups, 0)
-        distance = mx.arange(total - new, total)[:, None] - mx.arange(total)
+        positions = mx.arange(total - new, total)
+        distance = positions[:, None] - mx.arange(total)
         visible = (distance >= 0) & (distance < (window or total))
-        scores = mx.where(visible, scale * queries @ keys.swapaxes(1, 2), -mx.inf)
+        scores = scale * queries @ keys.swapaxes(1, 2)  # (H, new, total)
+        scores = mx.where(visible, scores, -mx.inf)
         attended = mx.softmax(scores, axis=-1) @ values
         made.append(attended.swapaxes(0, 1).astype(q.dtype))
         row += new

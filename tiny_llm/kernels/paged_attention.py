@@ -210,9 +210,11 @@ def paged_decode_packed(q: mx.array, keys: Packed, values: Packed, pages: Pages,
 
 def softmax_parts(scores: mx.array, pages: Pages, scale: float) -> tuple[mx.array, mx.array]:
     """Return e^(scale (s - top)), 0 where a key is not visible, (R·Hkv·M, G, block), and the sums (R, Hkv, 1, G, 1)."""
-    top = _masked(scores, pages.visible).max(axis=(2, 4), keepdims=True)
+    masked = _masked(scores, pages.visible)
+    top = masked.max(axis=(2, 4), keepdims=True)
     e = _weights(scores, pages.visible, top, mx.array(scale))
-    return e.reshape(-1, *e.shape[3:]), e.sum(axis=(2, 4), keepdims=True)
+    total = e.sum(axis=(2, 4), keepdims=True)
+    return e.reshape(-1, *e.shape[3:]), total
 
 
 @mx.compile
@@ -320,8 +322,9 @@ def check_pool(name: str, q: mx.array, keys: mx.array, values: mx.array, tables:
     _, heads, dim = q.shape
     kv_heads, num_blocks, size, _ = keys.shape
     shared = kv_heads > 0 and heads % kv_heads == 0 and heads <= MAX_HEADS * kv_heads
+    held = 1 <= dim <= MAX_DIM
     slots = num_blocks * size * tables.shape[1]
-    if not shared or not 1 <= dim <= MAX_DIM or not slots:
+    if not shared or not held or not slots:
         raise ValueError(
             f"{name}: expected up to {MAX_HEADS} query heads of up to {MAX_DIM} dimensions for each key-value head, "
             f"and blocks; found {heads} of {dim} over {kv_heads}, a pool of {num_blocks} blocks of {size}, "

@@ -97,8 +97,8 @@ def attention_on(on: str) -> Callable[..., mx.array]:
     """Return causal attention: FlashAttention for several queries, decode attention for one query."""
 
     def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None = None) -> mx.array:
-        slots = k.shape[1]
-        if is_decode(q, k.shape[0]):
+        heads, slots, _ = k.shape
+        if is_decode(q, heads):
             lengths = mx.array([slots], mx.int32)
             return decode_attention(q, k[None], v[None], lengths, scale, window or 0, on=on)
         spans = [(q.shape[0], slots)]
@@ -123,7 +123,9 @@ def packed_attention_on(on: str, masked: Callable[..., mx.array]) -> Callable[..
             lengths = mx.array([slots], mx.int32)
             return packed_attention(q, keys, values, lengths, scale, window or 0, on=on)
         dim = q.shape[2]
-        return attention(q, k.unpacked(0, slots, dim), v.unpacked(0, slots, dim), scale, window)
+        unpacked_k = k.unpacked(0, slots, dim)
+        unpacked_v = v.unpacked(0, slots, dim)
+        return attention(q, unpacked_k, unpacked_v, scale, window)
 
     return packed
 
