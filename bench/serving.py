@@ -30,8 +30,8 @@ from bench.common import arguments, race, race_many, report
 from bench.decode import SHAPES
 from tests.support import make_model
 from tiny_llm import SamplingParams, _blas, load
-from tiny_llm.cache.paged import block_nbytes
-from tiny_llm.config import SchedulerConfig
+from tiny_llm.cache.choose import slot_bytes
+from tiny_llm.config import EngineConfig, SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.engine.llm import LLM
 from tiny_llm.engine.loop import Loop
@@ -47,7 +47,7 @@ LONG, BESIDE, WRITTEN = 2000, 8, 72
 
 def loop_of(llm: LLM, slots: int, limits: SchedulerConfig = LIMITS, **settings: bool) -> Loop:
     """A serving engine whose pool has room for `slots` tokens."""
-    size = -(-slots // BLOCK) * block_nbytes(llm.config, BLOCK, mx.float32)
+    size = -(-slots // BLOCK) * BLOCK * slot_bytes(llm.config, EngineConfig(), 4)
     return Loop(llm.model, llm.tokenizer, ServingConfig(size, BLOCK, scheduler=limits, **settings))
 
 
@@ -152,7 +152,7 @@ def shared_prefix(llm: LLM) -> dict[str, float]:
 
 def waste(llm: LLM, model, jobs: Sequence[Job]) -> tuple[float, float]:
     """The most MB that each side held beyond the tokens that it had computed, over a run."""
-    slot = block_nbytes(llm.config, 1, mx.float32)
+    slot = slot_bytes(llm.config, EngineConfig(), 4)
     loop, worst = loop_of(llm, 32 * 300, prefix_cache=False), 0
     for i, job in enumerate(jobs):
         loop.add(request(i, job))

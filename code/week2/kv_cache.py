@@ -3,8 +3,8 @@
     slot      0 … offset-1      offset … capacity-1
     content   tokens kept       room for the next
 
-MLX updates a buffer in place only while nobody else holds it: `generate.stream` therefore lets the last step's
-readers go before the next step runs, and a fork copies on its first write, not before.
+MLX updates a buffer in place only while no other reference to it is alive. So `generate.stream` drops the arrays that
+read from the last step before the next step runs, and a fork copies on its first write, not before.
 """
 
 import copy
@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from tiny_llm.cache.base import check_trim
+from tiny_llm.cache.base import Part, check_trim, full_layout, no_slots
 from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
 from tiny_llm.model.ops import Ops
@@ -23,19 +23,27 @@ class ContiguousCache:
 
     A layer's buffers are (Hkv, slots, D). During a step `start` is the slot of its first token (and `at` the same as
     an array), `offset` the number of tokens with it, `capacity` how many slots each buffer shall have.
+
+    A file of a saved cache names its `KIND` and its SETTINGS, which must be those of the cache that reads it, and has
+    its COUNTERS.
     """
 
-    SETTINGS: tuple[str, ...] = ()  # attributes that a saved cache must share with the one that takes its place
-    COUNTERS: tuple[str, ...] = ("offset",)  # and those that are saved with it
+    KIND = "contiguous"
+    SETTINGS: tuple[str, ...] = ()
+    COUNTERS: tuple[str, ...] = ("offset",)
 
     def __init__(self, config: ModelConfig, ops: Ops, step: int = 256):
-        self.config, self.ops, self.step = config, ops, step
-        self.start = self.offset = self.capacity = 0
+        self.config = config
+        self.ops = ops
+        self.step = step
+        self.start = 0
+        self.offset = 0
+        self.capacity = 0
         self.keys: list[mx.array] = []
         self.values: list[mx.array] = []
 
     def begin(self, num_tokens: int) -> mx.array:
-        """Make room for T more tokens, in whole steps of slots; returns their positions (T,) int32.
+        """Make room for T more tokens, in whole steps of slots; return their positions (T,) int32.
 
         Sets start, at, offset and capacity, which never gets smaller.
         """
@@ -43,15 +51,15 @@ class ContiguousCache:
         raise NotDone("w2.4.1")
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        """Append k and v (T, Hkv, D); what q (T, Hq, D) sees of the whole sequence, (T, Hq, D)."""
+        """Append k and v (T, Hkv, D); return what q (T, Hq, D) sees of the whole sequence, (T, Hq, D)."""
         if layer == len(self.keys):  # the first step
-            self.keys.append(mx.zeros((k.shape[1], 0, k.shape[2]), k.dtype))
-            self.values.append(mx.zeros((v.shape[1], 0, v.shape[2]), v.dtype))
+            self.keys.append(no_slots(k))
+            self.values.append(no_slots(v))
         # YOUR CODE (w2.4.3): write, then look at everything
         raise NotDone("w2.4.3")
 
     def write(self, buffers: list[mx.array], layer: int, new: mx.array) -> mx.array:
-        """Put new (T, Hkv, D) into the slots from `start` on; returns all that is there now, (Hkv, offset, D).
+        """Put new (T, Hkv, D) into the slots from `start` on; return all that is there now, (Hkv, offset, D).
 
         A buffer that is too small is replaced in `buffers` by one of `capacity` slots with what was below `start`.
         """
@@ -60,6 +68,7 @@ class ContiguousCache:
 
     @property
     def trimmable(self) -> int:
+        """How many of the last tokens can be forgotten: all."""
         return self.offset
 
     def trim(self, num_tokens: int) -> None:
@@ -68,14 +77,26 @@ class ContiguousCache:
         raise NotDone("w2.4.4")
 
     def fork(self) -> "ContiguousCache":
-        """A cache that goes on from here by itself; no array is copied until one of the two writes."""
+        """Return a cache that continues from here on its own; no array is copied until one of the two writes."""
         # YOUR CODE (w2.4.5): the same arrays in lists of its own
         raise NotDone("w2.4.5")
 
     @property
+    def layout(self) -> tuple[Part, ...]:
+        """The buffers that hold a layer's keys; as many more hold its values."""
+        return full_layout(self.config)
+
+    @property
+    def max_slots(self) -> int | None:
+        """The number of slots beyond which the buffers never grow; None where they grow with the text."""
+        return None
+
+    @property
     def nbytes(self) -> int:
+        """Bytes of the buffers, with their unused slots."""
         return sum(buffer.nbytes for buffer in self.state)
 
     @property
     def state(self) -> list[Any]:
+        """The arrays to evaluate or save."""
         return self.keys + self.values

@@ -3,89 +3,108 @@
     pool     blocks of `block_size` slots, head-major: (Hkv, num_blocks, block_size, D) for each layer's K and V
     table    a sequence's blocks in order: its token t lies in block table[t // block_size], slot t % block_size
 
-Who owns which block is decided elsewhere (`engine/blocks`). MLX writes a pool in place only while nobody else holds
-it: whoever runs the steps lets the last one's readers go (reads its tokens) before the next step runs. (vLLM's
-PagedAttention: arXiv:2309.06180)
+`engine/blocks` decides which sequence has which block. MLX writes a pool in place only while no other reference to it
+is alive. So the tokens of a step must be read before the next step runs. (vLLM's PagedAttention: arXiv:2309.06180)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_map
 
-from tiny_llm.cache.memory import bytes_per_slot
-from tiny_llm.cache.quantized import group_size_for
 from tiny_llm.cache.scattered import Scattered
 from tiny_llm.cache.view import Span
 from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
-from tiny_llm.kernels.copy_blocks import copied_blocks
-from tiny_llm.kernels.launch import choose
-from tiny_llm.kernels.paged import Pages, paged_decode_plain
-from tiny_llm.kernels.paged_attention import paged_decode, paged_prefill
+from tiny_llm.kernels.paged_attention import TWINS, Pages
+from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.ops import Ops
 
 SPARE = 128  # padding blocks allowed per group of decode rows; beyond that a second group is cheaper
 
 
-def block_nbytes(config: ModelConfig, block_size: int, dtype: mx.Dtype, bits: int | None = None) -> int:
-    """Bytes of one block: K and V of all layers, packed to `bits` where that is given."""
-    group_size = group_size_for(config.head_dim) if bits else 64
-    return block_size * bytes_per_slot(config, dtype.size, bits, group_size)
-
-
-def num_blocks_for(config: ModelConfig, budget: int, block_size: int, dtype: mx.Dtype, bits: int | None = None) -> int:
-    """How many blocks fit into `budget` bytes. Raises ValueError where not even one does."""
-    each = block_nbytes(config, block_size, dtype, bits)
-    if budget < each:
-        raise ValueError(
-            f"KV budget: expected at least {each} bytes (one block of {block_size} tokens), found {budget}"
-        )
-    return budget // each
-
-
 class PagedPool:
-    """K and V of all layers, made once and written in place."""
+    """K and V of all layers, made once and written in place.
+
+    `paged` has the operations that read the pool's blocks, and `windows` each layer's window, None for all keys.
+    """
 
     held: tuple[str, ...] = ("keys", "values")  # the attributes that hold buffers
 
     def __init__(self, config: ModelConfig, ops: Ops, num_blocks: int, block_size: int, dtype: mx.Dtype = mx.float32):
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"pool: expected blocks of at least 1 slot, found {num_blocks} blocks of {block_size}")
-        self.config, self.ops, self.num_blocks, self.block_size = config, ops, num_blocks, block_size
+        self.config = config
+        self.ops = ops
+        self.num_blocks = num_blocks
+        self.block_size = block_size
         self.dtype = dtype
         self.shape = config.num_key_value_heads, num_blocks, block_size, config.head_dim
-        self.on = choose(ops.kernels)  # the back end of the kernels
+        self.scale = config.head_dim**-0.5
+        self.windows = tuple(config.window_of(layer) for layer in range(config.num_hidden_layers))
+        self.paged = ops.paged or TWINS
         self.clear()
 
     def drop(self) -> None:
-        """Give up all buffers."""
+        """Drop all buffers."""
         for name in self.held:
             setattr(self, name, [])
 
     def clear(self) -> None:
-        """Forget everything; the old buffers go before the new ones come."""
+        """Make all buffers anew, empty; the old ones are dropped first."""
         self.keys: list[mx.array] = []
         self.values: list[mx.array] = []
-        for buffers in (self.keys, self.values):
-            buffers += [mx.zeros(self.shape, self.dtype) for _ in range(self.config.num_hidden_layers)]
+        for _ in range(self.config.num_hidden_layers):
+            self.keys.append(mx.zeros(self.shape, self.dtype))
+            self.values.append(mx.zeros(self.shape, self.dtype))
         mx.eval(self.state)
 
+    def mend(self) -> bool:
+        """Evaluate the buffers after a step that failed; return whether their content is whole.
+
+        Where the failed step's writes can't be evaluated the buffers are made anew, empty. Raises MemoryError where
+        there is no room for them: MLX would crash the process.
+        """
+        try:
+            mx.eval(self.state)
+            return True
+        except Exception:
+            need = self.nbytes
+            self.drop()
+        mx.clear_cache()
+        free = available_bytes()
+        if free is not None and free < need:
+            raise MemoryError(f"no memory for the pool of {need:,} bytes after a step that failed, {free:,} are free")
+        self.clear()
+        return False
+
     def ahead(self) -> "PagedPool":
-        """A shallow copy on which to build a future step; `adopt` makes it current."""
+        """Return a shallow copy on which to build a future step; `adopt` makes it current."""
         other = copy(self)
         for name in self.held:
             setattr(other, name, tree_map(copy, getattr(self, name)))
         return other
 
     def adopt(self, other: "PagedPool") -> None:
-        """Take over what was built on `ahead`."""
+        """Take over the buffers of a pool that `ahead` returned."""
         for name in self.held:
             setattr(self, name, getattr(other, name))
+
+    def batch(self, spans: Sequence[Span]) -> "PagedBatch":
+        """Return the cache of a step with these tokens in one flat row; scattered spans must come last."""
+        plain = [span for span in spans if not span.scattered]
+        others = spans[len(plain) :]
+        return PagedBatch(
+            self,
+            [span.view.blocks for span in plain],
+            [span.start for span in plain],
+            [span.length for span in plain],
+            [Scattered.of(span.view, span.start, span.length, span.parents) for span in others],
+        )
 
     def write(self, layer: int, blocks: mx.array, slots: mx.array, k: mx.array, v: mx.array) -> None:
         """Put k and v (T, Hkv, D) into the T slots that `blocks` and `slots` name."""
@@ -93,31 +112,28 @@ class PagedPool:
         raise NotDone("w3.3.3")
 
     def blank(self, layer: int, blocks: mx.array) -> None:
-        """Clear the values of blocks that have a new owner: what is masked is multiplied by 0, and 0 · NaN is NaN."""
+        """Set the values of reused blocks to 0: a masked slot is multiplied by 0, and 0 · NaN is NaN."""
         self.values[layer][:, blocks] = 0
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks, source to target, in all layers. A target that is also a source gives its old content."""
+        """Copy blocks in all layers, for pairs (source, target). All sources are read before a target is written."""
         if not pairs:
             return
-        targets, sources = (
-            mx.array(list(side)) for side in ({b: 0 for _, b in pairs}, {b: a for a, b in pairs}.values())
-        )
+        sources = {target: source for source, target in pairs}
+        from_blocks = mx.array(list(sources.values()))
+        to_blocks = mx.array(list(sources))
         for buffer in self.state:
-            copied = copied_blocks(buffer, sources, on=self.on)
-            mx.eval(copied)  # a reader under way would make the write a copy of the whole pool
-            buffer[:, targets] = copied
+            copied = self.paged.copy_blocks(buffer, from_blocks)
+            mx.eval(copied)  # MLX would copy the whole pool if the write came before this read
+            buffer[:, to_blocks] = copied
         mx.eval(self.state)
 
-    def decode(self, layer: int, q: mx.array, pages: Pages, window: int | None) -> mx.array:
-        """What one query of each sequence sees, (R, H, D)."""
-        keys, values, scale = self.keys[layer], self.values[layer], self.config.head_dim**-0.5
-        if self.on == "plain":
-            return paged_decode_plain(q, keys, values, pages, scale)
-        return paged_decode(q, keys, values, pages.tables, pages.ends, scale, window or 0, on=self.on)
+    def buffers(self, layer: int) -> tuple[Any, Any]:
+        """Return a layer's keys and values as the operations in `paged` take them."""
+        return self.keys[layer], self.values[layer]
 
     def sequence(self, layer: int, table: Sequence[int], length: int) -> tuple[mx.array, mx.array]:
-        """One sequence's keys and values in their order, (Hkv, length, D) each."""
+        """Return one sequence's keys and values in their order, (Hkv, length, D) each."""
         return gathered(self.keys[layer], table, length), gathered(self.values[layer], table, length)
 
     def batch(self, spans: Sequence[Span]) -> "PagedBatch":
@@ -143,18 +159,29 @@ class PagedPool:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the buffers."""
         return sum(buffer.nbytes for buffer in self.state)
 
     @property
     def state(self) -> list[Any]:
+        """The buffers, to evaluate or save."""
         return self.keys + self.values
+
+
+class Group(NamedTuple):
+    """Rows `begin` to `end - 1` of a step, whose queries are attended together; `windowed` has a layer's window."""
+
+    begin: int
+    end: int
+    pages: Pages
+    windowed: Pages
 
 
 class PagedBatch:
     """The cache of one step: sequence i brings its tokens starts[i] … starts[i] + lengths[i] - 1, all in one flat row.
 
-    tables[i] has blocks for all of them. Sequences that bring one token are done together where they stand in front,
-    most cheaply when they are ordered by their starts. Behind all these stand the tokens of `scattered` sequences.
+    tables[i] has blocks for all of them. Sequences with one token are attended together where they come first, at the
+    least cost when they are ordered by their starts. Behind all these come the tokens of `scattered` sequences.
     """
 
     def __init__(
@@ -165,91 +192,135 @@ class PagedBatch:
         lengths: Sequence[int],
         scattered: Sequence[Scattered] = (),
     ):
-        self.pool, self.starts, self.lengths, self.scattered = pool, starts, lengths, scattered
+        self.pool = pool
+        self.starts = starts
+        self.lengths = lengths
+        self.scattered = scattered
         self._ends = np.array(starts, np.int32) + np.array(lengths, np.int32)
         self._widths = -(-self._ends // pool.block_size)  # blocks that a sequence reads
+        self.tables: list[list[int]] = []
         for table, width in zip(tables, self._widths, strict=True):
             assert len(table) >= width and max(table) < pool.num_blocks, (table, width)
-        self.tables = [list(table[:width]) for table, width in zip(tables, self._widths, strict=True)]
+            self.tables.append(list(table[:width]))
         padded = padded_tables(self.tables)
         self._place(padded)
-        # kernels stop at a sequence's end, so stale slots need no clearing
-        self._fresh = mx.array(self._half_filled() if pool.on == "plain" else [], mx.uint32)
-        self._decoding = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
-        spare = SPARE if pool.on == "plain" else padded.size  # a kernel fills nothing up: one group
-        self._groups = [
-            (a, b, self._pages(padded[a:b], a, b)) for a, b in spans(self._widths[: self._decoding].tolist(), spare)
-        ]
+        longer = [i for i, length in enumerate(lengths) if length > 1]
+        self._decoding = longer[0] if longer else len(lengths)
+        self._groups = self._grouped(padded)
         self._longer = mx.array(padded[self._decoding :])
+        stale = self._half_filled() if pool.paged.reads_padding else []
+        self._stale = mx.array(stale, mx.uint32)
 
     def _place(self, padded: npt.NDArray[np.int32]) -> None:
         """Find each token's position, block and slot."""
-        positions, places = list[npt.NDArray[np.int32]](), list[tuple[npt.NDArray[np.int32], ...]]()
+        size = self.pool.block_size
+        positions, places = [], []
         if len(self.lengths):
-            positions.append(positions_of(self.starts, self.lengths))
-            places.append(slots_of(padded, positions[0], self.lengths, self.pool.block_size))
-        for one in self.scattered:
-            positions.append(one.positions)
-            places.append(slots_of(np.array([one.blocks]), one.slots, [len(one.slots)], self.pool.block_size))
+            row = positions_of(self.starts, self.lengths)
+            positions.append(row)
+            places.append(slots_of(padded, row, self.lengths, size))
+        for sequence in self.scattered:
+            table = np.array([sequence.blocks])
+            positions.append(sequence.positions)
+            places.append(slots_of(table, sequence.slots, [len(sequence.slots)], size))
         blocks, slots = zip(*places, strict=True)
-        self._positions = joined(positions)
-        self._blocks = mx.array(joined(blocks).astype(np.uint32))  # the type of an index
-        self._slots = mx.array(joined(slots).astype(np.uint32))
+        self._positions = _joined(positions)
+        self._blocks = mx.array(_joined(blocks).astype(np.uint32))  # the type of an index
+        self._slots = mx.array(_joined(slots).astype(np.uint32))
+
+    def _grouped(self, padded: npt.NDArray[np.int32]) -> list[Group]:
+        """Group the rows that decode: by their widths where padding is read, else all together."""
+        spare = SPARE if self.pool.paged.reads_padding else padded.size
+        widths: list[int] = self._widths[: self._decoding].tolist()
+        window = self.pool.config.sliding_window if self.pool.config.sliding_layers else None
+        groups = []
+        for begin, end in groups_of(widths, spare):
+            tables = padded[begin:end, : max(widths[begin:end])]
+            ends = self._ends[begin:end]
+            pages = Pages.of(tables, ends, self.pool.shape)
+            windowed = pages if window is None else Pages.of(tables, ends, self.pool.shape, window)
+            groups.append(Group(begin, end, pages, windowed))
+        return groups
+
+    def _half_filled(self) -> list[int]:
+        """Return the blocks that this step begins and does not fill, behind whose tokens old numbers lie."""
+        size = self.pool.block_size
+        found = []
+        for table, start, end in zip(self.tables, self.starts, self._ends.tolist(), strict=True):
+            last = end - end % size  # the first slot of a block that is not filled
+            if start <= last < end:
+                found.append(table[-1])
+        return found
 
     def begin(self, num_tokens: int) -> mx.array:
+        """Return the positions of all tokens, (T,) int32."""
         assert num_tokens == len(self._positions), (num_tokens, self.lengths)
         return mx.array(self._positions)
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        if self._fresh.size:
-            self.pool.blank(layer, self._fresh)
+        """Write k and v (T, Hkv, D) of all sequences; return what q (T, Hq, D) sees, (T, Hq, D)."""
+        if self._stale.size:
+            self.pool.blank(layer, self._stale)
         self.pool.write(layer, self._blocks, self._slots, k, v)
-        parts = list(self._attended(layer, q))
+        parts = self._attend_decoding(layer, q)
+        row = self._decoding
+        if row < len(self.lengths):
+            parts += self._attend_longer(layer, q, row)
+            row += sum(self.lengths[self._decoding :])
+        if self.scattered:
+            parts += self._attend_scattered(layer, q, row)
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
-    def _attended(self, layer: int, q: mx.array) -> Iterator[mx.array]:
-        pool, config, at = self.pool, self.pool.config, self._decoding
-        scale, window = config.head_dim**-0.5, config.window_of(layer)
-        for begin, end, pages in self._groups:
-            yield pool.decode(layer, q[begin:end], pages[window is not None], window)
-        if pool.on != "plain" and at < len(self.lengths):
-            keys, values = pool.keys[layer], pool.values[layer]
-            both = list(zip(self.lengths[at:], self._ends[at:].tolist(), strict=True))
-            longer = sum(self.lengths[at:])
-            yield paged_prefill(q[at : at + longer], keys, values, self._longer, both, scale, window or 0, on=pool.on)
-            at += longer
-        else:
-            for i in range(at, len(self.lengths)):
-                mine = pool.sequence(layer, self.tables[i], int(self._ends[i]))
-                yield pool.ops.attention(q[at : at + self.lengths[i]], *mine, scale, window)
-                at += self.lengths[i]
-        for one in self.scattered:
-            keys, values = pool.sequence(layer, one.blocks, len(one.held))
-            if one.unused is not None:
-                values[:, one.unused] = 0  # what is masked is multiplied by 0, and 0 · NaN is NaN
-            rows = q[at : at + len(one.slots)]
-            yield pool.ops.masked_attention(rows, keys, values, scale, one.mask(window))
-            at += len(one.slots)
+    def _attend_decoding(self, layer: int, q: mx.array) -> list[mx.array]:
+        """Return what the sequences with one token see, for each group (R, H, D)."""
+        pool = self.pool
+        keys, values = pool.buffers(layer)
+        found = []
+        for group in self._groups:
+            pages = group.pages if pool.windows[layer] is None else group.windowed
+            queries = q[group.begin : group.end]
+            found.append(pool.paged.decode(queries, keys, values, pages, pool.scale))
+        return found
 
-    def _half_filled(self) -> list[int]:
-        """The blocks that this step begins and does not fill."""
-        size, steps = self.pool.block_size, zip(self.tables, self.starts, self._ends.tolist(), strict=True)
-        return [table[-1] for table, start, end in steps if start <= end - end % size < end]
+    def _attend_longer(self, layer: int, q: mx.array, row: int) -> list[mx.array]:
+        """Return what the sequences with several tokens see; the first of these tokens is number `row` of q."""
+        pool = self.pool
+        window = pool.windows[layer]
+        lengths = self.lengths[self._decoding :]
+        ends = self._ends[self._decoding :].tolist()
+        if pool.paged.prefill is not None:
+            rows = q[row : row + sum(lengths)]
+            spans = list(zip(lengths, ends, strict=True))
+            keys, values = pool.buffers(layer)
+            return [pool.paged.prefill(rows, keys, values, self._longer, spans, pool.scale, window)]
+        found = []
+        tables = self.tables[self._decoding :]
+        for table, length, end in zip(tables, lengths, ends, strict=True):
+            keys, values = pool.sequence(layer, table, end)
+            mine = q[row : row + length]
+            found.append(pool.ops.attention(mine, keys, values, pool.scale, window))
+            row += length
+        return found
 
-    def _pages(self, padded: npt.NDArray[np.int32], begin: int, end: int) -> tuple[Pages, ...]:
-        """The group's pages, and once more for layers with a window where there are any."""
-        tables, ends = padded[:, : self._widths[begin:end].max()], self._ends[begin:end]
-        windows = (None, self.pool.config.sliding_window) if self.pool.config.sliding_layers else (None,)
-        return tuple(Pages.of(tables, ends, self.pool.shape, window) for window in windows)
-
-
-def joined(parts: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
-    """The rows one after the other; a single one as it is."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def _attend_scattered(self, layer: int, q: mx.array, row: int) -> list[mx.array]:
+        """Return what the tokens of each scattered sequence see; the first of them is number `row` of q."""
+        pool = self.pool
+        found = []
+        for sequence in self.scattered:
+            length = len(sequence.slots)
+            keys, values = pool.sequence(layer, sequence.blocks, len(sequence.held))
+            unused = sequence.unused
+            if unused is not None:
+                values[:, unused] = 0  # a masked slot is multiplied by 0, and 0 · NaN is NaN
+            mask = sequence.mask(pool.windows[layer])
+            mine = q[row : row + length]
+            found.append(pool.ops.masked_attention(mine, keys, values, pool.scale, mask))
+            row += length
+        return found
 
 
 def positions_of(starts: Sequence[int], lengths: Sequence[int]) -> npt.NDArray[np.int32]:
-    """The positions of a ragged row's tokens, (T,): each sequence goes on from its own start."""
+    """Return the positions of a ragged row's tokens, (T,): each sequence continues from its own start."""
     # YOUR CODE (w3.3.1): where each token of the row stands in its sequence
     raise NotDone("w3.3.1")
 
@@ -257,30 +328,46 @@ def positions_of(starts: Sequence[int], lengths: Sequence[int]) -> npt.NDArray[n
 def slots_of(
     tables: npt.NDArray[np.int32], positions: npt.NDArray[np.int32], lengths: Sequence[int], block_size: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Each token's block in the pool and its slot in that block, (T,) and (T,). tables (R, M), positions (T,)."""
+    """Return each token's block in the pool and its slot in that block, both (T,). tables (R, M), positions (T,)."""
     # YOUR CODE (w3.3.2): from a position to a block and a slot
     raise NotDone("w3.3.2")
 
 
 def gathered(pool: mx.array, table: Sequence[int], length: int) -> mx.array:
-    """The first `length` slots of a sequence in their order, (Hkv, length, D). pool (Hkv, num_blocks, block, D)."""
+    """Return the first `length` slots of a sequence in order, (Hkv, length, D). pool (Hkv, num_blocks, block, D)."""
     # YOUR CODE (w3.3.4): a sequence's slots as one array
     raise NotDone("w3.3.4")
 
 
 def padded_tables(tables: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
-    """Block tables as one array (R, M), short ones filled up with their own last block: nobody reads another's."""
+    """Return block tables as one array (R, M).
+
+    A short table is padded with its own last block: no sequence reads a block of another.
+    """
     width = max(map(len, tables), default=0)
-    rows = [[*table, *[table[-1]] * (width - len(table))] for table in tables]
+    rows = []
+    for table in tables:
+        padding = [table[-1]] * (width - len(table))
+        rows.append([*table, *padding])
     return np.array(rows, np.int32).reshape(len(tables), width)
 
 
-def spans(widths: Sequence[int], spare: int) -> list[tuple[int, int]]:
-    """Cut rows into runs in which filling up every row to the widest costs at most `spare` in all."""
-    found, begin, top, total = [], 0, 0, 0
+def groups_of(widths: Sequence[int], spare: int) -> list[tuple[int, int]]:
+    """Cut rows into runs (begin, end) in which padding every row to the widest costs at most `spare` in all."""
+    found = []
+    begin = widest = total = 0
     for i, width in enumerate(widths):
-        top, total = max(top, width), total + width
-        if top * (i + 1 - begin) - total > spare:
+        widest = max(widest, width)
+        total += width
+        if widest * (i + 1 - begin) - total > spare:
             found.append((begin, i))
-            begin, top, total = i, width, width
-    return [*found, (begin, len(widths))] if begin < len(widths) else found
+            begin = i
+            widest = total = width
+    if begin < len(widths):
+        found.append((begin, len(widths)))
+    return found
+
+
+def _joined(parts: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    """Join rows; a single row is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

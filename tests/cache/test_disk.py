@@ -46,6 +46,18 @@ def test_round_trip_and_on_from_there(path: Path, kind: str, length: int, trimme
     np.testing.assert_allclose(got, oracle(kind, *layers[1])[kept:], rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_states_the_arrays_that_it_has(kind: str) -> None:
+    cache, _ = filled(kind, 40)
+    parts = cache.layout * CONFIG.num_hidden_layers
+    for buffers in (cache.keys, cache.values):
+        assert len(buffers) == len(parts)
+        for buffer, part in zip(buffers, parts, strict=True):
+            assert (buffer.shape[0], buffer.shape[2]) == (part.heads, part.width) and buffer.dtype in part.dtypes
+            assert cache.max_slots is None or buffer.shape[1] == cache.max_slots
+    assert (cache.max_slots is None) == ("rotating" not in kind)
+
+
 def by_hand(path: Path, changes: dict[str, mx.array | None], about: dict[str, str] | None = None) -> None:
     """Write the file again with other arrays (None leaves one out) and metadata, and a digest that is right."""
     arrays, metadata = mx.load(str(path), return_metadata=True)

@@ -7,7 +7,6 @@ import pytest
 
 from tiny_llm.cache.choose import new_cache, slot_bytes
 from tiny_llm.cache.packed import PackedPool
-from tiny_llm.cache.paged import block_nbytes
 from tiny_llm.cache.quantized import group_size_for
 from tiny_llm.config import EngineConfig, ModelConfig
 from tiny_llm.model.fused import choose
@@ -52,7 +51,7 @@ def test_a_cache_takes_a_head_or_says_what_to_do(head_dim: int, engine: EngineCo
 def test_the_serving_engines_pool_says_the_same(head_dim: int) -> None:
     def made() -> tuple[int, PackedPool]:
         shape = config(head_dim)
-        return block_nbytes(shape, 8, mx.float32, 8), PackedPool(shape, choose("fused"), 2, 8)
+        return 8 * slot_bytes(shape, PACKED[0], 4), PackedPool(shape, choose("fused"), 2, 8)
 
     if FITS[head_dim] is not None:
         assert made()[0] > 0

@@ -10,13 +10,16 @@ from tests.engine.test_loop import SAMPLED, packed, request, run, summary
 from tests.model.parity import prompt
 from tests.support import make_model
 from tiny_llm import LLM, load
+from tiny_llm.cache.choose import num_blocks_for, slot_bytes
 from tiny_llm.cache.packed import PackedPool
-from tiny_llm.cache.paged import PagedBatch, block_nbytes, num_blocks_for
-from tiny_llm.config import SchedulerConfig
+from tiny_llm.cache.paged import PagedBatch
+from tiny_llm.config import EngineConfig, SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.engine.loop import Loop
 from tiny_llm.kernels.table import with_kernels
 from tiny_llm.model.ops import PLAIN
+
+EIGHT = EngineConfig(cache="quantized", kv_bits=8)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def test_a_served_model_of_another_width_keeps_near_the_full_one(dim: int, tmp_p
     wide.model.hidden_states(mx.array(tokens[:15]), PagedBatch(pool, [table], [0], [15]))
     got = wide.model(mx.array(tokens[15:]), PagedBatch(pool, [table], [15], [6]))
     assert 1e-5 < np.abs(np.array(got) - whole(wide.model, tokens)[15:]).max() < 0.1
-    each = block_nbytes(wide.config, 16, mx.float32, 8)
+    each = 16 * slot_bytes(wide.config, EIGHT, 4)
     assert PackedPool(wide.config, wide.model.ops, 3, 16).nbytes == 3 * each
 
 
@@ -99,9 +102,9 @@ def test_nobody_meets_what_an_old_owner_left(llm: LLM) -> None:
 
 
 def test_takes_the_bytes_that_it_says(llm: LLM) -> None:
-    each = block_nbytes(llm.config, 16, mx.float32, 8)
-    assert each < 0.4 * block_nbytes(llm.config, 16, mx.float32)
-    assert num_blocks_for(llm.config, 7 * each, 16, mx.float32, 8) == 7
+    each = 16 * slot_bytes(llm.config, EIGHT, 4)
+    assert each < 0.4 * 16 * slot_bytes(llm.config, EngineConfig(), 4)
+    assert num_blocks_for(llm.config, EIGHT, 7 * each, 16, 4) == 7
     assert PackedPool(llm.config, llm.model.ops, 7, 16, bits=8).nbytes == 7 * each
 
 

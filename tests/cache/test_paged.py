@@ -1,7 +1,11 @@
 """The paged pool: any mix of sequences in one step gives each of them the logits of its own whole run."""
 
 import random
+import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import mlx.core as mx
 import numpy as np
@@ -12,11 +16,16 @@ from hypothesis import strategies as st
 from tests.kernels.conftest import kernel_cache  # noqa: F401
 from tests.model.parity import close, ours, prompt
 from tests.support import make_model
-from tiny_llm.cache.paged import PagedBatch, PagedPool, block_nbytes, num_blocks_for, spans
+from tiny_llm.cache import paged
+from tiny_llm.cache.choose import num_blocks_for, slot_bytes
+from tiny_llm.cache.packed import PackedPool
+from tiny_llm.cache.paged import PagedBatch, PagedPool, groups_of
 from tiny_llm.cache.recompute import RecomputeCache
+from tiny_llm.cache.view import Span, View
+from tiny_llm.config import EngineConfig
 from tiny_llm.kernels.catalog import paged_decode_arguments
-from tiny_llm.kernels.paged import Pages, paged_decode_plain
-from tiny_llm.kernels.paged_attention import paged_decode
+from tiny_llm.kernels.paged_attention import Pages, paged_decode, paged_decode_plain
+from tiny_llm.kernels.table import paged_on
 from tiny_llm.model.qwen3 import Qwen3
 
 
@@ -38,6 +47,11 @@ def whole(model: Qwen3, tokens: list[int]) -> np.ndarray:
 
 def pool_of(model: Qwen3, num_blocks: int, block_size: int) -> PagedPool:
     return PagedPool(model.config, model.ops, num_blocks, block_size)
+
+
+def on(back_end: str, model: Qwen3) -> Qwen3:
+    """The model with a pool's operations on this back end."""
+    return Qwen3(model.config, model.weights, model.ops._replace(paged=paged_on(back_end)))
 
 
 def scattered(sequences: list[list[int]], block_size: int, seed: int = 0) -> tuple[list[list[int]], int]:
@@ -64,23 +78,19 @@ def test_and_so_with_a_sliding_window(windowed: Qwen3, plan, order) -> None:
 
 
 @pytest.mark.parametrize("kind", ["model", "windowed"])
-def test_and_so_with_the_kernels(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the simulator, as on a GPU: one launch for those that decode, one for all others."""
+def test_and_so_with_the_kernels(kind: str, request: pytest.FixtureRequest) -> None:
+    """In the simulator, as on a GPU: one launch for all that decode, one for all others."""
     request.getfixturevalue("kernel_cache")
-    monkeypatch.setenv("TINY_LLM_KERNELS", "sim")
-    check_mix(request.getfixturevalue(kind), PLAN, 4, random.Random(1), fill=np.nan)
+    check_mix(on("sim", request.getfixturevalue(kind)), PLAN, 4, random.Random(1), fill=np.nan)
 
 
 @pytest.mark.parametrize("back_end", ["plain", "sim"])
 @pytest.mark.parametrize("head_dim", [64, 80, 128])
-def test_and_so_with_wider_heads(
-    head_dim: int, back_end: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_and_so_with_wider_heads(head_dim: int, back_end: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A GPU's simdgroup holds 32 numbers: 80 leaves lanes without a column."""
     if back_end == "sim":
         request.getfixturevalue("kernel_cache")
-    monkeypatch.setenv("TINY_LLM_KERNELS", back_end)
-    check_mix(ours(make_model(tmp_path, head_dim=head_dim)), PLAN, 4, random.Random(2), fill=np.nan)
+    check_mix(on(back_end, ours(make_model(tmp_path, head_dim=head_dim))), PLAN, 4, random.Random(2), fill=np.nan)
 
 
 PLAN = [[9, 1, 1, 1], [5, 1, 6, 1], [1, 1, 1, 1]]
@@ -210,20 +220,149 @@ def test_a_chain_of_copies_takes_what_was_there_before(model: Qwen3) -> None:
 
 def test_a_budget_in_bytes_is_kept(model: Qwen3) -> None:
     config = model.config
-    each = block_nbytes(config, 16, mx.float32)
+    each = 16 * slot_bytes(config, EngineConfig(), 4)
     assert each == 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 16 * 4
-    count = num_blocks_for(config, 10 * each + each // 2, 16, mx.float32)
+    count = num_blocks_for(config, EngineConfig(), 10 * each + each // 2, 16, 4)
     assert count == 10
     assert PagedPool(config, model.ops, count, 16).nbytes == 10 * each
-    assert num_blocks_for(config, 10 * each, 16, mx.float16) == 20
+    assert num_blocks_for(config, EngineConfig(), 10 * each, 16, 2) == 20
     with pytest.raises(ValueError, match=f"at least {each} bytes.*found 100"):
-        num_blocks_for(config, 100, 16, mx.float32)
+        num_blocks_for(config, EngineConfig(), 100, 16, 4)
     with pytest.raises(ValueError, match="0 blocks of 16"):
         PagedPool(config, model.ops, 0, 16)
 
 
 @given(st.lists(st.integers(1, 40), max_size=40), st.integers(0, 30))
-def test_spans_waste_no_more_than_they_may(widths: list[int], spare: int) -> None:
-    found = spans(widths, spare)
+def test_groups_waste_no_more_than_they_may(widths: list[int], spare: int) -> None:
+    found = groups_of(widths, spare)
     assert [i for a, b in found for i in range(a, b)] == list(range(len(widths)))
     assert all(max(widths[a:b]) * (b - a) - sum(widths[a:b]) <= spare for a, b in found)
+
+
+def files_entered(run: Callable[[], object]) -> set[str]:
+    """The files of the package in which a function is called."""
+    found = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        name = frame.f_code.co_filename
+        if event == "call" and "tiny_llm/" in name:
+            found.add(name.rpartition("tiny_llm/")[2])
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_a_plain_decode_enters_the_cache_and_its_twin_only(model: Qwen3) -> None:
+    pool, config = pool_of(model, 8, 4), model.config
+    q = mx.zeros((2, config.num_attention_heads, config.head_dim))
+    k = mx.zeros((2, config.num_key_value_heads, config.head_dim))
+
+    def step() -> None:
+        batch = PagedBatch(pool, [[0, 1], [2]], [5, 2], [1, 1])
+        batch.begin(2)
+        mx.eval([batch.attend(layer, q, k, k) for layer in range(config.num_hidden_layers)])
+        pool.copy_blocks([])
+
+    step()  # traces what is compiled
+    assert files_entered(step) == {"cache/paged.py", "kernels/paged_attention.py"}
+
+
+@pytest.mark.parametrize("back_end", ["plain", "sim"])
+def test_a_pool_takes_its_operations_from_the_table(
+    back_end: str, model: Qwen3, request: pytest.FixtureRequest
+) -> None:
+    if back_end == "sim":
+        request.getfixturevalue("kernel_cache")
+    calls = list[str]()
+    table = paged_on(back_end)
+    names = [name for name in ("decode", "prefill", "copy_blocks") if getattr(table, name) is not None]
+
+    def noted(name: str) -> Callable[..., mx.array]:
+        operation = getattr(table, name)
+        return lambda *arguments: calls.append(name) or operation(*arguments)
+
+    ops = model.ops._replace(paged=table._replace(**{name: noted(name) for name in names}))
+    pool = PagedPool(model.config, ops, 8, 4)
+    twice = Qwen3(model.config, model.weights, ops)
+    mx.eval(twice.hidden_states(mx.array(prompt(5)), PagedBatch(pool, [[0], [1, 2]], [0, 0], [1, 4])))
+    pool.copy_blocks([(0, 7)])
+    layers = model.config.num_hidden_layers
+    expected = {"decode": layers, "copy_blocks": 2 * layers}
+    assert Counter(calls) == (expected if back_end == "plain" else expected | {"prefill": layers})
+
+
+def span(blocks: list[int], start: int, length: int) -> Span:
+    return Span(View(tuple(blocks), start), start, length)
+
+
+def test_a_span_is_scattered_by_its_slots_or_by_a_tree() -> None:
+    assert not span([0, 1], 4, 2).scattered
+    assert Span(View((0, 1), 4, (0, 1, 2, 3)), 4, 1).scattered
+    assert Span(View((0, 1), 4), 5, 1).scattered
+    assert Span(View((0, 1), 4), 4, 2, (-1, -1)).scattered
+
+
+def test_a_batch_of_spans_is_the_batch_of_their_numbers(model: Qwen3) -> None:
+    """A decode, a chunk, and a tree of drafts behind them."""
+    texts = [prompt(6, seed=0), prompt(7, seed=1), prompt(5, seed=2)]
+    pool = pool_of(model, 12, 4)
+    first = [span([7, 2], 0, 5), span([1], 0, 3), span([9, 5], 0, 5)]
+    row = [token for text, piece in zip(texts, first, strict=True) for token in text[: piece.length]]
+    mx.eval(model.hidden_states(mx.array(row), pool.batch(first)))
+    tree = Span(View((9, 5), 5), 5, 2, (-1, -1))
+    row = [texts[0][5], *texts[1][3:], 30, 31]
+    got = model(mx.array(row), pool.batch([span([7, 2], 5, 1), span([1, 4], 3, 4), tree]))
+    close(got[:1], whole(model, texts[0])[5:])
+    close(got[1:5], whole(model, texts[1])[3:])
+    close(got[5], whole(model, [*texts[2], 30])[5])
+    close(got[6], whole(model, [*texts[2], 31])[5])
+
+
+def pools(model: Qwen3) -> list[PagedPool]:
+    return [pool_of(model, 4, 4), PackedPool(model.config, model.ops, 4, 4)]
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Let the next evaluations of a pool fail."""
+    evaluate, left = mx.eval, [times]
+
+    def failing(*arrays: object) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RuntimeError("[malloc] Unable to allocate")
+        evaluate(*arrays)
+
+    monkeypatch.setattr(paged.mx, "eval", failing)
+
+
+def test_a_whole_pool_is_left_as_it_is(model: Qwen3) -> None:
+    for pool in pools(model):
+        before = [np.array(buffer) for buffer in pool.state]
+        assert pool.mend()
+        for buffer, old in zip(pool.state, before, strict=True):
+            np.testing.assert_array_equal(np.array(buffer), old)
+
+
+def test_a_pool_whose_writes_fail_is_made_anew(model: Qwen3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pool in pools(model):
+        need = pool.nbytes
+        pool.write(0, mx.array([1]), mx.array([0]), *(mx.ones((1, *pool.shape[:1], pool.shape[3])) for _ in range(2)))
+        with monkeypatch.context() as patch:
+            fail(patch, 1)
+            assert not pool.mend()
+        assert pool.nbytes == need
+        assert isinstance(pool, PackedPool) or not any(np.array(buffer).any() for buffer in pool.state)
+
+
+def test_a_pool_without_room_is_not_made_anew(model: Qwen3, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of(model, 4, 4)
+    need = pool.nbytes
+    monkeypatch.setattr(paged, "available_bytes", lambda: need - 1)
+    fail(monkeypatch, 1)
+    with pytest.raises(MemoryError, match=f"no memory for the pool of {need:,} bytes after a step that failed"):
+        pool.mend()
+    assert pool.state == []

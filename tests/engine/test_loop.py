@@ -395,10 +395,10 @@ def test_a_pool_that_cannot_be_mended_is_computed_again(llm: LLM, monkeypatch: p
     step = loop._running.step
     with monkeypatch.context() as patch:
         patch.setattr(mx, "eval", lambda *_: (_ for _ in ()).throw(RuntimeError("[malloc] Unable to allocate")))
-        patch.setattr(loop.store, "clear", lambda: None)
+        patch.setattr(loop.store, "_clear", lambda: None)
         outputs += loop._after_failure(step, MemoryError("full"))
     loop._running = None
-    loop.store.clear()
+    loop.store._clear()
     loop.scheduler.check()
     assert not loop.scheduler.running and not loop.scheduler.ledger.tree.nodes
     outputs += outputs_of(loop)

@@ -9,11 +9,15 @@ import pytest
 
 from tests.model.parity import prompt
 from tests.support import make_model
+from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool
 from tiny_llm.config import EngineConfig, QuantizationConfig
 from tiny_llm.engine.llm import LLM, POCKET, load
+from tiny_llm.kernels.launch import choose
+from tiny_llm.kernels.paged_attention import PACKED_TWINS, TWINS
 from tiny_llm.kernels.sim import Simulator
-from tiny_llm.kernels.table import in_words, with_kernels
+from tiny_llm.kernels.table import in_words, operations, with_kernels
+from tiny_llm.model import fused
 from tiny_llm.model.ops import PLAIN
 from tiny_llm.quantize.write import write_quantized
 
@@ -150,8 +154,21 @@ def test_a_longer_text_compiles_nothing_anew(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_requests_side_by_side_run_on_the_same_back_end(model_dir: Path) -> None:
     llm = load(model_dir, config=EngineConfig(kernels="sim"))
-    assert PagedPool(llm.config, llm.model.ops, 2, 4).on == "sim"
-    assert PagedPool(llm.config, PLAIN, 2, 4).on == "plain"
+    assert not PagedPool(llm.config, llm.model.ops, 2, 4).paged.reads_padding
+    assert PagedPool(llm.config, PLAIN, 2, 4).paged is TWINS
+    assert PackedPool(llm.config, llm.model.ops, 2, 4).paged is PACKED_TWINS, "no kernel reads a packed pool"
+
+
+@pytest.mark.parametrize("name", ["fused", "plain"])
+def test_the_switchboard_builds_the_whole_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TINY_LLM_KERNELS", raising=False)
+    table = operations(EngineConfig(ops=name), PLAIN)
+    expected = PLAIN if name == "plain" else fused.choose("fused")
+    assert table.attention is expected.attention and table.kernels is None
+    assert (table.paged is TWINS) == (choose() == "plain")
+    assert table.paged_packed is PACKED_TWINS
+    table = operations(EngineConfig(ops=name, kernels="plain"), PLAIN)
+    assert table.attention is not expected.attention and table.paged is TWINS and table.kernels == "plain"
 
 
 def test_heads_that_no_kernel_takes() -> None:

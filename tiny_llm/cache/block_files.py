@@ -1,8 +1,8 @@
-"""Blocks of a pool as files: what the prefix tree gives up for want of room, kept on the disk, also for later runs.
+"""Blocks of a pool as files: what the prefix tree evicts from a full pool is kept on the disk, also for later runs.
 
-A block is named by the model and by all tokens up to its end, so any process finds it. What the folder holds beyond
-the limit goes, whatever was used longest ago first; any file may be deleted at any time. Processes may share a folder:
-each counts what it found at its start and what it wrote.
+A file's name follows from the model and from all tokens up to the block's end, so any process finds it. While the
+folder holds more bytes than the limit, the file that was used longest ago is deleted; any file may be deleted at any
+time. Processes may share a folder: each counts the files that it found at its start and that it wrote.
 """
 
 import contextlib
@@ -22,49 +22,64 @@ from tiny_llm.config.fields import require
 
 FORMAT, VERSION = "tiny-llm block", 1
 NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
-UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.safetensors-.*")  # of a process that was killed, if it is old
+UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.safetensors-.*")  # an old one is of a process that was killed
 HOUR = 3600.0
 
 
 class BlockFiles:
     """At most `limit` bytes of files in `folder`, for the pool of the model with this fingerprint.
 
-    `trouble` says why the last block could not be written, "" where it was. Raises OSError for a folder that can't be
-    made or read.
+    `trouble` says why the last block could not be written; it is empty where the block was written. Raises OSError for
+    a folder that can't be made or read.
     """
 
     def __init__(self, folder: Path, limit: int, pool: PagedPool, model: str):
-        self.folder, self.limit, self.pool, self.trouble = folder, limit, pool, ""
+        self.folder = folder
+        self.limit = limit
+        self.pool = pool
+        self.trouble = ""
         shapes = [[buffer.shape[0], *buffer.shape[2:]] for buffer in pool.state]
-        self.about = {"format": FORMAT, "version": str(VERSION), "model": model}
-        self.about["block"] = hashlib.sha256(repr((shapes, [str(b.dtype) for b in pool.state])).encode()).hexdigest()
+        dtypes = [str(buffer.dtype) for buffer in pool.state]
+        layout = repr((shapes, dtypes)).encode()
+        self.about = {
+            "format": FORMAT,
+            "version": str(VERSION),
+            "model": model,
+            "block": hashlib.sha256(layout).hexdigest(),
+        }
         folder.mkdir(parents=True, exist_ok=True)
-        entries = []
-        for entry in os.scandir(folder):
-            with contextlib.suppress(FileNotFoundError):  # another process has deleted it
-                entries.append((entry.stat(), entry.name))
-        for stat, name in entries:
-            if UNFINISHED.fullmatch(name) and stat.st_mtime < time.time() - HOUR:
-                self._unlink(name)
-        found = sorted((item for item in entries if NAME.fullmatch(item[1])), key=lambda item: item[0].st_mtime_ns)
-        self.sizes: OrderedDict[str, int] = OrderedDict((name, stat.st_size) for stat, name in found)  # by last use
+        self.sizes = self._found()
         self.total = sum(self.sizes.values())
         self._trim()
+
+    def _found(self) -> OrderedDict[str, int]:
+        """Return the size of each block's file in the folder, by last use; delete old unfinished files."""
+        found = []
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted it
+                stat = entry.stat()
+                if NAME.fullmatch(entry.name):
+                    found.append((stat.st_mtime_ns, entry.name, stat.st_size))
+                elif UNFINISHED.fullmatch(entry.name) and stat.st_mtime < time.time() - HOUR:
+                    self._unlink(entry.name)
+        return OrderedDict((name, size) for _, name, size in sorted(found))
 
     def __contains__(self, address: str) -> bool:
         return self._name(address) in self.sizes
 
     def store(self, address: str, block: int) -> None:
-        """Write a block of the pool, unless it is there. A failure harms nobody."""
-        name, self.trouble = self._name(address), ""
+        """Write a block of the pool, unless its file exists. A failure is only noted in `trouble`."""
+        name = self._name(address)
+        self.trouble = ""
         if name in self.sizes:
             self._used(name)
             return
+        path = self.folder / name
         try:
             arrays = {str(i): buffer[:, block] for i, buffer in enumerate(self.pool.state)}
             mx.eval(arrays)
-            sealed.write(self.folder / name, self.about, arrays, durable=False)
-            self.sizes[name] = (self.folder / name).stat().st_size
+            sealed.write(path, self.about, arrays, durable=False)
+            self.sizes[name] = path.stat().st_size
         except (OSError, MemoryError, RuntimeError) as error:  # no room on the disk, or none for the copy
             self.trouble = f"not kept on the disk: {error}"
             return
@@ -72,12 +87,14 @@ class BlockFiles:
         self._trim()
 
     def load(self, address: str, block: int) -> str:
-        """Read a block into the pool; returns why that can't be done, "" where it was. A damaged file is deleted."""
+        """Read a block into the pool. Return why that failed, "" where it did not. A damaged file is deleted."""
         name = self._name(address)
+        path = self.folder / name
         try:
-            about = sealed.check(self.folder / name, FORMAT, VERSION)
-            require(about == self.about | {"sha256": about["sha256"]}, f"{name}: is of another model or pool")
-            arrays = mx.load(str(self.folder / name))
+            about = sealed.check(path, FORMAT, VERSION)
+            digest = {"sha256": about["sha256"]}
+            require(about == self.about | digest, f"{name}: is of another model or pool")
+            arrays = mx.load(str(path))
             assert isinstance(arrays, dict)
             self._check_arrays(name, arrays)
         except (OSError, ValueError, RuntimeError) as error:
@@ -92,22 +109,30 @@ class BlockFiles:
     def _check_arrays(self, name: str, arrays: Mapping[str, mx.array]) -> None:
         """Evaluate a block's arrays. Raises ValueError where they are not of this pool's shapes, or not finite."""
         state = self.pool.state
-        require(arrays.keys() == {str(i) for i in range(len(state))}, f"{name}: expected {len(state)} arrays")
+        count = len(state)
+        names = {str(i) for i in range(count)}
+        require(arrays.keys() == names, f"{name}: expected {count} arrays")
         for i, buffer in enumerate(state):
-            array, shape = arrays[str(i)], (buffer.shape[0], *buffer.shape[2:])
-            require(array.shape == shape and array.dtype == buffer.dtype, f"{name}: array {i} is of another shape")
-            require(sealed.usable(array), f"{name}: array {i}: expected finite numbers, found others")
+            array = arrays[str(i)]
+            shape = (buffer.shape[0], *buffer.shape[2:])
+            where = f"{name}: array {i}"
+            fits = array.shape == shape and array.dtype == buffer.dtype
+            require(fits, f"{where} is of another shape")
+            require(sealed.usable(array), f"{where}: expected finite numbers, found others")
 
     def _name(self, address: str) -> str:
-        kind = self.about["model"] + self.about["block"]
-        return hashlib.sha256((kind + address).encode()).hexdigest() + ".safetensors"
+        """Return the name of a block's file."""
+        text = self.about["model"] + self.about["block"] + address
+        return hashlib.sha256(text.encode()).hexdigest() + ".safetensors"
 
     def _used(self, name: str) -> None:
+        """Note that a file is the last used, here and for later runs."""
         self.sizes.move_to_end(name)
         with contextlib.suppress(OSError):
             os.utime(self.folder / name)
 
     def _trim(self) -> None:
+        """Delete the files that were used longest ago while all are larger than the limit."""
         while self.total > self.limit:
             self._delete(next(iter(self.sizes)))
 

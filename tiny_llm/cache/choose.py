@@ -1,4 +1,4 @@
-"""From the engine's settings to a cache, and to what it will cost."""
+"""From the engine's settings to a cache, and to its size in memory."""
 
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.memory import SPARE, bytes_per_slot
@@ -11,7 +11,7 @@ from tiny_llm.model.ops import Ops
 
 
 def new_cache(config: ModelConfig, ops: Ops, engine: EngineConfig) -> ContiguousCache:
-    """An empty cache of the kind that the settings name. Raises ValueError where it can't hold this model."""
+    """Make an empty cache of the kind that the settings name. Raises ValueError where it can't hold this model."""
     if engine.cache == "rotating":
         ring = engine.cache_settings("window", "sinks")
         if engine.packed_bits:
@@ -23,12 +23,28 @@ def new_cache(config: ModelConfig, ops: Ops, engine: EngineConfig) -> Contiguous
 
 
 def slot_bytes(config: ModelConfig, engine: EngineConfig, width: int) -> int:
-    """Bytes of a token's place in the cache, with activations `width` bytes wide. Raises ValueError as `new_cache`."""
+    """Return the bytes of a slot, with activations `width` bytes wide. Raises ValueError as `new_cache`."""
     if not engine.packed_bits:
         return bytes_per_slot(config, width)
-    return bytes_per_slot(config, width, engine.packed_bits, group_size_for(config.head_dim, engine.kv_group_size))
+    group_size = group_size_for(config.head_dim, engine.kv_group_size)
+    return bytes_per_slot(config, width, engine.packed_bits, group_size)
 
 
 def slots_at_most(engine: EngineConfig) -> int | None:
-    """The number of slots that a cache never exceeds; None where it grows with the text."""
-    return (engine.window or WINDOW) + SPARE if engine.cache == "rotating" else None
+    """Return the number of slots that a cache never exceeds; None where it grows with the text."""
+    if engine.cache != "rotating":
+        return None
+    return (engine.window or WINDOW) + SPARE
+
+
+def num_blocks_for(config: ModelConfig, engine: EngineConfig, budget: int, block_size: int, width: int) -> int:
+    """Return how many blocks fit into `budget` bytes, with activations `width` bytes wide.
+
+    Raises ValueError where not even one does.
+    """
+    each = block_size * slot_bytes(config, engine, width)
+    if budget < each:
+        raise ValueError(
+            f"KV budget: expected at least {each} bytes (one block of {block_size} tokens), found {budget}"
+        )
+    return budget // each

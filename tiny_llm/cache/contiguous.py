@@ -3,8 +3,8 @@
     slot      0 … offset-1      offset … capacity-1
     content   tokens kept       room for the next
 
-MLX updates a buffer in place only while nobody else holds it: `generate.stream` therefore lets the last step's
-readers go before the next step runs, and a fork copies on its first write, not before.
+MLX updates a buffer in place only while no other reference to it is alive. So `generate.stream` drops the arrays that
+read from the last step before the next step runs, and a fork copies on its first write, not before.
 """
 
 import copy
@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from tiny_llm.cache.base import check_trim
+from tiny_llm.cache.base import Part, check_trim, full_layout, no_slots
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.ops import Ops
 
@@ -22,24 +22,33 @@ class ContiguousCache:
 
     A layer's buffers are (Hkv, slots, D). During a step `start` is the slot of its first token (and `at` the same as
     an array), `offset` the number of tokens with it, `capacity` how many slots each buffer shall have.
+
+    A file of a saved cache names its `KIND` and its SETTINGS, which must be those of the cache that reads it, and has
+    its COUNTERS.
     """
 
-    SETTINGS: tuple[str, ...] = ()  # attributes that a saved cache must share with the one that takes its place
-    COUNTERS: tuple[str, ...] = ("offset",)  # and those that are saved with it
+    KIND = "contiguous"
+    SETTINGS: tuple[str, ...] = ()
+    COUNTERS: tuple[str, ...] = ("offset",)
 
     def __init__(self, config: ModelConfig, ops: Ops, step: int = 256):
-        self.config, self.ops, self.step = config, ops, step
-        self.start = self.offset = self.capacity = 0
+        self.config = config
+        self.ops = ops
+        self.step = step
+        self.start = 0
+        self.offset = 0
+        self.capacity = 0
         self.keys: list[mx.array] = []
         self.values: list[mx.array] = []
 
     def begin(self, num_tokens: int) -> mx.array:
-        """Make room for T more tokens, in whole steps of slots; returns their positions (T,) int32.
+        """Make room for T more tokens, in whole steps of slots; return their positions (T,) int32.
 
         Sets start, at, offset and capacity, which never gets smaller.
         """
         # TASK w2.4.1: where the new tokens stand, and room for them
-        self.start, self.offset = self.offset, self.offset + num_tokens
+        self.start = self.offset
+        self.offset += num_tokens
         self.at = mx.array([self.start])
         if self.offset > self.capacity:
             self.capacity = -(-self.offset // self.step) * self.step
@@ -47,17 +56,19 @@ class ContiguousCache:
         # END TASK
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        """Append k and v (T, Hkv, D); what q (T, Hq, D) sees of the whole sequence, (T, Hq, D)."""
+        """Append k and v (T, Hkv, D); return what q (T, Hq, D) sees of the whole sequence, (T, Hq, D)."""
         if layer == len(self.keys):  # the first step
-            self.keys.append(mx.zeros((k.shape[1], 0, k.shape[2]), k.dtype))
-            self.values.append(mx.zeros((v.shape[1], 0, v.shape[2]), v.dtype))
+            self.keys.append(no_slots(k))
+            self.values.append(no_slots(v))
         # TASK w2.4.3: write, then look at everything
-        keys, values = self.write(self.keys, layer, k), self.write(self.values, layer, v)
-        return self.ops.attention(q, keys, values, self.config.head_dim**-0.5, self.config.window_of(layer))
+        keys = self.write(self.keys, layer, k)
+        values = self.write(self.values, layer, v)
+        scale = self.config.head_dim**-0.5
+        return self.ops.attention(q, keys, values, scale, self.config.window_of(layer))
         # END TASK
 
     def write(self, buffers: list[mx.array], layer: int, new: mx.array) -> mx.array:
-        """Put new (T, Hkv, D) into the slots from `start` on; returns all that is there now, (Hkv, offset, D).
+        """Put new (T, Hkv, D) into the slots from `start` on; return all that is there now, (Hkv, offset, D).
 
         A buffer that is too small is replaced in `buffers` by one of `capacity` slots with what was below `start`.
         """
@@ -65,14 +76,17 @@ class ContiguousCache:
         buffer = buffers[layer]  # (Hkv, slots, D)
         heads, room, dim = buffer.shape
         if room < self.capacity:
+            kept = buffer[:, : self.start]
             extra = mx.zeros((heads, self.capacity - self.start, dim), buffer.dtype)
-            buffer = mx.concatenate([buffer[:, : self.start], extra], axis=1) if self.start else extra
-        buffers[layer] = mx.slice_update(buffer, new.swapaxes(0, 1), self.at, [1])
+            buffer = mx.concatenate([kept, extra], axis=1) if self.start else extra
+        new = new.swapaxes(0, 1)  # (Hkv, T, D)
+        buffers[layer] = mx.slice_update(buffer, new, self.at, [1])
         return buffers[layer][:, : self.offset]
         # END TASK
 
     @property
     def trimmable(self) -> int:
+        """How many of the last tokens can be forgotten: all."""
         return self.offset
 
     def trim(self, num_tokens: int) -> None:
@@ -82,17 +96,30 @@ class ContiguousCache:
         # END TASK
 
     def fork(self) -> "ContiguousCache":
-        """A cache that goes on from here by itself; no array is copied until one of the two writes."""
+        """Return a cache that continues from here on its own; no array is copied until one of the two writes."""
         # TASK w2.4.5: the same arrays in lists of its own
         other = copy.copy(self)
-        other.keys, other.values = list(self.keys), list(self.values)
+        other.keys = list(self.keys)
+        other.values = list(self.values)
         return other
         # END TASK
 
     @property
+    def layout(self) -> tuple[Part, ...]:
+        """The buffers that hold a layer's keys; as many more hold its values."""
+        return full_layout(self.config)
+
+    @property
+    def max_slots(self) -> int | None:
+        """The number of slots beyond which the buffers never grow; None where they grow with the text."""
+        return None
+
+    @property
     def nbytes(self) -> int:
+        """Bytes of the buffers, with their unused slots."""
         return sum(buffer.nbytes for buffer in self.state)
 
     @property
     def state(self) -> list[Any]:
+        """The arrays to evaluate or save."""
         return self.keys + self.values

@@ -1,39 +1,46 @@
-"""A cache in a file, so that a long prompt is read once and not in each process."""
+"""A cache in a file, so that a long prompt is computed once and not in each process."""
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import mlx.core as mx
 
 from tiny_llm.cache import sealed
+from tiny_llm.cache.base import Part
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config.fields import require
 
 FORMAT, VERSION = "tiny-llm prompt cache", 1
-FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
 def save(path: Path, cache: ContiguousCache, tokens: Sequence[int], model: str) -> None:
-    """Write the cache of `tokens`, of the model with this fingerprint; whatever fails, an old file stays whole.
+    """Write the cache of `tokens`, of the model with this fingerprint; where writing fails, an old file stays whole.
 
     Raises OSError naming the file.
     """
-    arrays = {"tokens": mx.array(list(tokens[: cache.offset]), mx.int32)}
     counters = {name: getattr(cache, name) for name in cache.COUNTERS}
-    used = max(counters.values())  # slots; there may be fewer
-    for name, buffers in (("keys", cache.keys), ("values", cache.values)):
-        arrays |= {f"{name}.{i}": mx.contiguous(buffer[:, :used]) for i, buffer in enumerate(buffers)}
-    about = {"format": FORMAT, "version": str(VERSION), "model": model, **_settings(cache)}
-    about |= {name: str(count) for name, count in counters.items()}
+    used = max(counters.values())  # slots; a rotating cache has fewer
+    kept = list(tokens[: cache.offset])
+    arrays = {"tokens": mx.array(kept, mx.int32)}
+    for i, buffer in enumerate(cache.keys):
+        arrays[f"keys.{i}"] = mx.contiguous(buffer[:, :used])
+    for i, buffer in enumerate(cache.values):
+        arrays[f"values.{i}"] = mx.contiguous(buffer[:, :used])
+    about = {"format": FORMAT, "version": str(VERSION), "model": model}
+    about |= _settings(cache)
+    for name, count in counters.items():
+        about[name] = str(count)
     sealed.write(path, about, arrays)
 
 
 def load(path: Path, cache: ContiguousCache, model: str) -> list[int]:
-    """Fill an empty cache from a file and return its tokens. Raises ValueError for a file that is damaged, of another
-    format, of another model, of a cache with other settings, or whose arrays are not those of such a cache; it leaves
-    the cache as it was."""
+    """Fill an empty cache from a file and return its tokens.
+
+    Raises ValueError for a file that is damaged, of another format, of another model, of a cache with other settings,
+    or whose arrays such a cache would not have; the cache is then as it was.
+    """
     about = sealed.check(path, FORMAT, VERSION)
     require(
         about.get("model") == model,
@@ -52,66 +59,66 @@ def load(path: Path, cache: ContiguousCache, model: str) -> list[int]:
         count = _check_arrays(arrays, cache, counters)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {sealed.REMEDY}") from None
-    cache.keys, cache.values = ([arrays[f"{name}.{i}"] for i in range(count)] for name in ("keys", "values"))
+    cache.keys = [arrays[f"keys.{i}"] for i in range(count)]
+    cache.values = [arrays[f"values.{i}"] for i in range(count)]
     cache.capacity = cache.keys[0].shape[1] if count else 0
     for name, number in counters.items():
         setattr(cache, name, number)
     return cast(list[int], arrays["tokens"].tolist())
 
 
+def _settings(cache: ContiguousCache) -> dict[str, str]:
+    """Return the kind and the settings that the file's cache must share with the cache that reads it."""
+    return {"cache": cache.KIND} | {name: str(getattr(cache, name)) for name in cache.SETTINGS}
+
+
 def _natural(about: Mapping[str, str], name: str) -> int:
     text = about.get(name, "")
-    require(re.fullmatch("[0-9]{1,9}", text, re.ASCII) is not None, f"{name}: expected a number, found {text!r:.80}")
+    is_number = re.fullmatch("[0-9]{1,9}", text, re.ASCII) is not None
+    require(is_number, f"{name}: expected a number, found {text!r:.80}")
     return int(text)
 
 
 def _check_arrays(arrays: Mapping[str, mx.array], cache: ContiguousCache, counters: Mapping[str, int]) -> int:
     """Evaluate the arrays and return how many hold the keys. Raises ValueError where `cache` would not have made them.
 
-    A file may carry a right digest and still be made by hand: MLX reads beyond a buffer that is too short, and a number
-    that is not finite spoils every answer.
+    A file made by hand may carry a right digest: MLX reads beyond a buffer that is too short, and a number that is not
+    finite spoils every answer.
     """
-    parts = _parts(cache)
+    config = cache.config
+    parts = cache.layout * config.num_hidden_layers
     count = (len(arrays) - 1) // 2
     require(count in (0, len(parts)), f"expected {len(parts)} arrays of keys, found {count}")
-    slots = min(max(counters.values()), getattr(cache, "full", 2**31))
-    expected: dict[str, tuple[tuple[int, ...], tuple[mx.Dtype, ...]]] = {}
-    expected["tokens"] = (counters["offset"],), (mx.int32,)
-    for i, part in enumerate(parts[:count]):
-        for side in ("keys", "values"):
-            expected[f"{side}.{i}"] = (part.heads, slots, part.width), part.dtypes
-    require(arrays.keys() == expected.keys(), f"expected {sorted(expected)}, found {sorted(arrays)}")
+    slots = max(counters.values())
+    if cache.max_slots is not None:
+        slots = min(slots, cache.max_slots)
     require(count > 0 or slots == 0, f"expected keys of {slots} tokens, found none")
-    for name, (shape, dtypes) in expected.items():
-        array = arrays[name]
-        ok = array.shape == shape and array.dtype in dtypes
-        require(ok, f"{name}: expected {' or '.join(map(str, dtypes))} {shape}, found {array.dtype} {array.shape}")
-        require(sealed.usable(array), f"{name}: expected finite numbers, found others")
-    tokens, vocab = arrays["tokens"], cache.config.vocab_size
-    require(bool(((tokens >= 0) & (tokens < vocab)).all().item()), f"tokens: expected ids from 0 to {vocab - 1}")
+    buffers = dict[str, Part]()
+    for i, part in enumerate(parts[:count]):
+        buffers[f"keys.{i}"] = part
+        buffers[f"values.{i}"] = part
+    expected = sorted(["tokens", *buffers])
+    found = sorted(arrays)
+    require(found == expected, f"expected {expected}, found {found}")
+    _check_tokens(arrays["tokens"], counters["offset"], config.vocab_size)
+    for name, part in buffers.items():
+        shape = part.heads, slots, part.width
+        _check_array(name, arrays[name], shape, part.dtypes)
     return count
 
 
-class Part(NamedTuple):
-    """One of the arrays that hold a layer's keys, or its values."""
-
-    heads: int
-    width: int
-    dtypes: tuple[mx.Dtype, ...]
-
-
-def _parts(cache: ContiguousCache) -> list[Part]:
-    """The arrays that hold the keys of all layers, in their order."""
-    heads, dim, bits = cache.config.num_key_value_heads, cache.config.head_dim, getattr(cache, "bits", None)
-    if bits is None:
-        layer = [Part(heads, dim, FLOATS)]
-    else:
-        scaling = Part(heads, dim // getattr(cache, "group_size", dim), FLOATS)
-        layer = [Part(heads, dim * bits // 32, (mx.uint32,)), scaling, scaling]
-    return layer * cache.config.num_hidden_layers
+def _check_tokens(tokens: mx.array, count: int, vocab_size: int) -> None:
+    """Raise ValueError where these are not `count` ids of the vocabulary."""
+    _check_array("tokens", tokens, (count,), (mx.int32,))
+    known = (tokens >= 0) & (tokens < vocab_size)
+    all_known = bool(known.all().item())
+    require(all_known, f"tokens: expected ids from 0 to {vocab_size - 1}")
 
 
-def _settings(cache: ContiguousCache) -> dict[str, str]:
-    """What makes a cache of one kind and size unlike another."""
-    kind = re.sub(r"\B(?=[A-Z])", " ", type(cache).__name__.removesuffix("Cache")).lower()
-    return {"cache": kind} | {name: str(getattr(cache, name)) for name in cache.SETTINGS}
+def _check_array(name: str, array: mx.array, shape: tuple[int, ...], dtypes: tuple[mx.Dtype, ...]) -> None:
+    """Raise ValueError where an array is of another shape or dtype, or holds a number that is not finite."""
+    types = " or ".join(str(dtype) for dtype in dtypes)
+    found = f"{array.dtype} {array.shape}"
+    fits = array.shape == shape and array.dtype in dtypes
+    require(fits, f"{name}: expected {types} {shape}, found {found}")
+    require(sealed.usable(array), f"{name}: expected finite numbers, found others")

@@ -1,4 +1,4 @@
-"""The cache that keeps nothing: each step brings the whole sequence again. Slow, simple, and so the oracle."""
+"""The cache that keeps nothing: each step brings the whole sequence again. Slow and simple, so it is the oracle."""
 
 from typing import Any
 
@@ -15,14 +15,17 @@ class RecomputeCache:
 
     # ANCHOR: recompute
     def __init__(self, config: ModelConfig, ops: Ops):
-        self.config, self.ops = config, ops
+        self.config = config
+        self.ops = ops
 
     def begin(self, num_tokens: int) -> mx.array:
         return mx.arange(num_tokens)
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        keys, values = k.swapaxes(0, 1), v.swapaxes(0, 1)  # (Hkv, T, D)
-        return self.ops.attention(q, keys, values, self.config.head_dim**-0.5, self.config.window_of(layer))
+        keys = k.swapaxes(0, 1)  # (Hkv, T, D)
+        values = v.swapaxes(0, 1)
+        scale = self.config.head_dim**-0.5
+        return self.ops.attention(q, keys, values, scale, self.config.window_of(layer))
         # ANCHOR_END: recompute
 
     @property
@@ -30,7 +33,7 @@ class RecomputeCache:
         return 0
 
     def trim(self, num_tokens: int) -> None:
-        """Nothing is kept, so nothing is forgotten."""
+        """Do nothing, because nothing is kept."""
 
     def fork(self) -> "RecomputeCache":
         return self

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class View(NamedTuple):
-    """Where the K and V lie that the next tokens of a sequence look at.
+    """Where the K and V lie that the next tokens of a sequence see.
 
     `blocks` is the sequence's block table up to the last of these tokens. They are written to the slots from `first`
     on, counted through the blocks: slot 9 in blocks of 4 is slot 1 of the third block. `held` are the positions of the
@@ -20,8 +20,8 @@ class View(NamedTuple):
 class Span(NamedTuple):
     """A sequence's tokens in a step: `length` tokens from position `start` on, over the slots of `view`.
 
-    `parents` is the tree of a draft: for each token the number of the one before it, -1 for one that follows the
-    tokens that are held; None for a plain row.
+    parents[t] is the number of the token before token t in a tree of drafts, -1 for the last token before the step;
+    None for tokens in a row.
     """
 
     view: View
@@ -32,4 +32,5 @@ class Span(NamedTuple):
     @property
     def scattered(self) -> bool:
         """Whether positions and slots differ, or the tokens make a tree."""
-        return self.view.held is not None or self.view.first != self.start or self.parents is not None
+        view = self.view
+        return view.held is not None or view.first != self.start or self.parents is not None

@@ -15,7 +15,6 @@ import mlx.core as mx
 from tiny_llm.cache import disk
 from tiny_llm.cache.choose import new_cache, slot_bytes, slots_at_most
 from tiny_llm.cache.contiguous import ContiguousCache
-from tiny_llm.cache.paged import block_nbytes
 from tiny_llm.cache.whole import WholeCaches
 from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams, SchedulerConfig
 from tiny_llm.config.fields import require, shown
@@ -261,7 +260,7 @@ class LLM:
         config = replace(config, scheduler=replace(config.scheduler, max_sequences=slots))
         if self.engine_config.cache != "rotating":
             dtype = self.model.weights["norm"]["weight"].dtype
-            each = block_nbytes(self.config, config.block_size, dtype, self.engine_config.packed_bits)
+            each = config.block_size * slot_bytes(self.config, self.engine_config, dtype.size)
             need = kv_bytes_for(requests, config.scheduler, config.block_size, each)
             free = available_bytes()
             config = replace(config, kv_bytes=need if free is None else min(need, free // 2))

@@ -1,6 +1,5 @@
 """The parts of a loaded model: its weights on operations that suit this machine, and its tokenizer."""
 
-import os
 import warnings
 from pathlib import Path
 from typing import cast
@@ -10,8 +9,9 @@ import mlx.core as mx
 from tiny_llm._temporary import temporary_folder_fault
 from tiny_llm.config import EngineConfig, ModelConfig
 from tiny_llm.config.fields import require
-from tiny_llm.kernels.table import with_kernels
-from tiny_llm.model import fused, loader
+from tiny_llm.kernels.table import operations
+from tiny_llm.model import loader
+from tiny_llm.model.ops import PLAIN
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 from tiny_llm.quantize.affine import unfused
@@ -31,13 +31,9 @@ def load_model(path: Path, shape: ModelConfig, config: EngineConfig, dtype: mx.D
     """Read the weights and choose the operations. Raises ValueError where the files are broken."""
     weights = loader.load_weights(path, shape, dtype)
     _check_compiler()
-    ops = fused.choose(config.ops)
-    if config.ops == "plain":
-        ops = unfused(ops)
-    if ops is fused.CPU:
-        fused.by_columns(weights)
-    kernels = config.kernels or os.environ.get("TINY_LLM_KERNELS")
-    return Qwen3(shape, weights, with_kernels(ops, kernels) if kernels else ops)
+    ops = operations(config, unfused(PLAIN))
+    ops.lay_out(weights)
+    return Qwen3(shape, weights, ops)
 
 
 def load_tokenizer(path: Path, shape: ModelConfig) -> Tokenizer:

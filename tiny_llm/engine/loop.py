@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tiny_llm.cache.view import View
+from tiny_llm.cache.whole import WholeCaches
 from tiny_llm.config import EngineConfig
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.config.serving import ServingConfig
@@ -212,7 +213,8 @@ class Loop:
         """Plan the next step and set it going, unless it runs already: `following`."""
         if not self.scheduler.has_work:
             self.runner.release(self.scheduler.sequences.take_ended())
-            self.store.drop_unused(self.scheduler.blocks.in_use)
+            if isinstance(self.store, WholeCaches):
+                self.store.drop_unused(self.scheduler.blocks.in_use)
             return []
         step = self.scheduler.schedule(self.clock())
         if not step.shares:  # nothing fits under the limits lowered after a failure: restore them

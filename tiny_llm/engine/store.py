@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tiny_llm.cache.block_files import BlockFiles
-from tiny_llm.cache.choose import new_cache
+from tiny_llm.cache.choose import new_cache, num_blocks_for, slot_bytes
 from tiny_llm.cache.packed import PackedPool
-from tiny_llm.cache.paged import PagedPool, block_nbytes, num_blocks_for
+from tiny_llm.cache.paged import PagedPool
 from tiny_llm.cache.view import Span
 from tiny_llm.cache.whole import WholeCaches
 from tiny_llm.config import EngineConfig
@@ -45,9 +45,6 @@ class Store(Protocol):
 
     def mend(self) -> bool:
         """After a step that failed: make the buffers usable. False where all that they held is lost."""
-
-    def drop_unused(self, used: Callable[[int], bool]) -> None:
-        """Give up the memory of blocks that are not in use, where they have memory of their own."""
 
     @property
     def nbytes(self) -> int:
@@ -99,18 +96,18 @@ def _files(model: Qwen3, pool: PagedPool, serving: ServingConfig) -> BlockFiles 
 
 def paged_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_context: int) -> PagedPool:
     """A pool of the size that the settings give; packed where `engine` asks for few bits."""
-    config, size, bits = model.config, serving.block_size, engine.packed_bits
+    config, size = model.config, serving.block_size
     dtype = model.weights["norm"]["weight"].dtype
     budget = serving.kv_bytes
     if budget is None:
-        blocks = -(-min(max_context, USUAL_CONTEXT) // size)
-        budget = serving.scheduler.max_sequences * blocks * block_nbytes(config, size, dtype, bits)
+        slots = -(-min(max_context, USUAL_CONTEXT) // size) * size
+        budget = serving.scheduler.max_sequences * slots * slot_bytes(config, engine, dtype.size)
         free = available_bytes()
         budget = budget if free is None else min(budget, free // 4)
-    count = num_blocks_for(config, budget, size, dtype, bits)
-    if bits is None:
+    count = num_blocks_for(config, engine, budget, size, dtype.size)
+    if engine.packed_bits is None:
         return PagedPool(config, model.ops, count, size, dtype)
-    return PackedPool(config, model.ops, count, size, dtype, bits)
+    return PackedPool(config, model.ops, count, size, dtype, engine.packed_bits, engine.kv_group_size)
 
 
 def whole_store(model: Qwen3, engine: EngineConfig, max_sequences: int, max_context: int, kept: int) -> WholeCaches:

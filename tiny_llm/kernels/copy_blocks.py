@@ -8,7 +8,7 @@ COPY_BLOCKS = Kernel("copy_blocks", "pool sources blocks count", "out")
 
 
 def copied_blocks(pool: mx.array, sources: mx.array, on: On = None) -> mx.array:
-    """The blocks `sources` (C,) int32 of a pool (Hkv, num_blocks, block, D), as (Hkv, C, block, D).
+    """Copy the blocks `sources` (C,) int32 of a pool (Hkv, num_blocks, block, D); result (Hkv, C, block, D).
 
     Reads and writes each number once. The caller puts the copies where they belong: a slice update of MLX writes in
     place, which no kernel of ours can. Raises ValueError for other shapes.
@@ -18,11 +18,19 @@ def copied_blocks(pool: mx.array, sources: mx.array, on: On = None) -> mx.array:
     heads, blocks, block, dim = pool.shape
     count = sources.shape[0]
     return COPY_BLOCKS(
-        *(pool, sources, blocks, count),
-        plain=lambda: [pool[:, sources]],
+        pool,
+        sources,
+        blocks,
+        count,
+        plain=lambda: [copied_blocks_plain(pool, sources)],
         like=[((heads, count, block, dim), pool.dtype)],
         grid=(block * dim, count, heads),
         threadgroup=(min(256, block * dim), 1, 1),
         template={"T": pool.dtype, "SIZE": block * dim},
         on=on,
     )[0]
+
+
+def copied_blocks_plain(pool: mx.array, sources: mx.array) -> mx.array:
+    """Copy the blocks `sources` by MLX's gather."""
+    return pool[:, sources]

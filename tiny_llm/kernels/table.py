@@ -1,39 +1,59 @@
-"""The model's table of operations with kernels in it: `--kernels` runs them in the real model."""
+"""The one switchboard: from the settings and the device to the table of operations that a model and its caches use."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from tiny_llm.config import EngineConfig
+from tiny_llm.kernels.copy_blocks import copied_blocks
 from tiny_llm.kernels.decode_attention import MAX_HEADS, decode_attention
 from tiny_llm.kernels.elementwise import swiglu
-from tiny_llm.kernels.flash_attention import flash_attention
+from tiny_llm.kernels.flash_attention import Extent, flash_attention
 from tiny_llm.kernels.launch import choose
 from tiny_llm.kernels.matmul import quantized_matmul
 from tiny_llm.kernels.norm import rms_norm
 from tiny_llm.kernels.packed_attention import packed_attention
+from tiny_llm.kernels.paged_attention import PACKED_TWINS, TWINS, Pages, paged_decode, paged_prefill
 from tiny_llm.kernels.rope import rope
-from tiny_llm.model.cached_attention import Packed
+from tiny_llm.model import fused
+from tiny_llm.model.cached_attention import Packed, PagedOps
 from tiny_llm.model.ops import Ops, Weight
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.rope import Rotation
 
 
-def with_kernels(ops: Ops, name: str) -> Ops:
-    """`ops` with our kernels on the back end `name`; raises ValueError as `choose` does, and in a step where heads are
-    wider than 256.
+def operations(config: EngineConfig, plain: Ops) -> Ops:
+    """Build the table of operations for these settings on MLX's default device.
 
-    Kernels are the norm, the rotation, the gate, products with packed weights and attention. Three things stay with
-    `ops`, for which there is none: dense products, the embedding, attention under a mask of a cache's own (a rotating
-    one beyond its window). Keys and values come as a slice of the cache's buffer, which MLX copies for a launch; the
-    kernels of a paged pool read theirs in place. The simulator needs values, which a compiled function has not: with it
-    nothing is compiled.
+    `plain` is the table of readable operations, for `config.ops` "plain". With `config.kernels`, or without it the
+    environment's TINY_LLM_KERNELS, our kernels run in the whole model. Without both they run where MLX has none: over
+    a paged pool on a GPU. Raises ValueError as `launch.choose`.
+    """
+    ops = plain if config.ops == "plain" else fused.choose(config.ops)
+    name = config.kernels or os.environ.get("TINY_LLM_KERNELS")
+    if name:
+        return with_kernels(ops, name)
+    return ops._replace(paged=paged_on(choose()), paged_packed=PACKED_TWINS)
+
+
+def with_kernels(ops: Ops, name: str) -> Ops:
+    """Return `ops` with our kernels on the back end `name`.
+
+    Kernels are the norm, the rotation, the gate, products with packed weights, attention and the paged pool's
+    operations. `ops` keeps the operations for which there is no kernel: dense products, the embedding, and attention
+    under a mask that a cache makes (a rotating one beyond its window). Keys and values come as a slice of the cache's
+    buffer, which MLX copies for a launch; the kernels of a paged pool read theirs in place. A pool in few bits has
+    plain twins only. The simulator needs values, which a compiled function lacks: on it nothing is compiled.
+
+    Raises ValueError as `launch.choose`, and in a step where heads are wider than 256.
     """
     on = choose(name)
 
     def norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
-        return rms_norm(x.reshape(-1, x.shape[-1]), weight.astype(x.dtype), eps, on).reshape(x.shape)
+        rows = x.reshape(-1, x.shape[-1])
+        return rms_norm(rows, weight.astype(x.dtype), eps, on).reshape(x.shape)
 
     def turn(x: mx.array, rotation: Rotation) -> mx.array:
         return rope(x, rotation.cos, rotation.sin, on=on)
@@ -41,56 +61,131 @@ def with_kernels(ops: Ops, name: str) -> Ops:
     def gate(gate_up: mx.array) -> mx.array:
         return swiglu(gate_up, on)
 
+    table = ops._replace(
+        linear=linear_on(on, ops.linear),
+        rms_norm=norm,
+        rope=turn,
+        swiglu=gate,
+        attention=attention_on(on),
+        packed_attention=packed_attention_on(on, ops.packed_attention),
+        paged=paged_on(on),
+        paged_packed=PACKED_TWINS,
+        kernels=on,
+    )
+    if on == "sim":
+        return table._replace(compile=lambda function: function)
+    return table
+
+
+def linear_on(on: str, dense: Callable[[mx.array, Weight], mx.array]) -> Callable[[mx.array, Weight], mx.array]:
+    """Return the product with a weight: packed weights by kernels, others by `dense`."""
+
     def linear(x: mx.array, w: Weight) -> mx.array:
         if "parts" in w:
             return mx.concatenate([linear(x, part) for part in w["parts"]], axis=-1)
         if "scales" not in w:
-            return ops.linear(x, w)
-        y = quantized_matmul(x, w["weight"], w["scales"].astype(x.dtype), w["biases"].astype(x.dtype), on)
+            return dense(x, w)
+        scales = w["scales"].astype(x.dtype)
+        biases = w["biases"].astype(x.dtype)
+        y = quantized_matmul(x, w["weight"], scales, biases, on)
         return y + w["bias"] if "bias" in w else y
 
-    table = attending(ops, on)._replace(linear=linear, rms_norm=norm, rope=turn, swiglu=gate, kernels=on)
-    return table._replace(compile=lambda function: function) if on == "sim" else table
+    return linear
 
 
-def attending(ops: Ops, on: str) -> Ops:
-    """`ops` with the attention kernels: FlashAttention for several queries, decode attention for one."""
+def attention_on(on: str) -> Callable[..., mx.array]:
+    """Return causal attention: FlashAttention for several queries, decode attention for one query."""
 
     def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None = None) -> mx.array:
-        if q.shape[0] == 1 and q.shape[1] <= MAX_HEADS * k.shape[0]:
-            lengths = mx.array([k.shape[1]], mx.int32)
+        heads, slots, _ = k.shape
+        if is_decode(q, heads):
+            lengths = mx.array([slots], mx.int32)
             return decode_attention(q, k[None], v[None], lengths, scale, window or 0, on=on)
-        return flash_attention(q, k, v, [(q.shape[0], k.shape[1])], scale, window or 0, on)
+        spans = [(q.shape[0], slots)]
+        return flash_attention(q, k, v, spans, scale, window or 0, on)
+
+    return attention
+
+
+def packed_attention_on(on: str, masked: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """Return attention over packed keys and values; `masked` does it under a mask, for which there is no kernel."""
+    attention = attention_on(on)
 
     def packed(
         q: mx.array, k: Packed, v: Packed, scale: float, window: int | None = None, mask: mx.array | None = None
     ) -> mx.array:
         if mask is not None:
-            return ops.packed_attention(q, k, v, scale, window, mask)
-        slots, dim = k.codes.shape[1], q.shape[2]
-        if q.shape[0] == 1 and q.shape[1] <= MAX_HEADS * k.codes.shape[0]:
-            keys, values = ((x.codes[None], x.scales[None], x.biases[None]) for x in (k, v))
-            return packed_attention(q, keys, values, mx.array([slots], mx.int32), scale, window or 0, on=on)
-        return attention(q, k.unpacked(0, slots, dim), v.unpacked(0, slots, dim), scale, window)
+            return masked(q, k, v, scale, window, mask)
+        heads, slots, _ = k.codes.shape
+        if is_decode(q, heads):
+            keys = k.codes[None], k.scales[None], k.biases[None]
+            values = v.codes[None], v.scales[None], v.biases[None]
+            lengths = mx.array([slots], mx.int32)
+            return packed_attention(q, keys, values, lengths, scale, window or 0, on=on)
+        dim = q.shape[2]
+        unpacked_k = k.unpacked(0, slots, dim)
+        unpacked_v = v.unpacked(0, slots, dim)
+        return attention(q, unpacked_k, unpacked_v, scale, window)
 
-    return ops._replace(attention=attention, packed_attention=packed)
+    return packed
+
+
+def is_decode(q: mx.array, kv_heads: int) -> bool:
+    """Return whether decode attention takes these queries (T, Hq, D): one of a group that its threadgroup holds."""
+    return q.shape[0] == 1 and q.shape[1] <= MAX_HEADS * kv_heads
+
+
+def paged_on(on: str) -> PagedOps:
+    """Return the operations of a paged pool on the back end `on`."""
+    if on == "plain":
+        return TWINS
+
+    def decode(q: mx.array, keys: mx.array, values: mx.array, pages: Pages, scale: float) -> mx.array:
+        return paged_decode(q, keys, values, pages.tables, pages.ends, scale, pages.window, on=on)
+
+    def prefill(
+        q: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        tables: mx.array,
+        spans: Sequence[Extent],
+        scale: float,
+        window: int | None,
+    ) -> mx.array:
+        return paged_prefill(q, keys, values, tables, spans, scale, window or 0, on)
+
+    def copy_blocks(pool: mx.array, sources: mx.array) -> mx.array:
+        return copied_blocks(pool, sources, on)
+
+    return PagedOps(decode, prefill, copy_blocks, reads_padding=False)
 
 
 def in_words(model: Qwen3, engine: EngineConfig) -> str:
-    """What runs where, such as `kernels on sim: norm, rotation, gate, attention · MLX's operations: embedding`."""
+    """Say what runs where: `kernels on sim: norm, rotation, gate, attention · MLX's operations: embedding`."""
     table = () if model.config.tie_word_embeddings else ("embed_tokens",)
-    packed = {kind for name, weight in model.weights.items() if name not in table for kind in matrices_packed(weight)}
-    ours = ["norm", "rotation", "gate", "attention", *(["packed products"] if True in packed else [])]
-    theirs = ["embedding", *(["dense products"] if False in packed else [])]
+    packed = set[bool]()
+    for name, weight in model.weights.items():
+        if name not in table:
+            packed.update(matrices_packed(weight))
+    ours = ["norm", "rotation", "gate", "attention"]
+    theirs = ["embedding"]
+    if True in packed:
+        ours.append("packed products")
+    if False in packed:
+        theirs.append("dense products")
     if engine.cache == "rotating":
         theirs.append("attention beyond the window")
     return f"kernels on {engine.kernels}: {', '.join(ours)} · MLX's operations: {', '.join(theirs)}"
 
 
 def matrices_packed(weights: Any) -> Iterator[bool]:
-    """Of each matrix in a tree of weights, whether it is packed."""
+    """Yield of each matrix in a tree of weights whether it is packed."""
     if isinstance(weights, dict) and "weight" in weights:
-        yield from ["scales" in weights] * (weights["weight"].ndim == 2)
-    elif isinstance(weights, (dict, list)):
-        for part in weights.values() if isinstance(weights, dict) else weights:
+        if weights["weight"].ndim == 2:
+            yield "scales" in weights
+    elif isinstance(weights, dict):
+        for part in weights.values():
+            yield from matrices_packed(part)
+    elif isinstance(weights, list):
+        for part in weights:
             yield from matrices_packed(part)

@@ -1,9 +1,10 @@
-"""Attention for caches that need more than the causal one: with a mask of their own, or over packed keys and values.
+"""Attention for caches that need more than the causal one: with a mask of their own, over packed K and V, in pages.
 
 Shapes: T queries of Hq heads, S slots of Hkv heads, D wide. `mx.quantize` packs keys and values, in groups along D;
 group size and bits follow from the shapes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -65,6 +66,21 @@ class Mixture(NamedTuple):
         added = weights.astype(values.dtype) @ values
         mixed = self.mixed * kept + added
         return Mixture(top, total, mixed)
+
+
+class PagedOps(NamedTuple):
+    """The operations of a paged pool on one back end; `kernels/paged_attention.py` has them.
+
+    `decode(q, keys, values, pages, scale)` attends with one query for each sequence. `prefill(q, keys, values, tables,
+    spans, scale, window)` attends with several queries of each sequence in one call; None where the cache has to gather
+    each sequence's slots. `copy_blocks(pool, sources)` returns copies of blocks. `reads_padding` says that `decode`
+    reads on behind a sequence's end, up to the widest table of its group, and masks what it reads there.
+    """
+
+    decode: Callable[..., mx.array]
+    prefill: Callable[..., mx.array] | None
+    copy_blocks: Callable[[mx.array, mx.array], mx.array]
+    reads_padding: bool
 
 
 def masked_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:

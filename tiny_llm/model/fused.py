@@ -228,6 +228,7 @@ CPU = Ops(
     mx.compile,
     masked_attention_cpu,
     packed_attention_cpu,
+    lay_out=by_columns,
 )
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from tiny_llm.model.attention import causal_attention
-from tiny_llm.model.cached_attention import masked_attention, packed_attention
+from tiny_llm.model.cached_attention import PagedOps, masked_attention, packed_attention
 from tiny_llm.model.rope import apply_rope
 
 Weight = dict[str, Any]
@@ -112,6 +112,9 @@ class Ops(NamedTuple):
     compile: Callable[[Callable[..., Any]], Callable[..., Any]]
     masked_attention: Callable[..., mx.array] = masked_attention
     packed_attention: Callable[..., mx.array] = packed_attention
+    paged: PagedOps | None = None  # of a pool in full width; None: the plain twins
+    paged_packed: PagedOps | None = None  # of a pool in few bits; None: the plain twins
+    lay_out: Callable[[dict[str, Any]], None] = lambda weights: None  # as `linear` reads them fastest
     kernels: str | None = None  # the back end of our own kernels, where the table has them
 
 
