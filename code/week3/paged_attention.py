@@ -47,14 +47,14 @@ class PagedPool:
         self.scale = config.head_dim**-0.5
         self.windows = tuple(config.window_of(layer) for layer in range(config.num_hidden_layers))
         self.paged = ops.paged or TWINS
-        self.clear()
+        self._clear()
 
-    def drop(self) -> None:
+    def _drop(self) -> None:
         """Drop all buffers."""
         for name in self.held:
             setattr(self, name, [])
 
-    def clear(self) -> None:
+    def _clear(self) -> None:
         """Make all buffers anew, empty; the old ones are dropped first."""
         self.keys: list[mx.array] = []
         self.values: list[mx.array] = []
@@ -74,12 +74,12 @@ class PagedPool:
             return True
         except Exception:
             need = self.nbytes
-            self.drop()
+            self._drop()
         mx.clear_cache()
         free = available_bytes()
         if free is not None and free < need:
             raise MemoryError(f"no memory for the pool of {need:,} bytes after a step that failed, {free:,} are free")
-        self.clear()
+        self._clear()
         return False
 
     def ahead(self) -> "PagedPool":
@@ -135,27 +135,6 @@ class PagedPool:
     def sequence(self, layer: int, table: Sequence[int], length: int) -> tuple[mx.array, mx.array]:
         """Return one sequence's keys and values in their order, (Hkv, length, D) each."""
         return gathered(self.keys[layer], table, length), gathered(self.values[layer], table, length)
-
-    def batch(self, spans: Sequence[Span]) -> "PagedBatch":
-        plain = [span for span in spans if not span.scattered]
-        others = spans[len(plain) :]
-        return PagedBatch(
-            self,
-            [span.view.blocks for span in plain],
-            [span.start for span in plain],
-            [span.length for span in plain],
-            [Scattered.of(*span) for span in others],
-        )
-
-    def mend(self) -> bool:
-        try:
-            mx.eval(self.state)
-            return True
-        except Exception:
-            self.drop()
-            mx.clear_cache()
-            self.clear()
-            return False
 
     @property
     def nbytes(self) -> int:

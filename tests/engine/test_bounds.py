@@ -19,11 +19,9 @@ from tiny_llm.decode.text import Delta
 from tiny_llm.engine.answers import AsyncStream, Box, Collected, Stream, UnreadError, completions_of
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.llm import LLM, load
-from tiny_llm.engine.loading import load_tokenizer
 from tiny_llm.engine.loop import Output
 from tiny_llm.engine.prompt import RequestBuilder
 from tiny_llm.engine.serving import Engine, FullError
-from tiny_llm.model.loader import load_config
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 LONG = replace(GREEDY, max_tokens=400)
@@ -253,27 +251,9 @@ def test_a_slow_prompt_does_not_keep_the_event_loop(engine: Engine, monkeypatch:
     assert asyncio.run(measure()) < 0.1
 
 
-def encode_holds_the_lock(path: Path) -> bool:
-    """Whether the tokenizer keeps other threads waiting while it works on a text."""
-    tokenizer = load_tokenizer(path, load_config(path))
-    gaps = []
-    for _ in range(3):
-        thread = threading.Thread(target=tokenizer.encode, args=(CHAT[0]["content"],))
-        longest, last = 0.0, time.perf_counter()
-        thread.start()
-        while thread.is_alive():
-            time.sleep(0.001)
-            now = time.perf_counter()
-            longest, last = max(longest, now - last), now
-        gaps.append(longest)
-    return min(gaps) > 0.03
-
-
 def test_a_long_chat_does_not_keep_the_event_loop(tmp_path: Path) -> None:
     """100 kB of chat took the event loop 70 ms of rendering and tokenizing."""
     directory = make_model(tmp_path / "model", max_position_embeddings=200_000)
-    if encode_holds_the_lock(directory):
-        pytest.skip("tokenizers.Tokenizer.encode holds the interpreter's lock; encode_batch gives it up")
     with Engine(directory, serving=SERVING) as engine:
 
         async def measure() -> float:
@@ -281,7 +261,7 @@ def test_a_long_chat_does_not_keep_the_event_loop(tmp_path: Path) -> None:
 
         with pytest.raises(ValueError, match="the pool has"):
             asyncio.run(engine.agenerate(CHAT, GREEDY))
-        assert min(asyncio.run(measure()) for _ in range(3)) < 0.03
+        assert min(asyncio.run(measure()) for _ in range(5)) < 0.03
 
 
 def test_cheap_checks_of_astream_are_made_in_the_call(engine: Engine) -> None:

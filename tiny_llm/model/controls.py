@@ -147,14 +147,14 @@ class Controls:
     def encode(self, text: Rendered) -> list[int]:
         """Return the ids of a text in which only `text.controls` are control tokens."""
         if text.controls is None:
-            return self.backend.encode(str(text), add_special_tokens=False).ids
+            return ids_of(self.backend, str(text))
         second, names = self._second
         pieces = []
         end = 0
         for begin, after in text.controls:
             pieces += [text[end:begin], names[text[begin:after]]]
             end = after
-        return second.encode("".join([*pieces, text[end:]]), add_special_tokens=False).ids
+        return ids_of(second, "".join([*pieces, text[end:]]))
 
     @cached_property
     def _pattern(self) -> str:
@@ -177,6 +177,11 @@ class Controls:
                 added |= {"content": name, "normalized": False, "single_word": False}
         _rename(data["model"], names)
         return tokenizers.Tokenizer.from_str(json.dumps(data)), names
+
+
+def ids_of(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text. Other threads run meanwhile: `encode` would hold Python's lock."""
+    return backend.encode_batch([text], add_special_tokens=False)[0].ids
 
 
 def _marks_at(text: str, place: int, mark: str) -> int:
