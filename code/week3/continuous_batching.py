@@ -13,13 +13,12 @@ from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.fields import require
 from tiny_llm.course import NotDone
 from tiny_llm.engine.blocks import BlockPool
-from tiny_llm.engine.events import Event, Log
+from tiny_llm.engine.events import Event
 from tiny_llm.engine.kept import Kept
-from tiny_llm.engine.ledger import Ledger
+from tiny_llm.engine.ledger import Ledger, Log, check_request
 from tiny_llm.engine.radix import Match, RadixTree
 from tiny_llm.engine.request import EndReason, Request, Result, Sequence, Share, State, Step, computed_after
-from tiny_llm.engine.sequences import Sequences, check_request
-from tiny_llm.engine.waiting import Waiting
+from tiny_llm.engine.sequences import Sequences, Waiting
 
 
 class Entry(NamedTuple):

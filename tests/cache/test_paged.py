@@ -21,8 +21,9 @@ from tiny_llm.cache.choose import num_blocks_for, slot_bytes
 from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedBatch, PagedPool, groups_of
 from tiny_llm.cache.recompute import RecomputeCache
-from tiny_llm.cache.view import Span, View
+from tiny_llm.cache.view import View
 from tiny_llm.config import EngineConfig
+from tiny_llm.engine.request import SequenceId, Share
 from tiny_llm.kernels.catalog import paged_decode_arguments
 from tiny_llm.kernels.paged_attention import Pages, paged_decode, paged_decode_plain
 from tiny_llm.kernels.table import paged_on
@@ -295,15 +296,19 @@ def test_a_pool_takes_its_operations_from_the_table(
     assert Counter(calls) == (expected if back_end == "plain" else expected | {"prefill": layers})
 
 
-def span(blocks: list[int], start: int, length: int) -> Span:
-    return Span(View(tuple(blocks), start), start, length)
+def share(view: View, start: int, length: int, parents: tuple[int, ...] | None = None) -> Share:
+    return Share(SequenceId("r", 0), start, (0,) * length, 1, view, parents)
+
+
+def span(blocks: list[int], start: int, length: int) -> Share:
+    return share(View(tuple(blocks), start), start, length)
 
 
 def test_a_span_is_scattered_by_its_slots_or_by_a_tree() -> None:
     assert not span([0, 1], 4, 2).scattered
-    assert Span(View((0, 1), 4, (0, 1, 2, 3)), 4, 1).scattered
-    assert Span(View((0, 1), 4), 5, 1).scattered
-    assert Span(View((0, 1), 4), 4, 2, (-1, -1)).scattered
+    assert share(View((0, 1), 4, (0, 1, 2, 3)), 4, 1).scattered
+    assert share(View((0, 1), 4), 5, 1).scattered
+    assert share(View((0, 1), 4), 4, 2, (-1, -1)).scattered
 
 
 def test_a_batch_of_spans_is_the_batch_of_their_numbers(model: Qwen3) -> None:
@@ -313,7 +318,7 @@ def test_a_batch_of_spans_is_the_batch_of_their_numbers(model: Qwen3) -> None:
     first = [span([7, 2], 0, 5), span([1], 0, 3), span([9, 5], 0, 5)]
     row = [token for text, piece in zip(texts, first, strict=True) for token in text[: piece.length]]
     mx.eval(model.hidden_states(mx.array(row), pool.batch(first)))
-    tree = Span(View((9, 5), 5), 5, 2, (-1, -1))
+    tree = share(View((9, 5), 5), 5, 2, (-1, -1))
     row = [texts[0][5], *texts[1][3:], 30, 31]
     got = model(mx.array(row), pool.batch([span([7, 2], 5, 1), span([1, 4], 3, 4), tree]))
     close(got[:1], whole(model, texts[0])[5:])

@@ -12,8 +12,8 @@ from tests.support import make_model
 from tiny_llm import SamplingParams
 from tiny_llm.config import SchedulerConfig, Structured
 from tiny_llm.config.serving import ServingConfig
+from tiny_llm.engine.sequences import MAX_IDLE
 from tiny_llm.engine.serving import Engine
-from tiny_llm.engine.waiting import MAX_IDLE
 
 SERVING = ServingConfig(kv_bytes=2**20, block_size=8, scheduler=SchedulerConfig(token_budget=512, max_sequences=64))
 FORM = Structured("regex", "[0-9]{1,2}")

@@ -6,7 +6,7 @@ import pytest
 
 from tiny_llm.config import SamplingParams
 from tiny_llm.engine.request import Request, Sequence, State
-from tiny_llm.engine.waiting import Waiting
+from tiny_llm.engine.sequences import Waiting
 
 WEIGHTS = {"a": 2.0}
 

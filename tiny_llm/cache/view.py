@@ -1,6 +1,6 @@
 """Which slots of a pool a sequence's tokens lie in: a token's position is not its slot."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class View(NamedTuple):
@@ -17,20 +17,25 @@ class View(NamedTuple):
     held: tuple[int, ...] | None = None
 
 
-class Span(NamedTuple):
-    """A sequence's tokens in a step: `length` tokens from position `start` on, over the slots of `view`.
+class Span(Protocol):
+    """A sequence's tokens in a step, as a store reads them: `length` tokens from position `start` on.
 
-    parents[t] is the number of the token before token t in a tree of drafts, -1 for the last token before the step;
-    None for tokens in a row.
+    They look at the slots of `view`. parents[t] is the number of the token before token t in a tree of drafts, -1 for
+    one that follows the last token before the step; None for tokens in a row. `scattered`: positions and slots differ,
+    or the tokens make a tree.
     """
 
-    view: View
-    start: int
-    length: int
-    parents: tuple[int, ...] | None = None
+    @property
+    def view(self) -> View: ...
 
     @property
-    def scattered(self) -> bool:
-        """Whether positions and slots differ, or the tokens make a tree."""
-        view = self.view
-        return view.held is not None or view.first != self.start or self.parents is not None
+    def start(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def parents(self) -> tuple[int, ...] | None: ...
+
+    @property
+    def scattered(self) -> bool: ...

@@ -52,6 +52,11 @@ class SamplingParams:
         if self.beam_width > 1:
             self._check_beams()
 
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the logits depend on the tokens before."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
     def _check_ends(self) -> None:
         """What ends an answer: stop strings, stop tokens, the model's eos."""
         _check_stop(self.stop, "stop")

@@ -32,13 +32,8 @@ class History(NamedTuple):
     @classmethod
     def start(
         cls, params: Sequence[SamplingParams], prompts: Sequence[Tokens], outputs: Sequence[Tokens], vocab_size: int
-    ) -> "History | None":
-        """Count the tokens of prompts and outputs. Return None if no row has a penalty.
-
-        Raises ValueError for a token outside the vocabulary.
-        """
-        if not any(_has_penalty(p) for p in params):
-            return None
+    ) -> "History":
+        """Count the tokens of prompts and outputs. Raises ValueError for a token outside the vocabulary."""
         seen = []
         for p, prompt, output in zip(params, prompts, outputs, strict=True):
             repeats = prompt if p.repetition_penalty != 1 else ()
@@ -80,12 +75,6 @@ class History(NamedTuple):
         """Make the history of these rows, in this order."""
         arrays = [array[rows] for array in self]
         return History(*arrays)
-
-
-def _has_penalty(params: SamplingParams) -> bool:
-    """Return whether a row's logits depend on the tokens before."""
-    penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
-    return penalties != (1, 0, 0)
 
 
 def _slots(prompt: Tokens, output: Tokens) -> Slots:

@@ -73,7 +73,9 @@ class Sampler:
                 raise ValueError(f"{name}: expected one for each of the {rows} rows, found {len(values)}")
         self.params = tuple(params)
         self.vocab_size = vocab_size
-        self._history = History.start(self.params, prompts, outputs, vocab_size)
+        self._history: History | None = None
+        if any(p.has_penalty for p in params):
+            self._history = History.start(self.params, prompts, outputs, vocab_size)
         self._plan()
         self._keys: draw.Keys | None = None  # a greedy batch needs no random numbers
         if any(group.columns != GREEDY for group in self._groups):
@@ -178,7 +180,7 @@ class _Group:
     rows: npt.NDArray[np.int64]
     index: mx.array | None
     columns: int
-    temperature: mx.array
+    temperature: mx.array | None
     top_k: mx.array | None
     top_p: mx.array | None
     min_p: mx.array | None
@@ -187,13 +189,16 @@ class _Group:
     def of(cls, params: Sequence[SamplingParams], rows: Sequence[int], columns: int) -> "_Group":
         """Make the group of some rows of a batch, whose parameters are `params`."""
         index = np.array(rows, np.int64)
+        on_device = None if len(rows) == len(params) else mx.array(index)
+        if columns == GREEDY:
+            return cls(index, on_device, columns, temperature=None, top_k=None, top_p=None, min_p=None)
         chosen = [params[row] for row in rows]
         temperatures = [max(p.temperature, MIN_TEMPERATURE) for p in chosen]
         kept = [min(p.top_k or columns, columns) for p in chosen]
         shares = [_share(p.top_p) for p in chosen]
         return cls(
             rows=index,
-            index=None if len(rows) == len(params) else mx.array(index),
+            index=on_device,
             columns=columns,
             temperature=distribution.column(temperatures),
             top_k=_column_if_used(kept, unused=columns),
@@ -223,6 +228,7 @@ class _Group:
 
     def _draw(self, logits: mx.array, uniforms: mx.array) -> tuple[mx.array, mx.array]:
         """Draw a column from logits (rows, C), in descending order unless UNSORTED: columns and whether valid."""
+        assert self.temperature is not None, "a greedy row draws nothing"
         # ANCHOR: choose
         kept = distribution.weights(logits.astype(mx.float32), self.temperature)
         if self.top_k is not None:
@@ -301,5 +307,5 @@ def _column_if_used(values: Sequence[float], unused: float) -> mx.array | None:
 
 def _in_column(values: mx.array, column: mx.array) -> mx.array:
     """Read the value in each row's column. values (R, C), column (R,) → (R,)."""
-    picked = distribution.pick(values, column[:, None])
+    picked = mx.take_along_axis(values, column[:, None], axis=-1)
     return picked[:, 0]

@@ -20,13 +20,11 @@ finish   a sequence ends (note: why)                           those            
 import json
 import warnings
 from collections.abc import Callable
-from collections.abc import Sequence as Row
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
 from tiny_llm.config.fields import require
-from tiny_llm.engine.request import Sequence
 
 KINDS = frozenset("pool arrival admit share load branch chunk copy step token keep preempt evict finish".split())
 
@@ -49,27 +47,6 @@ class Event:
         """As one line of JSON; what has its default is left out."""
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return json.dumps(given, ensure_ascii=False)
-
-
-class Log:
-    """Makes events of what happens and hands them to `emit`, with the time and the step that were set last."""
-
-    def __init__(self, emit: Callable[[Event], None] | None):
-        self.emit, self.now, self.step = emit, 0.0, 0
-
-    def tell(
-        self,
-        kind: str,
-        sequence: Sequence | None = None,
-        start: int = 0,
-        tokens: int = 0,
-        blocks: Row[int] = (),
-        note: str = "",
-    ) -> None:
-        """An event of this kind; see the table above for what its fields mean."""
-        if self.emit is not None:
-            name, index = sequence.id if sequence is not None else ("", 0)
-            self.emit(Event(self.now, kind, self.step, name, index, start, tokens, tuple(blocks), note))
 
 
 class JsonLines:

@@ -1,13 +1,40 @@
-"""The only writer of block tables: which blocks a sequence holds, shares, copies, keeps for others and gives back."""
+"""The only writer of block tables: which blocks a sequence holds, shares, copies, keeps for others and gives back.
 
+It also has the log, in which the engine tells what happens to sequences and blocks.
+"""
+
+from collections.abc import Callable
 from collections.abc import Sequence as Row
 
 from tiny_llm.cache.view import View
+from tiny_llm.config import SchedulerConfig
+from tiny_llm.config.fields import require
 from tiny_llm.engine.blocks import BlockPool
-from tiny_llm.engine.events import Log
+from tiny_llm.engine.events import Event
 from tiny_llm.engine.kept import Kept
 from tiny_llm.engine.radix import Match, RadixTree, Restored
-from tiny_llm.engine.request import Sequence
+from tiny_llm.engine.request import Request, Sequence
+
+
+class Log:
+    """Makes events of what happens and hands them to `emit`, with the time and the step that were set last."""
+
+    def __init__(self, emit: Callable[[Event], None] | None):
+        self.emit, self.now, self.step = emit, 0.0, 0
+
+    def tell(
+        self,
+        kind: str,
+        sequence: Sequence | None = None,
+        start: int = 0,
+        tokens: int = 0,
+        blocks: Row[int] = (),
+        note: str = "",
+    ) -> None:
+        """An event of this kind; see the table above for what its fields mean."""
+        if self.emit is not None:
+            name, index = sequence.id if sequence is not None else ("", 0)
+            self.emit(Event(self.now, kind, self.step, name, index, start, tokens, tuple(blocks), note))
 
 
 class Ledger:
@@ -160,3 +187,22 @@ class Ledger:
                     assert tree.path(block) == s.tokens[: (i + 1) * size], "tree and table disagree"
         if tree:
             tree.check()
+
+
+def check_request(request: Request, config: SchedulerConfig, blocks: BlockPool) -> None:
+    """Raise ValueError for a request that the slots or the whole pool could not hold."""
+    params, count = request.params, request.num_sequences
+    name, longest = ("beam_width" if request.searches else "n"), len(request.tokens) + params.max_tokens
+    require(
+        count <= config.max_sequences,
+        f"{name}: expected at most max_sequences ({config.max_sequences}), found {count}",
+    )
+    what = f"prompt of {len(request.tokens)} tokens with max_tokens {params.max_tokens}"
+    need = blocks.blocks_for(longest - 1)  # the last token is never computed
+    if request.searches:  # its beams can't take turns, as n answers can
+        need, what = need * count, f"{what} and beam_width {count}"
+    require(
+        need <= blocks.num_blocks,
+        f"{what}: needs {need} blocks of {blocks.block_size} tokens, the pool has {blocks.num_blocks}; "
+        "shorten the prompt, lower max_tokens or give the pool more memory",
+    )

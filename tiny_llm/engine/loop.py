@@ -23,11 +23,11 @@ from tiny_llm.decode.structured import Grammars
 from tiny_llm.decode.text import NOT_FINITE, Delta, Token, Writer, check_prompt
 from tiny_llm.engine.choosers import Beams, Draw, Fault, texts_of
 from tiny_llm.engine.events import Event, Guarded
+from tiny_llm.engine.ledger import check_request
 from tiny_llm.engine.recovery import Recovery, out_of_memory
 from tiny_llm.engine.request import UNKNOWN, Request, Result, Sequence, SequenceId, Share, Step
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.sequences import check_request
 from tiny_llm.engine.store import Store, new_scheduler, new_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model.qwen3 import Qwen3

@@ -180,6 +180,12 @@ class Share(NamedTuple):
         """The position behind its last token."""
         return self.start + len(self.tokens)
 
+    @property
+    def scattered(self) -> bool:
+        """Whether positions and slots differ, or the tokens make a tree."""
+        view = self.view
+        return view.first != self.start or view.held is not None or self.parents is not None
+
 
 class Admission(NamedTuple):
     """What the runner must know of a sequence before its first share: the tokens so far, and what is asked."""

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from tiny_llm.cache.view import Span
 from tiny_llm.decode.beam import log_softmax
 from tiny_llm.decode.sampler import Sampled
 from tiny_llm.engine.choosers import Draw
@@ -53,11 +52,6 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return sum(share.length for share in self.shares)
-
-    @property
-    def spans(self) -> list[Span]:
-        """Where the tokens stand, for the store."""
-        return [_span(share) for share in self.shares]
 
 
 @dataclass(frozen=True)
@@ -173,7 +167,7 @@ class Runner:
     def _build(self, step: Step, store: Store, draw: Draw, before: Running | None = None) -> Running:
         """A step as arrays that nothing has computed yet, on tokens that are known or come from the step before."""
         batch = Batch.of(step, draw)
-        hidden = self.model.hidden_states(_row(batch.shares, before), store.batch(batch.spans))  # (T, hidden)
+        hidden = self.model.hidden_states(_row(batch.shares, before), store.batch(batch.shares))  # (T, hidden)
         if not batch.rows:
             return Running(step, batch)
         every = batch.rows == tuple(range(batch.num_tokens))
@@ -188,13 +182,9 @@ class Runner:
         return Running(step, batch, sampled, logits[count:] if batch.searching else None)
 
 
-def _span(share: Share) -> Span:
-    return Span(share.view, share.start, share.length, share.parents)
-
-
 def _batch_order(share: Share) -> tuple[bool, bool, int]:
     """Sort key: decodes first, then by length, which needs the least padding; scattered tokens last."""
-    return _span(share).scattered, share.length > 1, share.start
+    return share.scattered, share.length > 1, share.start
 
 
 def _row(shares: Row[Share], before: Running | None) -> mx.array:

@@ -146,15 +146,16 @@ class Controls:
 
     def encode(self, text: Rendered) -> list[int]:
         """Return the ids of a text in which only `text.controls` are control tokens."""
+        # encode_batch lets other threads run meanwhile, which encode does not
         if text.controls is None:
-            return ids_of(self.backend, str(text))
+            return self.backend.encode_batch([str(text)], add_special_tokens=False)[0].ids
         second, names = self._second
         pieces = []
         end = 0
         for begin, after in text.controls:
             pieces += [text[end:begin], names[text[begin:after]]]
             end = after
-        return ids_of(second, "".join([*pieces, text[end:]]))
+        return second.encode_batch(["".join([*pieces, text[end:]])], add_special_tokens=False)[0].ids
 
     @cached_property
     def _pattern(self) -> str:
@@ -177,11 +178,6 @@ class Controls:
                 added |= {"content": name, "normalized": False, "single_word": False}
         _rename(data["model"], names)
         return tokenizers.Tokenizer.from_str(json.dumps(data)), names
-
-
-def ids_of(backend: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Return the ids of a text. Other threads run meanwhile: `encode` would hold Python's lock."""
-    return backend.encode_batch([text], add_special_tokens=False)[0].ids
 
 
 def _marks_at(text: str, place: int, mark: str) -> int:

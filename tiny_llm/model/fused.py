@@ -144,8 +144,11 @@ def attention_cpu(q: mx.array, k: mx.array, v: mx.array, scale: float, window: i
         if window is not None:
             begin = max(0, before + first + 1 - window)
         mask = None
-        if length > 1 or begin > 0:
-            mask = causal_mask(length, end - begin, window)
+        width = end - begin
+        if window is not None and (length > 1 or begin > 0):
+            mask = causal_mask(length, width, window)
+        elif length > 1:
+            mask = mx.tri(length, width, width - length, dtype=mx.bool_)  # each query sees the keys up to its own
         tiles.append(_attend_tile(tile, k[:, begin:end], v[:, begin:end], mask))
         if length < num_queries:
             mx.eval(tiles[-1])  # because MLX would reserve memory for the scores of all tiles at once

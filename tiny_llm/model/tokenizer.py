@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from tiny_llm.config.fields import JsonFields, as_text
-from tiny_llm.model.controls import Controls, ids_of
+from tiny_llm.model.controls import Controls
 from tiny_llm.model.directory import eos_ids, read_bytes, read_json
 from tiny_llm.model.length import LeastTokens
 from tiny_llm.model.rendered import Rendered
@@ -91,7 +91,8 @@ class Tokenizer:
         if isinstance(text, Rendered):
             tokens = self._controls.encode(text)
         else:
-            tokens = ids_of(self.backend, text)
+            # encode_batch lets other threads run meanwhile, which encode does not
+            tokens = self.backend.encode_batch([text], add_special_tokens=False)[0].ids
             if add_special_tokens:
                 tokens = self._with_added(tokens)
         if limit is not None and len(tokens) > limit:
