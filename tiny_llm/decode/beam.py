@@ -25,7 +25,7 @@ class Beam:
     finished: bool = False
 
     def score(self, length_penalty: float) -> float:
-        """Return log-probability / length ** length_penalty, which ranks beams (arXiv:1609.08144, without its shift)."""
+        """Return log-probability / length ** length_penalty, which ranks beams (arXiv:1609.08144, no shift)."""
         return self.logprob / float(len(self.tokens) ** length_penalty)
 
 
@@ -67,8 +67,8 @@ class Search:
         count = min(count, vocab_size)
         candidates: list[tuple[Beam, int]] = []
         for parent, (beam, row) in enumerate(zip(self.live, logprobs, strict=True)):
-            for longer in extend(beam, row, count, self.stops):
-                candidates.append((longer, parent))
+            extensions = extend(beam, row, count, self.stops)
+            candidates += [(longer, parent) for longer in extensions]
         candidates.sort(key=lambda candidate: -candidate[0].logprob)
         return candidates
 

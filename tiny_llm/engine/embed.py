@@ -123,7 +123,7 @@ def pooled(model: Qwen3, rows: Sequence[Sequence[int]], pooling: Pooling) -> mx.
     tokens: list[int] = []
     for row in rows:
         tokens += row
-    view = SideBySide(model.config, model.ops, spans)
+    view = TextsSideBySide(model.config, model.ops, spans)
     x = model.hidden_states(mx.array(tokens, mx.int32), view)  # (T, hidden)
     norm = model.weights["norm"]["weight"]
     eps = model.config.rms_norm_eps
@@ -149,7 +149,7 @@ def spans_of(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     return spans
 
 
-class SideBySide:
+class TextsSideBySide:
     """Causal attention within each of several texts that stand one after the other in a step. It keeps nothing."""
 
     def __init__(self, config: ModelConfig, ops: Ops, spans: Sequence[tuple[int, int]]):

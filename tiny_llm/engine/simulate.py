@@ -25,7 +25,7 @@ class Cost:
 
 
 @dataclass
-class Answer:
+class SimulatedAnswer:
     """When a sequence's tokens came. `preempted`: how often it lost its blocks."""
 
     sequence: Sequence
@@ -55,20 +55,20 @@ def simulate(
     cost: Cost | None = None,
     say: Callable[[Sequence], int] = babble,
     watch: Callable[[Step, float], None] | None = None,
-) -> list[Answer]:
+) -> list[SimulatedAnswer]:
     """Serve `requests`, each from its arrival on; returns the answers in their order. `watch` is shown every step.
 
     Raises what `Scheduler.add` does.
     """
     cost, now = cost or Cost(), 0.0
     coming = sorted(requests, key=lambda r: r.arrival)[::-1]
-    answers: dict[SequenceId, Answer] = {}
+    answers: dict[SequenceId, SimulatedAnswer] = {}
     while coming or scheduler.has_work:
         if not scheduler.has_work:
             now = max(now, coming[-1].arrival)
         while coming and coming[-1].arrival <= now:
             for sequence in scheduler.add(coming.pop(), now):
-                answers[sequence.id] = Answer(sequence)
+                answers[sequence.id] = SimulatedAnswer(sequence)
         step = scheduler.schedule(now)
         for sequence in scheduler.plan.preempted:
             answers[sequence.id].preempted += 1

@@ -243,7 +243,7 @@ CPU = Ops(
 )
 
 
-def choose(name: str) -> Ops:
+def choose_ops(name: str) -> Ops:
     """Return a table: "plain" has the readable operations, "fused" the fastest for the default device."""
     if name not in ("plain", "fused"):
         raise ValueError(f"ops: expected plain or fused, found {name!r}")
