@@ -1,6 +1,6 @@
-"""From a step to arrays and back: one forward pass and one draw for the whole ragged batch.
+"""Run a step on the device: one forward pass and one draw for the whole ragged batch.
 
-The runner reads steps, which are plain data, and nothing of the scheduler's.
+The runner reads steps, which are plain data, and no object of the scheduler.
 """
 
 import contextlib
@@ -23,8 +23,9 @@ from tiny_llm.model.qwen3 import Qwen3
 class Batch:
     """A step's shares in the order in which they are computed, as numbers.
 
-    `order` has their numbers in the step. `rows` are the rows of the flat batch whose logits are wanted, first those of
-    shares that draw, then those of shares that search: `drawing` and `searching` have their numbers in `shares`.
+    `order` has the shares' numbers in the step. `drawing` and `searching` are the numbers in `shares` of the shares
+    that draw a token and of the shares that extend a beam. `rows` are the rows of the flat batch that need logits,
+    first the rows of `drawing`, then the rows of `searching`.
     """
 
     order: tuple[int, ...]
@@ -35,7 +36,7 @@ class Batch:
 
     @classmethod
     def of(cls, step: Step, draw: Draw) -> "Batch":
-        """Order the shares, and find the rows that are wanted."""
+        """Order the shares, and find the rows that need logits."""
         order = sorted(range(len(step.shares)), key=lambda i: _batch_order(step.shares[i]))
         shares = tuple(step.shares[i] for i in order)
         drawing: list[int] = []
@@ -56,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Running:
-    """A step under way: what it draws and the logits (S, V) of its searches, not yet read."""
+    """A step that the device computes: its drawn tokens and the logits (S, V) of its beams, not read yet."""
 
     step: Step
     batch: Batch
@@ -77,7 +78,7 @@ class Prepared(NamedTuple):
 
 
 class Runner:
-    """Runs steps on one model and one store, in the thread that made both. `ready` counts those that were prepared."""
+    """Runs steps on one model and one store, in the thread that made both. `ready` counts the prepared steps used."""
 
     def __init__(self, model: Qwen3, store: Store, draw: Draw):
         self.model, self.store, self.draw = model, store, draw
@@ -85,7 +86,7 @@ class Runner:
         self._prepared: Prepared | None = None
 
     def launch(self, step: Step) -> Running:
-        """Start a step; the host is free while the device works. The step before must have been read."""
+        """Start a step, and return without waiting for it. The previous step must have been read."""
         self.release(step.ended)
         for admission in step.admitted:
             self.draw.admit(admission)
@@ -103,7 +104,7 @@ class Runner:
         return self._prepared is not None
 
     def launch_ready(self) -> Running:
-        """Start the prepared step; `confirm` tells later which step it is."""
+        """Start the prepared step before it is scheduled; `confirm` is called with the scheduled step."""
         assert self._prepared is not None
         running, store, draw = self._prepared
         self.store.adopt(store)
@@ -115,24 +116,24 @@ class Runner:
         return running
 
     def confirm(self, running: Running, step: Step) -> Running:
-        """The prepared step that runs, as the step that was scheduled."""
+        """Return the running prepared step as the step that was scheduled."""
         assert running.step.predicts(step), "the step that runs is not the one that was scheduled"
         self.release(step.ended)
         return replace(running, step=step)
 
     def prepare(self, step: Step, before: Running) -> None:
-        """Build the step that will probably follow the one that runs, from tokens not read yet. Nothing is started.
+        """Build the step that will probably follow the running one, from tokens not read yet, without starting it.
 
         Errors are ignored here: the same step fails again in `launch`, which handles them.
         """
         if any(self.draw.has_form(share.sequence) for share in step.shares):
-            return  # a form's mask depends on the token before
+            return  # a grammar's mask depends on the previous token
         store, draw = self.store.ahead(), self.draw.ahead()
         with contextlib.suppress(Exception):
             self._prepared = Prepared(self._build(step, store, draw, before), store, draw)
 
     def read(self, running: Running) -> list[Result]:
-        """Wait for a step; a result for each of its shares."""
+        """Wait for a step, and return a result for each of its shares."""
         results = [Result()] * len(running.step.shares)
         if not running.arrays:
             mx.eval(self.store.state)
@@ -148,16 +149,16 @@ class Runner:
         return results
 
     def release(self, ended: Row[SequenceId]) -> None:
-        """Drop what is kept of sequences that have ended."""
+        """Drop the data of sequences that have ended."""
         for sequence in ended:
             self.draw.forget(sequence)
 
     def forget(self) -> None:
-        """Drop what is prepared: it references the pool's buffers, so MLX would copy them on the next write."""
+        """Drop the prepared step, because it references the pool's buffers: MLX would copy them on the next write."""
         self._prepared = None
 
     def reset(self) -> None:
-        """After a step that failed: what it left half done must not be built upon."""
+        """After a step that failed: drop the prepared step and the sampler, which depend on its results."""
         self.forget()
         self.draw.reset()
 
@@ -165,7 +166,7 @@ class Runner:
         mx.async_eval(*running.arrays, *self.store.state)  # type: ignore[no-untyped-call]
 
     def _build(self, step: Step, store: Store, draw: Draw, before: Running | None = None) -> Running:
-        """A step as arrays that nothing has computed yet, on tokens that are known or come from the step before."""
+        """Build a step's arrays lazily, from known tokens or from the tokens that the step `before` will draw."""
         batch = Batch.of(step, draw)
         hidden = self.model.hidden_states(_row(batch.shares, before), store.batch(batch.shares))  # (T, hidden)
         if not batch.rows:
@@ -188,7 +189,7 @@ def _batch_order(share: Share) -> tuple[bool, bool, int]:
 
 
 def _row(shares: Row[Share], before: Running | None) -> mx.array:
-    """The tokens of a step (T,): those that are known, or those that the step before draws for each sequence."""
+    """Return the tokens of a step (T,): the known tokens, or each sequence's token from the step `before`."""
     tokens = [token for share in shares for token in share.tokens]
     if UNKNOWN not in tokens:
         return mx.array(tokens, mx.int32)
