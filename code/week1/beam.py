@@ -74,7 +74,7 @@ class Search:
         return candidates
 
     def _is_over(self) -> bool:
-        """Whether no live beam can still change the result."""
+        """Return whether no live beam can still change the result."""
         if not self.live:
             return True
         if len(self.live[0].tokens) == self.limit:
@@ -154,7 +154,7 @@ def log_softmax(logits: mx.array) -> Logprobs:
 
 
 def all_finite(logprobs: Logprobs) -> bool:
-    """Whether log-probabilities are all finite. NaN or infinity among the logits makes all of them NaN."""
+    """Return whether log-probabilities are all finite. NaN or infinity among the logits makes all of them NaN."""
     return bool(np.isfinite(logprobs.max()))
 
 

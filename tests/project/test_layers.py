@@ -31,7 +31,7 @@ BESIDE = {  # rooms that only cli may import, and pocket its `train`; and what t
 }
 WITHOUT_ARRAYS = {
     f"tiny_llm.engine.{name}"
-    for name in "request step blocks radix waiting admission ledger sequences scheduler ahead events".split()
+    for name in "request blocks radix kept ledger sequences scheduler simulate events".split()
 }
 NEVER = {"mlx_lm", "transformers"}  # oracles and peers, of the tests and the benchmarks
 OPTIONAL = {"starlette", "uvicorn", "prometheus_client", "chromadb", "mcp", "opentelemetry", "llguidance", "matplotlib"}

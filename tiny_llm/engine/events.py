@@ -96,7 +96,7 @@ def _parse(line: str, place: str) -> Event:
     try:
         found: Any = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{place}: expected an event in JSON, found {line!r:.40}; record the log again") from error
+        raise ValueError(f"{place}: expected JSON, found {line!r:.40}; record the log again") from error
     require(isinstance(found, dict), f"{place}: expected an object, found {line:.40}")
     for name, value in found.items():
         require(name in _TYPES, f"{place}: unknown field {name!r}")
