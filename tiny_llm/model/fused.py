@@ -143,12 +143,7 @@ def attention_cpu(q: mx.array, k: mx.array, v: mx.array, scale: float, window: i
         end = before + first + length
         if window is not None:
             begin = max(0, before + first + 1 - window)
-        mask = None
-        width = end - begin
-        if window is not None and (length > 1 or begin > 0):
-            mask = causal_mask(length, width, window)
-        elif length > 1:
-            mask = mx.tri(length, width, width - length, dtype=mx.bool_)  # each query sees the keys up to its own
+        mask = _mask_of_tile(length, begin, end, window)
         tiles.append(_attend_tile(tile, k[:, begin:end], v[:, begin:end], mask))
         if length < num_queries:
             mx.eval(tiles[-1])  # because MLX would reserve memory for the scores of all tiles at once
@@ -157,6 +152,19 @@ def attention_cpu(q: mx.array, k: mx.array, v: mx.array, scale: float, window: i
         out = mx.concatenate(tiles, axis=2)  # (Hkv, G, T, D)
     out = out.transpose(2, 0, 1, 3)
     return out.reshape(num_queries, num_heads, dim)
+
+
+def _mask_of_tile(length: int, begin: int, end: int, window: int | None) -> mx.array | None:
+    """Return the mask (T, S) of `length` queries on the keys from `begin` to `end`; None where each sees all of them.
+
+    The last query stands at the last key.
+    """
+    width = end - begin
+    if window is not None and (length > 1 or begin > 0):
+        return causal_mask(length, width, window)
+    if length > 1:
+        return mx.tri(length, width, width - length, dtype=mx.bool_)  # each query sees the keys up to its own
+    return None
 
 
 def _attend_tile(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
@@ -235,7 +243,7 @@ CPU = Ops(
 )
 
 
-def choose(name: str) -> Ops:
+def choose_ops(name: str) -> Ops:
     """Return a table: "plain" has the readable operations, "fused" the fastest for the default device."""
     if name not in ("plain", "fused"):
         raise ValueError(f"ops: expected plain or fused, found {name!r}")
