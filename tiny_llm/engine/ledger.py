@@ -134,7 +134,7 @@ class Ledger:
             if self.blocks.writable(block):  # otherwise another sequence writes into it
                 self.kept.keep(block, sequence.tokens[: sequence.computed])
         held, sequence.block_table = sequence.block_table, []
-        for block in held:
+        for block in reversed(held):  # the next sequence takes them in the order in which they lie
             self.blocks.free(block)
         return held
 
