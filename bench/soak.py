@@ -17,12 +17,14 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.engine.fake import FakeRunner, FakeTier, solo, solo_search
+from tiny_llm.cache.view import View
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.choosers import Beams
 from tiny_llm.engine.events import Event
+from tiny_llm.engine.kept import Kept
 from tiny_llm.engine.radix import RadixTree
-from tiny_llm.engine.request import Request
+from tiny_llm.engine.request import Request, Share, Step
 from tiny_llm.engine.scheduler import Scheduler
 
 STOPS = frozenset({0})
@@ -36,10 +38,15 @@ class World:
         self.random, self.seen, self.now = Random(seed), seen, 0.0
         pool = BlockPool(self.random.randrange(8, 60), self.random.randrange(1, 6))
         slots = self.random.randrange(1, 8)
-        config = SchedulerConfig(slots + self.random.randrange(20), slots, 80, weights={"a": 3.0})
+        config = SchedulerConfig(slots + self.random.randrange(20), slots, weights={"a": 3.0})
         tree = RadixTree(pool) if self.random.random() < 0.7 else None
         tiered = tree and self.random.random() < 0.4
-        self.pool, self.scheduler = pool, Scheduler(config, pool, tree, self.count)
+        kept = None
+        if self.random.random() < 0.2:  # a whole cache for each sequence, some kept for later ones
+            limit = self.random.randrange(1, 4)
+            pool, tree = BlockPool(2 * slots + limit, 80), None
+            kept = Kept(pool, limit, lambda block, tokens: (7 * block + tokens) % 5 > 0)
+        self.pool, self.scheduler = pool, Scheduler(config, pool, tree, self.count, kept)
         self.runner, self.beams = FakeRunner(pool), Beams(self.scheduler)
         if tree and tiered:
             tree.tier = FakeTier(self.runner)
@@ -80,7 +87,7 @@ class World:
         if failed:
             self.seen["abandoned"] += 1
             self.runner.learn(step)
-            scheduler.abandon(step, self.now)
+            self.abandon(step)
         else:
             for s in scheduler.finish(step, results, self.now):
                 if s.finish_reason != "cancelled":
@@ -88,9 +95,22 @@ class World:
             for s, search in self.beams.advance(step, results, self.now):
                 self.seen["searched"] += 1
                 assert search.best == solo_search(s.request)
+        if scheduler.ledger.kept and random.random() < 0.005:
+            scheduler.ledger.kept.forget()
         if scheduler.ledger.tree and random.random() < 0.01:
             scheduler.ledger.tree.evict(random.randrange(4))
         scheduler.check()
+
+    def abandon(self, step: Step) -> None:
+        """What follows a failed step; of whole caches nothing is left then."""
+        scheduler = self.scheduler
+        if scheduler.ledger.kept is None:
+            scheduler.abandon(step, self.now)
+            return
+        everyone = tuple(Share(sequence.id, 0, (), 0, View((), 0)) for sequence in scheduler.running)
+        copies = tuple((0, block) for block in range(self.pool.num_blocks))
+        scheduler.abandon(Step(step.number, everyone, copies), self.now)
+        scheduler.ledger.forget()
 
     def run(self) -> None:
         to_come = REQUESTS

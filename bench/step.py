@@ -1,10 +1,11 @@
 """Where the host's time goes in a step of the engine, by what is done in it.
 
-    python bench/step.py [--json] [--rounds 5] [--large]
+    python bench/step.py [--json] [--rounds 5]
 
-Microseconds of a decode step, median of all steps: `build` makes the graph of the next step while the device computes,
-`wait` is what is left of the device's time then, and the rest is what stands between two steps of the device, except
-`text`, which runs while the next one is computed. One sequence on a whole cache, and 1, 8 and 32 on a pool of pages.
+Microseconds of a decode step, median of all steps, with the interquartile range over the rounds: `build` makes the graph
+of the next step while the device computes, `wait` is what is left of the device's time then, `finish` and `schedule` are
+the scheduler's, `launch` hands the step to the device (on a CPU MLX waits there until few operations are left), `text`
+makes text of the tokens while the next step is computed. One sequence on a whole cache; 1, 8 and 32 on pages.
 """
 
 import statistics
@@ -28,6 +29,7 @@ from tiny_llm.engine.request import Request
 from tiny_llm.engine.store import whole_store
 
 STEPS = 200
+PARTS = ("build", "wait", "finish", "schedule", "launch", "text", "other", "whole")
 
 
 class Watch:
@@ -67,14 +69,16 @@ def loop_for(llm: LLM, sequences: int, whole: bool) -> Loop:
 
 def measure(llm: LLM, sequences: int, whole: bool) -> dict[str, float]:
     """Median microseconds of each part of a decode step."""
-    loop, watch = loop_for(llm, sequences, whole), Watch()
+    loop = loop_for(llm, sequences, whole)
     params = SamplingParams(temperature=0.0, max_tokens=STEPS + 50, ignore_eos=True)
     for number in range(sequences):
-        loop.add(Request(str(number), tuple((i * 7919 + number) % 2000 for i in range(64)), params))
-    while loop.scheduler.waiting or any(s.remaining > 1 for s in loop.scheduler.running):
+        prompt = tuple((i * 7919 + number) % 2000 for i in range(64))
+        loop.add(Request(str(number), prompt, params))
+    while loop.scheduler.waiting or any(sequence.remaining > 1 for sequence in loop.scheduler.running):
         loop.step()
     for _ in range(10):
         loop.step()
+    watch = Watch()
     watch.on(loop, "_prepare", "build")
     watch.on(loop.runner, "read", "wait")
     watch.on(loop.scheduler, "finish", "finish")
@@ -85,13 +89,23 @@ def measure(llm: LLM, sequences: int, whole: bool) -> dict[str, float]:
         begin = time.perf_counter()
         loop.step()
         watch.end_step(time.perf_counter() - begin)
-    names = watch.steps[0]
-    return {name: 1e6 * statistics.median(step[name] for step in watch.steps) for name in names}
+    return {part: 1e6 * statistics.median(step[part] for step in watch.steps) for part in PARTS}
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", rounds=5)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        llm = load(make_model(Path(folder), **SHAPES["small (4 × 256)"], max_position_embeddings=2048))
+        for sequences, whole in ((1, True), (1, False), (8, False), (32, False)):
+            name = f"{sequences} on {'a whole cache' if whole else 'pages'}"
+            measured = [measure(llm, sequences, whole) for _ in range(options.rounds)]
+            for part in PARTS:
+                found = sorted(one[part] for one in measured)
+                low, _, high = statistics.quantiles(found, n=4, method="inclusive")
+                rows.append(Row(f"{name}: {part}", "µs", statistics.median(found), None, None, high - low))
+    report(rows, options.json, steps=STEPS)
 
 
 if __name__ == "__main__":
-    shape = SHAPES["small (4 × 256)"]
-    with tempfile.TemporaryDirectory() as folder:
-        llm = load(make_model(Path(folder), **shape, max_position_embeddings=2048))
-        for sequences, whole in ((1, True), (1, False), (8, False), (32, False)):
-            print(sequences, whole, {k: round(v) for k, v in measure(llm, sequences, whole).items()})
+    main()

@@ -184,10 +184,13 @@ class PagedBatch:
         stale = self._half_filled() if pool.paged.reads_padding else []
         self._stale = mx.array(stale, mx.uint32)
         self._row = self._row_of_blocks()
-        if self._row is not None:
-            return
+        if self._row is None:
+            self._place(lengths)
+
+    def _place(self, lengths: Sequence[int]) -> None:
+        """Find each token's block and slot, and group the sequences."""
         padded = padded_tables(self.tables)
-        blocks, slots = slots_of(padded, self._positions, lengths, pool.block_size)
+        blocks, slots = slots_of(padded, self._positions, lengths, self.pool.block_size)
         self._blocks = mx.array(blocks.astype(np.uint32))  # the type of an index
         self._slots = mx.array(slots.astype(np.uint32))
         longer = [i for i, length in enumerate(lengths) if length > 1]

@@ -58,11 +58,12 @@ class Recovery:
     def _mend(self, step: Step, now: float) -> None:
         """Repair scheduler and pool after a step that was interrupted."""
         self.runner.reset()
-        if not self.store.mend():  # all K and V are lost, so every sequence is computed again
+        whole = self.store.mend()
+        if not whole:  # all K and V are lost, so every sequence is computed again
             everyone = tuple(Share(sequence.id, 0, (), 0, View((), 0)) for sequence in self.scheduler.running)
             step = Step(step.number, everyone, tuple((0, block) for block in range(self.store.num_blocks)))
         self.scheduler.abandon(step, now)
-        if not self.scheduler.running:
+        if not whole or not self.scheduler.running:
             self.scheduler.ledger.forget()
 
 
