@@ -2,10 +2,11 @@
 
     python bench/step.py [--json] [--rounds 5]
 
-Microseconds of a decode step, median of all steps, with the interquartile range over the rounds: `build` makes the graph
-of the next step while the device computes, `wait` is what is left of the device's time then, `finish` and `schedule` are
-the scheduler's, `launch` hands the step to the device (on a CPU MLX waits there until few operations are left), `text`
-makes text of the tokens while the next step is computed. One sequence on a whole cache; 1, 8 and 32 on pages.
+Microseconds of a decode step, median of all steps, with the interquartile range over the rounds. `build` makes the
+graph of the next step while the device computes, `wait` is what is left of the device's time then, `finish` and
+`schedule` are the scheduler's, `launch` hands the step to the device (on a CPU MLX waits there until few operations are
+left), `text` makes text of the tokens while the next step is computed. One sequence on a whole cache; 1, 8 and 32 on
+pages.
 """
 
 import statistics
@@ -19,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.common import Row, arguments, report
 from bench.decode import SHAPES
 from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load
