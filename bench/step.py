@@ -77,7 +77,6 @@ def measure(llm: LLM, sequences: int, whole: bool) -> dict[str, float]:
         loop.step()
     watch.on(loop, "_prepare", "build")
     watch.on(loop.runner, "read", "wait")
-    watch.on(loop, "_launch_ready", "launch")
     watch.on(loop.scheduler, "finish", "finish")
     watch.on(loop.scheduler, "schedule", "schedule")
     watch.on(loop.runner, "launch", "launch")

@@ -151,8 +151,8 @@ def test_what_can_not_be_prepared_harms_nobody(llm: LLM, monkeypatch: pytest.Mon
     loop, build = make_loop(llm), Runner._build
     counts = iter(range(1000))
 
-    def scarce(self: Runner, step, pool, draw, before=None):
-        built = build(self, step, pool, draw, before)
+    def scarce(self: Runner, step, pool, before=None):
+        built = build(self, step, pool, before)
         if before is not None and next(counts) % 3:
             raise MemoryError("full")
         return built

@@ -49,21 +49,17 @@ def test_every_field_survives_json() -> None:
 def test_a_replayed_log_of_steps_gives_the_same_tokens(llm: LLM) -> None:
     """On a fresh pool by a runner that knows nothing but the log: n, beams, penalties, preemptions, copies, forms."""
     loop, lines, tokens = make_loop(llm, blocks=46), list[str](), list[list[Result]]()
-    launch, confirm, read = loop.runner.launch, loop.runner.confirm, loop.runner.read
+    launch, read = loop.runner.launch, loop.runner.read
 
     def logged(step: Step):
         lines.append(step.to_json())
         return launch(step)
 
-    def logged_too(running, step: Step):
-        lines.append(step.to_json())
-        return confirm(running, step)
-
     def noted(running):
         tokens.append(read(running))
         return tokens[-1]
 
-    loop.runner.launch, loop.runner.confirm, loop.runner.read = logged, logged_too, noted
+    loop.runner.launch, loop.runner.read = logged, noted
     form = SamplingParams(max_tokens=12, seed=3, structured=Structured("regex", "[a-z]{3,9}"))
     for one in (*mixed_requests(llm, 12, seed=5), request(llm, "s", range(11), SEARCH), request(llm, "f", [9], form)):
         loop.add(one)

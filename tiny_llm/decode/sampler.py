@@ -97,6 +97,10 @@ class Sampler:
         logprobs, top_tokens, top_logprobs = self._report(logits, tokens)
         return Sampled(tokens, finite, logprobs, top_tokens, top_logprobs)
 
+    def fork(self) -> "Sampler":
+        """Make a sampler that goes on from here by itself; this one, where it counts no tokens."""
+        return self if self._history is None else copy(self)
+
     def select(self, rows: Sequence[int]) -> "Sampler":
         """Make a sampler of these rows, in this order. A row may be left out, or appear twice (a beam that forks)."""
         index = np.asarray(rows, np.int64)

@@ -7,7 +7,6 @@ Forms   which tokens may come next in the answers that must have a form
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Row
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -41,6 +40,14 @@ class Track:
     output: list[int]
 
 
+class Choice(NamedTuple):
+    """The tokens chosen for the sequences `rows`, and the sampler that has counted them."""
+
+    sampled: Sampled
+    sampler: Sampler
+    rows: list[SequenceId]
+
+
 class Draw:
     """Draws the next token of each sequence from its own distribution, with its own random numbers.
 
@@ -72,15 +79,10 @@ class Draw:
         """Whether what a sequence may say depends on each token before."""
         return self._tracks[sequence].params.structured is not None
 
-    def ahead(self) -> "Draw":
-        """A draw for a step that is only predicted: what it counts shows here when it is adopted."""
-        other = copy(self)
-        other._sampler = copy(self._sampler)
-        return other
-
-    def adopt(self, other: "Draw") -> None:
-        """Take over what was counted on `ahead`."""
-        self._sampler, self._rows = other._sampler, other._rows
+    def adopt(self, choice: Choice | None) -> None:
+        """Go on from a choice whose step is run."""
+        if choice is not None:
+            self._sampler, self._rows = choice.sampler, choice.rows
 
     def reset(self) -> None:
         """Forget what was counted for a step that failed: it is counted anew from the tokens."""
@@ -88,32 +90,37 @@ class Draw:
 
     def __call__(
         self, logits: mx.array, sequences: Row[SequenceId], positions: Row[int], state: Row[mx.array]
-    ) -> Sampled:
-        """One token for each row of logits (R, V), not evaluated. `positions` are the places of these tokens.
+    ) -> Choice:
+        """Choose a token for each row of logits (R, V); nothing is evaluated. `positions` are those of the tokens.
 
-        `state` are buffers that the device may compute while the host finds out what forms allow.
+        The choice counts only when it is adopted: its step may be one that is predicted and never run. `state` are
+        buffers that the device may compute while the host finds out what forms allow.
         """
         logits = self.forms.mask(logits, sequences, state)
         rows = list(sequences)
-        if self._sampler is not None and set(rows) <= set(self._rows):
-            if rows != self._rows:
-                self._sampler = self._sampler.select([self._rows.index(sequence) for sequence in rows])
-        else:
-            tracks = [self._tracks[sequence] for sequence in rows]
-            self._sampler = Sampler(
-                [track.params for track in tracks],
-                self.vocab_size,
-                [track.prompt for track in tracks],
-                outputs=[track.output for track in tracks],
-                samples=[sequence.number for sequence in rows],
-            )
-        self._rows = rows
-        return self._sampler(logits, positions)
+        sampler = self._sampler_for(rows)
+        return Choice(sampler(logits, positions), sampler, rows)
 
-    def read(self, sampled: Sampled, sequences: Row[SequenceId]) -> list[Token]:
-        """Wait for the tokens of these sequences, and follow them."""
+    def _sampler_for(self, rows: list[SequenceId]) -> Sampler:
+        """A sampler of these sequences that has counted their tokens so far."""
+        known = self._sampler
+        if known is not None and rows == self._rows:
+            return known.fork()
+        if known is not None and set(rows) <= set(self._rows):
+            return known.select([self._rows.index(sequence) for sequence in rows])
+        tracks = [self._tracks[sequence] for sequence in rows]
+        return Sampler(
+            [track.params for track in tracks],
+            self.vocab_size,
+            [track.prompt for track in tracks],
+            outputs=[track.output for track in tracks],
+            samples=[sequence.number for sequence in rows],
+        )
+
+    def read(self, choice: Choice) -> list[Token]:
+        """Wait for the tokens of a choice, and follow them."""
         tokens = []
-        for sequence, token, finite in zip(sequences, *_numbers_of(sampled), strict=True):
+        for sequence, token, finite in zip(choice.rows, *_numbers_of(choice.sampled), strict=True):
             track = self._tracks[sequence]
             track.output.append(token.id)
             tokens.append(_with_logprobs(token, track.params.logprobs))
@@ -152,7 +159,9 @@ def _tops_of(sampled: Sampled, rows: int) -> list[tuple[tuple[int, float], ...]]
 
 def _with_logprobs(token: Token, asked: int | None) -> Token:
     """The token with the log-probabilities that its request asked for: a step has as many as any request wants."""
-    if asked is None or token.logprobs is None:
+    if token.logprobs is None:
+        return token
+    if asked is None:
         return Token(token.id)
     return Token(token.id, TokenLogprobs(token.logprobs.logprob, token.logprobs.top[:asked]))
 

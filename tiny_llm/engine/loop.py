@@ -146,9 +146,8 @@ class Loop:
             results = self.runner.read(running)
         except Exception as error:
             return self._after_failure(running.step, error) + self._start()
-        following = self._launch_ready(running.step, results)
         outputs = self._finish(running.step, results)
-        outputs += self._start(following)
+        outputs += self._start()
         for share, result in zip(running.step.shares, results, strict=True):
             outputs += self._texts(share.sequence, result)
         return outputs
@@ -165,22 +164,6 @@ class Loop:
         guess = foresee(self.scheduler, running.step)
         if guess is not None:
             self.runner.prepare(guess, running)
-
-    def _launch_ready(self, step: Step, results: list[Result]) -> Running | None:
-        """Start the prepared step before its bookkeeping, where what was read leaves no doubt that it is next.
-
-        Only between decodes with no sequence waiting: then nothing but a token that ends an answer, or one at fault,
-        can make `schedule` decide otherwise.
-        """
-        scheduler = self.scheduler
-        calm = not scheduler.waiting and scheduler.config is scheduler.configured and not self.runner.draw.forms.faults
-        if not calm or not self.runner.is_ready:
-            return None
-        for share, result in zip(step.shares, results, strict=True):
-            sequence = scheduler.sequences.find(share.sequence)
-            if share.length > 1 or (sequence is not None and sequence.request.stop_tokens.intersection(result.tokens)):
-                return None
-        return self.runner.launch_ready()
 
     def _finish(self, step: Step, results: list[Result]) -> list[Output]:
         """Take in what a step computed; returns the answers of ended searches, and the requests found at fault."""
@@ -209,8 +192,8 @@ class Loop:
             outputs.append(Output(sequence.request.id, last, *about, ended=True))
         return outputs
 
-    def _start(self, following: Running | None = None) -> list[Output]:
-        """Plan the next step and set it going, unless it runs already: `following`."""
+    def _start(self) -> list[Output]:
+        """Plan the next step and set it going."""
         if not self.scheduler.has_work:
             self.runner.release(self.scheduler.sequences.take_ended())
             if isinstance(self.store, WholeCaches):
@@ -222,7 +205,7 @@ class Loop:
             self.scheduler.config = self.scheduler.configured
             return []
         try:
-            self._running = self.runner.launch(step) if following is None else self.runner.confirm(following, step)
+            self._running = self.runner.launch(step)
         except Exception as error:
             return self._after_failure(step, error)
         return []

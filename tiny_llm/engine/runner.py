@@ -5,22 +5,19 @@ The runner reads steps, which are plain data, and nothing of the scheduler's.
 
 import contextlib
 from collections.abc import Sequence as Row
-from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from tiny_llm.decode.beam import log_softmax
-from tiny_llm.decode.sampler import Sampled
-from tiny_llm.engine.choosers import Draw
+from tiny_llm.engine.choosers import Choice, Draw
 from tiny_llm.engine.request import UNKNOWN, Result, SequenceId, Share, Step
 from tiny_llm.engine.store import Store
 from tiny_llm.model.qwen3 import Qwen3
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """A step's shares in the order in which they are computed, as numbers.
 
     `order` has their numbers in the step. `rows` are the rows of the flat batch whose logits are wanted, first those of
@@ -54,26 +51,26 @@ class Batch:
         return sum(share.length for share in self.shares)
 
 
-@dataclass(frozen=True)
-class Running:
+class Running(NamedTuple):
     """A step under way: what it draws and the logits (S, V) of its searches, not yet read."""
 
     step: Step
     batch: Batch
-    sampled: Sampled | None = None
+    choice: Choice | None = None
     logits: mx.array | None = None
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [array for array in (*(self.sampled or ()), self.logits) if array is not None]
+        """The arrays to wait for; none where the step computes chunks alone."""
+        chosen = () if self.choice is None else self.choice.sampled
+        return [array for array in (*chosen, self.logits) if array is not None]
 
 
 class Prepared(NamedTuple):
-    """A step built on a prediction, and the state to install if it is the one scheduled."""
+    """A step built on a prediction, and the store as it leaves it."""
 
     running: Running
     store: Store
-    draw: Draw
 
 
 class Runner:
@@ -90,35 +87,14 @@ class Runner:
         for admission in step.admitted:
             self.draw.admit(admission)
         if self._prepared is not None and self._prepared.running.step.predicts(step):
-            return replace(self.launch_ready(), step=step)
-        self.forget()
-        self.store.copy_blocks(step.copies)
-        running = self._build(step, self.store, self.draw)
-        self._begin(running)
+            running = self._install(self._prepared, step)
+        else:
+            self.forget()
+            self.store.copy_blocks(step.copies)
+            running = self._build(step, self.store)
+        self.draw.adopt(running.choice)
+        mx.async_eval(*running.arrays, *self.store.state)  # type: ignore[no-untyped-call]
         return running
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether a step is prepared."""
-        return self._prepared is not None
-
-    def launch_ready(self) -> Running:
-        """Start the prepared step; `confirm` tells later which step it is."""
-        assert self._prepared is not None
-        running, store, draw = self._prepared
-        self.store.adopt(store)
-        self.draw.adopt(draw)
-        self.ready += 1
-        self.forget()
-        del store, draw
-        self._begin(running)
-        return running
-
-    def confirm(self, running: Running, step: Step) -> Running:
-        """The prepared step that runs, as the step that was scheduled."""
-        assert running.step.predicts(step), "the step that runs is not the one that was scheduled"
-        self.release(step.ended)
-        return replace(running, step=step)
 
     def prepare(self, step: Step, before: Running) -> None:
         """Build the step that will probably follow the one that runs, from tokens not read yet. Nothing is started.
@@ -127,9 +103,9 @@ class Runner:
         """
         if any(self.draw.has_form(share.sequence) for share in step.shares):
             return  # a form's mask depends on the token before
-        store, draw = self.store.ahead(), self.draw.ahead()
+        store = self.store.ahead()
         with contextlib.suppress(Exception):
-            self._prepared = Prepared(self._build(step, store, draw, before), store, draw)
+            self._prepared = Prepared(self._build(step, store, before), store)
 
     def read(self, running: Running) -> list[Result]:
         """Wait for a step; a result for each of its shares."""
@@ -137,9 +113,8 @@ class Runner:
         if not running.arrays:
             mx.eval(self.store.state)
         batch = running.batch
-        if running.sampled is not None:
-            sequences = [batch.shares[place].sequence for place in batch.drawing]
-            tokens = self.draw.read(running.sampled, sequences)
+        if running.choice is not None:
+            tokens = self.draw.read(running.choice)
             for place, token in zip(batch.drawing, tokens, strict=True):
                 results[batch.order[place]] = Result((token.id,), logprobs=(token.logprobs,))
         if running.logits is not None:
@@ -161,25 +136,30 @@ class Runner:
         self.forget()
         self.draw.reset()
 
-    def _begin(self, running: Running) -> None:
-        mx.async_eval(*running.arrays, *self.store.state)  # type: ignore[no-untyped-call]
+    def _install(self, prepared: Prepared, step: Step) -> Running:
+        """Make the prepared step the current one; `step` has its tokens."""
+        self.store.adopt(prepared.store)
+        self.ready += 1
+        self.forget()
+        return prepared.running._replace(step=step)
 
-    def _build(self, step: Step, store: Store, draw: Draw, before: Running | None = None) -> Running:
+    def _build(self, step: Step, store: Store, before: Running | None = None) -> Running:
         """A step as arrays that nothing has computed yet, on tokens that are known or come from the step before."""
-        batch = Batch.of(step, draw)
+        batch = Batch.of(step, self.draw)
         hidden = self.model.hidden_states(_row(batch.shares, before), store.batch(batch.shares))  # (T, hidden)
         if not batch.rows:
             return Running(step, batch)
         every = batch.rows == tuple(range(batch.num_tokens))
         logits = self.model.logits(hidden if every else hidden[mx.array(batch.rows)])
         count = len(batch.drawing)
-        sampled = None
+        choice = None
         if count:
             shares = [batch.shares[place] for place in batch.drawing]
-            sequences, positions = [share.sequence for share in shares], [share.end for share in shares]
+            sequences = [share.sequence for share in shares]
+            positions = [share.end for share in shares]
             drawn = logits if not batch.searching else logits[:count]
-            sampled = draw(drawn, sequences, positions, store.state)
-        return Running(step, batch, sampled, logits[count:] if batch.searching else None)
+            choice = self.draw(drawn, sequences, positions, store.state)
+        return Running(step, batch, choice, logits[count:] if batch.searching else None)
 
 
 def _batch_order(share: Share) -> tuple[bool, bool, int]:
@@ -192,7 +172,9 @@ def _row(shares: Row[Share], before: Running | None) -> mx.array:
     tokens = [token for share in shares for token in share.tokens]
     if UNKNOWN not in tokens:
         return mx.array(tokens, mx.int32)
-    assert before is not None and before.sampled is not None, "a predicted step follows one that draws"
-    drawn = [before.batch.shares[place].sequence for place in before.batch.drawing]
-    rows = [drawn.index(share.sequence) for share in shares]
-    return before.sampled.tokens if rows == [*range(len(drawn))] else before.sampled.tokens[mx.array(rows)]
+    assert before is not None and before.choice is not None, "a predicted step follows one that draws"
+    drawn = before.choice.sampled.tokens
+    wanted = [share.sequence for share in shares]
+    if wanted == before.choice.rows:
+        return drawn
+    return drawn[mx.array([before.choice.rows.index(sequence) for sequence in wanted])]
