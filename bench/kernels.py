@@ -35,7 +35,7 @@ from tiny_llm.kernels import decode_attention, flash_attention, packed_attention
 from tiny_llm.kernels.catalog import decode_arguments, flash_arguments, packed_arguments, quantized_arguments
 from tiny_llm.kernels.chips import CHIPS
 from tiny_llm.kernels.flash_attention import tiles_of
-from tiny_llm.kernels.launch import choose
+from tiny_llm.kernels.launch import choose_back_end
 from tiny_llm.kernels.roofline import bound
 from tiny_llm.kernels.sim import Dispatch, Interface, Report, Simulator, Source
 
@@ -229,7 +229,7 @@ def counted(case: Case) -> dict[str, Any]:
 
 def main() -> None:
     options = arguments(__doc__ or "", rounds=7)
-    back_end = choose()
+    back_end = choose_back_end()
     if back_end in ("metal", "cuda"):
         rows = [timed(case, options.rounds) for model in MODELS for case in cases_of(model, mx.bfloat16, True)]
         report(rows, options.json, back_end=back_end, peer="MLX", mlx=mx.__version__)

@@ -96,7 +96,7 @@ def run(folder: Path, bits: list[int], groups: list[int], tokens: int) -> list[R
     for recipe, (low, high) in RECIPES.items():
         theirs = convert(folder / recipe, low, 64, recipe)
         target = average_bits(theirs)
-        plan: QuantizationConfig = sensitive.choose(
+        plan: QuantizationConfig = sensitive.choose_bits(
             sensitive.measure(model, calibration, cache, low, 64), low, high, 64, target
         )
         write_quantized(POCKET, folder / f"ours-{recipe}", plan)

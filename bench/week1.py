@@ -76,7 +76,7 @@ def attention() -> Iterator[Case]:
         flops, moved = 4 * heads * length**2 * dim, 16 * heads * length * dim
         call = attention.scaled_dot_product_attention
         yield Case(f"{length} tokens", lambda q=q, k=k, v=v, m=mask, c=call: c(q, k, v, 0.125, m), flops, moved)
-    rows, twin = q.swapaxes(0, 1), fused.choose("fused").attention
+    rows, twin = q.swapaxes(0, 1), fused.choose_ops("fused").attention
     yield Case(f"{length} tokens, fused", lambda: twin(rows, k, v, 0.125), flops / 2, moved)
 
 
@@ -91,7 +91,7 @@ def positions() -> Iterator[Case]:
         mx.eval(*rotation[:4])
         yield Case(f"cos and sin, {tokens(length)}", lambda w=where: list(embedding.at(w)[1:3]), 0, length * 512)
         yield Case(f"rotate, {tokens(length)}", lambda x=x, r=rotation: rope.apply_rope(x, r), 0, 2 * x.nbytes)
-    twin = mx.compile(lambda x: fused.choose("fused").rope(x, rotation))
+    twin = mx.compile(lambda x: fused.choose_ops("fused").rope(x, rotation))
     yield Case(f"rotate, {length} tokens, fused", lambda: twin(x), 0, 2 * x.nbytes)
 
 
@@ -99,7 +99,7 @@ def groups() -> Iterator[Case]:
     from tiny_llm.model import attention, fused
 
     length, dim = 2048, 128
-    q, twin = random(1, 16, dim), fused.choose("fused").attention
+    q, twin = random(1, 16, dim), fused.choose_ops("fused").attention
     for kv_heads in (16, 8, 1):
         k, v = random(kv_heads, length, dim), random(kv_heads, length, dim)
         flops, moved = 4 * 16 * length * dim, k.nbytes + v.nbytes
@@ -112,7 +112,7 @@ def groups() -> Iterator[Case]:
 def operations() -> Iterator[Case]:
     from tiny_llm.model import fused, ops
 
-    x, weight, twin = random(64, 1024), random(1024), fused.choose("fused")
+    x, weight, twin = random(64, 1024), random(1024), fused.choose_ops("fused")
     up, down, gated = {"weight": random(6144, 1024)}, {"weight": random(1024, 3072)}, random(64, 6144)
     halves, compiled = gated[:, :3072], mx.compile(twin.swiglu)
     yield Case("rms_norm", lambda: ops.rms_norm(x, weight, 1e-6), 0, 2 * x.nbytes)

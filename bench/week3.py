@@ -20,12 +20,14 @@ from tiny_llm.config import SamplingParams, SchedulerConfig  # noqa: E402
 
 if TYPE_CHECKING:
     from tiny_llm.engine.request import Request
-    from tiny_llm.engine.simulate import Answer
+    from tiny_llm.engine.simulate import SimulatedAnswer
 
 STEP, TOKEN, SLOTS, MS = 0.004, 0.0002, 8, "milliseconds"
 
 
-def serve(requests: "list[Request]", budget: int = 64, tree: bool = False, slots: int = SLOTS) -> "list[Answer]":
+def serve(
+    requests: "list[Request]", budget: int = 64, tree: bool = False, slots: int = SLOTS
+) -> "list[SimulatedAnswer]":
     from tiny_llm.engine import blocks, radix, scheduler, simulate  # not before the learner's files are in place
 
     pool = blocks.BlockPool(8000, 16)
@@ -103,7 +105,7 @@ def prefixes() -> Iterator[Count]:
     yield Count("32 at once, with a tree", lambda: last_first(serve(at_once, 256, tree=True)) * 1e3, least, MS)
 
 
-def last_first(answers: "list[Answer]") -> float:
+def last_first(answers: "list[SimulatedAnswer]") -> float:
     """When the last one's first token comes."""
     return max(answer.first for answer in answers)
 

@@ -26,16 +26,16 @@ class Beam:
     finished: bool = False
 
     def score(self, length_penalty: float) -> float:
-        """What beams are ranked by: log-probability / length ** length_penalty. (arXiv:1609.08144 without its shift)"""
+        """Return log-probability / length ** length_penalty, which ranks beams (arXiv:1609.08144, no shift)."""
         return self.logprob / float(len(self.tokens) ** length_penalty)
 
 
 @dataclass
 class Search:
-    """A beam search between two steps of the model: the beams that live, and the best that have ended.
+    """The state of a beam search between two steps of the model: its live beams, and the best beams that have ended.
 
-    Each step extends every live beam by its likeliest tokens and keeps the `width` likeliest of all. It ends after
-    `limit` tokens, or when no live beam scores above the worst finished one.
+    Each step extends every live beam by its likeliest tokens and keeps the `width` likeliest continuations. The search
+    ends after `limit` tokens, or when no live beam scores above the worst finished one.
     """
 
     width: int
@@ -46,22 +46,44 @@ class Search:
     finished: list[Beam] = field(default_factory=list)
 
     def advance(self, logprobs: Sequence[Logprobs]) -> list[int]:
-        """Take in each live beam's next log-probabilities; for each beam that lives now the number of the one that it
-        extends, none when the search is over."""
-        candidates: list[tuple[Beam, int]] = []
-        count = min(self.width + len(self.stops), len(logprobs[0]))  # enough if every stop token is among them
-        for parent, (beam, row) in enumerate(zip(self.live, logprobs, strict=True)):
-            candidates += [(longer, parent) for longer in extend(beam, row, count, self.stops)]
-        candidates.sort(key=lambda item: -item[0].logprob)
+        """Extend the beams by one token, given the log-probabilities of each live beam's next token.
+
+        Returns for each beam that is live now the number of the live beam that it extends; an empty list ends the
+        search.
+        """
+        candidates = self._candidates(logprobs)
         ended = [beam for beam, _ in candidates[: self.width] if beam.finished]
         self.finished = sorted(self.finished + ended, key=self._rank)[: self.width]
-        going = [(beam, parent) for beam, parent in candidates if not beam.finished][: self.width]
-        self.live = [beam for beam, _ in going]
-        if not self.live or len(self.live[0].tokens) == self.limit:
+        unfinished = [(beam, parent) for beam, parent in candidates if not beam.finished]
+        kept = unfinished[: self.width]
+        self.live = [beam for beam, _ in kept]
+        if self._is_over():
             return []
-        if len(self.finished) == self.width and min(map(self._rank, self.live)) >= self._rank(self.finished[-1]):
-            return []
-        return [parent for _, parent in going]
+        return [parent for _, parent in kept]
+
+    def _candidates(self, logprobs: Sequence[Logprobs]) -> list[tuple[Beam, int]]:
+        """Extend each live beam by its likeliest tokens. → (longer beam, number of its parent), likeliest first."""
+        vocab_size = len(logprobs[0])
+        count = self.width + len(self.stops)  # leaves `width` tokens even where every stop token is among them
+        count = min(count, vocab_size)
+        candidates: list[tuple[Beam, int]] = []
+        for parent, (beam, row) in enumerate(zip(self.live, logprobs, strict=True)):
+            extensions = extend(beam, row, count, self.stops)
+            candidates += [(longer, parent) for longer in extensions]
+        candidates.sort(key=lambda candidate: -candidate[0].logprob)
+        return candidates
+
+    def _is_over(self) -> bool:
+        """Return whether no live beam can still change the result."""
+        if not self.live:
+            return True
+        if len(self.live[0].tokens) == self.limit:
+            return True
+        if len(self.finished) < self.width:
+            return False
+        best_live = min(map(self._rank, self.live))
+        worst_finished = self._rank(self.finished[-1])
+        return best_live >= worst_finished
 
     @property
     def best(self) -> list[Beam]:
@@ -69,6 +91,7 @@ class Search:
         return sorted(self.finished + self.live, key=self._rank)[: self.width]
 
     def _rank(self, beam: Beam) -> float:
+        """Return a sort key that puts the best beam first."""
         return -beam.score(self.length_penalty)
 
 
@@ -83,49 +106,61 @@ def beam_search(
     length_penalty: float = 1.0,
     prefill_chunk: int = 2048,
 ) -> list[Beam]:
-    """The `width` best continuations of at most `limit` tokens, best first, each computed in a cache of its own.
+    """Find the `width` best continuations of at most `limit` tokens, best first. Each beam has a cache of its own.
 
     Raises ArithmeticError where the model's logits are not finite.
     """
-    search, caches = Search(width, limit, stops, length_penalty), [cache]
-    logprobs = [_finite(log_softmax(row)) for row in prefill(model, prompt, cache, prefill_chunk)]
+    search = Search(width, limit, stops, length_penalty)
+    caches = [cache]
+    logits = prefill(model, prompt, cache, prefill_chunk)
+    logprobs = [_finite_logprobs(logits[0])]
     while parents := search.advance(logprobs):
         caches = [caches[parent].fork() for parent in parents]
-        steps = [model(mx.array([b.tokens[-1]]), held, LAST) for b, held in zip(search.live, caches, strict=True)]
-        logprobs = [_finite(log_softmax(logits[0])) for logits in steps]
+        steps = []  # the logits of all beams, before the first is read: the device computes while the host goes on
+        for beam, own in zip(search.live, caches, strict=True):
+            last = mx.array([beam.tokens[-1]])
+            steps.append(model(last, own, LAST))
+        logprobs = [_finite_logprobs(logits[0]) for logits in steps]
     return search.best
 
 
 def deltas_of_beams(beams: Sequence[Beam], tokenizer: Tokenizer) -> Iterator[Delta]:
-    """Whole answers, best first: a search has nothing to show before its end."""
+    """Yield the whole answers, best first. A search has no text to show before its end.
+
+    The last delta of each answer has all of its text; the others have a token each.
+    """
     for index, beam in enumerate(beams):
-        text = tokenizer.decode(list(beam.tokens[:-1] if beam.finished else beam.tokens))
         *tokens, last = beam.tokens
-        yield from (Delta("", token, index) for token in tokens)
+        shown = tokens if beam.finished else [*tokens, last]
+        text = tokenizer.decode(shown)
+        for token in tokens:
+            yield Delta("", token, index)
         yield Delta(text, last, index, "stop" if beam.finished else "length")
 
 
 def extend(beam: Beam, logprobs: Logprobs, count: int, stops: Collection[int]) -> list[Beam]:
-    """The beam longer by each of its `count` likeliest next tokens, in any order. logprobs (V,) of the next token.
+    """Extend a beam by each of its `count` likeliest next tokens, in any order. logprobs (V,) are of the next token.
 
-    A token in `stops` finishes the beam, of which it is then the last token.
+    A token in `stops` finishes the beam and is its last token.
     """
     # YOUR CODE (w1.7.7): a beam's likeliest continuations
     raise NotDone("w1.7.7")
 
 
 def log_softmax(logits: mx.array) -> Logprobs:
-    """(V,), read back."""
+    """Compute the log-probabilities of logits (V,), and read them back from the device. → (V,)."""
     row = logits.astype(mx.float32)
     return np.array(row - mx.logsumexp(row))
 
 
 def all_finite(logprobs: Logprobs) -> bool:
-    """Whether a step's log-probabilities are numbers: NaN or infinity among the logits makes all of them NaN."""
+    """Return whether log-probabilities are all finite. NaN or infinity among the logits makes all of them NaN."""
     return bool(np.isfinite(logprobs.max()))
 
 
-def _finite(logprobs: Logprobs) -> Logprobs:
+def _finite_logprobs(logits: mx.array) -> Logprobs:
+    """Compute `log_softmax`. Raises ArithmeticError where the logits are not finite."""
+    logprobs = log_softmax(logits)
     if not all_finite(logprobs):
         raise ArithmeticError(NOT_FINITE)
     return logprobs

@@ -21,7 +21,7 @@ def weights(logits: mx.array, temperature: mx.array) -> mx.array:
 
     logits (R, C) with at least one finite value in each row, temperature (R, 1) above 0 → (R, C).
     """
-    # YOUR CODE (w1.7.1): softmax with a temperature, but for its division
+    # YOUR CODE (w1.7.1): softmax with a temperature, without its division
     raise NotDone("w1.7.1")
 
 
@@ -47,7 +47,7 @@ def penalize(
     presence: mx.array,
     frequency: mx.array,
 ) -> mx.array:
-    """Make tokens that were seen less likely.
+    """Make tokens that the text has already less likely.
 
     Repetition above 1 (CTRL, arXiv:1909.05858, as in transformers) lowers the logit of every token of the prompt and
     the output: a positive logit is divided, a negative one multiplied. Presence and frequency (OpenAI) look at the
@@ -55,7 +55,7 @@ def penalize(
 
     logits, counts (in the output), in_prompt (0 or 1): (R, C); the three parameters (R, 1) → (R, C).
     """
-    # YOUR CODE (w1.7.5): three penalties on what was seen
+    # YOUR CODE (w1.7.5): three penalties on seen tokens
     raise NotDone("w1.7.5")
 
 

@@ -22,7 +22,7 @@ PURPOSE_BIT = 60  # the indices of a purpose begin at purpose << PURPOSE_BIT
 
 
 class Purpose(IntEnum):
-    """Say what a random number decides. Numbers of different purposes are independent, even at the same position."""
+    """The decision that a random number makes. Numbers of different purposes are independent at each position."""
 
     DRAW = 0  # a token from the model's distribution
     ACCEPT = 1  # whether a drafted token is accepted

@@ -1,8 +1,8 @@
 """The operations that a Qwen is made of, each as a readable function of plain MLX operations.
 
-The model calls them through a table, `Ops`: PLAIN holds the functions of this file, `fused.choose` returns the fastest
-twin of each for the current device. A weight is a dict of arrays, so that the model treats dense and quantized weights,
-slices and shards alike:
+The model calls them through a table, `Ops`: PLAIN holds the functions of this file, and `fused.choose_ops` returns the
+fastest twin of each for the current device. A weight is a dict of arrays, so that the model treats dense and quantized
+weights, slices and shards alike:
 
     dense      {"weight": (out, in), "bias"?: (out,)}
     quantized  {"weight": packed, "scales": (out, in/group), "biases": (out, in/group), "bias"?: (out,)}

@@ -1,7 +1,7 @@
-"""Which sequences compute which tokens in the next step: pure policy, no arrays, a function of the calls and the clock.
+"""Decide which sequences compute which tokens in the next step: pure policy, without arrays or a clock of its own.
 
 schedule   one token for every decoding sequence, then admissions, then prompt chunks, up to `token_budget`
-finish     take in a step's results: append tokens, keep blocks for others, end what has ended
+finish     take in a step's results: append tokens, keep full blocks for later requests, end finished sequences
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class Plan:
-    """A step while it is made: its entries, and what had to happen for them."""
+    """A step while it is scheduled: its entries, and the sequences admitted and preempted for it."""
 
     number: int
     entries: list[Entry] = field(default_factory=list)
@@ -46,8 +46,9 @@ class Plan:
 class Scheduler:
     """Continuous batching over a pool of blocks (Orca, OSDI 2022) with chunked prefill (arXiv:2308.16369).
 
-    `running` is sorted by rank: what was due first is served first and preempted last. A step costs O(running), however
-    many wait. The `ledger` alone writes block tables, `sequences` alone moves sequences from state to state.
+    `running` is sorted by rank: the sequence that was due first is served first and preempted last. Scheduling a step
+    takes O(running), whatever the number of waiting sequences. Only the `ledger` writes block tables, and only
+    `sequences` changes the state of a sequence.
     """
 
     def __init__(
@@ -83,11 +84,11 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     def set_limits(self, config: SchedulerConfig) -> None:
-        """Plan the next steps by other settings; the sequences that are running go on."""
+        """Schedule the next steps by other settings. Running sequences go on."""
         self.config = self.configured = config
 
     def add(self, request: Request, now: float) -> list[Sequence]:
-        """Let a request wait; returns its sequences. Raises ValueError, with the numbers, for what can never run."""
+        """Add a request to the waiting line, and return its sequences. Raises ValueError if it can never run."""
         require(request.id not in self.sequences.requests, f"id: request {request.id!r} is under way already")
         check_request(request, self.configured, self.blocks)
         self.log.now = now
@@ -95,62 +96,63 @@ class Scheduler:
         return self.sequences.add(request, (due_time(request, self.config), self.arrivals * 1024))
 
     def schedule(self, now: float) -> Step:
-        """The next step; it is empty only where nothing is left to do. The step before must be finished."""
+        """Schedule the next step. It is empty only where no work is left. The previous step must be finished."""
         plan = self._new_plan(now)
         # YOUR CODE (w3.2.2): a step
         raise NotDone("w3.2.2")
 
     def finish(self, step: Step, results: Row[Result], now: float) -> list[Sequence]:
-        """Take in what a step computed, one result for each share.
+        """Take in the results of a step, one for each share.
 
-        Returns the sequences that ended; `stop` ends others, such as at a stop string.
+        Returns the sequences that end by a stop token or their length; `stop` ends a sequence for another reason, such
+        as a stop string.
         """
         self.log.now = now
         self.log.tell("step", tokens=step.num_tokens)
         ended = []
-        # YOUR CODE (w3.1.4): take in what was computed
+        # YOUR CODE (w3.1.4): take in the results
         raise NotDone("w3.1.4")
         return ended
 
     def _decode(self, plan: Plan) -> None:
-        """One token for every sequence with only one to compute, best rank first."""
-        # YOUR CODE (w3.1.2): one token for each that decodes
+        """Schedule one token for every sequence with one token to compute, best rank first."""
+        # YOUR CODE (w3.1.2): one token for each decoding sequence
         raise NotDone("w3.1.2")
 
     def _admit(self, plan: Plan) -> None:
-        """Admit waiting sequences in order while slots are free and blocks cover the whole prompt.
+        """Admit waiting sequences in order while slots are free and available blocks cover the whole prompt.
 
-        Blocks count as free that no running sequence has been promised.
+        The blocks that running sequences still need for their prompts do not count as available.
         """
         if not self.waiting:
             return
-        # YOUR CODE (w3.1.3): let in who fits
+        # YOUR CODE (w3.1.3): admit sequences that fit
         raise NotDone("w3.1.3")
 
     def _prefill(self, plan: Plan) -> None:
-        """Give prompts what the decodes left of the budget: half to the eldest, the rest to the shortest first."""
+        """Give prompts the rest of the token budget: half to the oldest prompt, the rest to the shortest first."""
         if len(plan.entries) == len(self.running):
-            return  # each has a place: none is a prompt
+            return  # every running sequence decodes
         # YOUR CODE (w3.2.1): the rest of the budget
         raise NotDone("w3.2.1")
 
     def _distinct(self, prompts: list[Sequence]) -> list[Sequence]:
-        """Reuse blocks that others have just computed; of several sequences about to compute the same block, keep one.
+        """Share blocks that other sequences have just computed; of several about to compute the same block, keep one.
 
-        Beams that wait for others of their search have nothing to compute.
+        Beams that wait for the other beams of their search are left out.
         """
         prompts = [sequence for sequence in prompts if sequence.remaining]
         if self.ledger.tree is None or not prompts:
             return prompts
         distinct: dict[object, Sequence] = {}
         size, limit = self.blocks.block_size, self.blocks.num_blocks
-        if any(sequence.remaining == 1 for sequence in self.running):  # reading must not delay their tokens for long
+        if any(sequence.remaining == 1 for sequence in self.running):  # loading delays their next tokens
             limit = -(-self.config.token_budget // size)
         for sequence in prompts:
             read = self.ledger.restore(sequence, limit)
             limit -= len(read.blocks)
             if read.more:
-                continue  # it reads on in the next step
+                continue  # the next step loads more blocks
             table, at = sequence.block_table, sequence.computed
             whole = at == len(table) * size and at + size < len(sequence.tokens)
             following = (table[-1] if table else None, *sequence.tokens[at : at + size])
@@ -158,25 +160,27 @@ class Scheduler:
         return list(distinct.values())
 
     def stop(self, sequence: Sequence, reason: EndReason, now: float) -> None:
-        """End a sequence, in whatever state it is; its step under way, if any, no longer counts."""
+        """End a sequence in any state. The result of its running step is ignored."""
         self.log.now = now
         self.sequences.stop(sequence, reason)
 
     def cancel(self, request_id: str, now: float) -> bool:
-        """End all sequences of a request; returns whether it was unfinished."""
+        """Cancel all sequences of a request. Returns whether the request was unfinished."""
         sequences = self.sequences.requests.get(request_id, [])
         for sequence in list(sequences):
             self.stop(sequence, "cancelled", now)
         return bool(sequences)
 
     def branch(self, request_id: str, beams: Row[tuple[Sequence, int]], now: float) -> None:
-        """A search goes on: each of its next beams extends a computed beam by one token."""
+        """Replace the beams of a search: each new beam extends one of the old beams by a token."""
         self.log.now = now
         self.sequences.branch(request_id, beams)
 
     def abandon(self, step: Step, now: float) -> None:
-        """A step failed: preempt its lower-ranked half, and every sequence whose copy-on-write target may be half
-        written."""
+        """After a step that failed: preempt the lower-ranked half of its sequences.
+
+        Also preempt every sequence with a copy-on-write target of the step, because it may be half written.
+        """
         self.log.now = now
         targets = {target for _, target in step.copies}
         found = (self.sequences.find(share.sequence) for share in step.shares)
@@ -184,15 +188,15 @@ class Scheduler:
         for i, sequence in enumerate(alive):
             worse = i > 0 and 2 * i >= len(alive)
             if sequence.state is State.RUNNING and (worse or targets & set(sequence.block_table)):
-                self.sequences.preempt(sequence)  # perhaps others of its search, too
+                self.sequences.preempt(sequence)  # and with it the other beams of its search
 
     def check(self) -> None:
-        """Assert that blocks, tables, tree and states agree; for tests, O(blocks + tokens)."""
+        """Assert that blocks, tables, tree and states agree, for tests. Takes O(blocks + tokens)."""
         self.sequences.check()
         self.ledger.check(self.running)
 
     def _new_plan(self, now: float) -> Plan:
-        """Begin the next step."""
+        """Begin the plan of the next step."""
         self.steps += 1
         self.log.now, self.log.step = now, self.steps
         self.ledger.begin_step()
@@ -200,25 +204,24 @@ class Scheduler:
         return self.plan
 
     def _enter(self, sequence: Sequence, limit: int, plan: Plan) -> int:
-        """Give a sequence blocks for its next tokens and a place in the plan; returns how many tokens, 0 without
-        blocks."""
+        """Plan up to `limit` next tokens of a sequence. Returns their number, 0 where no block is available."""
         length = self.ledger.extend(sequence, limit)
         if length:
             plan.entries.append(Entry(sequence, sequence.computed, length))
         return length
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
-        """Send a sequence back to wait, with the other beams of its search, and take them out of the plan."""
+        """Preempt a sequence and the other beams of its search, and take them out of the plan."""
         gone = self.sequences.preempt(sequence)
         plan.preempted += gone
         plan.entries = [entry for entry in plan.entries if entry.sequence not in gone]
 
     def _start(self, found: Match, plan: Plan) -> None:
-        """Let the first waiting sequence run on the blocks found for it."""
+        """Admit the first waiting sequence with the kept blocks of its prefix."""
         plan.admitted += self.sequences.start(self.waiting.pop(), found)
 
     def _step(self, plan: Plan) -> Step:
-        """The plan as plain data."""
+        """Turn the plan into a step, which is plain data."""
         shares = tuple(map(self._share, plan.entries))
         admitted = self.sequences.admissions([entry.sequence for entry in plan.entries])
         return Step(plan.number, shares, tuple(self.ledger.copies), admitted, self.sequences.take_ended())
@@ -231,7 +234,7 @@ class Scheduler:
         return Share(sequence.id, start, tokens, wanted, self.ledger.view(sequence, end))
 
     def _append(self, sequence: Sequence, tokens: Row[int]) -> None:
-        """Add the tokens of a result, up to one that ends the sequence."""
+        """Append the tokens of a result, up to a token that ends the sequence."""
         for token in tokens:
             if sequence.state is State.RUNNING:
                 self.sequences.append(sequence, token)
@@ -240,11 +243,11 @@ class Scheduler:
 
 
 def due_time(request: Request, config: SchedulerConfig) -> float:
-    """When a request should be running. Smallest due time first: it never changes, so newcomers can't overtake a
-    waiting request for ever.
+    """Return the time at which a request is due; the smallest due time goes first.
 
-    `patience` after its arrival, or at its deadline if that is sooner, but not before it came; each level of priority
-    makes it earlier by `priority_seconds`.
+    A due time never changes, so newcomers can't overtake a waiting request for ever. It is `patience` after the
+    arrival, or the deadline if that is sooner, but not before the arrival. Each level of priority makes it earlier by
+    `priority_seconds`.
     """
     # YOUR CODE (w3.1.1): when a request is due
     raise NotDone("w3.1.1")

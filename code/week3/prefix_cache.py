@@ -1,7 +1,8 @@
 """Prefix tree: from token prefixes to computed KV blocks.
 
-A node is one whole block; the way to it from the root spells the tokens whose K and V its block holds. Who runs on a
-node's block holds the blocks of all nodes above it, too, so a node that only the tree holds has no reader below it.
+A node is one whole block. The path from the root to a node spells the tokens whose K and V the blocks of the path hold.
+A sequence that references a node's block also references the blocks of all nodes above it. So where only the tree
+references a node's block, no sequence reads a block below it.
 """
 
 from array import array
@@ -18,21 +19,21 @@ OTHER_HEAD = "different system prompt, tools or template settings"
 
 
 class Tier(Protocol):
-    """A second place for blocks, slower and larger than the pool. An address names all tokens up to a block's end."""
+    """A second store for blocks, slower and larger than the pool. An address names all tokens up to a block's end."""
 
-    trouble: str  # why the last block could not be stored, "" where it was
+    trouble: str  # why the last block could not be stored, "" where it was stored
 
     def __contains__(self, address: str) -> bool: ...
 
     def store(self, address: str, block: int) -> None:
-        """Keep what a block of the pool holds, if that can be done."""
+        """Store the contents of a block of the pool, if that is possible."""
 
     def load(self, address: str, block: int) -> str:
-        """Fill a block of the pool; returns why that can't be done, "" where it was."""
+        """Load contents into a block of the pool. Returns the reason of a failure, "" for success."""
 
 
 class Match(NamedTuple):
-    """The blocks of the longest known prefix, in its order, and why it is not longer ("" where it could not be)."""
+    """The blocks of the longest known prefix, and why it is not longer ("" where it is as long as possible)."""
 
     blocks: list[int]
     num_tokens: int
@@ -40,7 +41,7 @@ class Match(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """Blocks read back, what went wrong, and whether there are more."""
+    """The blocks loaded from the tier, the reason of a failure ("" for success), and whether the tier has more."""
 
     blocks: list[int]
     fault: str = ""
@@ -48,7 +49,7 @@ class Restored(NamedTuple):
 
 
 class Node:
-    """One block of tokens. `key` names the whole way from the root to here."""
+    """One block of tokens. `key` is a hash of the whole path from the root to the node."""
 
     __slots__ = ("block", "children", "key", "parent", "tokens")
 
@@ -58,10 +59,10 @@ class Node:
 
 
 class RadixTree:
-    """Whole blocks of tokens by prefix, least recently used leaves out first (as SGLang's, arXiv:2312.07104).
+    """Whole blocks by token prefix, with eviction of the least recently used leaf (as in SGLang, arXiv:2312.07104).
 
-    `nodes` has each node by its block, in the order of use: a node always before its parent. What is evicted goes to
-    the `tier`, if there is one.
+    `nodes` maps blocks to nodes in the order of their last use, a node always before its parent. An evicted block is
+    stored in the `tier`, if there is one.
     """
 
     def __init__(self, blocks: BlockPool, tier: Tier | None = None):
@@ -71,20 +72,20 @@ class RadixTree:
         self._evicted: OrderedDict[int, None] = OrderedDict()  # keys of evicted nodes, so that a miss can be explained
 
     def match(self, tokens: Sequence[int], held: Sequence[int] = (), head: int = 0) -> Match:
-        """The known blocks that `tokens` begin with, but never all of them: the last token has to be computed.
+        """Find the blocks of the longest known prefix of `tokens`, without the last token, which must be computed.
 
-        Goes on after the blocks `held`, which the caller has already. The caller shares what it takes. `head`: how many
-        tokens come before the user's words; a prefix that ends within them was made with another system prompt, other
-        tools or settings of the chat template.
+        The search starts after the blocks `held`, which the caller has already. The caller adds the references. `head`
+        is the number of tokens before the user's words: a prefix that ends among them was made with another system
+        prompt, other tools or other settings of the chat template.
         """
         node = self.nodes.get(held[-1], self.root) if held else self.root
         if held and node is self.root:
-            return Match([], 0, "")  # its own last block is not in the tree: nothing below it can be
+            return Match([], 0, "")  # the last held block is not in the tree, so no block follows it there
         # YOUR CODE (w3.5.2): follow the tokens down the tree
         raise NotDone("w3.5.2")
 
     def _reason(self, node: Node, tokens: Sequence[int], at: int, head: int) -> str:
-        """Why the way ends at `node`, with `at` tokens behind it."""
+        """Say why the match ends at `node`, after `at` tokens."""
         following = tuple(tokens[at : at + self.blocks.block_size])
         if at + self.blocks.block_size >= len(tokens):
             return "" if at else "not longer than a block"
@@ -98,21 +99,21 @@ class RadixTree:
         return f"diverged at token {at + same}" if node.children else f"new from token {at}"
 
     def insert(self, tokens: Sequence[int], blocks: Sequence[int]) -> list[int]:
-        """Keep the whole blocks of `tokens`; returns the blocks to hold instead of `blocks`, equally many.
+        """Insert the whole blocks of `tokens`. Returns the caller's new block table, as long as `blocks`.
 
-        Where the tree knows these tokens already, the caller's reference goes over to the tree's block and its own copy
-        is freed. Further blocks, not yet full, are returned as they are.
+        Where the tree has a block for the same tokens already, the caller's reference moves to that block, and the
+        caller's own copy is freed. Blocks that are not full yet stay in the table as they are.
         """
-        # YOUR CODE (w3.5.3): keep blocks, or take over those that are kept
+        # YOUR CODE (w3.5.3): insert blocks, or reuse the tree's
         raise NotDone("w3.5.3")
 
     def evict(self, count: int) -> list[int]:
-        """Free up to `count` blocks that only the tree holds, least recently used first; returns them."""
+        """Free up to `count` blocks that only the tree references, least recently used first, and return them."""
         # YOUR CODE (w3.5.4): the least recently used leaves
         raise NotDone("w3.5.4")
 
     def _touch(self, node: Node) -> None:
-        """Used now: the node and, after it, each one above."""
+        """Mark a node as used now, and after it each of its ancestors."""
         while node.parent is not None:
             self.nodes.move_to_end(node.block)
             node = node.parent
@@ -139,7 +140,7 @@ class RadixTree:
     ) -> Restored:
         """Load up to `limit` blocks of tokens[begin:-1] from the tier into new blocks, none of them in `avoid`.
 
-        `avoid` are the blocks that are still to be copied from or to.
+        `avoid` are the blocks that a planned copy still reads or writes.
         """
         spared: list[int] = []
 
@@ -171,7 +172,7 @@ class RadixTree:
         return Restored(blocks)
 
     def save(self) -> None:
-        """Store all blocks, so that another run finds them."""
+        """Store all blocks in the tier, so that a later run finds them."""
         for node in self.nodes.values():
             self._store(node)
 
@@ -181,13 +182,13 @@ class RadixTree:
             self.tier.store(place, node.block)
 
     def forget(self) -> None:
-        """Evict what nobody reads, without keeping it elsewhere: what the blocks hold is lost."""
+        """Evict all blocks without readers, and do not store them, because their contents are lost."""
         tier, self.tier = self.tier, None
         self.evict(self.blocks.num_blocks)
         self.tier = tier
 
     def path(self, block: int) -> list[int]:
-        """The tokens from the root to the end of a node's block."""
+        """Return the tokens from the root to the end of a node's block."""
         node, parts = self.nodes[block], list[tuple[int, ...]]()
         while node.parent is not None:
             parts.append(node.tokens)
@@ -195,7 +196,7 @@ class RadixTree:
         return [token for part in reversed(parts) for token in part]
 
     def check(self) -> None:
-        """Assert that nodes and blocks are one to one, links agree, and each node is before its parent; O(nodes)."""
+        """Assert that each node has its own block, links agree, and each node is before its parent. Takes O(nodes)."""
         order = {block: place for place, block in enumerate(self.nodes)}
         order[self.root.block] = len(order)
         for block, node in self.nodes.items():
@@ -210,7 +211,7 @@ class RadixTree:
 
 
 def addresses(tokens: Sequence[int], size: int) -> Iterator[str]:
-    """For each whole block what names the tokens up to its end, anywhere and at any time."""
+    """Yield an address for each whole block: a digest of the tokens up to its end, the same in every process."""
     digest = sha256()
     for end in range(size, len(tokens) + 1, size):
         digest.update(array("q", tokens[end - size : end]).tobytes())
@@ -218,5 +219,5 @@ def addresses(tokens: Sequence[int], size: int) -> Iterator[str]:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two rows have in common at their beginnings."""
+    """Return the length of the common prefix of two rows."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -9,7 +9,7 @@ from tiny_llm.cache.choose import new_cache, slot_bytes
 from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.quantized import group_size_for
 from tiny_llm.config import EngineConfig, ModelConfig
-from tiny_llm.model.fused import choose
+from tiny_llm.model.fused import choose_ops
 
 FITS = {64: 64, 80: None, 96: 32, 128: 64, 256: 64, 48: None, 32: 32}
 PACKED = [EngineConfig(cache="quantized"), EngineConfig(cache="quantized", kv_bits=4)]
@@ -24,7 +24,7 @@ def config(head_dim: int) -> ModelConfig:
 
 
 def attend(engine: EngineConfig, head_dim: int) -> mx.array:
-    cache = new_cache(config(head_dim), choose("fused"), engine)
+    cache = new_cache(config(head_dim), choose_ops("fused"), engine)
     cache.begin(3)
     q, kv = mx.ones((3, 2, head_dim)), mx.ones((3, 1, head_dim))
     return cache.attend(0, q, kv, kv)
@@ -51,7 +51,7 @@ def test_a_cache_takes_a_head_or_says_what_to_do(head_dim: int, engine: EngineCo
 def test_the_serving_engines_pool_says_the_same(head_dim: int) -> None:
     def made() -> tuple[int, PackedPool]:
         shape = config(head_dim)
-        return 8 * slot_bytes(shape, PACKED[0], 4), PackedPool(shape, choose("fused"), 2, 8)
+        return 8 * slot_bytes(shape, PACKED[0], 4), PackedPool(shape, choose_ops("fused"), 2, 8)
 
     if FITS[head_dim] is not None:
         assert made()[0] > 0

@@ -55,7 +55,7 @@ def test_any_steps_give_the_attention_of_the_definition(kind: str, table: str, s
 def test_odd_heads(kind: str, heads: int, kv_heads: int, dim: int) -> None:
     config = shape(heads, kv_heads, dim)
     layer = inputs(config, 40)
-    got = run(KINDS[kind](config, fused.choose("fused")), [layer], [3, 1, 20, 1, 1, 14])
+    got = run(KINDS[kind](config, fused.choose_ops("fused")), [layer], [3, 1, 20, 1, 1, 14])
     np.testing.assert_allclose(got, oracle(kind, *layer, 64 if dim > 32 else 32), rtol=1e-4, atol=2e-5)
 
 
@@ -128,7 +128,7 @@ def test_a_packed_ring_is_near_the_plain_one(model: Qwen3, bits: int, apart: flo
 @given(data=st.data())
 def test_trim_and_regrow(kind: str, data: st.DataObject) -> None:
     """Forgetting and going on with other tokens is as if the forgotten had never come, as often as one likes."""
-    cache = KINDS[kind](CONFIG, fused.choose("fused"))
+    cache = KINDS[kind](CONFIG, fused.choose_ops("fused"))
     text = inputs(CONFIG, 1)
     text = tuple(x[:0] for x in text)
     for round in range(data.draw(st.integers(1, 5))):
@@ -179,7 +179,7 @@ def test_forks_go_separate_ways(kind: str) -> None:
     """In turns, so that each writes where the other reads."""
     common, ends = inputs(CONFIG, 17), [inputs(CONFIG, 9, seed) for seed in (1, 2)]
     texts = [tuple(mx.concatenate([a, b]) for a, b in zip(common, end, strict=True)) for end in ends]
-    cache = KINDS[kind](CONFIG, fused.choose("fused"))
+    cache = KINDS[kind](CONFIG, fused.choose_ops("fused"))
     run(cache, [common], [17])
     caches = [cache, cache.fork()]
     for at in range(17, 26):
@@ -190,7 +190,7 @@ def test_forks_go_separate_ways(kind: str) -> None:
 
 def big(kind: str) -> KVCache:
     room = 1 << 16
-    ops = fused.choose("fused")
+    ops = fused.choose_ops("fused")
     if kind == "rotating":
         return RotatingCache(CONFIG, ops, window=20, sinks=2, spare=room, step=room)
     return QuantizedCache(CONFIG, ops, step=room) if kind == "8 bits" else ContiguousCache(CONFIG, ops, step=room)
@@ -211,7 +211,7 @@ def test_steps_write_in_place(kind: str) -> None:
 
 def test_a_long_step_of_a_rotating_cache_writes_in_place() -> None:
     """Its pieces, too: each waits until the one before has read."""
-    cache = RotatingCache(CONFIG, fused.choose("fused"), window=1 << 16, sinks=2, spare=7)
+    cache = RotatingCache(CONFIG, fused.choose_ops("fused"), window=1 << 16, sinks=2, spare=7)
     layer = inputs(CONFIG, 200)
     mx.eval(step(cache, [layer], 0, 100))
     cache.keys[0] = mx.concatenate([cache.keys[0], mx.zeros((2, cache.full - cache.capacity, 32))], axis=1)

@@ -11,6 +11,7 @@ from tiny_llm.cache.paged import PagedBatch, PagedPool
 from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.cache.scattered import Scattered
 from tiny_llm.cache.view import View
+from tiny_llm.engine.request import SequenceId, Share
 from tiny_llm.model.qwen3 import Qwen3
 
 SIZE = 4
@@ -58,6 +59,10 @@ def filled(model: Qwen3, tokens: list[int], table: list[int], bits: int | None =
     return pool
 
 
+def share(view: View, start: int, length: int, parents: tuple[int, ...] | None = None) -> Share:
+    return Share(SequenceId("r", 0), start, (0,) * length, 1, view, parents)
+
+
 def close(got: mx.array, want: mx.array, atol: float = 5e-5) -> None:
     np.testing.assert_allclose(np.array(got), np.array(want), rtol=1e-4, atol=atol)
 
@@ -68,7 +73,7 @@ def test_blocks_in_any_order(model: Qwen3, order: list[int]) -> None:
     pool = filled(model, tokens[:12], blocks[:3])
     held = tuple(4 * block + slot for block in order for slot in range(SIZE))
     view = View((*(blocks[block] for block in order), blocks[3]), 12, held)
-    got = model(mx.array(tokens[12:]), PagedBatch(pool, [], [], [], [Scattered.of(view, 12, 2)]))
+    got = model(mx.array(tokens[12:]), pool.batch([share(view, 12, 2)]))
     close(got, model(mx.array(tokens), RecomputeCache(model.config, model.ops))[12:])
 
 
@@ -78,7 +83,7 @@ def test_a_hole_in_the_table(model: Qwen3, bits: int | None) -> None:
     tokens, blocks = prompt(15), [7, 2, 9, 5]
     pool = filled(model, tokens[:12], blocks[:3], bits)
     view = View((7, 9, 5), 8, (0, 1, 2, 3, 8, 9, 10, 11))
-    got = model(mx.array(tokens[12:]), PagedBatch(pool, [], [], [], [Scattered.of(view, 12, 3)]))
+    got = model(mx.array(tokens[12:]), pool.batch([share(view, 12, 3)]))
     mask = causal(15)
     mask[12:, 4:8] = False
     want = model(mx.array(tokens), MaskedRun(model, list(range(15)), mask))[12:]
@@ -90,7 +95,7 @@ def test_unused_slots_reach_no_sum(model: Qwen3) -> None:
     tokens = prompt(12)
     pool = filled(model, tokens[:10], [7, 2, 9])
     view = View((7, 2, 9, 5), 12, (*range(10), -1, -1))
-    got = model(mx.array(tokens[10:]), PagedBatch(pool, [], [], [], [Scattered.of(view, 10, 2)]))
+    got = model(mx.array(tokens[10:]), pool.batch([share(view, 10, 2)]))
     close(got, model(mx.array(tokens), RecomputeCache(model.config, model.ops))[10:])
 
 
@@ -99,9 +104,10 @@ def test_a_tree_of_drafts(model: Qwen3) -> None:
     tokens, drafts = prompt(9), [3, 30, 31, 32, 33, 34]
     parents = [-1, 0, 0, 1, 1, 4]  # 3 is said already; then 30 or 31; 32 or 33 behind 30; 34 behind 33
     pool = filled(model, tokens, [7, 2, 9])
-    scattered = Scattered.of(View((7, 2, 9, 5), 9), 9, len(drafts), parents)
+    view = View((7, 2, 9, 5), 9)
+    scattered = Scattered.of(view, 9, len(drafts), parents)
     assert scattered.positions.tolist() == [9, 10, 10, 11, 11, 12]
-    got = model(mx.array(drafts), PagedBatch(pool, [], [], [], [scattered]))
+    got = model(mx.array(drafts), pool.batch([share(view, 9, len(drafts), tuple(parents))]))
     for node in range(len(drafts)):
         path = [node]
         while parents[path[0]] >= 0:
@@ -115,7 +121,8 @@ def test_beside_sequences_that_lie_in_order(model: Qwen3) -> None:
     pool = filled(model, tokens[:12], [7, 2, 9])
     mx.eval(model.hidden_states(mx.array(other[:5]), PagedBatch(pool, [[1, 3]], [0], [5])))
     view = View((2, 7, 9, 5), 12, (4, 5, 6, 7, 0, 1, 2, 3, 8, 9, 10, 11))
-    batch = PagedBatch(pool, [[1, 3], [10, 11]], [5, 0], [1, 6], [Scattered.of(view, 12, 1)])
+    plain = share(View((1, 3), 5), 5, 1), share(View((10, 11), 0), 0, 6)
+    batch = pool.batch([*plain, share(view, 12, 1)])
     got = model(mx.array([other[5], *other, tokens[12]]), batch)
     alone = model(mx.array(other), RecomputeCache(model.config, model.ops))
     close(got[0], alone[5])

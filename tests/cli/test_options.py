@@ -80,7 +80,7 @@ def test_engine_options_arrive(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         return fake
 
     monkeypatch.setattr(engine, "load", load)
-    monkeypatch.setattr("tiny_llm.kernels.table.in_words", lambda *_: "what runs where")
+    monkeypatch.setattr("tiny_llm.kernels.table.describe_operations", lambda *_: "what runs where")
     line = "--model m --ops plain --dtype bfloat16 --max-context 99 --prefill-chunk 7 --kernels sim"
     result = run("generate", "hi", *line.split())
     assert (result.code, result.err) == (0, "what runs where\n")

@@ -369,7 +369,7 @@ def test_watch_tests_on_each_save_and_only_then(
 
 
 def test_the_filter_of_watch(checkout: Path) -> None:
-    files = watch.Files(checkout / "code")
+    files = watch.LearnerFiles(checkout / "code")
     assert files(Change.modified, str(checkout / "code/week1/rope.py"))
     assert not files(Change.modified, str(checkout / "code/week1/rope.py.part"))
     assert not files(Change.modified, str(checkout / "code/week1/__pycache__/rope.py"))

@@ -57,7 +57,7 @@ def test_every_tensor_is_recorded_in_order(reference: record.Notes) -> None:
 def test_the_same_code_agrees_to_the_bit(model: Qwen3, reference: record.Notes) -> None:
     rows = divergence.compare(reference, record.record(model, TOKENS))
     assert [row.largest for row in rows] == [0.0] * len(reference)
-    assert divergence.in_words(rows).startswith(f"All {len(reference)} tensors agree")
+    assert divergence.describe_differences(rows).startswith(f"All {len(reference)} tensors agree")
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
@@ -97,7 +97,7 @@ def test_the_first_wrong_tensor_is_named(name: str, model: Qwen3, reference: rec
         assert name == "shape"
     rows = divergence.compare(reference, notes)
     assert next(row.name for row in rows if row.differs) == first
-    words = divergence.in_words(rows)
+    words = divergence.describe_differences(rows)
     assert re.search(rf"^{first} .*<- the first that differs$", words, re.MULTILINE)
     assert where in words.splitlines()[-1]
     assert first in divergence.draw("d", rows).alt

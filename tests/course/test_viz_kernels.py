@@ -58,7 +58,7 @@ def test_kernels_on_a_roofline() -> None:
     xml.dom.minidom.parseString(drawing.svg())
     assert "axpby 0.25 (bound by memory, asks for 1 times the least bytes)" in drawing.alt
     far = roofline.Point("far", 1e6, 1000, 2000)
-    assert "far 1000 (bound by arithmetic, asks for 2 times" in roofline.in_words(roofline.chip_of("M1"), [far])
+    assert "far 1000 (bound by arithmetic, asks for 2 times" in roofline.describe_points(roofline.chip_of("M1"), [far])
 
 
 def test_the_commands_write_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.simulate import Answer, Cost, simulate
+from tiny_llm.engine.simulate import Cost, SimulatedAnswer, simulate
 
 COST = Cost()
 ASKED = st.tuples(
@@ -94,7 +94,7 @@ def test_priorities_and_deadlines_go_first() -> None:
     assert order == ["0", "6", "7", "1", "2", "3", "4", "5"]
 
 
-def tokens_by(answers: list[Answer], tenant: str, until: float) -> int:
+def tokens_by(answers: list[SimulatedAnswer], tenant: str, until: float) -> int:
     """Prompt tokens admitted and tokens generated for a tenant."""
     mine = [a for a in answers if a.sequence.request.tenant == tenant]
     prompts = sum(len(a.sequence.request.tokens) for a in mine if (a.sequence.admitted or 0) <= until)

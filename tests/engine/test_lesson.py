@@ -100,3 +100,17 @@ def test_a_step_that_fails_is_told_and_leaves_no_trace(
         with pytest.raises(ZeroDivisionError, match="my mistake"):
             lesson.generate(PROMPT, GREEDY)
     assert lesson.generate(PROMPT, GREEDY).tokens == load(path).generate(PROMPT, GREEDY).tokens
+
+
+def test_a_cache_file_holds_the_lesson_s_cache(path: Path, lesson: LLM, tmp_path: Path) -> None:
+    """It was that of the engine's loop, which is empty, and nothing was found in the file."""
+    file = tmp_path / "prompt.safetensors"
+    first = lesson.generate(PROMPT, GREEDY)
+    lesson.save_cache(file)
+    longer = [*PROMPT, *first.tokens, 5]
+    want = load(path).generate(longer, GREEDY).tokens
+    for other in (load(path, lesson=True), load(path)):
+        assert other.load_cache(file) == len(longer) - 2
+        answer = other.generate(longer, GREEDY)
+        assert answer.stats.cached_tokens == len(longer) - 2
+        assert answer.tokens == want

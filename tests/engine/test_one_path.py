@@ -23,6 +23,7 @@ from tiny_llm.decode.beam import beam_search, deltas_of_beams
 from tiny_llm.decode.generate import LAST
 from tiny_llm.decode.text import Delta, stop_tokens
 from tiny_llm.engine.answers import Completion
+from tiny_llm.engine.llm import OvertakenError
 from tiny_llm.engine.loop import Loop, Output
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.serving import Engine
@@ -250,6 +251,23 @@ def test_a_cache_file_is_found_by_another_run(path: Path, kind: str, tmp_path: P
     assert_same(llm, longer, answer, oracle(llm, longer, GREEDY)[0])
 
 
+def test_saving_ends_an_open_stream(path: Path, kind: str, tmp_path: Path) -> None:
+    """Its request was cancelled, and the stream waited for a token for ever."""
+    llm, other = load(path, config=KINDS[kind]), load(path, config=KINDS[kind])
+    stream = llm.stream(PROMPTS[2], GREEDY)
+    for _ in range(4):
+        next(stream)
+    llm.save_cache(tmp_path / "prompt.safetensors")
+    with pytest.raises(OvertakenError, match="another stream"):
+        next(stream)
+    other.load_cache(tmp_path / "prompt.safetensors")
+    want = oracle(llm, PROMPTS[2], GREEDY)[0]
+    for one in (llm, other):
+        answer = one.generate(PROMPTS[2], GREEDY)
+        assert answer.stats.cached_tokens >= len(PROMPTS[2]) - 1
+        assert_same(llm, PROMPTS[2], answer, want)
+
+
 def test_two_models_answer_in_turns(path: Path, kind: str) -> None:
     one, other = load(path, config=KINDS[kind]), load(path, config=KINDS[kind])
     pairs = zip(one.stream(PROMPTS[1], GREEDY), other.stream(PROMPTS[2], SEEDED), strict=True)
@@ -404,9 +422,9 @@ def test_a_single_prompt_survives_a_step_that_fails_once(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"kv_bytes": 2**20}, "kv_bytes: 1048576 is for a pool of pages"),
-        ({"disk_folder": "somewhere"}, "disk_folder: 'somewhere' is for a pool of pages"),
-        ({"block_size": 16}, "block_size: 16 is for a pool of pages"),
+        ({"kv_bytes": 2**20}, "kv_bytes: rotating caches have no pool of pages, found 1048576"),
+        ({"disk_folder": "somewhere"}, "disk_folder: rotating caches have no pool of pages, found 'somewhere'"),
+        ({"block_size": 16}, "block_size: rotating caches have no pool of pages, found 16"),
     ],
 )
 def test_rotating_caches_refuse_the_settings_of_a_pool(path: Path, settings: dict, words: str) -> None:

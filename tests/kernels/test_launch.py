@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 
 from tiny_llm.kernels import axpby, launch
-from tiny_llm.kernels.launch import choose
+from tiny_llm.kernels.launch import choose_back_end
 from tiny_llm.kernels.sim import Simulator, Source
 
 X = mx.arange(5).astype(mx.float32)
@@ -16,7 +16,7 @@ X = mx.arange(5).astype(mx.float32)
 def test_the_twin_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TINY_LLM_KERNELS", raising=False)
     monkeypatch.setattr(mx, "default_device", lambda: mx.cpu)
-    assert choose() == "plain"
+    assert choose_back_end() == "plain"
 
 
 @pytest.mark.parametrize("gpu", ["metal", "cuda"])
@@ -24,9 +24,9 @@ def test_a_gpu_is_taken_where_it_is_the_device(gpu: str, monkeypatch: pytest.Mon
     monkeypatch.delenv("TINY_LLM_KERNELS", raising=False)
     monkeypatch.setattr(getattr(mx, gpu), "is_available", lambda: True)
     monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
-    assert choose() == gpu
+    assert choose_back_end() == gpu
     monkeypatch.setattr(mx, "default_device", lambda: mx.cpu)
-    assert choose() == "plain"
+    assert choose_back_end() == "plain"
 
 
 def test_the_environment_and_the_argument_decide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_the_environment_and_the_argument_decide(monkeypatch: pytest.MonkeyPatch
 
 def test_unknown_and_missing_back_ends_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="expected metal, cuda, sim, plain .*found 'opencl'"):
-        choose("opencl")
+        choose_back_end("opencl")
     for gpu in ("metal", "cuda"):
         monkeypatch.setattr(getattr(mx, gpu), "is_available", lambda: False)
         with pytest.raises(ValueError, match=f"no {gpu} here; use sim or plain"):

@@ -13,10 +13,10 @@ from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool
 from tiny_llm.config import EngineConfig, QuantizationConfig
 from tiny_llm.engine.llm import LLM, POCKET, load
-from tiny_llm.kernels.launch import choose
+from tiny_llm.kernels.launch import choose_back_end
 from tiny_llm.kernels.paged_attention import PACKED_TWINS, TWINS
 from tiny_llm.kernels.sim import Simulator
-from tiny_llm.kernels.table import in_words, operations, with_kernels
+from tiny_llm.kernels.table import describe_operations, operations, with_kernels
 from tiny_llm.model import fused
 from tiny_llm.model.ops import PLAIN
 from tiny_llm.quantize.write import write_quantized
@@ -163,9 +163,9 @@ def test_requests_side_by_side_run_on_the_same_back_end(model_dir: Path) -> None
 def test_the_switchboard_builds_the_whole_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TINY_LLM_KERNELS", raising=False)
     table = operations(EngineConfig(ops=name), PLAIN)
-    expected = PLAIN if name == "plain" else fused.choose("fused")
+    expected = PLAIN if name == "plain" else fused.choose_ops("fused")
     assert table.attention is expected.attention and table.kernels is None
-    assert (table.paged is TWINS) == (choose() == "plain")
+    assert (table.paged is TWINS) == (choose_back_end() == "plain")
     assert table.paged_packed is PACKED_TWINS
     table = operations(EngineConfig(ops=name, kernels="plain"), PLAIN)
     assert table.attention is not expected.attention and table.paged is TWINS and table.kernels == "plain"
@@ -193,7 +193,7 @@ def test_half_precision_weights_of_another_type(model_dir: Path) -> None:
 def test_what_runs_where_in_words(pocket_of_4_bits: Path, tmp_path: Path) -> None:
     def words(model: Path | None, **settings) -> str:
         config = EngineConfig(kernels="sim", **settings)
-        return in_words(load(model, config=config).model, config)
+        return describe_operations(load(model, config=config).model, config)
 
     ours = "kernels on sim: norm, rotation, gate, attention"
     assert words(None) == f"{ours} · MLX's operations: embedding, dense products"

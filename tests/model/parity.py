@@ -14,7 +14,7 @@ ATOL, RTOL = 5e-5, 1e-4
 
 def ours(path: Path, ops: str = "fused", dtype: mx.Dtype | None = mx.float32) -> Qwen3:
     config = loader.load_config(path)
-    return Qwen3(config, loader.load_weights(path, config, dtype), fused.choose(ops))
+    return Qwen3(config, loader.load_weights(path, config, dtype), fused.choose_ops(ops))
 
 
 def peer(path: Path, dtype: mx.Dtype | None = mx.float32):

@@ -16,7 +16,7 @@ from tiny_llm import _machine
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import ModelConfig
 from tiny_llm.model import memory
-from tiny_llm.model.fused import choose
+from tiny_llm.model.fused import choose_ops
 from tiny_llm.model.loader import (
     check_memory,
     estimate_bytes,
@@ -378,7 +378,7 @@ def test_the_estimate_is_enough_for_a_prompt_and_not_far_too_much(
     """On a CPU a layer's packed weights are unpacked for a prompt; never all layers' at once."""
     make_model(tmp_path, quantize=quantize, max_position_embeddings=4096, **shape)
     config, weights = load_config(tmp_path), load(tmp_path)
-    model = Qwen3(config, weights, choose("fused"))
+    model = Qwen3(config, weights, choose_ops("fused"))
     cache = ContiguousCache(config, model.ops)
     before = mx.get_active_memory()
     mx.reset_peak_memory()

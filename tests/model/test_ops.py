@@ -123,7 +123,7 @@ def test_exp_of_nonpositive_numbers() -> None:
 
 
 def test_choose() -> None:
-    assert fused.choose("plain") is PLAIN
-    assert fused.choose("fused") is (fused.GPU if mx.default_device() == mx.gpu else fused.CPU)
+    assert fused.choose_ops("plain") is PLAIN
+    assert fused.choose_ops("fused") is (fused.GPU if mx.default_device() == mx.gpu else fused.CPU)
     with pytest.raises(ValueError, match="quick"):
-        fused.choose("quick")
+        fused.choose_ops("quick")

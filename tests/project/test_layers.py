@@ -30,8 +30,7 @@ BESIDE = {  # rooms that only cli may import, and pocket its `train`; and what t
     "doctor": {"_blas", "_machine", "_temporary", "config"},
 }
 WITHOUT_ARRAYS = {
-    f"tiny_llm.engine.{name}"
-    for name in "request step blocks radix waiting admission ledger sequences scheduler ahead events".split()
+    f"tiny_llm.engine.{name}" for name in "request blocks radix kept ledger sequences scheduler simulate events".split()
 }
 NEVER = {"mlx_lm", "transformers"}  # oracles and peers, of the tests and the benchmarks
 OPTIONAL = {"starlette", "uvicorn", "prometheus_client", "chromadb", "mcp", "opentelemetry", "llguidance", "matplotlib"}

@@ -18,7 +18,7 @@ from tiny_llm.model.tokenizer import Tokenizer
 from tiny_llm.pocket.lessons.conversations import LONGEST, conversations
 from tiny_llm.quantize.perplexity import Text, perplexity
 from tiny_llm.quantize.plan import ENDS, Matrix, bits_per_weight, matrices, uniform
-from tiny_llm.quantize.sensitive import JOINED, Unit, choose, measure
+from tiny_llm.quantize.sensitive import JOINED, Unit, choose_bits, measure
 from tiny_llm.quantize.write import write_quantized
 
 TEXTS = [Text(prompt(12), 1), Text(prompt(7, seed=1), 5), Text(prompt(3, seed=2), 3)]
@@ -72,10 +72,10 @@ UNITS = [Unit(("a", "b"), 100, 0.5), Unit(("c",), 200, 1.2), Unit(("d",), 100, 0
 )
 def test_the_worst_for_its_size_gets_the_bits(target: float, high: str) -> None:
     """c suffers 6 a thousand weights; a, b and e 5; d 1. Where c does not fit, what does comes next."""
-    plan = choose(UNITS, 4, 8, 64, target)
+    plan = choose_bits(UNITS, 4, 8, 64, target)
     assert (plan.bits, plan.group_size) == (4, 64)
     assert set(plan.layers) == set(high) and all(own == QuantizationConfig(8, 64) for own in plan.layers.values())
-    assert choose(UNITS[::-1], 4, 8, 64, target) == plan
+    assert choose_bits(UNITS[::-1], 4, 8, 64, target) == plan
 
 
 @given(
@@ -86,7 +86,7 @@ def test_the_worst_for_its_size_gets_the_bits(target: float, high: str) -> None:
 def test_the_budget_is_kept_and_used(sizes: list[int], share: float, damages: list[float]) -> None:
     units = [Unit((f"m{i}",), size, damages[i]) for i, size in enumerate(sizes)]
     target = 3.25 + share * 5  # 3 to 8 bits in groups of 128
-    plan = choose(units, 3, 8, 128, target)
+    plan = choose_bits(units, 3, 8, 128, target)
     found = [Matrix(unit.paths[0], 1, unit.size) for unit in units]
     average = bits_per_weight(found, plan)
     assert average <= target * (1 + 1e-9)
@@ -106,7 +106,7 @@ def test_the_budget_is_kept_and_used(sizes: list[int], share: float, damages: li
 )
 def test_targets_that_are_refused(low: int, high: int, target: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        choose(UNITS, low, high, 64, target)
+        choose_bits(UNITS, low, high, 64, target)
 
 
 def test_a_plan_of_the_body_leaves_the_ends(tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_perplexity_of_the_model_inside(tmp_path: Path, pocket_texts: list[Text]
 def test_bits_where_it_hurts_serve_better_than_where_it_does_not(tmp_path: Path, pocket_texts: list[Text]) -> None:
     model, encode = ours(POCKET), Tokenizer.from_dir(POCKET).encode
     units = measured(model, [Text(*each) for each in conversations("train", 300, encode)], 2, 64)
-    worst = choose(units, 2, 8, 64, 4.5)
-    mildest = choose([unit._replace(damage=-unit.damage) for unit in units], 2, 8, 64, 4.5)
+    worst = choose_bits(units, 2, 8, 64, 4.5)
+    mildest = choose_bits([unit._replace(damage=-unit.damage) for unit in units], 2, 8, 64, 4.5)
     for name, plan in (("worst", worst), ("mildest", mildest)):
         write_quantized(POCKET, tmp_path / name, plan)
     assert pocket_perplexity(tmp_path / "worst", pocket_texts) < pocket_perplexity(tmp_path / "mildest", pocket_texts)

@@ -7,10 +7,10 @@ import numpy as np
 
 from tests.support import make_config
 from tiny_llm.config import ModelConfig
-from tiny_llm.train.batches import Batch, repeated
+from tiny_llm.train.batches import TrainingBatch, repeated
 from tiny_llm.train.settings import Settings
 from tiny_llm.train.trainer import Trainer
-from tiny_llm.train.weights_io import Weights, random_weights
+from tiny_llm.train.weights_io import TrainedWeights, random_weights
 
 SHAPE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
 SETTINGS = Settings(tokens=2500, warmup_steps=3)
@@ -23,7 +23,7 @@ def hf_config(**overrides: Any) -> dict[str, Any]:
 CONFIG = ModelConfig.from_hf(hf_config(), "test")
 
 
-def weights_of(config: ModelConfig = CONFIG) -> Weights:
+def weights_of(config: ModelConfig = CONFIG) -> TrainedWeights:
     return random_weights(config, seed=1, qk_gain=1.7, embedding_std=0.05)
 
 
@@ -34,7 +34,7 @@ class Repeating(Trainer):
         super().__init__(settings, CONFIG, weights_of(), directory, digest)
         self.told = 0
 
-    def batch(self, rng: np.random.Generator) -> Batch:
+    def batch(self, rng: np.random.Generator) -> TrainingBatch:
         return repeated(4.0, 64.0, CONFIG.vocab_size, 256, rng)
 
     def advance(self, answers: float) -> None:

@@ -36,6 +36,7 @@ class PackedPool(PagedPool):
         self.group_size = group_size_for(config.head_dim, group_size)
         super().__init__(config, ops, num_blocks, block_size, dtype)
         self.paged = ops.paged_packed or PACKED_TWINS
+        self.slices = False  # three arrays hold the keys, three the values
 
     def _clear(self) -> None:
         self.packed: list[tuple[Packed, Packed]] = []

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from tiny_llm.cache.view import View
+from tiny_llm.cache.view import Span, View
+
+if TYPE_CHECKING:
+    from tiny_llm.cache.paged import PagedBatch, PagedPool
 
 Numbers = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -74,3 +78,48 @@ def _tree(parents: Sequence[int]) -> tuple[Numbers, Mask]:
             depths[token] = depths[parent] + 1
             related[token] |= related[parent]
     return depths, related
+
+
+class ScatteredBatch:
+    """The cache of a step with scattered sequences behind `num_plain` tokens of others, which `plain` attends."""
+
+    def __init__(self, pool: "PagedPool", plain: "PagedBatch | None", num_plain: int, spans: Sequence[Span]):
+        self.pool, self.plain, self.num_plain = pool, plain, num_plain
+        self.sequences = [Scattered.of(span.view, span.start, span.length, span.parents) for span in spans]
+        blocks = []
+        slots = []
+        for sequence in self.sequences:
+            table = np.array(sequence.blocks)
+            blocks.append(table[sequence.slots // pool.block_size])
+            slots.append(sequence.slots % pool.block_size)
+        self._blocks = mx.array(np.concatenate(blocks).astype(np.uint32))  # the type of an index
+        self._slots = mx.array(np.concatenate(slots).astype(np.uint32))
+
+    def begin(self, num_tokens: int) -> mx.array:
+        """Return the positions of all tokens, (T,) int32."""
+        positions = [mx.array(sequence.positions) for sequence in self.sequences]
+        if self.plain is not None:
+            positions.insert(0, self.plain.begin(self.num_plain))
+        return mx.concatenate(positions)
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """Write k and v (T, Hkv, D) of all sequences; return what q (T, Hq, D) sees, (T, Hq, D)."""
+        row = self.num_plain
+        parts = []
+        if self.plain is not None:
+            parts.append(self.plain.attend(layer, q[:row], k[:row], v[:row]))
+        self.pool.write(layer, self._blocks, self._slots, k[row:], v[row:])
+        for sequence in self.sequences:
+            mine = q[row : row + len(sequence.slots)]
+            parts.append(self._attend(layer, sequence, mine))
+            row += len(sequence.slots)
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    def _attend(self, layer: int, sequence: Scattered, q: mx.array) -> mx.array:
+        """Return what the tokens of one sequence see."""
+        pool = self.pool
+        keys, values = pool.sequence(layer, sequence.blocks, len(sequence.held))
+        unused = sequence.unused
+        if unused is not None:
+            values[:, unused] = 0  # a masked slot is multiplied by 0, and 0 · NaN is NaN
+        return pool.ops.masked_attention(q, keys, values, pool.scale, sequence.mask(pool.windows[layer]))

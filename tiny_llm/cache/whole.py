@@ -27,12 +27,12 @@ class WholeCaches:
         self.caches: dict[int, ContiguousCache] = {}
         self._forks = False  # leave the caches as they are, and write into forks of them
 
-    def batch(self, spans: Sequence[Span]) -> "ContiguousCache | SideBySide":
+    def batch(self, spans: Sequence[Span]) -> "ContiguousCache | CachesSideBySide":
         """The cache of a step: that of the only sequence itself, or several side by side."""
         caches = [self._ready(span) for span in spans]
         if len(caches) == 1:
             return caches[0]
-        return SideBySide(caches, [span.length for span in spans])
+        return CachesSideBySide(caches, [span.length for span in spans])
 
     def can_keep(self, block: int, num_tokens: int) -> bool:
         """Whether a cache can forget all but its first `num_tokens` tokens."""
@@ -91,7 +91,7 @@ class WholeCaches:
         return cache
 
 
-class SideBySide:
+class CachesSideBySide:
     """The caches of several sequences in one step: sequence i brings lengths[i] tokens of the flat row."""
 
     def __init__(self, caches: Sequence[ContiguousCache], lengths: Sequence[int]):

@@ -13,10 +13,10 @@ from tiny_llm.config.fields import JsonFields, require
 
 FORMAT = "tiny-llm conversation"
 ROLES = ("user", "assistant")
-Message = dict[str, str]
+ChatMessage = dict[str, str]
 
 
-CountTokens = Callable[[list[Message]], int]
+CountTokens = Callable[[list[ChatMessage]], int]
 CHARACTERS = 8  # of a token at most, in nearly all texts
 
 
@@ -25,14 +25,14 @@ class Conversation:
     """Messages in the order they were said. Those before `start` no longer go to the model."""
 
     system: str | None = None
-    messages: list[Message] = field(default_factory=list)
+    messages: list[ChatMessage] = field(default_factory=list)
     start: int = 0
 
     def say(self, role: str, content: str, thinking: str = "") -> None:
         message = {"role": role, "content": content}
         self.messages.append(message | ({"reasoning_content": thinking} if thinking else {}))
 
-    def visible(self, start: int | None = None) -> list[Message]:
+    def visible(self, start: int | None = None) -> list[ChatMessage]:
         """What the model is shown: the system prompt and the messages that fit, or those from `start` on."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return system + self.messages[self.start if start is None else start :]
@@ -148,7 +148,7 @@ class Turns:
         return fit
 
 
-def _message(item: Any, source: str) -> Message:
+def _message(item: Any, source: str) -> ChatMessage:
     fields = JsonFields(item, source)
     message = {"role": fields.choice("role", ROLES + (("system",) if source.endswith("[0]") else ()))}
     for key in ("content", "reasoning_content"):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Learn by writing the engine's parts: tasks, checks, hints.", no_args_is_help=True)
 TaskId = Annotated[str | None, typer.Argument(metavar="[TASK]", help="Such as w1.1.2; the next open one if not given.")]
-Code = Annotated[str, option("Folder with your files, if it is not code/.", "--code", metavar="DIR")]
+LearnerFolder = Annotated[str, option("Folder with your files, if it is not code/.", "--code", metavar="DIR")]
 
 
 def desk(code: str = "mine") -> "Desk":
@@ -48,13 +48,13 @@ def _row(fact: object) -> tuple[str, str, str]:
 
 
 @app.command()
-def status(code: Code = "mine") -> None:
+def status(code: LearnerFolder = "mine") -> None:
     """How far you are, and about how long the rest takes."""
     desk(code).status()
 
 
 @app.command(name="next")
-def next_task(code: Code = "mine") -> None:
+def next_task(code: LearnerFolder = "mine") -> None:
     """The next open task: file and line, chapter, and what it builds on."""
     desk(code).next()
 
@@ -63,7 +63,7 @@ def next_task(code: Code = "mine") -> None:
 def test(
     task: TaskId = None,
     everything: Annotated[bool, option("All tasks, not only up to the first that fails.", "--all")] = False,
-    code: Code = "mine",
+    code: LearnerFolder = "mine",
 ) -> None:
     """Test your files: one task, or all in order up to the first that fails.
 
@@ -74,7 +74,7 @@ def test(
 
 
 @app.command()
-def watch(code: Code = "mine") -> None:
+def watch(code: LearnerFolder = "mine") -> None:
     """Test again whenever a file is saved. Keys: h hint, d diff, l list, n next, q quit."""
     from tiny_llm.course.watch import watch as run
 
@@ -94,7 +94,7 @@ def hint(
 def diff(
     task: TaskId = None,
     give_up: Annotated[bool, option("Show the reference although the task is not passed.", "--give-up")] = False,
-    code: Code = "mine",
+    code: LearnerFolder = "mine",
 ) -> None:
     """Your solution beside the reference's, once it passed."""
     desk(code).diff(task, give_up)

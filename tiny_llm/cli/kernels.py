@@ -9,9 +9,9 @@ import typer
 from tiny_llm.cli.options import option
 
 if TYPE_CHECKING:
-    from tiny_llm.kernels.catalog import Entry
+    from tiny_llm.kernels.catalog import KernelEntry
 
-Files = Annotated[
+KernelFiles = Annotated[
     list[Path] | None,
     typer.Argument(metavar="FILE...", help="Kernels: a name such as rms_norm, or your version of its .metal file."),
 ]
@@ -23,7 +23,7 @@ kernels = typer.Typer(
 )
 
 
-def resolve(file: Path) -> "tuple[Entry, dict[str, Path]]":
+def resolve(file: Path) -> "tuple[KernelEntry, dict[str, Path]]":
     """The catalogue's kernel that `file` names or is a version of, and the source to take in its place."""
     from tiny_llm.kernels.catalog import CATALOG
 
@@ -47,7 +47,7 @@ def undone(file: Path) -> set[str]:
 
 @kernels.command()
 def check(
-    files: Files = None,
+    files: KernelFiles = None,
     every: Annotated[bool, option("Check all kernels of this package.", "--all")] = False,
     strict: Annotated[bool, option("Also reject what Apple's compiler would (needs libclang).", "--strict")] = False,
     seed: Seed = 1,

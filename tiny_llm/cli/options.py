@@ -19,10 +19,10 @@ from tiny_llm.config import EngineConfig, SamplingParams, Structured
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
-def with_options(command: Callable[..., Result]) -> Callable[..., Result]:
+def with_options(command: Callable[..., Returned]) -> Callable[..., Returned]:
     """Let typer see each field of a dataclass parameter as an option of its own; `command` gets the dataclass."""
     parameters = inspect.signature(command).parameters.values()
     groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
@@ -31,7 +31,7 @@ def with_options(command: Callable[..., Result]) -> Callable[..., Result]:
         flat += inspect.signature(group).parameters.values()
 
     @functools.wraps(command)
-    def run(**values: Any) -> Result:
+    def run(**values: Any) -> Returned:
         made = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
         return command(**values, **made)
 
@@ -140,9 +140,9 @@ class EngineOptions:
         if self.model is None:
             print(dim(NO_MODEL, sys.stderr), file=sys.stderr, flush=True)
         if self.kernels is not None:
-            from tiny_llm.kernels.table import in_words
+            from tiny_llm.kernels.table import describe_operations
 
-            print(dim(in_words(loaded.model, config), sys.stderr), file=sys.stderr, flush=True)
+            print(dim(describe_operations(loaded.model, config), sys.stderr), file=sys.stderr, flush=True)
         return loaded
 
 

@@ -47,7 +47,7 @@ class Precision:
         if self.target_bits is None:
             return plan.uniform(found, self.bits, self.group_size, "body" if self.predicate == "body" else "all")
         plan.uniform(found, self.high_bits, self.group_size)
-        sensitive.choose([], self.bits, self.high_bits, self.group_size, self.target_bits)
+        sensitive.choose_bits([], self.bits, self.high_bits, self.group_size, self.target_bits)
         return plan.uniform(found, self.bits, self.group_size)
 
     def measured(self, llm: "LLM", plan: "QuantizationConfig") -> "QuantizationConfig":
@@ -63,7 +63,7 @@ class Precision:
         model, calibration = llm.model, texts(llm, "train", CALIBRATION)
         cache = lambda: RecomputeCache(model.config, model.ops)  # noqa: E731
         units = sensitive.measure(model, calibration, cache, self.bits, self.group_size)
-        chosen = sensitive.choose(units, self.bits, self.high_bits, self.group_size, self.target_bits)
+        chosen = sensitive.choose_bits(units, self.bits, self.high_bits, self.group_size, self.target_bits)
         return replace(chosen, layers={**plan.layers, **chosen.layers})
 
 

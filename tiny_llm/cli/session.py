@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tiny_llm.cli.conversation import Conversation, Message
+from tiny_llm.cli.conversation import ChatMessage, Conversation
 from tiny_llm.cli.terminal import dim, printable, styled
 from tiny_llm.cli.thinking import ThinkingSplitter
 
@@ -99,7 +99,7 @@ class Session:
                 self.conversation.say("assistant", view.answer, view.thinking)
         self._remark(reason, bool(view.answer or view.thinking))
 
-    def _stream(self, messages: list[Message], splitter: ThinkingSplitter, view: AnswerView) -> str | None:
+    def _stream(self, messages: list[ChatMessage], splitter: ThinkingSplitter, view: AnswerView) -> str | None:
         """Show the answer; returns why it ended, None for Ctrl-C."""
         reason = None
         with interruptible() as stopped:
@@ -112,7 +112,7 @@ class Session:
             view.show(splitter.finish())
         return reason
 
-    def _fit(self) -> list[Message]:
+    def _fit(self) -> list[ChatMessage]:
         context = self.llm.max_context
         for text in (self.conversation.system or "", self.conversation.messages[-1]["content"]):
             if len(text) > context * HOPELESS:
@@ -126,7 +126,7 @@ class Session:
             )
         return self.conversation.visible()
 
-    def count_tokens(self, messages: list[Message]) -> int:
+    def count_tokens(self, messages: list[ChatMessage]) -> int:
         return len(self.llm.encode(messages, self.template))
 
     def _remark(self, reason: str | None, answered: bool) -> None:

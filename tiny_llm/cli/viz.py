@@ -23,9 +23,11 @@ Out = Annotated[
     Path | None,
     option("The file to write: .html, or .svg for a single picture; NAME.html here if not given.", "--out", "-o"),
 ]
-Code = Annotated[str | None, option("Run on the course's exercises: mine for code/, or another folder.", "--code")]
+ExercisesFolder = Annotated[
+    str | None, option("Run on the course's exercises: mine for code/, or another folder.", "--code")
+]
 Model = Annotated[str | None, option("A directory, a hub name or an alias; the small model inside if not given.")]
-Prompt = Annotated[str | None, option("Text to run through the model.")]
+PromptText = Annotated[str | None, option("Text to run through the model.")]
 
 viz = typer.Typer(help="Draw what happens inside: masks, rotations, samplers, differences.", no_args_is_help=True)
 
@@ -68,11 +70,11 @@ def mask(
     queries: Annotated[int, option("Number of queries, the last of the keys.", max=DRAWN)] = 4,
     keys: Annotated[int, option("Number of keys.", max=DRAWN)] = 8,
     window: Annotated[int | None, option("How many keys a query sees at most, itself included.", max=COUNT)] = None,
-    prompt: Prompt = None,
+    prompt: PromptText = None,
     layer: Annotated[int, option("With --prompt: whose attention weights.")] = 0,
     head: Annotated[int, option("With --prompt: which query head's.")] = 0,
     model: Model = None,
-    code: Code = None,
+    code: ExercisesFolder = None,
     out: Out = None,
 ) -> None:
     """Who sees whom: the mask, or with --prompt the attention weights of one head."""
@@ -96,7 +98,7 @@ def rope(
     theta: Annotated[float, option("The base of the frequencies.", min=1e-6, max=1e30)] = 10000.0,
     head_dim: Annotated[int, option("Width of a head; it has half as many pairs.", max=DRAWN)] = 8,
     positions: Annotated[int, option("How many positions to show.", max=DRAWN)] = 6,
-    code: Code = None,
+    code: ExercisesFolder = None,
     out: Out = None,
 ) -> None:
     """How RoPE turns each pair, and that scores depend on the distance alone."""
@@ -117,7 +119,7 @@ def sampling(
     prompt: Annotated[str, option("Text whose next token is chosen.")] = TEXT,
     tokens: Annotated[int, option("How many of the likeliest tokens to show.", max=DRAWN)] = 12,
     model: Model = None,
-    code: Code = None,
+    code: ExercisesFolder = None,
     out: Out = None,
 ) -> None:
     """What each sampler leaves of the next token's probabilities."""
@@ -146,7 +148,7 @@ def divergence(
     run = recorded(model, prompt, stop=False)
     reference = record.record_reference(run.path, run.tokens)
     rows = divergence.compare(reference, run.notes)
-    words = divergence.in_words(rows) + (f"\nyours stopped: {run.error}" if run.error else "")
+    words = divergence.describe_differences(rows) + (f"\nyours stopped: {run.error}" if run.error else "")
     write("divergence", "Yours against the reference", [divergence.draw("divergence", rows)], out, words)
     if any(row.differs for row in rows):
         raise typer.Exit(1)
@@ -161,7 +163,7 @@ def kv(
     recent: Annotated[int, option("How many of the newest tokens are seen.")] = 4,
     steps: Annotated[int, option("Tokens that go round in it.", min=1, max=DRAWN)] = 12,
     model: Model = None,
-    code: Code = None,
+    code: ExercisesFolder = None,
     out: Out = None,
 ) -> None:
     """What a KV cache costs as the text grows, and how a ring of slots with sinks goes round."""

@@ -5,11 +5,11 @@ from typing import Annotated
 
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.options import option
-from tiny_llm.cli.viz import DRAWN, Code, Out, borrow, viz, write
+from tiny_llm.cli.viz import DRAWN, ExercisesFolder, Out, borrow, viz, write
 
 __all__ = ["viz"]
 
-Log = Annotated[Path | None, option("An event log (JSON lines); a small simulated load if not given.", "--log")]
+LogFile = Annotated[Path | None, option("An event log (JSON lines); a small simulated load if not given.", "--log")]
 First = Annotated[int, option("The first step to show.")]
 Last = Annotated[int | None, option("The last step to show; the log's last if not given.")]
 Blocks = Annotated[int, option("Without --log: blocks in the pool.", max=DRAWN)]
@@ -18,13 +18,13 @@ Budget = Annotated[int, option("Without --log: tokens a step may hold.", max=10_
 
 @viz.command()
 def schedule(
-    log: Log = None,
+    log: LogFile = None,
     first: First = 1,
     last: Last = None,
     blocks: Blocks = 22,
     budget: Budget = 8,
     trace: Annotated[Path | None, option("Write a Chrome trace, too (open it in ui.perfetto.dev).")] = None,
-    code: Code = None,
+    code: ExercisesFolder = None,
     out: Out = None,
 ) -> None:
     """Who computes what in each step: decodes and chunks of prompts by slot."""
@@ -43,12 +43,12 @@ def schedule(
 
 @viz.command()
 def pages(
-    log: Log = None,
+    log: LogFile = None,
     first: First = 1,
     last: Last = None,
     blocks: Blocks = 22,
     budget: Budget = 8,
-    code: Code = None,
+    code: ExercisesFolder = None,
     out: Out = None,
 ) -> None:
     """The pool's blocks by request and the block tables, step by step (arrow keys in the page)."""
@@ -64,11 +64,11 @@ def pages(
 
 @viz.command()
 def radix(
-    log: Log = None,
+    log: LogFile = None,
     step: Annotated[int | None, option("The step to show; the log's last if not given.")] = None,
     blocks: Blocks = 22,
     budget: Budget = 8,
-    code: Code = None,
+    code: ExercisesFolder = None,
     out: Out = None,
 ) -> None:
     """The prefix tree, who reads it, and why prefixes were not found."""

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 EPSILON = {mx.float32: 2.0**-23, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
 SHOWN = 6  # entries of a row
-Array = npt.NDArray[Any]
+AnyArray = npt.NDArray[Any]
 
 
-def as_numpy(x: mx.array) -> Array:
+def as_numpy(x: mx.array) -> AnyArray:
     return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
 
 
@@ -31,12 +31,12 @@ def difference(got: Any, want: Any, axes: Sequence[str], dtype: mx.Dtype | None,
     return _values(as_numpy(got), want, axes, tolerance(got.dtype, want, terms))
 
 
-def tolerance(dtype: mx.Dtype, want: Array, terms: int) -> Array:
+def tolerance(dtype: mx.Dtype, want: AnyArray, terms: int) -> AnyArray:
     """What rounding may do to each value: a sum of n terms errs by about √n roundings of its largest term."""
     if want.dtype.kind != "f":
         return np.zeros(want.shape)
     finite = np.abs(np.where(np.isfinite(want), want, 0.0))
-    allowed: Array = 32 * EPSILON.get(dtype, 0.0) * terms**0.5 * (finite + finite.max(initial=0) / 4 + 1e-3)
+    allowed: AnyArray = 32 * EPSILON.get(dtype, 0.0) * terms**0.5 * (finite + finite.max(initial=0) / 4 + 1e-3)
     return allowed
 
 
@@ -72,7 +72,7 @@ def _guess(got: Sequence[int], want: Sequence[int], axes: Sequence[str]) -> str:
     return ""
 
 
-def _dtype(got: mx.Dtype, want: Array, dtype: mx.Dtype | None) -> list[str]:
+def _dtype(got: mx.Dtype, want: AnyArray, dtype: mx.Dtype | None) -> list[str]:
     if want.dtype.kind in "iu":
         ok, expected = mx.issubdtype(got, mx.integer), "integers"
     else:
@@ -81,7 +81,7 @@ def _dtype(got: mx.Dtype, want: Array, dtype: mx.Dtype | None) -> list[str]:
     return [] if ok else ["wrong dtype", f"yours {str(got).removeprefix('mlx.core.')} · expected {expected}"]
 
 
-def _values(got: Array, want: Array, axes: Sequence[str], allowed: Array) -> list[str]:
+def _values(got: AnyArray, want: AnyArray, axes: Sequence[str], allowed: AnyArray) -> list[str]:
     nan = np.isnan(got) if got.dtype.kind == "f" else np.zeros(got.shape, bool)
     if (nan & ~np.isnan(want)).any():
         where = _first(nan)
@@ -103,7 +103,7 @@ def _values(got: Array, want: Array, axes: Sequence[str], allowed: Array) -> lis
     return lines
 
 
-def _first(wrong: Array) -> tuple[int, ...]:
+def _first(wrong: AnyArray) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
 
 
@@ -112,7 +112,7 @@ def _index(where: Sequence[int], axes: Sequence[str]) -> str:
     return "[" + " ".join(f"{name}{i}" for name, i in zip(names, where, strict=False)) + "]"
 
 
-def _row(values: Array) -> str:
+def _row(values: AnyArray) -> str:
     more = " …" if len(values) > SHOWN else ""
     return "(" + " ".join(_number(x) for x in values[:SHOWN]) + more + ")"
 

@@ -13,7 +13,7 @@ from tiny_llm.course.overlay import Overlay
 WEIGHTS = PACKAGE / "pocket" / "weights" / "target"
 
 
-class Finding(NamedTuple):
+class CourseFact(NamedTuple):
     """One thing looked at; "fail" keeps the course from running, "warn" a part of it."""
 
     name: str
@@ -22,48 +22,50 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def collect() -> list[Finding]:
+def collect() -> list[CourseFact]:
     return [_checkout(), _files(), _pytest(), _kernels(), _weights()]
 
 
-def _checkout() -> Finding:
+def _checkout() -> CourseFact:
     try:
-        return Finding("checkout", "ok", str(find_root()))
+        return CourseFact("checkout", "ok", str(find_root()))
     except CourseError as error:
-        return Finding("checkout", "fail", str(error), "git clone the repository and run inside it")
+        return CourseFact("checkout", "fail", str(error), "git clone the repository and run inside it")
 
 
-def _files() -> Finding:
+def _files() -> CourseFact:
     try:
         overlay = Overlay(find_root() / "code")
     except CourseError as error:
-        return Finding("your files", "fail", str(error), "mend the line, or `tiny-llm course reset FILE`")
+        return CourseFact("your files", "fail", str(error), "mend the line, or `tiny-llm course reset FILE`")
     total = len(overlay.course.tasks)
-    return Finding("your files", "ok", f"{total - len(overlay.undone)} of {total} tasks written")
+    return CourseFact("your files", "ok", f"{total - len(overlay.undone)} of {total} tasks written")
 
 
-def _pytest() -> Finding:
+def _pytest() -> CourseFact:
     if find_spec("pytest"):
-        return Finding("pytest", "ok", "found")
-    return Finding(
+        return CourseFact("pytest", "ok", "found")
+    return CourseFact(
         "pytest", "warn", "missing; `tiny-llm course test` works without", "pip install pytest, or make venv"
     )
 
 
-def _kernels() -> Finding:
+def _kernels() -> CourseFact:
     """Week 2 compiles kernels: with Apple's compiler on a Mac, for the simulator elsewhere."""
     if sys.platform != "darwin":
         found = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
         remedy = "" if found else "sudo apt install g++ (or your system's package), before week 2"
-        return Finding("kernels", "ok" if found else "warn", found or "no C++ compiler for the Metal simulator", remedy)
+        return CourseFact(
+            "kernels", "ok" if found else "warn", found or "no C++ compiler for the Metal simulator", remedy
+        )
     found = shutil.which("xcrun")
     if found and subprocess.run([found, "-f", "metal"], capture_output=True).returncode == 0:
-        return Finding("kernels", "ok", "Metal toolchain found")
+        return CourseFact("kernels", "ok", "Metal toolchain found")
     remedy = "xcode-select --install, then xcodebuild -downloadComponent MetalToolchain; before week 2"
-    return Finding("kernels", "warn", "no Metal toolchain", remedy)
+    return CourseFact("kernels", "warn", "no Metal toolchain", remedy)
 
 
-def _weights() -> Finding:
+def _weights() -> CourseFact:
     if (WEIGHTS / "config.json").is_file():
-        return Finding("weights", "ok", "the small model is inside; --model qwen3-0.6b takes a larger one")
-    return Finding("weights", "warn", "no model inside this version", "tiny-llm models download qwen3-0.6b")
+        return CourseFact("weights", "ok", "the small model is inside; --model qwen3-0.6b takes a larger one")
+    return CourseFact("weights", "warn", "no model inside this version", "tiny-llm models download qwen3-0.6b")

@@ -10,15 +10,15 @@ from typing import Literal
 from tiny_llm.course import CourseError
 
 FILE = ".tiny-llm-progress"
-State = Literal["open", "passed", "skipped"]
-STATES: tuple[State, ...] = ("open", "passed", "skipped")
+TaskState = Literal["open", "passed", "skipped"]
+STATES: tuple[TaskState, ...] = ("open", "passed", "skipped")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TaskRecord:
     """What is known of one task."""
 
-    state: State = "open"
+    state: TaskState = "open"
     hints: int = 0
 
 
@@ -27,29 +27,29 @@ class Progress:
 
     def __init__(self, root: Path):
         self.path = root / FILE
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, TaskRecord] = {}
         if self.path.exists():
             for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
                 if line.strip() and not line.startswith("#"):
                     task, entry = self._read(line, number)
                     self.entries[task] = entry
 
-    def _read(self, line: str, number: int) -> tuple[str, Entry]:
+    def _read(self, line: str, number: int) -> tuple[str, TaskRecord]:
         words = line.split()
         state = next((state for state in STATES if words[1:2] == [state]), None)
         if len(words) != 3 or state is None or not words[2].isdigit():
             expected = f"TASK {'|'.join(STATES)} HINTS"
             raise CourseError(f"{self.path}:{number}: expected {expected}, found {line!r}; mend or delete the line")
-        return words[0], Entry(state, int(words[2]))
+        return words[0], TaskRecord(state, int(words[2]))
 
-    def of(self, task: str) -> Entry:
-        return self.entries.get(task, Entry())
+    def of(self, task: str) -> TaskRecord:
+        return self.entries.get(task, TaskRecord())
 
     @property
     def skipped(self) -> set[str]:
         return {task for task, entry in self.entries.items() if entry.state == "skipped"}
 
-    def set(self, task: str, *, state: State | None = None, hints: int | None = None) -> None:
+    def set(self, task: str, *, state: TaskState | None = None, hints: int | None = None) -> None:
         old = self.of(task)
         new = replace(old, state=state or old.state, hints=old.hints if hints is None else hints)
         if new != old:

@@ -16,44 +16,44 @@ from tiny_llm.course.check import Checker, CheckFailed
 from tiny_llm.course.kernel import under_test
 from tiny_llm.course.overlay import Overlay, engine_anew
 
-State = Literal["passed", "failed", "undone"]
+Outcome = Literal["passed", "failed", "undone"]
 
 
 @dataclass(frozen=True)
-class Result:
+class TaskResult:
     """How a task's tests went, and what to tell."""
 
     task: Task
-    state: State
+    state: Outcome
     message: str = ""
 
 
-def run(tasks: Iterable[Task], root: Path, overlay: Overlay) -> Iterator[Result]:
+def run(tasks: Iterable[Task], root: Path, overlay: Overlay) -> Iterator[TaskResult]:
     """Test the tasks on the learner's files, one after the other, with the engine imported anew."""
     linecache.checkcache()
     with importable(root), engine_anew(overlay):
         for task in tasks:
             if task.id in overlay.undone:
-                yield Result(task, "undone", str(NotDone(task.id)))
+                yield TaskResult(task, "undone", str(NotDone(task.id)))
                 continue
             try:
                 result = run_task(task, under_test(task), overlay.code)
             except CourseError as error:  # a file that can't be imported, this one or one that its tests need
-                result = Result(task, "failed", str(error))
+                result = TaskResult(task, "failed", str(error))
             yield result
 
 
-def run_task(task: Task, module: ModuleType, code: Path | None = None) -> Result:
+def run_task(task: Task, module: ModuleType, code: Path | None = None) -> TaskResult:
     """Test a task on a module."""
     tests = tests_of(task)
     try:
         for test in tests:
             test(Checker(task, module, code=code))
     except NotDone as error:
-        return Result(task, "undone", str(error))
+        return TaskResult(task, "undone", str(error))
     except CheckFailed as error:
-        return Result(task, "failed", str(error))
-    return Result(task, "passed")
+        return TaskResult(task, "failed", str(error))
+    return TaskResult(task, "passed")
 
 
 def tests_of(task: Task) -> list[Callable[[Checker], Any]]:

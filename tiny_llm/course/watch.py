@@ -28,7 +28,7 @@ def watch(desk: Desk) -> None:
     options: dict[str, Any] = {"step": 30, "debounce": 200, "rust_timeout": TICK, "yield_on_timeout": True}
     begun = False
     with keyboard() as pressed:
-        for saved in changes(desk.code, watch_filter=Files(desk.code), raise_interrupt=False, **options):
+        for saved in changes(desk.code, watch_filter=LearnerFiles(desk.code), raise_interrupt=False, **options):
             if saved or not begun:  # the first time round the watcher is at work, so that no save is missed
                 test(desk)
             if not begun:
@@ -41,7 +41,7 @@ def watch(desk: Desk) -> None:
                 told(keys.get(key, lambda: print(HELP)))
 
 
-class Files(DefaultFilter):
+class LearnerFiles(DefaultFilter):
     """The learner's files, without editors' leftovers and saved copies."""
 
     def __init__(self, code: Path):

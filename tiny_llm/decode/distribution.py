@@ -19,7 +19,7 @@ def weights(logits: mx.array, temperature: mx.array) -> mx.array:
 
     logits (R, C) with at least one finite value in each row, temperature (R, 1) above 0 → (R, C).
     """
-    # TASK w1.7.1: softmax with a temperature, but for its division
+    # TASK w1.7.1: softmax with a temperature, without its division
     highest = logits.max(axis=1, keepdims=True)
     scale = LOG2_E / temperature
     # exp(x) as 2^(x log2 e): the CPU back end's power takes 40 % of the time of its exp
@@ -49,7 +49,7 @@ def penalize(
     presence: mx.array,
     frequency: mx.array,
 ) -> mx.array:
-    """Make tokens that were seen less likely.
+    """Make tokens that the text has already less likely.
 
     Repetition above 1 (CTRL, arXiv:1909.05858, as in transformers) lowers the logit of every token of the prompt and
     the output: a positive logit is divided, a negative one multiplied. Presence and frequency (OpenAI) look at the
@@ -57,7 +57,7 @@ def penalize(
 
     logits, counts (in the output), in_prompt (0 or 1): (R, C); the three parameters (R, 1) → (R, C).
     """
-    # TASK w1.7.5: three penalties on what was seen
+    # TASK w1.7.5: three penalties on seen tokens
     seen = (counts + in_prompt) > 0
     written = counts > 0
     divided = logits / repetition

@@ -1,7 +1,7 @@
-"""From a prompt to text: fill the cache, then one token a step.
+"""Generate text from a prompt: fill the cache, then compute one token a step.
 
 prefill          prompt → cache, logits of the last token
-generate_tokens  logits → token → logits → …, the next step under way before the last token is read
+generate_tokens  logits → token → logits → …; the next step is built before the last token is read
 stream           tokens → text, with stop tokens, stop strings and finish reasons
 """
 
@@ -23,7 +23,7 @@ LAST = slice(-1, None)
 
 
 def generate_naive(model: Qwen3, prompt: Sequence[int], num_tokens: int) -> list[int]:
-    """Greedy decoding as simple as it gets: run the whole text again for each token. The oracle of all that follows."""
+    """Decode greedily by running the whole text again for each token. Tests compare every faster way with this one."""
     # TASK w1.6.1: the whole text again for each token
     tokens = list(prompt)
     for _ in range(num_tokens):
@@ -34,9 +34,9 @@ def generate_naive(model: Qwen3, prompt: Sequence[int], num_tokens: int) -> list
 
 
 def prefill(model: Qwen3, prompt: Sequence[int], cache: KVCache, chunk: int = 2048) -> mx.array:
-    """Fill the cache with the part of the prompt that it does not hold yet, `chunk` tokens a step.
+    """Compute the part of the prompt that the cache does not hold yet, `chunk` tokens a step.
 
-    Returns the logits after the last token, (1, V), not yet evaluated.
+    Returns the logits after the last token, (1, V), not evaluated yet.
     """
     # TASK w1.6.2: fill the cache, chunk by chunk
     tokens = mx.array(list(prompt[cache.offset :]), mx.int32)
@@ -57,10 +57,10 @@ def generate_tokens(
     limit: int,
     stops: Collection[int] = (),
 ) -> Iterator[Token]:
-    """Sample from logits (1, V), feed the token back, and so on: `limit` tokens, or up to one in `stops`.
+    """Sample a token from logits (1, V), run the model on it, and repeat, for `limit` tokens or until one in `stops`.
 
-    `position` is the place in the sequence of the first token chosen. The next step is built before this one's token
-    is read, and does not run for nothing after the last token.
+    `position` is the first sampled token's place in the sequence. The next step is built before this step's token is
+    read; after `limit` tokens no step is built.
     """
     # TASK w1.6.3: sample, feed back, sample again
     ahead = _runs_ahead()
@@ -83,10 +83,10 @@ def generate_tokens(
 
 
 def _runs_ahead() -> bool:
-    """Whether a step starts before the last one's token is read.
+    """Return whether a step starts before the last step's token is read.
 
-    A GPU gets it at once. On a CPU it starts when the last step is done: only then has nobody but the cache a hold on
-    its buffers, so that they are written in place instead of copied (see bench/decode.py).
+    On a GPU it does. On a CPU a step starts when the last step has finished: only then does the cache alone reference
+    its buffers, so that MLX writes them in place instead of copying them (see bench/decode.py).
     """
     return mx.default_device() == mx.gpu
 
@@ -96,7 +96,7 @@ def _start(sampled: Sampled) -> None:
 
 
 def _read(sampled: Sampled) -> Token:
-    """Wait for a step and take its numbers out of MLX. Raises ArithmeticError where the logits were not finite."""
+    """Wait for a step and read its token. Raises ArithmeticError where the logits were not finite."""
     if not sampled.finite.item():
         raise ArithmeticError(NOT_FINITE)
     token = cast(int, sampled.tokens.item())
@@ -120,12 +120,12 @@ def stream(
     prefill_chunk: int = 2048,
     max_context: int | None = None,
 ) -> Iterator[Delta]:
-    """The answer, piece by piece; with n > 1 one answer after the other, all from the same prefill.
+    """Yield the answer piece by piece; with n > 1 one answer after the other, all from the same prefill.
 
-    `cache` may hold a beginning of the prompt already. `in_thought`: the prompt ends inside a thought, in which stop
-    strings do not count. `prefill_chunk`: tokens of the prompt per step. `max_context`: tokens that a sequence may
-    have, None for the model's. Raises ValueError for an empty prompt, one that leaves no room for a token, and ids
-    outside the vocabulary.
+    `cache` may hold a prefix of the prompt already. `in_thought`: the prompt ends inside a thought, in which stop
+    strings do not count. `prefill_chunk`: tokens of the prompt per step. `max_context`: the most tokens of a sequence,
+    None for the model's maximum. Raises ValueError for an empty prompt, a prompt that leaves no room for a token, and
+    ids outside the vocabulary.
     """
     context = model.config.context(max_context)
     check_prompt(prompt, context, model.config.vocab_size)

@@ -174,7 +174,7 @@ class Sampler:
 
 
 @dataclass(frozen=True)
-class _Group:
+class _RowGroup:
     """Rows that choose in the same way. A row is computed alike, to the last bit, whatever its neighbours are.
 
     `index` is `rows` on the device, None for all rows of the batch. `columns`: how many of its largest logits a row
@@ -190,7 +190,7 @@ class _Group:
     min_p: mx.array | None
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], rows: Sequence[int], columns: int) -> "_Group":
+    def of(cls, params: Sequence[SamplingParams], rows: Sequence[int], columns: int) -> "_RowGroup":
         """Make the group of some rows of a batch, whose parameters are `params`."""
         index = np.array(rows, np.int64)
         on_device = None if len(rows) == len(params) else mx.array(index)
@@ -246,16 +246,16 @@ class _Group:
         return column, _in_column(kept, column) > 0
 
 
-def _groups(params: Sequence[SamplingParams], vocab_size: int) -> list[_Group]:
+def _groups(params: Sequence[SamplingParams], vocab_size: int) -> list[_RowGroup]:
     """Group the rows by how many of their largest logits they need."""
     rows_of: dict[int, list[int]] = {}
     for row, p in enumerate(params):
         columns = _columns(p, vocab_size)
         rows_of.setdefault(columns, []).append(row)
-    return [_Group.of(params, rows, columns) for columns, rows in rows_of.items()]
+    return [_RowGroup.of(params, rows, columns) for columns, rows in rows_of.items()]
 
 
-def _order(groups: Sequence[_Group]) -> mx.array | None:
+def _order(groups: Sequence[_RowGroup]) -> mx.array | None:
     """Return where each row is found in the groups' concatenated results; None if one group has all rows in order."""
     if len(groups) == 1:
         return None

@@ -1,4 +1,4 @@
-"""From tokens to text: what a step adds to an answer, and where an answer ends."""
+"""Turn tokens into text, and end an answer at a stop token, a stop string or its length."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Delta:
-    """What a step adds to the answer `index`: text (perhaps none yet), its token, and at the end why it ended."""
+    """The part of the answer `index` that a step adds: text (perhaps ""), its token, and at the end the reason."""
 
     text: str
     token: int | None = None
@@ -44,10 +44,10 @@ class Delta:
 
 
 class Writer:
-    """Turns the tokens of the answer `index` into text, up to a stop token, a stop string or `limit` tokens.
+    """Turns the tokens of the answer `index` into text, until a stop token, a stop string or `limit` tokens.
 
-    `stop_tokens` end the answer and are not part of its text. `in_thought`: the prompt has opened a thought, in which
-    the stop strings `stops` do not count.
+    A token in `stop_tokens` ends the answer and is not part of its text. `in_thought`: the prompt has opened a thought,
+    in which the stop strings `stops` do not count.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Writer:
 
     # ANCHOR: text
     def add(self, token: Token) -> Delta:
-        """The text that the next token adds. The delta with a finish reason is the last."""
+        """Return the text that the next token adds. The last delta has a finish reason."""
         self.count += 1
         ended = token.id in self.stop_tokens
         last = ended or self.count == self.limit
@@ -86,7 +86,7 @@ class Writer:
         # ANCHOR_END: text
 
     def write(self, tokens: Iterator[Token]) -> Iterator[Delta]:
-        """The text of these tokens up to the answer's end."""
+        """Yield the text of these tokens until the answer ends."""
         for token in tokens:
             delta = self.add(token)
             yield delta
@@ -95,13 +95,13 @@ class Writer:
 
 
 def stop_tokens(tokenizer: Tokenizer, params: SamplingParams) -> frozenset[int]:
-    """The tokens that end an answer: the request's own and, unless ignored, the model's."""
+    """Return the tokens that end an answer: the request's own and, unless `ignore_eos` is set, the model's."""
     own = frozenset(params.stop_token_ids)
     return own if params.ignore_eos else own | tokenizer.eos_token_ids
 
 
 def no_room(found: str, max_context: int) -> str:
-    """The words for a prompt that fills the context; `found` is its number of tokens."""
+    """Return the error message for a prompt that fills the context; `found` is its number of tokens."""
     return (
         f"prompt: {found} tokens leave no room for an answer in the context of {max_context}; "
         "shorten the prompt or raise --max-context as far as the model allows"
@@ -109,7 +109,7 @@ def no_room(found: str, max_context: int) -> str:
 
 
 def check_prompt(prompt: Sequence[int], max_context: int, vocab_size: int) -> None:
-    """Raise ValueError for a prompt that no step could run: empty, too long, or with an id that is no token."""
+    """Raise ValueError for a prompt that is empty, is too long, or has a token id outside the vocabulary."""
     if not prompt:
         raise ValueError("prompt: expected at least one token, found none")
     if len(prompt) >= max_context:
@@ -120,7 +120,7 @@ def check_prompt(prompt: Sequence[int], max_context: int, vocab_size: int) -> No
 
 
 class AnswerStops:
-    """`StopStrings` that count in the answer only: a thought passes as it is.
+    """`StopStrings` that count only in the answer. A thought passes unchanged.
 
     `in_thought`: the prompt has opened a thought already.
     """
@@ -130,13 +130,13 @@ class AnswerStops:
         self._strings = StopStrings(stops)
 
     def add(self, piece: str) -> tuple[str, bool]:
-        """The text that is now safe to show, and whether a stop string ended it (it is not part of the text)."""
+        """Return the text that is now safe to show, and whether a stop string ended it (it is not part of the text)."""
         thought, answer = self._thought.split(piece)
         text, stopped = self._strings.add(answer)
         return thought + text, stopped
 
     def finish(self) -> tuple[str, bool]:
-        """The same for what was held back, once nothing more comes."""
+        """Return the text that was held back and whether a stop string ended it, once no more text comes."""
         thought, answer = self._thought.finish()
         text, stopped = self._strings.add(answer)
         rest = "" if stopped else self._strings.finish()

@@ -1,4 +1,4 @@
-"""A model's thought: what it writes between <think> and </think> before its answer."""
+"""Separate a model's thought, the text between <think> and </think>, from the answer after it."""
 
 from enum import Enum
 
@@ -6,7 +6,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class Place(Enum):
-    """Where the text stands: at its beginning, inside the thought, or in the answer."""
+    """The place of the next character: at the text's beginning, inside the thought, or in the answer."""
 
     BEGINNING = "beginning"
     THOUGHT = "thought"
@@ -16,8 +16,8 @@ class Place(Enum):
 class Thought:
     """Splits a text that comes in pieces into its thought and its answer.
 
-    The thought is open from the first character where the prompt has opened it (`in_thought`). Otherwise a text has a
-    thought only if it begins with `<think>`, white space aside. Tags belong to the thought.
+    Where the prompt has opened a thought (`in_thought`), the text begins inside it. Otherwise a text has a thought only
+    if it begins with `<think>`, after optional white space. The tags belong to the thought.
     """
 
     def __init__(self, in_thought: bool):
@@ -25,7 +25,7 @@ class Thought:
         self._held = ""  # the end of the text so far, where a tag may have begun
 
     def split(self, piece: str) -> tuple[str, str]:
-        """The next characters of the thought and of the answer; at most the beginning of a tag is held back."""
+        """Return the next characters of the thought and of the answer. Only the beginning of a tag is held back."""
         if self.place is Place.ANSWER:
             return "", piece
         text = self._held + piece
@@ -37,12 +37,12 @@ class Thought:
         return self._inside(text)
 
     def finish(self) -> tuple[str, str]:
-        """What was held back, once nothing more comes."""
+        """Return the held-back characters of the thought and of the answer, once no more text comes."""
         held, self._held = self._held, ""
         return (held, "") if self.place is Place.THOUGHT else ("", held)
 
     def _beginning(self, text: str, begun: str) -> str:
-        """The answer's characters in a text that has not opened a thought; `begun` is what follows its white space."""
+        """Return the answer's characters in a text without a thought. `begun` is the text after its white space."""
         if OPEN.startswith(begun):
             self._held = begun
             return text.removesuffix(begun)

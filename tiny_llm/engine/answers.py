@@ -1,4 +1,4 @@
-"""The answers to a request: the pieces as they arrive, finished completions with their timing, and streams to read.
+"""The answers to a request: pieces as they arrive, finished completions with their timing, and streams to read.
 
 The engine's thread references a stream's box, not the stream. So a dropped stream is collected at once, and cancels
 its request.
@@ -21,10 +21,10 @@ from tiny_llm.engine.request import EndReason, Request
 
 @dataclass(frozen=True)
 class Stats:
-    """What one request took. Times in seconds, `peak_memory` in bytes.
+    """Counts, times and memory of one request. Times are in seconds, `peak_memory` is in bytes.
 
-    `queue_time`: from the request's arrival to its admission, part of `time_to_first_token`. `inter_token_time` and
-    `longest_gap`: the mean and the longest time between two tokens of one answer.
+    `queue_time` lasts from the request's arrival to its admission and is part of `time_to_first_token`.
+    `inter_token_time` and `longest_gap` are the mean and the longest time between two tokens of one answer.
     """
 
     prompt_tokens: int
@@ -39,12 +39,12 @@ class Stats:
 
     @property
     def prefill_tps(self) -> float:
-        """Prompt tokens computed per second, up to the first token; 0 where the clock saw no time pass."""
+        """Prompt tokens computed per second until the first token; 0 where no time passed on the clock."""
         return _per_second(self.prompt_tokens - self.cached_tokens, self.time_to_first_token)
 
     @property
     def decode_tps(self) -> float:
-        """Tokens per second after the first; 0 where there was only one, or the clock saw no time pass."""
+        """Tokens per second after the first token; 0 for a single token, or where no time passed on the clock."""
         return _per_second(max(0, self.generated_tokens - 1), self.decode_time)
 
 
@@ -66,11 +66,11 @@ class Completion:
 
 @dataclass
 class Collected:
-    """What a request got so far: the pieces of each of its `num_answers` answers, and when they came.
+    """The outputs of a request so far: the pieces of each of its `num_answers` answers, and their times.
 
-    Times are seconds on the monotonic clock. Outputs are timed by `note` where they are made, and kept by `take` where
-    they are read. `finish_reason` is that of the last answer to end, "cancelled" where the request was cancelled
-    before, "error" where it failed, and None before its end was read.
+    Times are seconds on the monotonic clock. `note` times an output in the thread that makes it, `take` keeps it in
+    the thread that reads it. `finish_reason` is that of the last answer to end, "cancelled" where the request was
+    cancelled before, "error" where it failed, and None until the end has been read.
     """
 
     request_id: str
@@ -92,11 +92,11 @@ class Collected:
 
     @classmethod
     def of(cls, request: Request) -> "Collected":
-        """Nothing yet of what a request asks."""
+        """Make an empty record for a request."""
         return cls(request.id, request.params.n, len(request.tokens))
 
     def note(self, output: Output, now: float) -> None:
-        """Note that an output was made `now`."""
+        """Record the time `now` at which an output was made."""
         if output.delta is None:
             return
         if self.first is None:
@@ -113,7 +113,7 @@ class Collected:
         self.last = now
 
     def take(self, output: Output) -> Delta | None:
-        """Keep an output's piece of an answer and return it. Raises the error that the request met."""
+        """Keep an output's piece of an answer and return it. Raises the error with which the request failed."""
         if output.error is not None:
             self.error = output.error
             self.finish_reason = "error"
@@ -138,7 +138,7 @@ class Collected:
 
 
 def completions_of(collected: Collected) -> list[Completion]:
-    """Return a request's answers in their order; those that were cut off have the finish reason "cancelled"."""
+    """Return a request's answers in order. An answer that was cut off has the finish reason "cancelled"."""
     stats = stats_of(collected)
     completions = []
     for index in range(collected.num_answers):
@@ -148,7 +148,7 @@ def completions_of(collected: Collected) -> list[Completion]:
 
 
 def stats_of(collected: Collected) -> Stats:
-    """Return a request's figures so far; a time that has not come yet is 0."""
+    """Return a request's figures so far. The time of an event that has not happened yet is 0."""
     begin = collected.begin
     admitted = begin if collected.admitted is None else collected.admitted
     first = begin if collected.first is None else collected.first
@@ -167,7 +167,7 @@ def stats_of(collected: Collected) -> Stats:
 
 
 def join(deltas: list[Delta], stats: Stats) -> Completion:
-    """Return one answer, made of its pieces."""
+    """Join the pieces of one answer."""
     logprobs = [delta.logprobs for delta in deltas if delta.logprobs is not None]
     last = deltas[-1]
     return Completion(
@@ -181,26 +181,26 @@ def join(deltas: list[Delta], stats: Stats) -> Completion:
 
 
 class UnreadError(RuntimeError):
-    """A reader has left too many tokens unread."""
+    """The reader of a request left too many tokens unread."""
 
 
 class Box:
     """A queue of one request's outputs that the engine's thread fills and any thread or event loop reads.
 
-    It holds at most `max_unread` outputs: with one more it calls `leave`, drops them all, and readers meet an
-    UnreadError. All readers meet the same end. It keeps nothing of an event loop between reads.
+    The queue holds at most `max_unread` outputs. One more makes it drop them all, call `leave` and give readers an
+    UnreadError. All readers get the same end. Between reads the queue references no event loop.
     """
 
     def __init__(self, max_unread: int, leave: Callable[[], object]):
         self.max_unread, self._leave = max_unread, leave
         self._outputs: deque[Output] = deque()
         self._end: Output | None = None
-        self._changed = threading.Condition()  # reentrant: a signal's handler may close a stream that waits
+        self._changed = threading.Condition()  # reentrant: a signal handler may close a stream that waits
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether no more outputs will come."""
         return self._end is not None
 
     @property
@@ -210,7 +210,7 @@ class Box:
         return end is not None and end.delta is None and end.error is None
 
     def put(self, output: Output) -> None:
-        """Add an output; does nothing after the end."""
+        """Add an output. After the end, do nothing."""
         overrun = False
         with self._changed:
             if self._end is not None:
@@ -239,14 +239,14 @@ class Box:
         return Output(request_id, error=UnreadError(words), ended=True)
 
     def get(self) -> Output | None:
-        """Wait for the next output; None at the end. After an error every call returns the error's output."""
+        """Wait for the next output and return it; None at the end. After an error, return the error's output again."""
         with self._changed:
             while not self._outputs and self._end is None:
                 self._changed.wait()
             return self._next()
 
     async def aget(self) -> Output | None:
-        """`get` for an event loop, which it does not block."""
+        """Wait for the next output as `get` does, without blocking the event loop."""
         while True:
             with self._changed:
                 if self._outputs or self._end is not None:
@@ -269,10 +269,10 @@ def _wake(future: "asyncio.Future[None]") -> None:
 
 
 class AnswerReader:
-    """What reads a request's answers. It cancels the request when it is closed or dropped before the end.
+    """A reader of a request's answers. Closing or dropping it before the end cancels the request.
 
-    `leave` is called with the request's id from any thread and, when a reader is dropped, in the middle of anything: it
-    must take no lock.
+    `leave` is called with the request's id, from any thread. It must take no lock, because the garbage collector may
+    drop a reader in a thread that holds one.
     """
 
     def __init__(self, collected: Collected, leave: Callable[[str], object], max_unread: int):
@@ -288,7 +288,7 @@ class AnswerReader:
 
     @property
     def finish_reason(self) -> EndReason | None:
-        """Why the request ended, as in `Collected`; None before its end was read."""
+        """Why the request ended, as in `Collected`; None until the end has been read."""
         return self.collected.finish_reason
 
     @property
@@ -297,7 +297,7 @@ class AnswerReader:
         return stats_of(self.collected)
 
     def _taken(self, output: Output | None) -> Delta | None:
-        """Keep an output. At the end, note a cancelled request as such."""
+        """Keep an output. At the end of a cancelled request, set the finish reason "cancelled"."""
         if output is not None:
             return self.collected.take(output)
         if self._box.cancelled:
@@ -315,10 +315,10 @@ class AnswerReader:
 
 
 class Stream(AnswerReader, Iterator[Delta]):
-    """The pieces of a request's answers, for a thread that waits for each. Raises the error that the request met.
+    """An iterator over the pieces of a request's answers. Raises the error with which the request failed.
 
-    Closing or dropping it before the end cancels the request. A request that was cancelled, here or by `Engine.abort`,
-    ends as others do, after the pieces that were delivered before; `finish_reason` is then "cancelled".
+    Closing or dropping the stream before the end cancels the request. A request that was cancelled, here or by
+    `Engine.abort`, ends after the pieces that were delivered before, with the `finish_reason` "cancelled".
     """
 
     def __next__(self) -> Delta:
@@ -329,7 +329,7 @@ class Stream(AnswerReader, Iterator[Delta]):
         return delta
 
     def close(self) -> None:
-        """Cancel the request, if it has not ended; a reader that goes on meets the end."""
+        """Cancel the request if it has not ended. Later reads find the end."""
         self._close()
 
     def __enter__(self) -> "Stream":
@@ -340,7 +340,7 @@ class Stream(AnswerReader, Iterator[Delta]):
 
 
 class AsyncStream(AnswerReader, AsyncIterator[Delta]):
-    """`Stream` for an event loop, which it does not block. The first read raises what is wrong with the prompt."""
+    """A `Stream` for an event loop, which it does not block. The first read raises the errors of the prompt."""
 
     async def __anext__(self) -> Delta:
         output = await self._box.aget()
@@ -350,5 +350,5 @@ class AsyncStream(AnswerReader, AsyncIterator[Delta]):
         return delta
 
     async def aclose(self) -> None:
-        """Cancel the request, if it has not ended; a reader that goes on meets the end."""
+        """Cancel the request if it has not ended. Later reads find the end."""
         self._close()

@@ -1,8 +1,8 @@
-"""What turns logits into tokens: a draw for each sequence, or a search, both under the form that an answer must have.
+"""Choose tokens from logits: draw one for each sequence, or search, both under the grammar that an answer may have.
 
-Draw    draws the next token of each sequence from its own distribution
-Beams   takes in the log-probabilities of beams and says from which of them the next ones go on
-Forms   which tokens may come next in the answers that must have a form
+Draw    draw the next token of each sequence from its own distribution
+Beams   take in the log-probabilities of beams, and decide which beams the next ones extend
+Forms   say which tokens may come next in the answers that have a grammar
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from tiny_llm.model.tokenizer import Tokenizer
 
 
 class Fault(NamedTuple):
-    """A request that can't go on, and why; no other is concerned."""
+    """A request that can't go on, and the error with which it ends. Other requests go on."""
 
     request: str
     error: Exception
@@ -33,7 +33,7 @@ class Fault(NamedTuple):
 
 @dataclass
 class Track:
-    """What drawing needs to know of a sequence under way."""
+    """The data of an unfinished sequence that a draw needs."""
 
     params: SamplingParams
     prompt: tuple[int, ...]
@@ -51,7 +51,8 @@ class Choice(NamedTuple):
 class Draw:
     """Draws the next token of each sequence from its own distribution, with its own random numbers.
 
-    A sampler counts the tokens that penalties look at, on the device; it is kept for the rows that it has.
+    The sampler of the last step is kept while the rows stay the same, because it counts on the device the tokens that
+    penalties depend on.
     """
 
     def __init__(self, grammars: Grammars, vocab_size: int):
@@ -61,22 +62,22 @@ class Draw:
         self._rows: list[SequenceId] = []  # of the sampler
 
     def admit(self, admission: Admission) -> None:
-        """Take in a sequence, with the tokens that it has so far."""
+        """Register a sequence with the tokens that it has so far."""
         prompt, output = admission.tokens[: admission.num_prompt], admission.tokens[admission.num_prompt :]
         self._tracks[admission.sequence] = Track(admission.params, prompt, list(output))
         self.forms.admit(admission)
 
     def forget(self, sequence: SequenceId) -> None:
-        """Drop a sequence that has ended."""
+        """Drop the data of a sequence that has ended."""
         self._tracks.pop(sequence, None)
         self.forms.forget(sequence)
 
     def searches(self, sequence: SequenceId) -> bool:
-        """Whether a sequence is a beam: nothing is drawn for it."""
+        """Return whether a sequence is a beam, for which nothing is drawn."""
         return self._tracks[sequence].params.beam_width > 1
 
     def has_form(self, sequence: SequenceId) -> bool:
-        """Whether what a sequence may say depends on each token before."""
+        """Return whether a grammar restricts the sequence's next token."""
         return self._tracks[sequence].params.structured is not None
 
     def adopt(self, choice: Choice | None) -> None:
@@ -85,7 +86,7 @@ class Draw:
             self._sampler, self._rows = choice.sampler, choice.rows
 
     def reset(self) -> None:
-        """Forget what was counted for a step that failed: it is counted anew from the tokens."""
+        """After a step that failed: drop the sampler, whose counts are made again from the tokens."""
         self._sampler = None
 
     def __call__(
@@ -131,13 +132,13 @@ class Draw:
         return tokens
 
     def take_faults(self) -> list[Fault]:
-        """The requests that were found at fault since the last call, with why; no other is concerned."""
+        """Return the faults found since the last call, and forget them."""
         found, self.forms.faults = self.forms.faults, []
         return found
 
 
 def _numbers_of(sampled: Sampled) -> tuple[list[Token], list[bool]]:
-    """A step's tokens, and whether each was chosen by finite logits."""
+    """Read a step's tokens, and whether the logits that each was chosen from were finite."""
     ids = cast(list[int], sampled.tokens.tolist())
     finite = cast(list[bool], sampled.finite.tolist())
     if sampled.logprobs is None:
@@ -149,7 +150,7 @@ def _numbers_of(sampled: Sampled) -> tuple[list[Token], list[bool]]:
 
 
 def _tops_of(sampled: Sampled, rows: int) -> list[tuple[tuple[int, float], ...]]:
-    """The likeliest tokens of each row with their log-probabilities; none where nobody asked."""
+    """Read the likeliest tokens of each row with their log-probabilities; none where no request asks for them."""
     if sampled.top_tokens is None or sampled.top_logprobs is None:
         return [()] * rows
     tokens = cast(list[list[int]], sampled.top_tokens.tolist())
@@ -167,7 +168,7 @@ def _with_logprobs(token: Token, asked: int | None) -> Token:
 
 
 class Beams:
-    """The searches under way. A beam whose log-probabilities are there waits until those of the others are."""
+    """The unfinished beam searches. A search advances when the log-probabilities of all its live beams are there."""
 
     def __init__(self, scheduler: Scheduler):
         self.scheduler = scheduler
@@ -188,7 +189,7 @@ class Beams:
         self._rows = {sequence: row for sequence, row in self._rows.items() if sequence.request != request_id}
 
     def advance(self, step: Step, results: Row[Result], now: float) -> list[tuple[Sequence, Search]]:
-        """Take in the log-probabilities of a step; returns the searches that have ended by them."""
+        """Take in the log-probabilities of a step, and return the searches that end with them."""
         touched = dict[str, None]()
         for share, result in zip(step.shares, results, strict=True):
             name = share.sequence.request
@@ -216,12 +217,12 @@ class Beams:
 
 
 def texts_of(sequence: Sequence, search: Search, tokenizer: Tokenizer) -> Iterator[Delta]:
-    """What the request of an ended search gets: its n best beams."""
+    """Return the deltas of an ended search: its n best beams."""
     return deltas_of_beams(search.best[: sequence.request.params.n], tokenizer)
 
 
 class Form:
-    """One answer's form. It binds behind the thought, where the prompt has opened one."""
+    """The grammar of one answer. It starts after the thought, where the prompt has opened one."""
 
     def __init__(self, matcher: Any, grammars: Grammars, in_thought: bool):
         self.matcher, self.grammars = matcher, grammars
@@ -229,7 +230,7 @@ class Form:
         self._detokenizer = grammars.tokenizer.detokenizer(keep_special=True) if in_thought else None
 
     def bits(self) -> Bits:
-        """A bit for each token that may come next, (ceil(V / 32),). Raises ValueError where none may."""
+        """Set a bit for each token that may come next. → (ceil(V / 32),). Raises ValueError where no token may."""
         if self._detokenizer is not None:
             return self.grammars.anything_but_an_end
         bits: Bits = self.grammars.bits([self.matcher])[0]
@@ -238,7 +239,7 @@ class Form:
         return bits
 
     def follow(self, token: int) -> None:
-        """Take in the token that came. Raises ValueError where the form does not allow it."""
+        """Advance by the token that was chosen. Raises ValueError where the grammar does not allow it."""
         if self._detokenizer is not None:
             self._thought.split(self._detokenizer.add(token))
             if self._thought.place is Place.ANSWER:
@@ -248,7 +249,7 @@ class Form:
 
 
 class Forms:
-    """The forms of the sequences under way. `faults`: requests whose form can't go on, for the loop to end."""
+    """The grammars of the unfinished sequences. `faults`: requests that can't go on, which the loop then ends."""
 
     def __init__(self, grammars: Grammars):
         self.grammars = grammars
@@ -262,12 +263,12 @@ class Forms:
         return sequence in self._forms
 
     def check(self, request: Request) -> None:
-        """Raise ValueError, with the reason, for a form that is none. Any thread may call it."""
+        """Raise ValueError, with the reason, for a grammar that can't be compiled. Any thread may call it."""
         if request.params.structured is not None:
             self.grammars.matcher(request.params.structured)
 
     def admit(self, admission: Admission) -> None:
-        """Take in a sequence, if it has a form, with the tokens of its answer so far."""
+        """Register a sequence that has a grammar, and advance it by the tokens of its answer so far."""
         wanted = admission.params.structured
         if wanted is None:
             return
@@ -281,13 +282,13 @@ class Forms:
             self._forms[admission.sequence] = form
 
     def forget(self, sequence: SequenceId) -> None:
-        """Drop a sequence that has ended."""
+        """Drop the data of a sequence that has ended."""
         self._forms.pop(sequence, None)
 
     def mask(self, logits: mx.array, sequences: Row[SequenceId], state: Row[mx.array]) -> mx.array:
-        """Minus infinity for the tokens that a sequence's form does not allow. logits (R, V), one row a sequence.
+        """Set to minus infinity the logits that a sequence's grammar forbids. logits (R, V), one row a sequence.
 
-        `state` are the pool's buffers: the device computes them and the logits while the host asks the grammars.
+        `state` are the pool's buffers: the device computes them and the logits while the host computes the masks.
         """
         rows = [row for row, sequence in enumerate(sequences) if sequence in self._forms]
         if not rows:
@@ -301,7 +302,7 @@ class Forms:
         return logits
 
     def follow(self, sequence: SequenceId, token: int) -> None:
-        """Take in the token that a sequence was given."""
+        """Advance a sequence's grammar by its new token. An error becomes a fault of the sequence's request."""
         if sequence in self._forms:
             try:
                 self._forms[sequence].follow(token)
@@ -309,7 +310,7 @@ class Forms:
                 self.faults.append(Fault(sequence.request, error))
 
     def _bits(self, sequence: SequenceId) -> Bits:
-        """The sequence's bits; those of any token where its form is at fault, which ends its request and no other."""
+        """Return the sequence's mask. An error becomes a fault of its request, and the mask then allows all tokens."""
         try:
             return self._forms[sequence].bits()
         except Exception as error:
@@ -325,6 +326,6 @@ def _dead_end(reason: str) -> str:
 
 
 def _reason(matcher: Any) -> str:
-    """llguidance's reason in one line, "" where it has none."""
+    """Return llguidance's error message in one line, "" where it has none."""
     reason: str = matcher.get_error().partition("\n")[0]
     return reason

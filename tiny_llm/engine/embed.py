@@ -1,4 +1,4 @@
-"""Texts to vectors: the model's hidden states after the final norm, pooled over each text's tokens."""
+"""Turn texts into vectors: the model's hidden states after the final norm, pooled over each text's tokens."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -31,9 +31,10 @@ def embed(
 ) -> Vectors:
     """Return a vector for each text, (N, hidden): the hidden state of its last token, or the mean over its tokens.
 
-    A text is tokenized like a raw prompt, with what the tokenizer adds. A vector does not depend on the other texts
-    beyond rounding. `normalize` divides each by its length. A batch has `token_budget` tokens, or one longer text.
-    Raises ValueError for what is no text, an empty text, and one of more tokens than `max_context`.
+    A text is tokenized like a raw prompt, with the special tokens that the tokenizer adds. A vector does not depend on
+    the other texts beyond rounding. `normalize` divides each vector by its length. A batch has at most `token_budget`
+    tokens, or one longer text. Raises ValueError for a value that is not a text, an empty text, and a text of more
+    tokens than `max_context`.
     """
     check_pooling(pooling, normalize)
     rows = encode_texts(tokenizer, texts, model.config.context(max_context))
@@ -42,14 +43,14 @@ def embed(
 
 
 def check_pooling(pooling: Any, normalize: Any) -> None:
-    """Raise ValueError for unknown ways to make one vector of many."""
+    """Raise ValueError for an unknown pooling, or a `normalize` that is not a bool."""
     ok = isinstance(pooling, str) and pooling in ("last", "mean")
     require(ok, f"pooling: expected 'last' or 'mean', found {shown(pooling)}")
     require(isinstance(normalize, bool), f"normalize: expected true or false, found {shown(normalize)}")
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Any, max_context: int) -> list[list[int]]:
-    """Return the tokens of each text. Raises ValueError naming the text that is none, is empty or is too long."""
+    """Return the tokens of each text. Raises ValueError naming an item that is not a text, is empty or is too long."""
     is_list = isinstance(texts, Sequence) and not isinstance(texts, str | bytes | bytearray)
     require(is_list, f"texts: expected a list of texts, found {shown(texts)}")
     rows = []
@@ -81,7 +82,7 @@ def embed_batches(
     normalize: bool = False,
     token_budget: int = TOKEN_BUDGET,
 ) -> Iterator[Vectors]:
-    """Yield the vectors (R, hidden) of some rows of tokens after the other, a batch at a time.
+    """Yield the vectors (R, hidden) of the rows of tokens, a batch at a time.
 
     Raises ArithmeticError where a hidden state is not a finite number.
     """
@@ -97,13 +98,13 @@ def embed_batches(
 
 
 def join_vectors(parts: Sequence[Vectors], config: ModelConfig) -> Vectors:
-    """Return the vectors of all batches, (N, hidden)."""
+    """Concatenate the vectors of all batches, (N, hidden)."""
     none = np.zeros((0, config.hidden_size), np.float32)
     return np.concatenate([none, *parts])
 
 
 def batches_of(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[list[Sequence[int]]]:
-    """Yield the rows in their order, together while they have at most `token_budget` tokens."""
+    """Group consecutive rows into batches of at most `token_budget` tokens, or of one longer row."""
     batch: list[Sequence[int]] = []
     size = 0
     for row in rows:
@@ -123,7 +124,7 @@ def pooled(model: Qwen3, rows: Sequence[Sequence[int]], pooling: Pooling) -> mx.
     tokens: list[int] = []
     for row in rows:
         tokens += row
-    view = SideBySide(model.config, model.ops, spans)
+    view = TextsSideBySide(model.config, model.ops, spans)
     x = model.hidden_states(mx.array(tokens, mx.int32), view)  # (T, hidden)
     norm = model.weights["norm"]["weight"]
     eps = model.config.rms_norm_eps
@@ -139,7 +140,7 @@ def pooled(model: Qwen3, rows: Sequence[Sequence[int]], pooling: Pooling) -> mx.
 
 
 def spans_of(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Return where each row begins and ends when they stand one after the other: lengths 3, 2 → (0, 3), (3, 5)."""
+    """Return the begin and end of each row in the concatenation of all rows: lengths 3, 2 → (0, 3), (3, 5)."""
     spans = []
     begin = 0
     for row in rows:
@@ -149,19 +150,19 @@ def spans_of(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     return spans
 
 
-class SideBySide:
-    """Causal attention within each of several texts that stand one after the other in a step. It keeps nothing."""
+class TextsSideBySide:
+    """Causal attention within each of the texts that are concatenated in a step. It keeps no K and V."""
 
     def __init__(self, config: ModelConfig, ops: Ops, spans: Sequence[tuple[int, int]]):
         self.config, self.ops, self.spans = config, ops, spans
 
     def begin(self, num_tokens: int) -> mx.array:
-        """Return the positions of a step of T tokens, each counted from the begin of its text: (T,) int32."""
+        """Return the positions of a step of T tokens, each counted from the start of its text: (T,) int32."""
         positions = [mx.arange(end - begin) for begin, end in self.spans]
         return mx.concatenate(positions)
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        """Return what each query sees of its own text. q (T, Hq, D), k and v (T, Hkv, D), result (T, Hq, D)."""
+        """Compute each query's attention to its own text. q (T, Hq, D), k and v (T, Hkv, D), result (T, Hq, D)."""
         scale = self.config.head_dim**-0.5
         window = self.config.window_of(layer)
         attended = []

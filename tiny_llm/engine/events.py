@@ -1,20 +1,25 @@
-"""What happened in the engine, one record for each happening: written by the scheduler, read by all views.
+"""The events of the engine: the scheduler writes a record of each change, and all views read them.
 
-kind     what happened                                         blocks                    start, tokens
-pool     the scheduler begins (note: its settings)             -                         block size, number of blocks
-arrival  a request arrives                                     -                         0, length of the prompt
-admit    a sequence runs (note: why its prefix is no longer)   shared ones               0, tokens found in them
-share    a running sequence takes over blocks known by now     those                     tokens before, tokens found
-chunk    a sequence's part of a step; 1 token is a decode      newly taken ones          tokens before, length
-load     blocks are read from disk (note: a fault)             those                     tokens before, tokens in them
-branch   a beam goes on from another (note: which)             its whole table           0, tokens in them
-copy     copy-on-write                                         source, target            -
-step     a step has been computed                              -                         0, tokens in it
-token    a token is sampled                                    -                         its position, 1
-keep     the prefix tree keeps blocks of a sequence            above (or -1), then kept  tokens before, tokens kept
-preempt  a sequence gives up its blocks and waits again        those                     0, tokens lost
-evict    the prefix tree gives up blocks (note: a fault)       those                     -
-finish   a sequence ends (note: why)                           those                     0, tokens generated
+kind     what happened                                    blocks                start, tokens
+pool     the scheduler was made (note: its settings)      -                     block size, number of blocks
+arrival  a request arrived                                -                     0, length of the prompt
+admit    a sequence was admitted (note: why its cached    shared blocks         0, tokens in the shared blocks
+         prefix is not longer)
+share    a running sequence reused blocks that were       reused blocks         position, tokens in the blocks
+         computed since its admission
+chunk    a sequence got a share of the next step; a       newly taken blocks    position, length of the share
+         decode has 1 token
+load     blocks were read from disk (note: the fault)     loaded blocks         position, tokens in the blocks
+branch   a beam took over another beam's tokens (note:    its new block table   0, tokens in the blocks
+         the other beam)
+copy     a shared block was copied before a write         source, target        -
+step     a step was computed                              -                     0, tokens in the step
+token    a token was sampled                              -                     its position, 1
+keep     a sequence's blocks were put into the prefix     parent (-1: none),    position, tokens in the blocks
+         tree                                             then kept blocks
+preempt  a sequence lost its blocks and waits again       lost blocks           0, tokens to compute again
+evict    kept blocks were freed (note: the fault)         freed blocks          -
+finish   a sequence ended (note: the reason)              released blocks       0, tokens generated
 """
 
 import json
@@ -31,7 +36,7 @@ KINDS = frozenset("pool arrival admit share load branch chunk copy step token ke
 
 @dataclass(frozen=True)
 class Event:
-    """One happening. `time` in seconds on the scheduler's clock, `step` the number of the step that it belongs to."""
+    """One change in the engine. `time` is in seconds on the scheduler's clock, `step` the number of the step."""
 
     time: float
     kind: str
@@ -44,13 +49,13 @@ class Event:
     note: str = ""
 
     def line(self) -> str:
-        """As one line of JSON; what has its default is left out."""
+        """Return the event as one line of JSON, without the fields that have their default."""
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return json.dumps(given, ensure_ascii=False)
 
 
 class JsonLines:
-    """Writes each event that it is called with as a line; the stream is the caller's to close."""
+    """Writes each event to a stream as a line of JSON. The caller closes the stream."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -60,7 +65,7 @@ class JsonLines:
 
 
 class Guarded:
-    """Calls `emit` with each event; what it raises is a warning, the first time, and harms no request."""
+    """Calls `emit` with each event. Its first error becomes a warning, later ones are ignored; requests go on."""
 
     def __init__(self, emit: Callable[[Event], None]):
         self.emit, self._told = emit, False
@@ -68,7 +73,7 @@ class Guarded:
     def __call__(self, event: Event) -> None:
         try:
             self.emit(event)
-        except BaseException as error:  # a callback's SystemExit is no reason to end the engine either
+        except BaseException as error:  # SystemExit too: a callback must not end the engine
             if not self._told:
                 self._told = True
                 message = f"emit: {self.emit!r} raised {error!r} at a {event.kind} event; events may be missing"
@@ -76,7 +81,7 @@ class Guarded:
 
 
 def read(path: Path) -> list[Event]:
-    """The events of a log. Raises ValueError, with the line's number, for what is not one."""
+    """Read the events of a log. Raises ValueError, with the line's number, for a line that is not an event."""
     lines = path.read_text(encoding="utf-8").splitlines()
     events = [_parse(line, f"{path.name}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
     require(bool(events), f"{path.name}: expected events, found an empty file")
@@ -91,7 +96,7 @@ def _parse(line: str, place: str) -> Event:
     try:
         found: Any = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{place}: expected JSON, found something else: {error}") from error
+        raise ValueError(f"{place}: expected JSON, found {line!r:.40}; record the log again") from error
     require(isinstance(found, dict), f"{place}: expected an object, found {line:.40}")
     for name, value in found.items():
         require(name in _TYPES, f"{place}: unknown field {name!r}")

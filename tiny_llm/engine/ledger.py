@@ -1,6 +1,6 @@
-"""The only writer of block tables: which blocks a sequence holds, shares, copies, keeps for others and gives back.
+"""The only writer of block tables: allocate, share, copy, keep and free the blocks of sequences.
 
-It also has the log, in which the engine tells what happens to sequences and blocks.
+The log is here, too: the scheduler and the ledger report each change of a sequence or block to it as an event.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tiny_llm.engine.request import Request, Sequence
 
 
 class Log:
-    """Makes events of what happens and hands them to `emit`, with the time and the step that were set last."""
+    """Makes events and calls `emit` with them. An event has the time `now` and the step that were set last."""
 
     def __init__(self, emit: Callable[[Event], None] | None):
         self.emit, self.now, self.step = emit, 0.0, 0
@@ -31,17 +31,17 @@ class Log:
         blocks: Row[int] = (),
         note: str = "",
     ) -> None:
-        """An event of this kind; see the table above for what its fields mean."""
+        """Emit an event of this kind. The table in `engine.events` says what the fields mean."""
         if self.emit is not None:
             name, index = sequence.id if sequence is not None else ("", 0)
             self.emit(Event(self.now, kind, self.step, name, index, start, tokens, tuple(blocks), note))
 
 
 class Ledger:
-    """Blocks of the pool and of the prefix tree, for the sequences that are running.
+    """The block tables of the running sequences, over the pool and the prefix tree.
 
-    `kept` has the place of the `tree` where a block is a whole cache. `copies` are the copy-on-write pairs (source,
-    target) of the step that is being scheduled.
+    `kept` replaces the `tree` where a block is a whole cache. `copies` are the copy-on-write pairs (source, target) of
+    the step that is being scheduled.
     """
 
     def __init__(self, blocks: BlockPool, tree: RadixTree | None, log: Log, kept: Kept | None = None):
@@ -49,11 +49,11 @@ class Ledger:
         self.copies: list[tuple[int, int]] = []
 
     def begin_step(self) -> None:
-        """Forget the copies of the step before, which have been made."""
+        """Forget the copies of the previous step, which have been made."""
         self.copies = []
 
     def match(self, sequence: Sequence) -> Match:
-        """The kept blocks that a waiting sequence's tokens begin with."""
+        """Find the kept blocks with the longest prefix of a waiting sequence's tokens."""
         if self.kept is not None:
             return self.kept.match(sequence.tokens)
         if self.tree is None:
@@ -71,9 +71,9 @@ class Ledger:
 
     # ANCHOR: extend
     def extend(self, sequence: Sequence, limit: int) -> int:
-        """Give a sequence blocks for its next tokens, with copies of those that others hold as well.
+        """Give a sequence blocks for its next tokens, and plan a copy of each shared block that it will write into.
 
-        Returns for how many tokens: at most `limit`, and as many as there are blocks for.
+        Returns the number of tokens: at most `limit`, and as many as the available blocks allow.
         """
         table, start, size = sequence.block_table, sequence.computed, self.blocks.block_size
         shared = [i for i in range(start // size, len(table)) if not self.blocks.writable(table[i])]
@@ -94,17 +94,17 @@ class Ledger:
         # ANCHOR_END: extend
 
     def view(self, sequence: Sequence, end: int) -> View:
-        """Where the tokens up to position `end` lie, for a share that goes on from the computed ones."""
+        """Return the view of a share that starts after the computed tokens and ends before position `end`."""
         return View(tuple(sequence.block_table[: -(-end // self.blocks.block_size)]), sequence.computed)
 
     def trim(self, sequence: Sequence) -> None:
-        """Give back the blocks behind the computed tokens, such as those of a draft that was not accepted."""
+        """Free the blocks after the computed tokens, such as the blocks of rejected draft tokens."""
         table = sequence.block_table
         while len(table) > self.blocks.blocks_for(sequence.computed):
             self.blocks.free(table.pop())
 
     def branch(self, group: Row[Sequence], parents: Row[Sequence]) -> None:
-        """Give each of the first sequences of `group` the block table of its parent; the others lose theirs."""
+        """Give each of the first sequences of `group` its parent's block table, and empty the tables of the others."""
         tables = [list(parent.block_table) for parent in parents]
         for block in [block for table in tables for block in table]:
             self.blocks.share(block)
@@ -114,7 +114,7 @@ class Ledger:
             sequence.block_table = table
 
     def keep(self, sequence: Sequence) -> None:
-        """Insert the sequence's full computed blocks into the prefix tree, where others find them."""
+        """Insert the sequence's full computed blocks into the prefix tree, where other sequences find them."""
         if self.tree is None:
             return
         size = self.blocks.block_size
@@ -127,26 +127,26 @@ class Ledger:
             self.log.tell("keep", sequence, known * size, (whole - known) * size, kept)
 
     def release(self, sequence: Sequence) -> list[int]:
-        """Keep what is computed for others and drop the sequence's references; returns the blocks that it held."""
+        """Keep the computed blocks for later requests, drop the sequence's references, and return its former table."""
         self.keep(sequence)
         if self.kept is not None and sequence.computed:
             (block,) = sequence.block_table
-            if self.blocks.writable(block):  # another sequence that holds it will write into it
+            if self.blocks.writable(block):  # otherwise another sequence writes into it
                 self.kept.keep(block, sequence.tokens[: sequence.computed])
         held, sequence.block_table = sequence.block_table, []
-        for block in held:
+        for block in reversed(held):  # the next sequence takes them in the order in which they lie
             self.blocks.free(block)
         return held
 
     def forget(self) -> None:
-        """Free the kept blocks that no sequence holds: what they hold is lost."""
+        """Free the kept blocks that no sequence references, because their contents are lost."""
         if self.tree is not None:
             self.tree.forget()
         if self.kept is not None:
             self.kept.forget()
 
     def restore(self, sequence: Sequence, limit: int) -> Restored:
-        """At a block boundary: take over blocks now in the prefix tree, then load up to `limit` evicted ones."""
+        """At a block boundary: share blocks that are now in the prefix tree, then load up to `limit` evicted blocks."""
         size, tree = self.blocks.block_size, self.tree
         if tree is None or sequence.computed != len(sequence.block_table) * size:
             return Restored([])
@@ -154,7 +154,7 @@ class Ledger:
         if found.blocks:
             self.log.tell("share", sequence, sequence.computed, found.num_tokens, found.blocks)
             self.share(sequence, found)
-        copied = {block for pair in self.copies for block in pair}  # still to be read or written
+        copied = {block for pair in self.copies for block in pair}  # not copied yet
         begin = sequence.computed
         limit = min(limit, max(0, self.blocks.num_available - len(copied)))
         read = tree.restore(sequence.tokens, begin, limit, self._allocate, copied)
@@ -175,7 +175,7 @@ class Ledger:
         return self.blocks.allocate()
 
     def check(self, running: Row[Sequence]) -> None:
-        """Assert that blocks, tables and tree agree, where `running` are all sequences with blocks; for tests."""
+        """Assert that blocks, tables and tree agree, for tests. `running` are all sequences with blocks."""
         tree, size = self.tree, self.blocks.block_size
         kept = tree.nodes if tree else self.kept.texts if self.kept else ()
         self.blocks.check([s.block_table for s in running], kept)
@@ -190,7 +190,7 @@ class Ledger:
 
 
 def check_request(request: Request, config: SchedulerConfig, blocks: BlockPool) -> None:
-    """Raise ValueError for a request that the slots or the whole pool could not hold."""
+    """Raise ValueError for a request with more sequences than slots, or more tokens than the whole pool holds."""
     params, count = request.params, request.num_sequences
     name, longest = ("beam_width" if request.searches else "n"), len(request.tokens) + params.max_tokens
     require(
@@ -199,7 +199,7 @@ def check_request(request: Request, config: SchedulerConfig, blocks: BlockPool) 
     )
     what = f"prompt of {len(request.tokens)} tokens with max_tokens {params.max_tokens}"
     need = blocks.blocks_for(longest - 1)  # the last token is never computed
-    if request.searches:  # its beams can't take turns, as n answers can
+    if request.searches:  # because beams run side by side, while n answers can take turns
         need, what = need * count, f"{what} and beam_width {count}"
     require(
         need <= blocks.num_blocks,

@@ -1,8 +1,9 @@
-"""Answers by the loop of week 1, `decode.generate`: how a learner's own generate runs the chat."""
+"""Answer requests by the loop of week 1, `decode.generate`, so that a learner's own loop runs the chat."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tiny_llm.cache.choose import new_cache
+from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig
 from tiny_llm.decode import generate
 from tiny_llm.engine.kept import common_prefix
@@ -13,18 +14,18 @@ from tiny_llm.model.tokenizer import Tokenizer
 
 
 class Lesson:
-    """One sequence at a time in one cache, which is kept for the next request."""
+    """Runs one sequence at a time in one cache, and keeps the cache for the next request."""
 
     def __init__(self, model: Qwen3, tokenizer: Tokenizer, config: EngineConfig):
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self._clear()
 
     def can_answer(self, request: Request) -> bool:
-        """Whether the lesson's loop goes that far: it knows neither searches nor forms."""
+        """Return whether the loop of week 1 can run a request: it has neither beam search nor grammars."""
         return not request.searches and request.params.structured is None
 
     def outputs(self, request: Request) -> Iterator[Output]:
-        """A request's answers, one after the other."""
+        """Yield a request's answers, one after the other."""
         cached = self._reuse(request.tokens)
         deltas = generate.stream(
             self.model,
@@ -44,20 +45,28 @@ class Lesson:
                     self.tokens.append(delta.token)
                 yield Output(request.id, delta, cached_tokens=cached, ended=not left)
         except GeneratorExit:
-            raise  # between two steps: the cache is whole
+            raise  # the caller stopped between two steps, when the cache is complete
         except BaseException:
             self._clear()
             raise
+
+    def kept(self) -> tuple[ContiguousCache, list[int]]:
+        """The cache, with the tokens in it."""
+        return self.cache, self.tokens[: self.cache.offset]
+
+    def take_in(self, tokens: Sequence[int], cache: ContiguousCache) -> None:
+        """Go on from a cache that was filled elsewhere, with these tokens."""
+        self.cache, self.tokens = cache, list(tokens)
 
     def _clear(self) -> None:
         self.cache = new_cache(self.model.config, self.model.ops, self.config)
         self.tokens: list[int] = []
 
     def _reuse(self, tokens: tuple[int, ...]) -> int:
-        """Trim the cache to what it shares with the prompt, at least one token less; returns how much that is."""
+        """Trim the cache to its common prefix with the prompt, without the prompt's last token; return its length."""
         common = common_prefix(tokens, self.tokens, min(len(tokens) - 1, self.cache.offset))
         if self.cache.offset - common > self.cache.trimmable:
-            common = 0  # what stood in the window then is gone
+            common = 0  # the window has already overwritten the tokens before
         self.cache.trim(self.cache.offset - common)
         self.tokens = list(tokens)
         return common

@@ -1,4 +1,4 @@
-"""`load` a model and ask it: text, chat messages or token ids in, text out, whole or as a stream."""
+"""Load a model and generate text with it, for one caller: a prompt in, an answer out, whole or as a stream."""
 
 import threading
 import time
@@ -43,11 +43,10 @@ POCKET = Path(__file__).parent.parent / "pocket" / "weights" / "target"
 
 
 def load(model: str | Path | None = None, *, config: EngineConfig | None = None, lesson: bool = False) -> "LLM":
-    """Load a model directory, a hub name or an alias such as "qwen3-0.6b"; without one, the model that ships inside.
+    """Load a model directory, a hub name or an alias such as "qwen3-0.6b"; None loads the model inside the package.
 
-    `lesson`: answer single prompts by the plain loop of `decode.generate`, see `LLM`.
-
-    Raises ValueError where there is no such model, its files are broken or memory will not do.
+    `lesson`: answer single prompts by the plain loop of `decode.generate`, see `LLM`. Raises ValueError for an unknown
+    model, broken files, and a model that does not fit into memory.
     """
     require(config is None or isinstance(config, EngineConfig), f"config: expected EngineConfig, found {shown(config)}")
     clear_streams_at_end()
@@ -70,16 +69,17 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None,
 
 
 class OvertakenError(RuntimeError):
-    """A stream goes on although a later one has begun, or another thread computes."""
+    """A stream was read after a later stream had begun, or while another thread computed."""
 
 
 class LLM:
-    """A loaded model with its tokenizer, for one caller at a time: a thread that asks while another one's step is
-    computed gets a RuntimeError, and so does a stream when a later one has begun.
+    """A loaded model with its tokenizer, for one caller at a time.
 
-    The KV cache of the last request is kept: the next one computes only what differs from it, so that a chat does not
-    read its history again. `defaults` are the sampling settings of the model's generation_config.json. `lesson`:
-    answer single prompts by the loop of `decode.generate` instead of the engine's, as far as it goes.
+    A call in one thread raises RuntimeError while another thread computes a step. A stream raises RuntimeError after a
+    later stream has begun. The KV cache of the last request is kept, so the next request computes only the tokens after
+    the common prefix: a chat does not compute its history again. `defaults` are the sampling settings of the model's
+    generation_config.json. `lesson`: answer single prompts by the loop of `decode.generate` instead of the engine's,
+    where it supports the request's settings.
     """
 
     def __init__(
@@ -117,17 +117,18 @@ class LLM:
         return None if self._collected is None else stats_of(self._collected)
 
     def encode(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
-        """Token ids of a raw text, of chat messages under the model's template, or of ids as they are.
+        """Return the token ids of a raw text, of chat messages under the model's template, or of ids as they are.
 
-        A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token; a rendered one does not.
-        `template` holds what `Tokenizer.render` takes beside messages: tools and settings such as enable_thinking.
+        A raw text gets the special tokens that the tokenizer adds, such as a beginning-of-text token; a rendered text
+        does not. `template` holds the other arguments of `Tokenizer.render`: tools, and settings such as
+        enable_thinking.
         """
         return encode_prompt(self.tokenizer, prompt, template).tokens
 
     def embed(self, texts: Sequence[str], pooling: Pooling = "last", *, normalize: bool = False) -> Vectors:
         """Return a vector for each text, (N, hidden): the final hidden state of its last token, or the mean of all.
 
-        Raises ValueError naming the text that is none, is empty or has more tokens than the context.
+        Raises ValueError naming an item that is not a text, is empty or has more tokens than the context.
         """
         clear_streams_at_end()
         with self._working():
@@ -150,10 +151,10 @@ class LLM:
         progress: bool = False,
         **overrides: Any,
     ) -> Completion | list[Completion]:
-        """The answer to a prompt; a list of them with n > 1 or beams, and for a list of prompts, run side by side.
+        """Return the answer to a prompt, or a list of answers with n > 1, with beams, and for a list of prompts.
 
-        Settings come from `params` or, without it, from `overrides` over the model's defaults. `progress` shows a line
-        on stderr while a list of prompts runs.
+        The prompts of a list run side by side. Settings come from `params` or, without it, from `overrides` over the
+        model's defaults. `progress` shows a line on stderr while a list of prompts runs.
         """
         if many(prompt):
             settings = self.builder.resolve(params, overrides)
@@ -173,10 +174,10 @@ class LLM:
         template: Mapping[str, Any] | None = None,
         **overrides: Any,
     ) -> Iterator[Delta]:
-        """The answer as it comes; `last_stats` holds its figures from the first token on.
+        """Yield the answer piece by piece; `last_stats` holds its figures from the first token on.
 
-        With n > 1 the answers come side by side, each with its own index. One stream at a time: when another begins,
-        the next step of this one raises RuntimeError.
+        With n > 1 the pieces of the answers alternate, each with its answer's index. Only one stream can be open: after
+        another one has begun, the next read of this one raises RuntimeError.
         """
         settings = self.builder.resolve(params, overrides)
         request = self.builder.request(f"r{next(self._ids)}", prompt, settings, template)
@@ -187,7 +188,7 @@ class LLM:
         return self._collect(request, self._run(request))
 
     def _collect(self, request: Request, outputs: Iterator[Output]) -> Iterator[Delta]:
-        """A request's deltas, with `last_stats` kept up to date."""
+        """Yield a request's deltas, and keep `last_stats` up to date."""
         self._turn += 1
         turn = self._turn
         collected = Collected.of(request)
@@ -202,12 +203,12 @@ class LLM:
                 raise OvertakenError("another stream of this LLM has begun: it gives one answer at a time")
 
     def _run(self, request: Request) -> Iterator[Output]:
-        """What the loop gives a single request; closing it early cancels the request."""
+        """Run a single request through the loop and yield its outputs. Closing early cancels the request."""
         clear_streams_at_end()
         with self._working():
             loop = self._single(request)
             if self._open is not None:
-                loop.cancel(self._open)  # of a stream that nobody will read on
+                loop.cancel(self._open)  # the stream that began before this one can't be read any more
             loop.add(request)
             self._open = request.id
         ended = False
@@ -219,18 +220,18 @@ class LLM:
                     ended = output.ended
                     yield output
         except (GeneratorExit, OvertakenError):
-            raise  # between two steps: the loop is whole
+            raise  # the stream stopped between two steps, when the loop is consistent
         except BaseException:
-            self.forget()  # a step may have ended half-way
+            self.forget()  # a step may have been interrupted
             raise
         finally:
             if not ended and self._loop is loop and self._open == request.id:
                 loop.cancel(request.id)
 
     def _single(self, request: Request | None = None) -> Loop:
-        """The loop for single prompts: a whole cache for each answer, the last one kept for the next request.
+        """Return the loop for single prompts: each answer has a whole cache, and the last cache is kept.
 
-        It has slots for as many answers as `request` asks for, and takes its prompt in chunks of `prefill_chunk`.
+        The loop gets slots for the answers of `request`, and computes its prompt in chunks of `prefill_chunk` tokens.
         """
         if self._owner is not threading.current_thread():
             self.forget()  # its arrays belong to the other thread
@@ -247,14 +248,14 @@ class LLM:
     def _all(
         self, prompts: Sequence[Prompt], params: SamplingParams, template: Mapping[str, Any] | None, progress: bool
     ) -> list[Completion]:
-        """The answers to many prompts side by side, in a store for this call alone."""
+        """Answer many prompts side by side, in a store for this call alone."""
         requests = [self.builder.request(str(i), prompt, params, template) for i, prompt in enumerate(prompts)]
         with self._working():
             collected = run_all(self._many(requests), requests, progress)
         return [completion for one in collected for completion in completions_of(one)]
 
     def _many(self, requests: Sequence[Request]) -> Loop:
-        """A loop with memory and slots just enough for these."""
+        """Make a loop with just enough memory and slots for these requests."""
         config = ServingConfig()
         slots = max(config.scheduler.max_sequences, *(request.num_sequences for request in requests))
         config = replace(config, scheduler=replace(config.scheduler, max_sequences=slots))
@@ -267,14 +268,17 @@ class LLM:
         return Loop(self.model, self.tokenizer, config, engine=self.engine_config)
 
     def forget(self) -> None:
-        """Drop what is kept of earlier requests; an open stream does not go on."""
+        """Drop the caches of earlier requests. An open stream then raises RuntimeError."""
         self._loop = self._store = self._open = None
 
     def kept(self) -> tuple[ContiguousCache, list[int]]:
-        """The cache that is kept of the last request, with the tokens in it. An open stream is cancelled."""
+        """Return the kept cache of the last request, and the tokens in it. An open stream is cancelled."""
+        if self._lesson is not None:
+            return self._lesson.kept()
         loop = self._single()
         if self._open is not None:
             loop.cancel(self._open)
+            self._turn += 1  # its stream does not go on
         kept, store = loop.scheduler.ledger.kept, self._store
         assert kept is not None and store is not None
         if not kept.texts:
@@ -286,17 +290,17 @@ class LLM:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this model's saved caches from others'."""
+        """A digest of the model, which marks its saved caches as belonging to it."""
         return fingerprint(self.config, self.model.weights)
 
     def save_cache(self, path: Path) -> None:
-        """Write what is computed of the last request, so that another process need not. Raises OSError."""
+        """Write the cache of the last request to a file, for another process. Raises OSError."""
         with self._working():
             cache, tokens = self.kept()
             disk.save(Path(path), cache, tokens, self.fingerprint)
 
     def load_cache(self, path: Path) -> int:
-        """Go on from what `save_cache` wrote; returns its tokens. Raises ValueError where the file won't do."""
+        """Read a cache that `save_cache` wrote; return its number of tokens. Raises ValueError for an unfit file."""
         with self._working():
             cache = new_cache(self.config, self.model.ops, self.engine_config)
             tokens = disk.load(Path(path), cache, self.fingerprint)
@@ -305,12 +309,14 @@ class LLM:
             assert kept is not None and self._store is not None
             if tokens:
                 self._store.put(kept.take_in(tokens), cache)
-            self._turn += 1  # a stream that is open does not go on
+            if self._lesson is not None:
+                self._lesson.take_in(tokens, cache.fork())
+            self._turn += 1  # invalidates an open stream
         return cache.offset
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Keep other threads out while one computes. Raises RuntimeError where another does."""
+        """Hold the lock of the computing thread. Raises RuntimeError while another thread holds it."""
         if not self._work.acquire(blocking=False):
             raise OvertakenError(
                 "this LLM computes for another thread: it serves one caller at a time; "

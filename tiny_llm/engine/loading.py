@@ -1,4 +1,4 @@
-"""The parts of a loaded model: its weights on operations that suit this machine, and its tokenizer."""
+"""Load the parts of a model: its weights on operations that suit this machine, and its tokenizer."""
 
 import warnings
 from pathlib import Path
@@ -18,9 +18,9 @@ from tiny_llm.quantize.affine import unfused
 
 
 def dtype_of(config: EngineConfig) -> mx.Dtype | None:
-    """The number format to compute in; None keeps the files' own.
+    """Return the number format to compute in; None keeps the format of the files.
 
-    On a CPU half-precision matmuls are fifty times slower than float32 ones.
+    A CPU computes in float32 by default, because its half-precision matmuls are fifty times slower.
     """
     if config.dtype != "auto":
         return cast(mx.Dtype, getattr(mx, config.dtype))
@@ -37,7 +37,7 @@ def load_model(path: Path, shape: ModelConfig, config: EngineConfig, dtype: mx.D
 
 
 def load_tokenizer(path: Path, shape: ModelConfig) -> Tokenizer:
-    """Read the tokenizer. Raises ValueError where its files are broken or end a text with what the model never says."""
+    """Read the tokenizer. Raises ValueError for broken files, and for end tokens outside the model's vocabulary."""
     tokenizer = Tokenizer.from_dir(path)
     strange = sorted(token for token in tokenizer.eos_token_ids if token >= shape.vocab_size)
     require(not strange, f"{path}: eos_token_id: expected ids below vocab_size ({shape.vocab_size}), found {strange}")
@@ -45,7 +45,7 @@ def load_tokenizer(path: Path, shape: ModelConfig) -> Tokenizer:
 
 
 def _check_compiler() -> None:
-    """Switch `mx.compile` off where it can't work: on a CPU MLX compiles loops in the folder for temporary files."""
+    """Switch `mx.compile` off where the folder for temporary files, in which MLX compiles on a CPU, is unusable."""
     if mx.default_device() == mx.gpu:
         return
     fault = temporary_folder_fault()

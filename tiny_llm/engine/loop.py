@@ -1,10 +1,10 @@
-"""The engine without threads: requests in, steps run, text out. Every answer comes from here, alone or among others.
+"""The engine without threads: take in requests, run steps, return text. `LLM` and `Engine` both run on it.
 
-A call of `step` waits for the step under way, plans and starts the next one, and makes text of the last one's tokens
-while the device works. While it waits it builds the step that will probably be next. What a request gets does not
-depend on the requests beside it: each token's random numbers are a function of the request's seed, the number of its
-sample and the token's position alone. (Rounding remains: where the two best logits of a token lie within the error of
-keys and values packed in few bits, either may win in another batch.)
+A call of `step` waits for the running step, schedules and starts the next step, and turns the last step's tokens into
+text while the device works. While it waits, it builds the step that will probably be next. An answer does not depend on
+the other requests in its batch, because a token's random numbers are a function of the request's seed, the sample's
+number and the token's position. (Rounding remains: where the two best logits differ by less than the error of keys and
+values packed in few bits, another batch may choose the other token.)
 """
 
 import secrets
@@ -36,7 +36,7 @@ from tiny_llm.model.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Output:
-    """What a step gave a request: a piece of one of its answers, or why it failed. `ended`: nothing more comes.
+    """A request's part of a step's results: a piece of an answer, or an error. `ended`: the request's last output.
 
     `admitted`: when the answer's sequence first ran, in seconds on the loop's clock.
     """
@@ -51,17 +51,17 @@ class Output:
 
 @dataclass
 class Answer:
-    """A sequence and the text of its tokens."""
+    """A sequence, and the writer of its text."""
 
     sequence: Sequence
     writer: Writer
 
 
 class Loop:
-    """A model that answers requests. Everything happens in the thread that calls.
+    """A model that answers requests, in the thread that calls it.
 
-    `engine` says which caches hold K and V, and how long a text may be. They live in `store`; without one it is made:
-    a pool of pages, or where `engine` asks for rotating caches one for each sequence.
+    `engine` sets the kind of cache and the longest context. `store` holds K and V. Without it the loop makes a store:
+    a pool of pages, or a cache for each sequence where `engine` asks for rotating caches.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Loop:
         return bool(self._answers or self._beams)
 
     def check(self, request: Request) -> None:
-        """Raise ValueError, with the numbers, for a request that can never run. Any thread may call it."""
+        """Raise ValueError for a request that can never run, and say by how much. Any thread may call it."""
         vocab_size = self.model.config.vocab_size
         check_prompt(request.tokens, self.max_context, vocab_size)
         longest = len(request.tokens) + request.params.max_tokens
@@ -109,7 +109,7 @@ class Loop:
         self.runner.draw.forms.check(request)
 
     def add(self, request: Request) -> None:
-        """Take in a request. Raises ValueError as `check` does, and for an id that is under way already."""
+        """Add a request to the waiting line. Raises ValueError as `check` does, and for the id of an unfinished one."""
         self.check(request)
         params = request.params
         if params.seed is None:
@@ -132,12 +132,12 @@ class Loop:
         self._left[request.id] = len(sequences)
 
     def cancel(self, request_id: str) -> bool:
-        """Forget a request in whatever state it is; whether there was one."""
+        """Cancel a request in any state. Returns whether it was unfinished."""
         self._forget(request_id)
         return self.scheduler.cancel(request_id, self.clock())
 
     def step(self) -> list[Output]:
-        """Finish the step under way and start the next; what the finished one gave, failures included."""
+        """Finish the running step and start the next. Returns the outputs of the finished one, errors included."""
         running, self._running = self._running, None
         if running is None:
             return self._start()
@@ -153,12 +153,12 @@ class Loop:
         return outputs
 
     def close(self) -> None:
-        """Keep for later runs what the prefix tree knows, if it has a folder for that."""
+        """Store the prefix tree's blocks for later runs, if the tree has a folder."""
         if self.scheduler.ledger.tree:
             self.scheduler.ledger.tree.save()
 
     def _prepare(self, running: Running) -> None:
-        """Build what will probably be the next step, while the device works."""
+        """Build the step that will probably be next, while the device works."""
         if self.config.disk_folder and self.scheduler.waiting:
             return  # admission may load blocks from disk: a write, and a prepared step would turn it into a copy
         guess = foresee(self.scheduler, running.step)
@@ -166,7 +166,7 @@ class Loop:
             self.runner.prepare(guess, running)
 
     def _finish(self, step: Step, results: list[Result]) -> list[Output]:
-        """Take in what a step computed; returns the answers of ended searches, and the requests found at fault."""
+        """Take in a step's results. Returns the outputs of searches that end and of requests that fail."""
         outputs: list[Output] = []
         now = self.clock()
         self.scheduler.finish(step, results, now)
@@ -183,7 +183,7 @@ class Loop:
         return outputs
 
     def _search(self, step: Step, results: list[Result], now: float) -> list[Output]:
-        """Let searches go on; returns the answers of those that have ended."""
+        """Advance the beam searches. Returns the answers of the searches that end."""
         outputs: list[Output] = []
         for sequence, search in self._beams.advance(step, results, now):
             *first, last = texts_of(sequence, search, self.tokenizer)
@@ -211,7 +211,7 @@ class Loop:
         return []
 
     def _texts(self, sequence: SequenceId, result: Result) -> list[Output]:
-        """The text of a result's tokens; whatever goes wrong here goes wrong for its request alone."""
+        """Turn a result's tokens into outputs. An error here ends only the sequence's own request."""
         outputs: list[Output] = []
         for token, logprobs in zip(result.tokens, result.logprobs, strict=True):
             if sequence not in self._answers:
@@ -224,7 +224,7 @@ class Loop:
         return outputs
 
     def _output(self, name: SequenceId, delta: Delta) -> Output:
-        """A piece of an answer, which may be its last, and the last of its request."""
+        """Make the output of a piece of an answer. The last piece ends the sequence, and perhaps its request."""
         sequence = self._answers[name].sequence
         if delta.finish_reason is not None:
             del self._answers[name]
@@ -236,7 +236,7 @@ class Loop:
         return Output(name.request, delta, None, sequence.cached, sequence.admitted, ended)
 
     def _fail(self, request_id: str, error: Exception) -> list[Output]:
-        """End a request with an error; nothing where it has ended already."""
+        """End a request with an error. Returns no output where the request has ended already."""
         if request_id not in self.scheduler.sequences.requests and not self._left[request_id]:
             return []
         self._forget(request_id)
@@ -251,7 +251,7 @@ class Loop:
             del self._answers[name]
 
     def _after_failure(self, step: Step, error: Exception) -> list[Output]:
-        """Put everything in order after a step that failed; what is told the request that is given up, if one is."""
+        """Recover from a step that failed. Returns the error of the request that is given up, if any."""
         given_up = self._recovery.after_failure(step, error, self.clock())
         if given_up is None:
             return []
@@ -269,8 +269,8 @@ class Loop:
 def foresee(scheduler: Scheduler, step: Step) -> Step | None:
     """Predict the step after this one, assuming that each sequence samples one token, none ends and none arrives.
 
-    None where that cannot hold: a prompt is not computed yet, a search goes on, an answer reaches its last token, no
-    block is free. Changes nothing. A stop token, an admission or a cancelled request prove it wrong:
+    Returns None where that cannot hold: an unfinished prompt, a beam search, an answer at its last token, or no free
+    block. Changes nothing. A stop token, an admission or a cancelled request makes the prediction wrong:
     `Scheduler.schedule` decides, and the runner discards a wrong prediction.
     """
     ends = {share.sequence: share.end for share in step.shares if share.wanted}
@@ -292,7 +292,7 @@ def foresee(scheduler: Scheduler, step: Step) -> Step | None:
 
 
 def _goes_on(sequence: Sequence, end: int) -> bool:
-    """Whether one more token leaves a sequence running, alone, and by sampling."""
+    """Return whether the sequence samples one more token, is not ended by it, and no follower starts from it."""
     request = sequence.request
     last = end + 1 - sequence.num_prompt == request.params.max_tokens
     return not (last or sequence.followers or request.searches)

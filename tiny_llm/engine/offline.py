@@ -1,4 +1,4 @@
-"""Many prompts at once in the calling thread: run requests through a loop to their end, with a line of progress."""
+"""Run many requests through a loop to their end in the calling thread, with a line of progress."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from tiny_llm.engine.request import Request
 
 
 def kv_bytes_for(requests: Sequence[Request], limits: SchedulerConfig, block_size: int, block_bytes: int) -> int:
-    """Return the memory just large enough for as many of these requests as may run at once."""
+    """Return the bytes of KV memory for as many of these requests as may run at once, the longest ones."""
     blocks: list[int] = []
     for request in requests:
         longest = len(request.tokens) + request.params.max_tokens
@@ -22,7 +22,7 @@ def kv_bytes_for(requests: Sequence[Request], limits: SchedulerConfig, block_siz
 
 
 def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> list[Collected]:
-    """Return every request's answers, in the order of `requests`. Raises the first error that a request met."""
+    """Run requests and return their answers, in the order of `requests`. Raises the first error of a request."""
     found = [Collected.of(request) for request in requests]
     line = ProgressLine(len(requests)) if progress else None
     done = 0
@@ -36,13 +36,13 @@ def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> 
 
 
 def run_one(loop: Loop, request: Request, collected: Collected) -> Iterator[Delta]:
-    """Yield a request's pieces as they come, which `collected` keeps. Raises the error that the request met."""
+    """Run a request and yield its pieces, which `collected` keeps. Raises the error with which the request failed."""
     for _, delta in run(loop, [request], [collected]):
         yield delta
 
 
 def run(loop: Loop, requests: Sequence[Request], collected: Sequence[Collected]) -> Iterator[tuple[Collected, Delta]]:
-    """Run requests to their end; yields each piece, and the one of `collected` that has taken it."""
+    """Run requests to their end. Yields each piece, with the item of `collected` that keeps it."""
     found = {}
     for request, one in zip(requests, collected, strict=True):
         one.begin = loop.clock()
@@ -58,7 +58,7 @@ def run(loop: Loop, requests: Sequence[Request], collected: Sequence[Collected])
 
 
 class ProgressLine:
-    """One line on the terminal, written again a few times a second."""
+    """A line of progress on the terminal, updated a few times a second."""
 
     WIDTH = 24
 
@@ -66,7 +66,7 @@ class ProgressLine:
         self.total, self.begin, self.shown = total, time.perf_counter(), 0.0
 
     def show(self, done: int, tokens: int) -> None:
-        """Write the line again, if it is time to: so many requests are done, so many tokens were generated."""
+        """Update the line, at most five times a second. `done` counts finished requests, `tokens` generated tokens."""
         now = time.perf_counter()
         if now - self.shown < 0.2 and done < self.total:
             return

@@ -1,4 +1,4 @@
-"""From a prompt and its settings to a checked request."""
+"""Turn a prompt and its settings into a checked request."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ class EncodedPrompt(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What a caller asks of a served request beside the prompt, checked. Times are on the monotonic clock."""
+    """The checked settings of a served request, all but its prompt. Times are seconds on the monotonic clock."""
 
     params: SamplingParams
     template: Template
@@ -39,7 +39,7 @@ class RequestBuilder:
     """Makes checked requests for one model. Any thread may call it.
 
     `defaults` are the sampling settings of the model's generation_config.json. A prompt and its answer have at most
-    `max_context` tokens, each of them below `vocab_size`.
+    `max_context` tokens together, each of them below `vocab_size`.
     """
 
     tokenizer: Tokenizer
@@ -61,16 +61,16 @@ class RequestBuilder:
         return params
 
     def encode(self, prompt: Prompt, params: SamplingParams, template: Template = None) -> EncodedPrompt:
-        """Return the prompt's tokens. Raises ValueError for a prompt, or ids in `params`, that no step could run."""
+        """Return the prompt's tokens. Raises ValueError for a prompt, or token ids in `params`, that can never run."""
         encoded = encode_prompt(self.tokenizer, prompt, template, self.max_context)
         check_prompt(encoded.tokens, self.max_context, self.vocab_size)
         check_token_ids(params, self.vocab_size)
         return encoded
 
     def request(self, name: str, prompt: Prompt, params: SamplingParams, template: Template = None) -> Request:
-        """Return the request `name`. Raises ValueError as `encode` does.
+        """Make the request with the id `name`. Raises ValueError as `encode` does.
 
-        `max_tokens` beyond what the context leaves room for are not asked for: the answer then ends with "length".
+        `max_tokens` is lowered to the room that the prompt leaves in the context: the answer then ends with "length".
         """
         encoded = self.encode(prompt, params, template)
         room = self.max_context - len(encoded.tokens)
@@ -85,10 +85,10 @@ class RequestBuilder:
         )
 
     def terms(self, params: SamplingParams | None, options: Mapping[str, Any], now: float) -> Terms:
-        """Return a call's settings; the options that a request itself has not are sampling settings, as in `resolve`.
+        """Check a call's settings. Options that are not fields of a request are sampling settings, as in `resolve`.
 
-        This takes no long time, because neither the prompt nor the template is used. Raises ValueError for a value of
-        another kind.
+        This is fast, because it reads neither the prompt nor the template. Raises ValueError for a value of the wrong
+        kind.
         """
         rest = dict(options)
         template = rest.pop("template", None)
@@ -103,7 +103,7 @@ class RequestBuilder:
         return Terms(settings, template, now, priority, tenant, deadline)
 
     def served(self, name: str, prompt: Prompt, terms: Terms) -> Request:
-        """Return the request `name` on these terms. Raises ValueError as `encode` does."""
+        """Make the request with the id `name` on these terms. Raises ValueError as `encode` does."""
         request = self.request(name, prompt, terms.params, terms.template)
         return replace(
             request,
@@ -115,7 +115,7 @@ class RequestBuilder:
 
 
 def many(prompt: Any) -> bool:
-    """Whether this is a list of prompts: of texts, of lists of token ids, or of lists of messages."""
+    """Return whether `prompt` is a list of prompts: texts, lists of token ids, or lists of messages."""
     is_list = isinstance(prompt, (list, tuple)) and len(prompt) > 0
     return is_list and all(isinstance(p, (str, list, tuple)) for p in prompt)
 
@@ -125,9 +125,9 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """Return the tokens of a text, of chat messages under the model's chat template, or of token ids as they are.
 
-    A raw text gets what the tokenizer adds to texts, such as a beginning-of-text token. `template` holds what
-    `Tokenizer.render` takes beside messages. Raises ValueError for what is no prompt, and for a text of more tokens
-    than the context `limit`, before it is tokenized where its length alone says so.
+    A raw text gets the special tokens that the tokenizer adds, such as a beginning-of-text token. `template` holds the
+    other arguments of `Tokenizer.render`. Raises ValueError for a value that is not a prompt, and for a text of more
+    than `limit` tokens, even before it is tokenized where its length alone proves it.
     """
     try:
         return _encode(tokenizer, prompt, template, limit)
@@ -137,7 +137,7 @@ def encode_prompt(
 
 
 def check_template(template: Any) -> None:
-    """Raise ValueError for what is neither None nor settings by name."""
+    """Raise ValueError for a template that is neither None nor a mapping with texts as keys."""
     is_mapping = isinstance(template, Mapping) and all(isinstance(name, str) for name in template)
     ok = template is None or is_mapping
     require(ok, f"template: expected the chat template's settings by name, found {shown(template)}")
@@ -153,7 +153,7 @@ def _encode(tokenizer: Tokenizer, prompt: Prompt, template: Template, limit: int
     if isinstance(prompt, str):
         return EncodedPrompt(tokenizer.encode(prompt, add_special_tokens=True, limit=limit))
     if is_chat:
-        if limit is not None and len(prompt) > limit:  # each message is a token at least
+        if limit is not None and len(prompt) > limit:  # each message has at least one token
             raise TooLongError(f"at least {len(prompt)}", limit)
         text = tokenizer.render(cast(Messages, prompt), **(template or {}))
         return EncodedPrompt(tokenizer.encode(text, limit=limit), text.opens_thought)
@@ -163,6 +163,6 @@ def _encode(tokenizer: Tokenizer, prompt: Prompt, template: Template, limit: int
 
 
 def head_of(tokenizer: Tokenizer, prompt: Prompt, template: Template) -> int:
-    """Return how many tokens of chat messages come before the user's first words; 0 for another prompt."""
+    """Return the number of tokens before the user's first words in chat messages; 0 for another kind of prompt."""
     is_chat = bool(prompt) and isinstance(prompt[0], Mapping)
     return tokenizer.head(cast(Messages, prompt), **(template or {})) if is_chat else 0

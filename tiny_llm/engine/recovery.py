@@ -1,4 +1,4 @@
-"""After a step that failed: put the pool in order, go on with a smaller batch, and grow it again when steps succeed."""
+"""Recover from a step that failed: repair the pool, go on with a smaller batch, and grow it again after successes."""
 
 import traceback
 from dataclasses import replace
@@ -14,7 +14,7 @@ TRIES = 3  # failures of a request alone, without a new token in between, before
 
 
 class Recovery:
-    """Lowers the scheduler's limits after a failure, and finds the request that breaks each of its steps."""
+    """Lowers the scheduler's limits after a failure, and finds the request that makes its steps fail."""
 
     def __init__(self, scheduler: Scheduler, runner: Runner, store: Store):
         self.scheduler, self.runner, self.store = scheduler, runner, store
@@ -23,7 +23,7 @@ class Recovery:
         self._tries = 0
 
     def after_success(self) -> None:
-        """Double the limits after every GOOD_STEPS steps, up to the configured ones."""
+        """Double the limits after every GOOD_STEPS successful steps, up to the configured limits."""
         self._good += 1
         config, configured = self.scheduler.config, self.scheduler.configured
         if config != configured and self._good % GOOD_STEPS == 0:
@@ -34,7 +34,7 @@ class Recovery:
     def after_failure(self, step: Step, error: Exception, now: float) -> str | None:
         """Halve the batch. Return the id of a request that has failed alone TRIES times, else None."""
         alive = [share for share in step.shares if self.scheduler.sequences.find(share.sequence) is not None]
-        traceback.clear_frames(error.__traceback__)  # they hold arrays of the step that failed
+        traceback.clear_frames(error.__traceback__)  # because the frames reference arrays of the failed step
         self._mend(step, now)
         self._good = 0
         if not alive:
@@ -43,7 +43,7 @@ class Recovery:
         name = alive[0].sequence.request
         group = self.scheduler.sequences.requests[name]
         smallest = len(alive) == 1 and (alive[0].length == 1 or not out_of_memory(error))
-        one_search = len(requests) == 1 and group[0].request.searches  # its beams can't go on without each other
+        one_search = len(requests) == 1 and group[0].request.searches  # beams run together: the batch can't shrink
         if smallest or one_search:
             broken = name, sum(len(sequence.tokens) for sequence in group)
             self._tries = self._tries + 1 if broken == self._broken else 1
@@ -56,9 +56,9 @@ class Recovery:
         return None
 
     def _mend(self, step: Step, now: float) -> None:
-        """Put scheduler and pool in order after a step that ended half-way."""
+        """Repair scheduler and pool after a step that was interrupted."""
         self.runner.reset()
-        if not self.store.mend():  # what was computed is lost: everything is computed again
+        if not self.store.mend():  # all K and V are lost, so every sequence is computed again
             everyone = tuple(Share(sequence.id, 0, (), 0, View((), 0)) for sequence in self.scheduler.running)
             step = Step(step.number, everyone, tuple((0, block) for block in range(self.store.num_blocks)))
         self.scheduler.abandon(step, now)

@@ -1,4 +1,4 @@
-"""The nouns of the engine: requests, the sequences that answer them, and the steps that compute these.
+"""The nouns of the engine: requests, the sequences that answer them, and the steps that compute the sequences.
 
 A step is plain data: it can be logged, replayed, predicted, and sent to another process.
 """
@@ -33,7 +33,7 @@ class SequenceId(NamedTuple):
 
 
 class State(Enum):
-    """A sequence waits, runs (and may be sent back to wait), and finishes once."""
+    """The state of a sequence. A running sequence may be preempted and wait again; a finished one stays finished."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -42,13 +42,14 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asks: `params.n` continuations of the prompt `tokens`.
+    """A client's request for `params.n` continuations of the prompt `tokens`.
 
-    `arrival` and `deadline` (when the answer should begin) are seconds on the scheduler's clock. `priority` is from
-    -10 to 10, higher goes first. `tenant` is whose share of the engine it uses. `stop_tokens` are the ids that end an
-    answer. `head` is how many of the first tokens come before the user's own words (system prompt, tools, settings of
-    the chat template); it only serves to tell why a prefix was not found. `in_thought`: the prompt ends inside a
-    thought that the answer closes with `</think>`. Raises ValueError for a value of another type or out of range.
+    `arrival` and `deadline` (the time by which the answer should begin) are seconds on the scheduler's clock.
+    `priority` is from -10 to 10, and higher priorities go first. `tenant` names the client whose share of the engine
+    the request uses. `stop_tokens` are the ids that end an answer. `head` is the number of tokens before the user's own
+    words (system prompt, tools, settings of the chat template); it only serves to explain why a prefix was not found.
+    `in_thought`: the prompt ends inside a thought that the answer closes with `</think>`. Raises ValueError for a value
+    of the wrong type or out of range.
     """
 
     id: str
@@ -78,18 +79,18 @@ class Request:
 
     @property
     def searches(self) -> bool:
-        """Whether it asks for the likeliest answers (beam search) instead of drawn ones."""
+        """Whether the request asks for the likeliest answers (beam search) instead of drawn answers."""
         return self.params.beam_width > 1
 
     @property
     def num_sequences(self) -> int:
-        """Continuations under way at once."""
+        """The number of continuations that are computed at once."""
         return self.params.beam_width if self.searches else self.params.n
 
 
 def check_priority(value: Any) -> int:
-    """The plain int of an integer from -PRIORITIES to PRIORITIES. Raises ValueError for anything else."""
-    plain = int.__add__(value, 0) if is_integer(value) else None  # a class of the caller's may compare as it likes
+    """Return a priority as a plain int. Raises ValueError unless it is an integer from -PRIORITIES to PRIORITIES."""
+    plain = int.__add__(value, 0) if is_integer(value) else None  # because a subclass of int may redefine comparisons
     ok = plain is not None and abs(plain) <= PRIORITIES
     require(ok, f"priority: expected an integer from -{PRIORITIES} to {PRIORITIES}, found {shown(value)}")
     assert plain is not None
@@ -97,7 +98,7 @@ def check_priority(value: Any) -> int:
 
 
 def check_tenant(value: Any) -> str:
-    """The plain text of a name of at most MAX_TENANT characters. Raises ValueError for anything else."""
+    """Return a tenant as a plain str. Raises ValueError unless it is a text of 1 to MAX_TENANT characters."""
     plain = "".join([value]) if isinstance(value, str) else ""
     ok = 0 < len(plain) <= MAX_TENANT
     require(ok, f"tenant: expected a name of 1 to {MAX_TENANT} characters, found {shown(value)}")
@@ -105,7 +106,7 @@ def check_tenant(value: Any) -> str:
 
 
 def check_seconds(name: str, value: Any) -> float:
-    """The plain number of a finite time in seconds. Raises ValueError for anything else."""
+    """Return a time in seconds as a plain number. Raises ValueError unless it is a finite number."""
     require(is_finite(value), f"{name}: expected a time in seconds, found {shown(value)}")
     return int.__add__(value, 0) if is_integer(value) else float.__add__(value, 0.0)
 
@@ -114,10 +115,10 @@ def check_seconds(name: str, value: Any) -> float:
 class Sequence:
     """One continuation of a request.
 
-    `tokens` are the prompt and what came after. K and V of the first `computed` of them stand in the blocks of
-    `block_table`; `cached` of these were found there when the sequence was last admitted. `rank` orders sequences, the
-    least first. `followers` are the request's other continuations while they wait for this one's prompt; of a beam
-    search those, too, that wait with it after a preemption.
+    `tokens` are the prompt and the generated tokens. The blocks of `block_table` hold K and V of the first `computed`
+    tokens; `cached` of these were found in kept blocks when the sequence was last admitted. `rank` orders sequences,
+    the least rank first. `followers` are the request's other continuations while they wait until this sequence's prompt
+    is computed. In a beam search they also include the beams that were preempted together with this one.
     """
 
     request: Request
@@ -149,9 +150,9 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Tokens whose K and V are still to be computed: 1 for a sequence that decodes, more for a prompt.
+        """The number of tokens whose K and V are not computed yet: 1 for a sequence that decodes, more for a prompt.
 
-        0 for a beam that waits for the others of its search.
+        It is 0 for a beam that waits for the other beams of its search.
         """
         return len(self.tokens) - self.computed
 
@@ -159,9 +160,9 @@ class Sequence:
 class Share(NamedTuple):
     """A sequence's part of a step: `tokens` at the positions from `start` on.
 
-    `wanted` is how many of its last rows need logits: 0 for a chunk, 1 for a decode and for the end of a prompt, k + 1
-    to verify k drafted tokens. `parents` is the tree of a draft: for each token the one before it, by its number in the
-    share; None for a plain row.
+    `wanted` is the number of the share's last rows that need logits: 0 for a chunk, 1 for a decode and for the end of a
+    prompt, k + 1 to verify k drafted tokens. `parents` is the tree of a draft: the number in the share of each token's
+    parent; None for a plain row.
     """
 
     sequence: SequenceId
@@ -177,18 +178,18 @@ class Share(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The position behind its last token."""
+        """The position after the share's last token."""
         return self.start + len(self.tokens)
 
     @property
     def scattered(self) -> bool:
-        """Whether positions and slots differ, or the tokens make a tree."""
+        """Whether positions and slots differ, or the tokens form a tree."""
         view = self.view
         return view.first != self.start or view.held is not None or self.parents is not None
 
 
 class Admission(NamedTuple):
-    """What the runner must know of a sequence before its first share: the tokens so far, and what is asked."""
+    """The data of a sequence that the runner needs before its first share: its tokens so far and its settings."""
 
     sequence: SequenceId
     tokens: tuple[int, ...]
@@ -199,10 +200,10 @@ class Admission(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One forward pass, in this order: forget `ended`, take in `admitted`, copy blocks, compute the shares.
+    """One forward pass, in this order: forget `ended`, register `admitted`, copy blocks, compute the shares.
 
-    `copies` are pairs of blocks (source, target). `ended` are the sequences that no later step continues as they are:
-    finished, or preempted and to be admitted again.
+    `copies` are pairs of blocks (source, target). `ended` are the sequences that have finished or were preempted; a
+    preempted sequence is admitted again before its next share.
     """
 
     number: int
@@ -216,14 +217,17 @@ class Step:
         return sum(share.length for share in self.shares)
 
     def predicts(self, step: "Step") -> bool:
-        """Whether this guess is `step` but for tokens that were not known, with nothing done to the pool before it."""
+        """Return whether this prediction equals `step` except for unknown tokens. A step with copies is never equal.
+
+        The same is true of a step with admissions: both change the pool or the sampler before the step.
+        """
         if step.copies or step.admitted or len(step.shares) != len(self.shares):
             return False
         known = (share._replace(tokens=(UNKNOWN,) * share.length) for share in step.shares)
         return all(mine == theirs for mine, theirs in zip(self.shares, known, strict=True))
 
     def to_json(self) -> str:
-        """As one line."""
+        """Return the step as one line of JSON."""
         data = asdict(self)
         data["shares"] = [[*share[:4], share.view, share.parents] for share in self.shares]
         data["admitted"] = [[*one[:3], asdict(one.params), one.in_thought] for one in self.admitted]
@@ -231,7 +235,7 @@ class Step:
 
     @classmethod
     def from_json(cls, line: str) -> "Step":
-        """What `to_json` wrote."""
+        """Read a step that `to_json` wrote."""
         data = json.loads(line)
         return cls(
             data["number"],
@@ -243,10 +247,10 @@ class Step:
 
 
 class Result(NamedTuple):
-    """What a share gave: its new tokens (none for a chunk, up to k + 1 for a verification).
+    """The result of a share: its new tokens (none for a chunk, up to k + 1 for a verification).
 
-    `logprobs` are those of the tokens, where the request asks for them. `row` holds the log-probabilities of the next
-    token, (V,), where the share extends a beam.
+    `logprobs` has each token's log-probabilities, where the request asks for them. `row` holds the log-probabilities of
+    the next token, (V,), where the share extends a beam.
     """
 
     tokens: tuple[int, ...] = ()
@@ -255,7 +259,7 @@ class Result(NamedTuple):
 
 
 def computed_after(share: Share, result: Result) -> int:
-    """How many of a sequence's tokens have K and V after its share: drafted tokens that were not accepted have none."""
+    """Return how many of a sequence's tokens have valid K and V after its share, without rejected draft tokens."""
     rejected = share.wanted - len(result.tokens) if result.tokens else 0
     return share.end - rejected
 

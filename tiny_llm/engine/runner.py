@@ -1,6 +1,6 @@
-"""From a step to arrays and back: one forward pass and one draw for the whole ragged batch.
+"""Run a step on the device: one forward pass and one draw for the whole ragged batch.
 
-The runner reads steps, which are plain data, and nothing of the scheduler's.
+The runner reads steps, which are plain data, and no object of the scheduler.
 """
 
 import contextlib
@@ -20,8 +20,9 @@ from tiny_llm.model.qwen3 import Qwen3
 class Batch(NamedTuple):
     """A step's shares in the order in which they are computed, as numbers.
 
-    `order` has their numbers in the step. `rows` are the rows of the flat batch whose logits are wanted, first those of
-    shares that draw, then those of shares that search: `drawing` and `searching` have their numbers in `shares`.
+    `order` has the shares' numbers in the step. `drawing` and `searching` are the numbers in `shares` of the shares
+    that draw a token and of the shares that extend a beam. `rows` are the rows of the flat batch that need logits,
+    first the rows of `drawing`, then the rows of `searching`.
     """
 
     order: tuple[int, ...]
@@ -32,7 +33,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, step: Step, draw: Draw) -> "Batch":
-        """Order the shares, and find the rows that are wanted."""
+        """Order the shares, and find the rows that need logits."""
         order = sorted(range(len(step.shares)), key=lambda i: _batch_order(step.shares[i]))
         shares = tuple(step.shares[i] for i in order)
         drawing: list[int] = []
@@ -74,7 +75,7 @@ class Prepared(NamedTuple):
 
 
 class Runner:
-    """Runs steps on one model and one store, in the thread that made both. `ready` counts those that were prepared."""
+    """Runs steps on one model and one store, in the thread that made both. `ready` counts the prepared steps used."""
 
     def __init__(self, model: Qwen3, store: Store, draw: Draw):
         self.model, self.store, self.draw = model, store, draw
@@ -82,7 +83,7 @@ class Runner:
         self._prepared: Prepared | None = None
 
     def launch(self, step: Step) -> Running:
-        """Start a step; the host is free while the device works. The step before must have been read."""
+        """Start a step, and return without waiting for it. The previous step must have been read."""
         self.release(step.ended)
         for admission in step.admitted:
             self.draw.admit(admission)
@@ -97,7 +98,7 @@ class Runner:
         return running
 
     def prepare(self, step: Step, before: Running) -> None:
-        """Build the step that will probably follow the one that runs, from tokens not read yet. Nothing is started.
+        """Build the step that will probably follow the running one, from tokens not read yet, without starting it.
 
         Errors are ignored here: the same step fails again in `launch`, which handles them.
         """
@@ -108,7 +109,7 @@ class Runner:
             self._prepared = Prepared(self._build(step, store, before), store)
 
     def read(self, running: Running) -> list[Result]:
-        """Wait for a step; a result for each of its shares."""
+        """Wait for a step, and return a result for each of its shares."""
         results = [Result()] * len(running.step.shares)
         if not running.arrays:
             mx.eval(self.store.state)
@@ -123,16 +124,16 @@ class Runner:
         return results
 
     def release(self, ended: Row[SequenceId]) -> None:
-        """Drop what is kept of sequences that have ended."""
+        """Drop the data of sequences that have ended."""
         for sequence in ended:
             self.draw.forget(sequence)
 
     def forget(self) -> None:
-        """Drop what is prepared: it references the pool's buffers, so MLX would copy them on the next write."""
+        """Drop the prepared step, because it references the pool's buffers: MLX would copy them on the next write."""
         self._prepared = None
 
     def reset(self) -> None:
-        """After a step that failed: what it left half done must not be built upon."""
+        """After a step that failed: drop the prepared step and the sampler, which depend on its results."""
         self.forget()
         self.draw.reset()
 
@@ -168,7 +169,7 @@ def _batch_order(share: Share) -> tuple[bool, bool, int]:
 
 
 def _row(shares: Row[Share], before: Running | None) -> mx.array:
-    """The tokens of a step (T,): those that are known, or those that the step before draws for each sequence."""
+    """Return the tokens of a step (T,): the known tokens, or each sequence's token from the step `before`."""
     tokens = [token for share in shares for token in share.tokens]
     if UNKNOWN not in tokens:
         return mx.array(tokens, mx.int32)

@@ -1,4 +1,4 @@
-"""The sequences of all unfinished requests: the line in which they wait, and their changes from start to end."""
+"""The sequences of all unfinished requests: the waiting line, and the state of each sequence from start to end."""
 
 from bisect import insort
 from collections import defaultdict
@@ -15,10 +15,10 @@ MAX_IDLE = 4096  # tenants without a waiting request whose counters are kept
 
 
 class Sequences:
-    """Every sequence waits, runs, perhaps waits again after a preemption, and finishes once.
+    """The only writer of sequences' states: a sequence waits, runs, may be preempted and wait again, and finishes.
 
-    `running` is sorted by rank. `requests` has the unfinished requests with all their sequences. The runner is told of
-    a sequence before its first share, and when it ends or loses its blocks: `admissions` and `take_ended`.
+    `running` is sorted by rank. `requests` has the unfinished requests with all their sequences. `admissions` and
+    `take_ended` return the sequences that the runner must register before a step, and may forget.
     """
 
     def __init__(self, ledger: Ledger, log: Log, weights: Mapping[str, float]):
@@ -30,13 +30,13 @@ class Sequences:
         self._ended: list[SequenceId] = []
 
     def find(self, sequence: SequenceId) -> Sequence | None:
-        """The running sequence of this name; None where it has ended meanwhile."""
+        """Return the running sequence with this id; None where it has ended or was preempted."""
         group = self.requests.get(sequence.request, [])
         found = group[sequence.number] if group else None
         return found if found is not None and found.state is State.RUNNING else None
 
     def add(self, request: Request, rank: tuple[float, int]) -> list[Sequence]:
-        """Let a new request wait; its sequences follow each other in rank."""
+        """Add a new request to the waiting line, and return its sequences, which have consecutive ranks."""
         due, serial = rank
         sequences = [Sequence(request, i, (due, serial + i)) for i in range(request.num_sequences)]
         sequences[0].followers = sequences[1:]
@@ -46,11 +46,11 @@ class Sequences:
         return sequences
 
     def wanted_blocks(self, sequence: Sequence) -> int:
-        """How many blocks a waiting sequence will fill, with the beams that start beside it."""
+        """Return the blocks that a waiting sequence needs, with the beams that are admitted together with it."""
         return sum(self.ledger.blocks.blocks_for(len(s.tokens)) for s in (sequence, *_begun(sequence)))
 
     def start(self, sequence: Sequence, found: Match) -> list[Sequence]:
-        """Let a waiting sequence run on the blocks found for it; returns all that run now, its beams included."""
+        """Run a waiting sequence on the blocks of its prefix. Returns the sequences that start, beams included."""
         self.ledger.share(sequence, found)
         self._run(sequence, found.num_tokens, found.blocks, found.reason)
         if sequence.admitted is None:
@@ -63,7 +63,7 @@ class Sequences:
         return started
 
     def fork(self, leader: Sequence) -> None:
-        """The prompt is computed: its other continuations go on from the token before its last, on the same blocks."""
+        """Start the followers of a sequence whose prompt is computed, on its blocks without the prompt's last token."""
         known = leader.num_prompt - 1
         shared = leader.block_table[: self.ledger.blocks.blocks_for(known)]
         for follower in leader.followers:
@@ -73,7 +73,7 @@ class Sequences:
         leader.followers = []
 
     def branch(self, request_id: str, beams: Row[tuple[Sequence, int]]) -> None:
-        """A search goes on: each of its next beams has a computed beam's tokens and blocks, and one token more."""
+        """Replace the beams of a search: each new beam takes a parent's tokens and blocks, and adds a token."""
         group = self.requests[request_id]
         texts = [[*parent.tokens, token] for parent, token in beams]
         parents = [parent for parent, _ in beams]
@@ -92,7 +92,7 @@ class Sequences:
         group[0].followers = group[len(beams) :]
 
     def append(self, sequence: Sequence, token: int) -> None:
-        """Add a token; a stop token ends the sequence, and so does the last token that it may have."""
+        """Append a token. A stop token ends the sequence, and so does the last of its `max_tokens`."""
         self.log.tell("token", sequence, len(sequence.tokens), 1)
         sequence.tokens.append(token)
         self.waiting.charge(sequence.request.tenant, 1)
@@ -102,9 +102,10 @@ class Sequences:
             self.stop(sequence, "length")
 
     def preempt(self, sequence: Sequence) -> list[Sequence]:
-        """Send a sequence back to wait; what it had is computed again, unless the tree still knows it by then.
+        """Move a running sequence back to the waiting line, and free its blocks. Returns the preempted sequences.
 
-        The beams of a search go together, since none gets on without the others. Returns all that went.
+        Its tokens are computed again, except those whose blocks are still in the prefix tree then. All beams of a
+        search are preempted together, because none can go on without the others.
         """
         group = [sequence]
         if sequence.request.searches:
@@ -118,7 +119,7 @@ class Sequences:
         return group
 
     def stop(self, sequence: Sequence, reason: EndReason) -> None:
-        """End a sequence, in whatever state it is; its step under way, if any, no longer counts."""
+        """End a sequence in any state. The result of its running step is ignored."""
         if sequence.state is State.FINISHED:
             return
         held = self._take_out(sequence) if sequence.state is State.RUNNING else []
@@ -136,29 +137,29 @@ class Sequences:
             self.requests.pop(sequence.request.id, None)
 
     def admissions(self, sequences: Row[Sequence]) -> tuple[Admission, ...]:
-        """What the runner must be told of sequences that have a share in the next step, and that it does not know."""
+        """Return the admissions of the sequences in the next step that the runner does not know yet."""
         known = self._known
         new = [sequence for sequence in sequences if sequence.id not in known]
         known.update(sequence.id for sequence in new)
         return tuple(map(_admission, new))
 
     def take_ended(self) -> tuple[SequenceId, ...]:
-        """The sequences that the runner knows and that have ended or lost their blocks since the last call."""
+        """Return the sequences that the runner may forget: finished or preempted since the last call."""
         ended, self._ended = tuple(self._ended), []
         return ended
 
     def check(self) -> None:
-        """Assert that states, the running ones and the waiting line agree; for tests."""
+        """Assert that states, `running` and the waiting line agree, for tests."""
         running: list[Sequence] = []
         waiting: list[Sequence] = []
         for group in self.requests.values():
             running += [s for s in group if s.state is State.RUNNING]
             waiting += [s for s in group if s.state is State.WAITING and s not in group[0].followers]
         running.sort(key=lambda s: s.rank)
-        assert running == self.running, "running is not who runs, by rank"
-        assert len(self.waiting) == len(waiting), "waiting is not who waits"
+        assert running == self.running, "`running` has not the running sequences by rank"
+        assert len(self.waiting) == len(waiting), "`waiting` has not the waiting sequences"
         names = {s.id for s in running}
-        assert self._known <= names, "the runner knows a sequence that does not run"
+        assert self._known <= names, "the runner knows a sequence that is not running"
 
     def _run(self, sequence: Sequence, known: int, blocks: Row[int], note: str) -> None:
         sequence.state, sequence.cached = State.RUNNING, known
@@ -166,7 +167,7 @@ class Sequences:
         self.log.tell("admit", sequence, 0, known, blocks, note)
 
     def _take_out(self, sequence: Sequence) -> list[int]:
-        """Remove a sequence from the running ones; returns the blocks that it held."""
+        """Remove a sequence from `running`, and return the blocks that it held."""
         held = self.ledger.release(sequence)
         self.running.remove(sequence)
         if sequence.id in self._known:
@@ -181,18 +182,21 @@ def _admission(sequence: Sequence) -> Admission:
 
 
 def _begun(sequence: Sequence) -> list[Sequence]:
-    """Followers that already have output: beams preempted together with it."""
+    """Return the followers that already have output: the beams preempted together with the sequence."""
     return [follower for follower in sequence.followers if follower.output]
 
 
 class Waiting:
-    """Sequences that wait, by tenant (the virtual token counter of arXiv:2401.00588)."""
+    """The waiting line: the tenant with the fewest tokens served per weight goes first, within it the least rank.
+
+    This is the virtual token counter of arXiv:2401.00588.
+    """
 
     def __init__(self, weights: Mapping[str, float]):
         self.weights, self.size = weights, 0
         self.counters: dict[str, float] = defaultdict(float)  # tokens served / weight
         self._lines: dict[str, list[tuple[Rank, Sequence]]] = {}
-        self._heads: list[tuple[float, Rank, str]] = []  # each tenant that waits, with its counter and its first rank
+        self._heads: list[tuple[float, Rank, str]] = []  # counter, first rank and name of each waiting tenant
         self._now = 0.0  # the counter of the tenant served last
         self._cancelled = 0
 
@@ -200,8 +204,8 @@ class Waiting:
         return self.size
 
     def push(self, sequence: Sequence) -> None:
-        """Join the line. A tenant that was idle earns no credit for that time."""
-        self.size += 1  # first: a sequence that is half in the line can be cancelled like any other
+        """Add a sequence to the line. A tenant that was idle earns no credit for that time."""
+        self.size += 1  # first, so that a sequence can be cancelled even if an error interrupts this call
         tenant = sequence.request.tenant
         if tenant not in self._lines:
             if len(self.counters) > 2 * (len(self._lines) + MAX_IDLE):
@@ -213,7 +217,7 @@ class Waiting:
             heappush(self._heads, (self.counters[tenant], sequence.rank, tenant))
 
     def peek(self) -> Sequence | None:
-        """Who is next."""
+        """Return the next sequence without removing it; None where none waits."""
         while self._heads:
             counter, rank, tenant = self._heads[0]
             line = self._lines.get(tenant, [])
@@ -226,21 +230,21 @@ class Waiting:
             elif (counter, rank) == (self.counters[tenant], line[0][0]):
                 self._now = max(self._now, counter)
                 return line[0][1]
-            else:  # served or changed since: back to its proper place
+            else:  # the counter or the first rank has changed: sort the tenant in again
                 heappop(self._heads)
                 heappush(self._heads, (self.counters[tenant], line[0][0], tenant))
         return None
 
     def pop(self) -> Sequence:
-        """Take out the one that `peek` shows."""
+        """Remove the next sequence from the line, and return it."""
         sequence = self.peek()
-        assert sequence is not None, "nobody waits"
+        assert sequence is not None, "no sequence waits"
         heappop(self._lines[sequence.request.tenant])
         self.size -= 1
         return sequence
 
     def cancelled(self, sequence: Sequence) -> None:
-        """A waiting sequence has finished; its entry goes when it comes up, or when half of all are such."""
+        """Count a waiting sequence as finished. Its entry is removed at the front, or when half of all are finished."""
         self.size -= 1
         self._cancelled += 1
         if self._cancelled > self.size + 16:
@@ -257,5 +261,5 @@ class Waiting:
             del self.counters[tenant]
 
     def charge(self, tenant: str, num_tokens: int) -> None:
-        """The tenant was served."""
+        """Add tokens that a tenant was served to its counter."""
         self.counters[tenant] += num_tokens / self.weights.get(tenant, 1.0)

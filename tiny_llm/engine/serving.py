@@ -1,4 +1,4 @@
-"""The serving engine: many callers, in any thread or event loop, of one model that runs in a thread of its own."""
+"""Serve many callers, in any thread or event loop, with one model that runs in a thread of its own."""
 
 import atexit
 import contextlib
@@ -27,17 +27,17 @@ from tiny_llm.engine.worker import Add, Close, Deliver, Embed, Worker
 from tiny_llm.engine.worker import FullError as FullError
 
 Reader = TypeVar("Reader", Stream, AsyncStream)
-PROMPT_THREADS = 2  # tokenize the prompts of event loops
+PROMPT_THREADS = 2  # for the prompts of event loops, which must not block on the tokenizer
 
 
 class Engine:
     """A model for many requests at once. Use it in a `with` block, or `close` it; at exit it closes itself.
 
-    `emit` is called in the engine's thread with each event of the scheduler. Raises what `load` raises.
+    `emit` is called in the engine's thread with each event of the scheduler. Raises the errors of `load`.
 
-    Methods that take a prompt also take `options`: those of `LLM.stream`, and of the request `priority` (-10 to 10),
-    `tenant`, and `deadline`, the seconds from now in which its answer should begin. A value of the wrong kind, and what
-    can never run, raise ValueError, with the numbers. A call that would make more unfinished requests than
+    Methods that take a prompt also take `options`: those of `LLM.stream`, and the request's `priority` (-10 to 10),
+    `tenant` and `deadline`, the seconds from now within which its answer should begin. A value of the wrong kind and a
+    request that can never run raise ValueError. A call that would make more unfinished requests than
     `ServingConfig.max_requests` raises FullError and changes nothing.
     """
 
@@ -61,17 +61,17 @@ class Engine:
         atexit.register(self.close)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Stream:
-        """Return the answer as it comes; closing or dropping the stream early cancels the request."""
+        """Return a stream of the answer's pieces. Closing or dropping the stream early cancels the request."""
         terms = self._terms(params, options)
         stream = self._open(terms, Stream)
         self._send(stream.collected, prompt, terms)
         return stream
 
     def astream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> AsyncStream:
-        """`stream` for an event loop, which it never blocks: other threads make tokens of the prompt.
+        """Return a stream for an event loop, without blocking it: another thread tokenizes the prompt.
 
-        Raises at once for `params` and options of the wrong kind, and FullError. What is wrong with the prompt, or
-        turns out when it is known, such as a prompt that is too long, is raised by the first read of the stream.
+        The call raises ValueError for `params` and options of the wrong kind, and FullError. The first read of the
+        stream raises the errors of the prompt, such as a prompt that is too long.
         """
         terms = self._terms(params, options)
         stream = self._open(terms, AsyncStream)
@@ -84,10 +84,11 @@ class Engine:
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams | None = None, progress: bool = False, **options: Any
     ) -> list[list[Completion]]:
-        """Return the n answers to each prompt, one call for all. `progress` shows a line on stderr.
+        """Return the n answers to each prompt of a list. `progress` shows a line on stderr.
 
-        Of more prompts than `max_requests`, each next one is handed in when an earlier one has ended. Raises the first
-        error that a request met, and FullError where other callers leave no room at all; the rest is then cancelled.
+        At most `max_requests` prompts are unfinished at once; the next prompt is sent when an earlier one has ended.
+        Raises the first error of a request, and FullError where the requests of other callers leave no room; the other
+        requests are then cancelled.
         """
         if not many(prompts) and prompts != []:
             raise ValueError(f"prompts: expected a list of prompts, found one: {shown(prompts)}")
@@ -103,7 +104,7 @@ class Engine:
                 output = outputs.get()
                 collected = found.get(output.request_id)
                 if collected is None or collected.done:
-                    continue  # a request that was refused, or an output on its way while the request was aborted
+                    continue  # the request was refused, or aborted while the output was delivered
                 tokens += collected.take(output) is not None
                 if output.ended:
                     collected.finish_reason = collected.finish_reason or "cancelled"
@@ -119,7 +120,7 @@ class Engine:
         return [completions_of(collected) for collected in found.values()]
 
     def _hand_in(self, waiting: deque[Prompt], terms: Terms, deliver: Deliver, found: dict[str, Collected]) -> None:
-        """Move prompts from `waiting` to `found` while the engine has room for their requests."""
+        """Send the requests of waiting prompts while the engine has room, and add each to `found`."""
         while waiting:
             collected = self._new(terms)
             try:
@@ -132,7 +133,7 @@ class Engine:
             found[collected.request_id] = collected
 
     async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> list[Completion]:
-        """Return the n answers to a prompt, for an event loop."""
+        """Return the n answers to a prompt, without blocking the event loop."""
         stream = self.astream(prompt, params, **options)
         try:
             async for _ in stream:
@@ -142,9 +143,9 @@ class Engine:
         return completions_of(stream.collected)
 
     def embed(self, texts: Sequence[str], pooling: Pooling = "last", *, normalize: bool = False) -> Vectors:
-        """Return a vector for each text, as `LLM.embed` does. Requests that run wait for one batch at a time.
+        """Return a vector for each text, as `LLM.embed` does. Between two steps the engine computes one batch of texts.
 
-        This call waits for the result; from an event loop run it by `asyncio.to_thread`.
+        The call blocks until the result is there; from an event loop run it by `asyncio.to_thread`.
         """
         self._check_caller()
         check_pooling(pooling, normalize)
@@ -156,21 +157,21 @@ class Engine:
         try:
             return result.result()
         finally:
-            result.cancel()  # where the caller was interrupted; otherwise it does nothing
+            result.cancel()  # takes effect only where the caller was interrupted
 
     def abort(self, request_id: str) -> bool:
-        """Cancel a request, from any thread; whether it was unfinished.
+        """Cancel a request, from any thread. Returns whether it was unfinished.
 
-        The request's reader gets what was delivered before and then meets the end; the finish reason of the request,
-        and of each of its answers that had not ended, is "cancelled".
+        The request's reader gets the pieces delivered before, and then the end. The finish reason of the request, and
+        of each of its unfinished answers, is "cancelled".
         """
         return self._worker.abort(request_id)
 
     def close(self) -> None:
-        """End the engine's threads; a request that is under way gets a RuntimeError. A second call does nothing."""
+        """End the engine's threads. Unfinished requests get a RuntimeError. A second call does nothing."""
         if os.getpid() != self._process:
-            return  # a forked copy, in which the threads do not run
-        with contextlib.suppress(RuntimeError):  # it is closed already
+            return  # this is a forked process, in which the threads do not run
+        with contextlib.suppress(RuntimeError):  # raised where the engine is closed already
             self._worker.put(Close())
         if threading.current_thread() is not self._worker.thread:  # `emit` may close the engine that calls it
             self._worker.thread.join()
@@ -189,7 +190,7 @@ class Engine:
         return self._builder.terms(params, options, time.monotonic())
 
     def _check_caller(self) -> None:
-        """Raise RuntimeError for a caller that the engine's thread could not answer."""
+        """Raise RuntimeError where the engine is closed, or the caller is its own thread or another process."""
         if not self._worker.is_open:
             raise self._worker.closed()
         if threading.current_thread() is self._worker.thread:
@@ -198,7 +199,7 @@ class Engine:
             raise RuntimeError("the engine belongs to another process: make one in the process that was forked")
 
     def _open(self, terms: Terms, reader: type[Reader]) -> Reader:
-        """Return a reader for a new request, which is unfinished from now on."""
+        """Register a new request as unfinished, and return its reader."""
         stream = reader(self._new(terms), self._worker.leave, self._serving.max_unread)
         self._worker.enter(stream.collected, stream.deliver)
         return stream
@@ -216,7 +217,7 @@ class Engine:
             raise
 
     def _send_later(self, collected: Collected, prompt: Prompt, terms: Terms) -> None:
-        """`_send` in another thread than the caller's: errors go to the reader."""
+        """Send a request from a thread of the pool. Errors are delivered to the reader."""
         try:
             order = self._order(collected, prompt, terms)
             self._worker.put(order)

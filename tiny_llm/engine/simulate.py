@@ -1,4 +1,4 @@
-"""The scheduler on a clock of paper: no model, and a step takes what a cost model says."""
+"""Simulate the scheduler without a model: a cost model gives the time of each step."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from tiny_llm.engine.scheduler import Scheduler
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes, in seconds: each time, for each token, and for each token that a token looks back at."""
+    """A cost model in seconds: for each step, each token, and each earlier token that a token attends to."""
 
     step: float = 0.004
     token: float = 0.0002
@@ -20,13 +20,13 @@ class Cost:
         return self.step + self.token * step.num_tokens + self.look * looks
 
     def most(self, token_budget: int, context: int) -> float:
-        """No step of this budget takes longer while no sequence has more tokens than `context`."""
+        """Return the longest time of a step with this budget, where no sequence has more tokens than `context`."""
         return self.step + (self.token + self.look * context) * token_budget
 
 
 @dataclass
-class Answer:
-    """When a sequence's tokens came. `preempted`: how often it lost its blocks."""
+class SimulatedAnswer:
+    """The times of a sequence's tokens. `preempted` counts how often the sequence lost its blocks."""
 
     sequence: Sequence
     times: list[float] = field(default_factory=list)
@@ -35,17 +35,17 @@ class Answer:
 
     @property
     def first(self) -> float:
-        """Time to first token (TTFT)."""
+        """The time to first token (TTFT)."""
         return self.times[0] - self.sequence.request.arrival
 
     @property
     def gaps(self) -> list[float]:
-        """Times between tokens (ITL)."""
+        """The times between two tokens (inter-token latencies, ITL)."""
         return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
 
 
 def babble(sequence: Sequence) -> int:
-    """A next token without meaning."""
+    """Return a next token without a model, as a function of the sequence alone."""
     return (7 * len(sequence.tokens) + 31 * sequence.index) % 1000
 
 
@@ -55,20 +55,20 @@ def simulate(
     cost: Cost | None = None,
     say: Callable[[Sequence], int] = babble,
     watch: Callable[[Step, float], None] | None = None,
-) -> list[Answer]:
-    """Serve `requests`, each from its arrival on; returns the answers in their order. `watch` is shown every step.
+) -> list[SimulatedAnswer]:
+    """Serve `requests`, each from its arrival on, and return their answers. `watch` is called after every step.
 
-    Raises what `Scheduler.add` does.
+    `say` returns a sequence's next token. Raises ValueError as `Scheduler.add` does.
     """
     cost, now = cost or Cost(), 0.0
     coming = sorted(requests, key=lambda r: r.arrival)[::-1]
-    answers: dict[SequenceId, Answer] = {}
+    answers: dict[SequenceId, SimulatedAnswer] = {}
     while coming or scheduler.has_work:
         if not scheduler.has_work:
             now = max(now, coming[-1].arrival)
         while coming and coming[-1].arrival <= now:
             for sequence in scheduler.add(coming.pop(), now):
-                answers[sequence.id] = Answer(sequence)
+                answers[sequence.id] = SimulatedAnswer(sequence)
         step = scheduler.schedule(now)
         for sequence in scheduler.plan.preempted:
             answers[sequence.id].preempted += 1

@@ -1,4 +1,4 @@
-"""Where K and V live: the pages of a pool, or a whole cache for each sequence."""
+"""Make the store of K and V: the pages of a pool, or a whole cache for each sequence."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,29 +26,29 @@ USUAL_CONTEXT = 4096  # tokens of a sequence that the default pool has room for
 
 
 class Store(Protocol):
-    """What the runner asks of the place where K and V live."""
+    """The interface between the runner and the memory that holds K and V."""
 
     num_blocks: int
     block_size: int
 
     def batch(self, spans: Sequence[Span]) -> Attends:
-        """The cache of one step, for these sequences in the order of the flat row."""
+        """Return the cache of one step, for these spans in the order of the flat row."""
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks, source to target. A target that is also a source gives its old content."""
+        """Copy whole blocks, source to target. All sources are read before a target is written."""
 
     def ahead(self) -> Any:
-        """A copy on which to build a future step; `adopt` makes it current."""
+        """Return a shallow copy on which to build a future step; `adopt` makes it current."""
 
     def adopt(self, other: Any) -> None:
-        """Take over what was built on `ahead`."""
+        """Take over the state of a copy that `ahead` made."""
 
     def mend(self) -> bool:
-        """After a step that failed: make the buffers usable. False where all that they held is lost."""
+        """After a step that failed: make the buffers usable. Returns False where all K and V are lost."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffers."""
+        """The size of the buffers in bytes."""
 
     @property
     def state(self) -> list[Any]:
@@ -56,16 +56,16 @@ class Store(Protocol):
 
 
 def new_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_context: int) -> Store:
-    """A pool of pages, or where `engine` asks for rotating caches one for each sequence.
+    """Make a pool of pages, or where `engine` asks for rotating caches, a cache for each sequence.
 
-    Raises ValueError for settings of a pool where there is none.
+    Raises ValueError for settings of a pool together with rotating caches.
     """
     if engine.cache != "rotating":
         return paged_store(model, engine, serving, max_context)
     for name in ("kv_bytes", "block_size", "disk_folder"):
         found = getattr(serving, name)
         usual = getattr(ServingConfig, name)
-        words = f"{name}: {found!r} is for a pool of pages, and rotating caches have none; leave it out"
+        words = f"{name}: rotating caches have no pool of pages, found {found!r}; leave it out"
         require(found == usual, words)
     slots = serving.scheduler.max_sequences
     return whole_store(model, engine, slots, max_context, kept=slots)
@@ -74,7 +74,7 @@ def new_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_co
 def new_scheduler(
     model: Qwen3, store: Store, serving: ServingConfig, emit: Callable[[Event], None] | None
 ) -> Scheduler:
-    """The policy over the store's blocks, with what it keeps of earlier requests."""
+    """Make the scheduler over the store's blocks, with a prefix tree, or kept caches for a store of whole caches."""
     blocks = BlockPool(store.num_blocks, store.block_size)
     tree: RadixTree | None = None
     kept: Kept | None = None
@@ -86,7 +86,7 @@ def new_scheduler(
 
 
 def _files(model: Qwen3, pool: PagedPool, serving: ServingConfig) -> BlockFiles | None:
-    """Where the prefix tree's blocks go that the pool has no room for."""
+    """Open the folder for the blocks that the prefix tree evicts; None where none is configured."""
     if serving.disk_folder is None:
         return None
     name = fingerprint(model.config, model.weights)
@@ -97,7 +97,7 @@ def _files(model: Qwen3, pool: PagedPool, serving: ServingConfig) -> BlockFiles 
 
 
 def paged_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_context: int) -> PagedPool:
-    """A pool of the size that the settings give; packed where `engine` asks for few bits."""
+    """Make a pool of the configured size, with packed pages where `engine` asks for few bits."""
     config, size = model.config, serving.block_size
     dtype = model.weights["norm"]["weight"].dtype
     budget = serving.kv_bytes
@@ -113,9 +113,9 @@ def paged_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_
 
 
 def whole_store(model: Qwen3, engine: EngineConfig, max_sequences: int, max_context: int, kept: int) -> WholeCaches:
-    """A cache of the kind that `engine` names for each of `max_sequences` sequences, and as many to copy into.
+    """Make a store of whole caches, of the kind that `engine` names, for `max_sequences` sequences.
 
-    `kept` caches of sequences that have ended stay for later requests.
+    It has as many caches again as targets of copies, and keeps `kept` caches of ended sequences for later requests.
     """
 
     def make() -> Any:

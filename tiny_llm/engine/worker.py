@@ -1,6 +1,6 @@
-"""The engine's thread: it loads the model, runs the loop, and follows orders that come from any thread.
+"""The engine's thread: load the model, run the loop, and carry out orders that come from any thread.
 
-MLX's arrays belong to the thread that built them, so what leaves the thread is text and plain numbers.
+MLX's arrays belong to the thread that built them, so only text and plain numbers leave the thread.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ class Add:
 
 @dataclass(frozen=True)
 class Leave:
-    """Order to the engine's thread: cancel a request, because it has no reader any more."""
+    """Order to the engine's thread: cancel a request, because its reader was closed or dropped."""
 
     request_id: str
 
 
 @dataclass(frozen=True)
 class Embed:
-    """Order to the engine's thread: compute the batches of an embedding, one between two steps."""
+    """Order to the engine's thread: compute the batches of an embedding, one batch between two steps."""
 
     batches: Iterator[Vectors]
     result: Future[Vectors]
@@ -60,25 +60,25 @@ Order = Add | Leave | Embed | Close
 
 @dataclass
 class Recipient:
-    """Where an unfinished request's outputs go."""
+    """The destination of an unfinished request's outputs."""
 
     collected: Collected
     deliver: Deliver
 
     def hear(self, output: Output) -> None:
-        """Note the times of an output, and deliver it."""
+        """Record the time of an output, and deliver it."""
         self.collected.note(output, time.monotonic())
         self.deliver(output)
 
 
 class FullError(RuntimeError):
-    """The engine has as many unfinished requests as it may have."""
+    """The engine has as many unfinished requests as `max_requests` allows."""
 
 
 class Worker:
-    """A thread with a model and its loop. Raises what `make` raises, which makes the model in that thread.
+    """A thread with a model and its loop. `make` makes the model in that thread; its errors are raised here.
 
-    `recipients` has all unfinished requests, from the call of the client on.
+    `recipients` has all unfinished requests, from the client's call on.
     """
 
     def __init__(self, make: Callable[[], LLM], config: ServingConfig, emit: Callable[[Event], None] | None):
@@ -86,7 +86,7 @@ class Worker:
         self.inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self.recipients: dict[str, Recipient] = {}
         self.is_open = True
-        self._gate = threading.RLock()  # an order is put while the worker is open, or not at all
+        self._gate = threading.RLock()  # makes "check that the worker is open, then put an order" one action
         self._embedding: deque[Embed] = deque()
         self._ready = threading.Event()
         self._fault: list[BaseException] = []
@@ -98,7 +98,7 @@ class Worker:
             raise self._fault[0]
 
     def enter(self, collected: Collected, deliver: Deliver) -> None:
-        """Take in a request as unfinished. Raises FullError where there are as many as may be."""
+        """Register a request as unfinished. Raises FullError where `max_requests` are unfinished already."""
         limit = self._config.max_requests
         with self._gate:
             is_open = self.is_open
@@ -106,7 +106,7 @@ class Worker:
             if is_open and count < limit:
                 self.recipients[collected.request_id] = Recipient(collected, deliver)
                 return
-        deliver(Output(collected.request_id, ended=True))  # nothing is left to cancel for a reader that is dropped
+        deliver(Output(collected.request_id, ended=True))  # so that dropping the reader cancels nothing
         if not is_open:
             raise self.closed()
         raise FullError(
@@ -115,7 +115,7 @@ class Worker:
         )
 
     def put(self, order: Order) -> None:
-        """Give an order to the thread. Raises RuntimeError where that has ended."""
+        """Put an order into the thread's inbox. Raises RuntimeError where the engine is closed."""
         with self._gate:
             if not self.is_open:
                 raise self.closed()
@@ -123,11 +123,11 @@ class Worker:
             self.inbox.put(order)
 
     def leave(self, request_id: str) -> None:
-        """Cancel a request that has no reader any more. Takes no lock: a reader may be dropped while one is held."""
+        """Cancel a request without a reader. Takes no lock, because a reader may be dropped while a lock is held."""
         self.inbox.put(Leave(request_id))
 
     def abort(self, request_id: str) -> bool:
-        """Cancel a request and deliver its end; whether it was unfinished."""
+        """Cancel a request and deliver its end. Returns whether it was unfinished."""
         recipient = self.recipients.pop(request_id, None)
         if recipient is None:
             return False
@@ -145,7 +145,7 @@ class Worker:
             recipient.hear(output)
 
     def closed(self) -> RuntimeError:
-        """Return the error for a caller that comes too late."""
+        """Return the error for a call after the engine was closed."""
         after = f" after {self._fault[0]!r}" if self._fault else ""
         return self._because(f"the engine is closed{after}")
 
@@ -155,7 +155,7 @@ class Worker:
         return error
 
     def _work(self) -> None:
-        """The engine's thread."""
+        """Run the engine's thread: load, then alternate between orders, steps and batches of embeddings."""
         try:
             self.llm: LLM = self._make()
             llm = self.llm
@@ -171,10 +171,10 @@ class Worker:
         finally:
             self._end()
             self._ready.set()
-            mx.clear_streams()  # also where a debugger keeps what `clear_streams_at_end` waits for
+            mx.clear_streams()  # in case a debugger keeps the thread's locals, on which `clear_streams_at_end` relies
 
     def _read_inbox(self, loop: Loop) -> bool:
-        """Follow the orders, waiting only where there is nothing else to do; False when it is time to end."""
+        """Carry out the orders in the inbox, waiting for one only while idle. Returns False after `Close`."""
         while True:
             is_idle = not loop.has_work and not self._embedding
             try:
@@ -192,7 +192,7 @@ class Worker:
                 loop.cancel(order.request_id)
 
     def _add(self, loop: Loop, request: Request) -> None:
-        """Run a request, unless it was cancelled before. An error in adding it ends this request alone."""
+        """Add a request to the loop, unless it was cancelled before. An error ends only this request."""
         if request.id not in self.recipients:
             return
         try:
@@ -202,7 +202,7 @@ class Worker:
             self.deliver(Output(request.id, error=error, ended=True))
 
     def _embed_batch(self) -> None:
-        """Compute one batch of the first embedding in the queue, which then goes to the queue's end."""
+        """Compute one batch of the first embedding in the queue, and move the embedding to the queue's end."""
         if not self._embedding:
             return
         order = self._embedding.popleft()
@@ -221,7 +221,7 @@ class Worker:
             _answer(order.result.set_result, vectors)
 
     def _end(self) -> None:
-        """Answer all requests and embeddings: no caller may wait for a thread that has ended."""
+        """Answer all open requests and embeddings, because their callers would wait for ever."""
         with self._gate:
             self.is_open = False
         while not self.inbox.empty():
@@ -236,5 +236,5 @@ class Worker:
 
 
 def _answer(settle: Callable[[Any], None], value: Any) -> None:
-    with contextlib.suppress(InvalidStateError):  # the caller does not wait any more
+    with contextlib.suppress(InvalidStateError):  # the caller has cancelled the future
         settle(value)

@@ -29,7 +29,7 @@ Arguments = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
+class KernelEntry:
     """`examples` are arguments of awkward sizes, `typical` those of a small Qwen's prompt; both by dtype, before `on`.
 
     The first example is large enough for each barrier to matter. `operations` counts arithmetic per element of the
@@ -129,43 +129,43 @@ def flash_arguments(
 CATALOG = {
     entry.kernel.name: entry
     for entry in (
-        Entry(AXPBY, axpby, lambda t: [sums(t, n) for n in (1, 257)], lambda t: sums(t, 65536), 3),
-        Entry(
+        KernelEntry(AXPBY, axpby, lambda t: [sums(t, n) for n in (1, 257)], lambda t: sums(t, 65536), 3),
+        KernelEntry(
             RMS_NORM,
             rms_norm,
             lambda t: [norm_arguments(t, *shape) for shape in ((67, 300), (1, 1), (67, 37))],
             lambda t: norm_arguments(t, 1024, 128),
             4,
         ),
-        Entry(
+        KernelEntry(
             RESIDUAL_RMS_NORM,
             residual_rms_norm,
             lambda t: [residual_arguments(t, *shape) for shape in ((67, 300), (67, 37))],
             lambda t: residual_arguments(t, 1024, 128),
             5,
         ),
-        Entry(
+        KernelEntry(
             ROPE,
             rope,
             lambda t: [rope_arguments(t, 5, 3, 10, True), rope_arguments(t, 5, 3, 10, False)],
             lambda t: rope_arguments(t, 64, 8, 128, True),
             3,
         ),
-        Entry(
+        KernelEntry(
             SWIGLU,
             swiglu,
             lambda t: [(normal(t, 3, 14),), (normal(t, 1, 2),)],
             lambda t: (normal(t, 32, 2048),),
             2.5,
         ),
-        Entry(
+        KernelEntry(
             SOFTMAX,
             softmax,
             lambda t: [(4 * normal(t, *shape),) for shape in ((4, 333), (3, 1), (2, 17001))],
             lambda t: (normal(t, 64, 1024),),
             6,
         ),
-        Entry(
+        KernelEntry(
             QUANTIZED_MATVEC,
             quantized_matvec,
             lambda t: [
@@ -174,7 +174,7 @@ CATALOG = {
             lambda t: quantized_arguments(t, 1, 4096, 256, 4, 64),
             2 * 4096,
         ),
-        Entry(
+        KernelEntry(
             QUANTIZED_ROWS,
             quantized_rows,
             lambda t: [
@@ -185,7 +185,7 @@ CATALOG = {
             2 * 4096,
             once="weight scales biases",
         ),
-        Entry(
+        KernelEntry(
             QUANTIZED_TILES,
             quantized_tiles,
             lambda t: [
@@ -196,14 +196,14 @@ CATALOG = {
             2 * 64,
             once="",
         ),
-        Entry(
+        KernelEntry(
             SPLIT_SUM,
             split_sum,
             lambda t: [(normal(mx.float32, *shape), t) for shape in ((3, 33, 9), (1, 1, 1))],
             lambda t: (normal(mx.float32, 4, 64, 256), t),
             1,
         ),
-        Entry(
+        KernelEntry(
             DECODE_ATTENTION,
             decode_attention_parts,
             lambda t: [
@@ -216,7 +216,7 @@ CATALOG = {
             lambda t: decode_arguments(t, 16, 8, 128, [512], 0, 0),
             4 * 512,
         ),
-        Entry(
+        KernelEntry(
             PACKED_ATTENTION,
             packed_parts,
             lambda t: [
@@ -229,7 +229,7 @@ CATALOG = {
             lambda t: packed_arguments(t, 16, 8, 128, [512], 0, 0, 4, 64),
             4 * 512,
         ),
-        Entry(
+        KernelEntry(
             PAGED_DECODE,
             paged_decode_parts,
             lambda t: [
@@ -243,7 +243,7 @@ CATALOG = {
             4 * 512,
             once="keys values",
         ),
-        Entry(
+        KernelEntry(
             PAGED_PREFILL,
             paged_prefill,
             lambda t: [
@@ -257,7 +257,7 @@ CATALOG = {
             4 * 64,
             once="q",
         ),
-        Entry(
+        KernelEntry(
             COPY_BLOCKS,
             copied_blocks,
             lambda t: [(normal(t, 3, 5, 8, 80), mx.array([4, 0, 4])), (normal(t, 1, 2, 3, 7), mx.array([1]))],
@@ -265,14 +265,14 @@ CATALOG = {
             0,
             once="pool",
         ),
-        Entry(
+        KernelEntry(
             MERGE_ATTENTION,
             merge_attention,
             lambda t: [parts_arguments(t, *shape) for shape in ((3, 33, 80), (1, 1, 256), (5, 2, 7))],
             lambda t: parts_arguments(t, 32, 16, 128),
             2,
         ),
-        Entry(
+        KernelEntry(
             FLASH_ATTENTION,
             flash_attention,
             lambda t: [

@@ -6,14 +6,14 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from tiny_llm.kernels.catalog import DTYPES, Arguments, Entry
+from tiny_llm.kernels.catalog import DTYPES, Arguments, KernelEntry
 from tiny_llm.kernels.launch import short
 from tiny_llm.kernels.sim import KernelError, Simulator
 
 TOLERANCES = {mx.float32: 1e-4, mx.float16: 4e-3, mx.bfloat16: 3e-2}  # of the largest value; the twin has errors, too
 
 
-def check_kernel(entry: Entry, replace: Mapping[str, Path], seed: int) -> list[str]:
+def check_kernel(entry: KernelEntry, replace: Mapping[str, Path], seed: int) -> list[str]:
     """Every fault of a kernel on its examples, in words; empty when it is clean. `replace`: another source for it.
 
     float16 runs in whole groups, as CUDA would, the others in the groups of Metal.
@@ -26,7 +26,7 @@ def check_kernel(entry: Entry, replace: Mapping[str, Path], seed: int) -> list[s
     return list(faults)
 
 
-def faults_of(entry: Entry, arguments: Arguments, dtype: mx.Dtype, simulator: Simulator) -> list[str]:
+def faults_of(entry: KernelEntry, arguments: Arguments, dtype: mx.Dtype, simulator: Simulator) -> list[str]:
     try:
         outputs = entry.run(arguments, simulator)
     except KernelError as error:

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from tiny_llm.kernels.launch import Kernel, On, expect
+from tiny_llm.kernels.launch import Kernel, On, expect_array
 
 COPY_BLOCKS = Kernel("copy_blocks", "pool sources blocks count", "out")
 
@@ -13,8 +13,8 @@ def copied_blocks(pool: mx.array, sources: mx.array, on: On = None) -> mx.array:
     Reads and writes each number once. The caller puts the copies where they belong: a slice update of MLX writes in
     place, which no kernel of ours can. Raises ValueError for other shapes.
     """
-    expect("copy_blocks pool", pool, (None, None, None, None))
-    expect("copy_blocks sources", sources, (None,), mx.int32)
+    expect_array("copy_blocks pool", pool, (None, None, None, None))
+    expect_array("copy_blocks sources", sources, (None,), mx.int32)
     heads, blocks, block, dim = pool.shape
     count = sources.shape[0]
     return COPY_BLOCKS(

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
+from tiny_llm.kernels.launch import Kernel, On, expect_array, expect_float
 
 DECODE_ATTENTION = Kernel("decode_attention", "q k v lengths scale window S SPLITS", "parts tops sums")
 MERGE_ATTENTION = Kernel("merge_attention", "parts tops sums SPLITS", "out")
@@ -39,12 +39,12 @@ def decode_attention_parts(
     one chunk of one key-value head. Raises ValueError for other shapes.
     """
     expect_float("decode_attention q", q)
-    expect("decode_attention q", q, (None, None, None))
+    expect_array("decode_attention q", q, (None, None, None))
     batch, heads, dim = q.shape
     kv_heads, capacity = check_heads(q, k.shape[1:3] if k.ndim == 4 else (0, 0))
-    expect("decode_attention k", k, (batch, kv_heads, capacity, dim), q.dtype)
-    expect("decode_attention v", v, k.shape, q.dtype)
-    expect("decode_attention lengths", lengths, (batch,), mx.int32)
+    expect_array("decode_attention k", k, (batch, kv_heads, capacity, dim), q.dtype)
+    expect_array("decode_attention v", v, k.shape, q.dtype)
+    expect_array("decode_attention lengths", lengths, (batch,), mx.int32)
     heads_each = heads // kv_heads
     chunk = chunk or chunk_for(heads_each)
     splits = splits_of(capacity, window, chunk)
@@ -147,10 +147,10 @@ def merge_attention(parts: mx.array, tops: mx.array, sums: mx.array, dtype: mx.D
 
     Reads the parts once; one simdgroup for each row. Raises ValueError for other shapes.
     """
-    expect("merge_attention parts", parts, (None, None, None), mx.float32)
+    expect_array("merge_attention parts", parts, (None, None, None), mx.float32)
     rows, splits, dim = parts.shape
-    expect("merge_attention tops", tops, (rows, splits), mx.float32)
-    expect("merge_attention sums", sums, (rows, splits), mx.float32)
+    expect_array("merge_attention tops", tops, (rows, splits), mx.float32)
+    expect_array("merge_attention sums", sums, (rows, splits), mx.float32)
     return MERGE_ATTENTION(
         parts,
         tops,

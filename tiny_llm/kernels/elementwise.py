@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
+from tiny_llm.kernels.launch import Kernel, On, expect_array, expect_float
 from tiny_llm.model.ops import swiglu as swiglu_plain
 
 AXPBY = Kernel("axpby", "x y a b n", "out")
@@ -20,7 +20,7 @@ def axpby(x: mx.array, y: mx.array, a: float, b: float, on: On = None) -> mx.arr
     Reads x and y once, writes the result once; one thread for each element. Raises ValueError for other shapes.
     """
     expect_float("axpby x", x)
-    expect("axpby y", y, x.shape, x.dtype)
+    expect_array("axpby y", y, x.shape, x.dtype)
     return AXPBY(
         *(x.reshape(-1), y.reshape(-1), mx.array(a, mx.float32), mx.array(b, mx.float32), x.size),
         plain=lambda: [axpby_plain(x, y, a, b).reshape(-1)],
@@ -38,7 +38,7 @@ def swiglu(gate_up: mx.array, on: On = None) -> mx.array:
     Reads and writes everything once; one thread for each element of the result. Raises ValueError for an odd width.
     """
     expect_float("swiglu gate_up", gate_up)
-    expect("swiglu gate_up", gate_up, (None, None))
+    expect_array("swiglu gate_up", gate_up, (None, None))
     rows, both = gate_up.shape
     if both % 2:
         raise ValueError(f"swiglu: gate and up make an even width, found {gate_up.shape}")

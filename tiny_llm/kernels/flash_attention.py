@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
-from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
+from tiny_llm.kernels.launch import Kernel, On, expect_array, expect_float
 
 FLASH_ATTENTION = Kernel("flash_attention", "q k v tiles scale window S", "out")
 SIMDGROUPS = 4
@@ -55,9 +55,9 @@ def flash_attention(
 def check_shapes(q: mx.array, k: mx.array, v: mx.array) -> None:
     """Raise ValueError where keys and values do not fit the queries, or heads are too wide."""
     expect_float("flash_attention q", q)
-    expect("flash_attention q", q, (None, None, None))
-    expect("flash_attention k", k, (None, None, q.shape[2]), q.dtype)
-    expect("flash_attention v", v, k.shape, q.dtype)
+    expect_array("flash_attention q", q, (None, None, None))
+    expect_array("flash_attention k", k, (None, None, q.shape[2]), q.dtype)
+    expect_array("flash_attention v", v, k.shape, q.dtype)
     _, heads, dim = q.shape
     kv_heads = k.shape[0]
     if not kv_heads or heads % kv_heads or not 1 <= dim <= MAX_DIM:

@@ -49,9 +49,11 @@ class Kernel:
         template: Mapping[str, Any] | None = None,
         on: On = None,
     ) -> list[mx.array]:
-        """Run on what `on` names (see `choose`). `plain` is the twin; `like` has each output's shape and dtype;
-        `grid` counts threads."""
-        back_end = on if isinstance(on, Simulator) else choose(on)
+        """Run on the back end that `on` names (see `choose_back_end`).
+
+        `plain` is the twin; `like` has each output's shape and dtype; `grid` counts threads.
+        """
+        back_end = on if isinstance(on, Simulator) else choose_back_end(on)
         if back_end == "plain" or not any(math.prod(shape) for shape, _ in like):
             return list(plain())
         shapes, dtypes = [shape for shape, _ in like], [dtype for _, dtype in like]
@@ -93,7 +95,7 @@ def compiled(kernel: Kernel, back_end: str, scalars: tuple[str, ...]) -> Any:
     )
 
 
-def choose(on: str | None = None) -> str:
+def choose_back_end(on: str | None = None) -> str:
     """The back end: `on`, else TINY_LLM_KERNELS, else the one of MLX's default device, never the simulator.
 
     Raises ValueError for an unknown name, and for a GPU that this machine has not.
@@ -112,7 +114,7 @@ def choose(on: str | None = None) -> str:
     return name
 
 
-def expect(name: str, x: mx.array, shape: tuple[int | None, ...], dtype: mx.Dtype | None = None) -> None:
+def expect_array(name: str, x: mx.array, shape: tuple[int | None, ...], dtype: mx.Dtype | None = None) -> None:
     """Raises ValueError unless `x` has this shape (None: any length) and dtype."""
     fits = x.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, x.shape, strict=True))
     if not fits or (dtype is not None and x.dtype != dtype):

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from tiny_llm.kernels.launch import Kernel, On, expect
+from tiny_llm.kernels.launch import Kernel, On, expect_array
 from tiny_llm.kernels.quantized import format_of, most_rows, quantized_matvec, quantized_plain, quantized_rows
 
 QUANTIZED_TILES = Kernel("quantized_tiles", "x weight scales biases M", "out")
@@ -66,7 +66,7 @@ def tiles_plain(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.arra
 
 def split_sum(parts: mx.array, dtype: mx.Dtype, on: On = None) -> mx.array:
     """Σ over the first axis of parts (splits, M, N) float32, of `dtype`. Reads and writes everything once."""
-    expect("split_sum parts", parts, (None, None, None), mx.float32)
+    expect_array("split_sum parts", parts, (None, None, None), mx.float32)
     splits, *shape = parts.shape
     size = parts.size // max(1, splits)
     return SPLIT_SUM(

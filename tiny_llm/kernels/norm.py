@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
+from tiny_llm.kernels.launch import Kernel, On, expect_array, expect_float
 from tiny_llm.model.ops import rms_norm as rms_norm_plain
 
 RMS_NORM = Kernel("rms_norm", "x weight eps rows rows_each", "out")
@@ -27,9 +27,9 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float, on: On = None) -> mx.arr
     up to 32 where there are many. Raises ValueError for other shapes, and for D over 16,384.
     """
     expect_float("rms_norm x", x)
-    expect("rms_norm x", x, (None, None))
+    expect_array("rms_norm x", x, (None, None))
     rows, width = x.shape
-    expect("rms_norm weight", weight, (width,), x.dtype)
+    expect_array("rms_norm weight", weight, (width,), x.dtype)
     threads, held, rows_each = shape_of_work("rms_norm", rows, width)
     return RMS_NORM(
         *(x, weight, mx.array(eps, mx.float32), rows, rows_each),
@@ -51,10 +51,10 @@ def residual_rms_norm(
     read the sum again. Raises ValueError for other shapes, and for D over 16,384.
     """
     expect_float("residual_rms_norm x", x)
-    expect("residual_rms_norm x", x, (None, None))
+    expect_array("residual_rms_norm x", x, (None, None))
     rows, width = x.shape
-    expect("residual_rms_norm residual", residual, x.shape, x.dtype)
-    expect("residual_rms_norm weight", weight, (width,), x.dtype)
+    expect_array("residual_rms_norm residual", residual, x.shape, x.dtype)
+    expect_array("residual_rms_norm weight", weight, (width,), x.dtype)
     threads, held, rows_each = shape_of_work("residual_rms_norm", rows, width)
     total, out = RESIDUAL_RMS_NORM(
         *(x, residual, weight, mx.array(eps, mx.float32), rows, rows_each),

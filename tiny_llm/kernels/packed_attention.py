@@ -12,7 +12,7 @@ from tiny_llm.kernels.decode_attention import (
     parts_plain,
     splits_of,
 )
-from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
+from tiny_llm.kernels.launch import Kernel, On, expect_array, expect_float
 
 PACKED_ATTENTION = Kernel(
     "packed_attention", "q k k_scales k_biases v v_scales v_biases lengths scale window S SPLITS", "parts tops sums"
@@ -58,7 +58,7 @@ def packed_parts(
     bits, group = packing(q, k, v)
     batch, heads, dim = q.shape
     kv_heads, capacity = check_heads(q, k[0].shape[1:3])
-    expect("packed_attention lengths", lengths, (batch,), mx.int32)
+    expect_array("packed_attention lengths", lengths, (batch,), mx.int32)
     heads_each = heads // kv_heads
     chunk = chunk or chunk_for(heads_each)
     splits = splits_of(capacity, window, chunk)
@@ -101,11 +101,11 @@ def packed_parts(
 def packing(q: mx.array, k: Quantized, v: Quantized) -> tuple[int, int]:
     """Return (bits, group size) of both. Raise ValueError where the shapes make no such packing."""
     expect_float("packed_attention q", q)
-    expect("packed_attention q", q, (None, None, None))
+    expect_array("packed_attention q", q, (None, None, None))
     batch, _, dim = q.shape
     codes, scales, biases = k
-    expect("packed_attention k", codes, (batch, None, None, None), mx.uint32)
-    expect("packed_attention k's scales", scales, (*codes.shape[:3], None), q.dtype)
+    expect_array("packed_attention k", codes, (batch, None, None, None), mx.uint32)
+    expect_array("packed_attention k's scales", scales, (*codes.shape[:3], None), q.dtype)
     stored = codes.shape[3] * 32  # bits of a row
     bits = stored // dim
     group = dim // max(1, scales.shape[3])
@@ -115,10 +115,10 @@ def packing(q: mx.array, k: Quantized, v: Quantized) -> tuple[int, int]:
             f"packed_attention: {dim} dimensions, codes {codes.shape} and scales {scales.shape} make no format of 4 or "
             "8 bits in groups of 32, 64 or 128"
         )
-    expect("packed_attention k's biases", biases, scales.shape, scales.dtype)
-    expect("packed_attention v", v[0], codes.shape, codes.dtype)
-    expect("packed_attention v's scales", v[1], scales.shape, scales.dtype)
-    expect("packed_attention v's biases", v[2], scales.shape, scales.dtype)
+    expect_array("packed_attention k's biases", biases, scales.shape, scales.dtype)
+    expect_array("packed_attention v", v[0], codes.shape, codes.dtype)
+    expect_array("packed_attention v's scales", v[1], scales.shape, scales.dtype)
+    expect_array("packed_attention v's biases", v[2], scales.shape, scales.dtype)
     return bits, group
 
 

@@ -25,7 +25,7 @@ from tiny_llm.kernels.decode_attention import (
 )
 from tiny_llm.kernels.flash_attention import MAX_DIM, Extent, flash_plain, keys_for, tiles_of
 from tiny_llm.kernels.flash_attention import SIMDGROUPS as OF_A_TILE
-from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
+from tiny_llm.kernels.launch import Kernel, On, expect_array, expect_float
 from tiny_llm.model.cached_attention import Packed, PagedOps
 from tiny_llm.model.fused import exp_nonpositive
 
@@ -111,8 +111,8 @@ def paged_decode_parts(
     rows, heads, dim = q.shape
     kv_heads, num_blocks, size, _ = keys.shape
     width = tables.shape[1]
-    expect("paged_decode tables", tables, (rows, None), mx.int32)
-    expect("paged_decode lengths", lengths, (rows,), mx.int32)
+    expect_array("paged_decode tables", tables, (rows, None), mx.int32)
+    expect_array("paged_decode lengths", lengths, (rows,), mx.int32)
     chunk = chunk or chunk_for(heads_each)
     splits = splits_of(width * size, window, chunk)
 
@@ -241,7 +241,7 @@ def paged_prefill(
     tokens, heads, dim = q.shape
     _, num_blocks, size, _ = keys.shape
     width = tables.shape[1]
-    expect("paged_prefill tables", tables, (len(spans), None), mx.int32)
+    expect_array("paged_prefill tables", tables, (len(spans), None), mx.int32)
     check_spans(spans, tokens, width * size, window)
     tiles = tiles_of_pages(spans)
 
@@ -315,10 +315,10 @@ def check_spans(spans: Sequence[Extent], tokens: int, longest: int, window: int)
 def check_pool(name: str, q: mx.array, keys: mx.array, values: mx.array, tables: mx.array) -> int:
     """Return how many query heads share a key-value head. Raise ValueError where the arrays do not fit each other."""
     expect_float(f"{name} q", q)
-    expect(f"{name} q", q, (None, None, None))
-    expect(f"{name} keys", keys, (None, None, None, q.shape[2]), q.dtype)
-    expect(f"{name} values", values, keys.shape, q.dtype)
-    expect(f"{name} tables", tables, (None, None), mx.int32)
+    expect_array(f"{name} q", q, (None, None, None))
+    expect_array(f"{name} keys", keys, (None, None, None, q.shape[2]), q.dtype)
+    expect_array(f"{name} values", values, keys.shape, q.dtype)
+    expect_array(f"{name} tables", tables, (None, None), mx.int32)
     _, heads, dim = q.shape
     kv_heads, num_blocks, size, _ = keys.shape
     shared = kv_heads > 0 and heads % kv_heads == 0 and heads <= MAX_HEADS * kv_heads

@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 from tiny_llm.config.model import GROUP_SIZES, QUANTIZED_BITS
-from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
+from tiny_llm.kernels.launch import Kernel, On, expect_array, expect_float
 
 QUANTIZED_MATVEC = Kernel("quantized_matvec", "x weight scales biases", "out")
 QUANTIZED_ROWS = Kernel("quantized_rows", "x weight scales biases", "out")
@@ -25,11 +25,11 @@ def format_of(name: str, x: mx.array, weight: mx.array, scales: mx.array, biases
     """(bits, group size), as the shapes say: x (M, K), weight (N, K bits / 32) uint32, scales and biases (N, K / group)
     like x. Raises ValueError for shapes, dtypes, bits and groups that do not fit together."""
     expect_float(f"{name} x", x)
-    expect(f"{name} x", x, (None, None))
-    expect(f"{name} weight", weight, (None, None), mx.uint32)
+    expect_array(f"{name} x", x, (None, None))
+    expect_array(f"{name} weight", weight, (None, None), mx.uint32)
     rows, columns = weight.shape[0], x.shape[1]
-    expect(f"{name} scales", scales, (rows, None), x.dtype)
-    expect(f"{name} biases", biases, scales.shape, x.dtype)
+    expect_array(f"{name} scales", scales, (rows, None), x.dtype)
+    expect_array(f"{name} biases", biases, scales.shape, x.dtype)
     bits, left = divmod(weight.shape[1] * 32, max(1, columns))
     group, over = divmod(columns, max(1, scales.shape[1]))
     if left or over or bits not in QUANTIZED_BITS or group not in GROUP_SIZES:

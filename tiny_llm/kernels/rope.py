@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
+from tiny_llm.kernels.launch import Kernel, On, expect_array, expect_float
 
 ROPE = Kernel("rope", "x cosine sine tokens heads", "out")
 PAIRS, TOKENS = 64, 4  # threads of a group in each direction
@@ -24,12 +24,12 @@ def rope(x: mx.array, cosine: mx.array, sine: mx.array, halves: bool = True, on:
     once; one thread for each pair of a token, which goes over the heads. Raises ValueError for other shapes.
     """
     expect_float("rope x", x)
-    expect("rope x", x, (None, None, None))
+    expect_array("rope x", x, (None, None, None))
     tokens, heads, dim = x.shape
     if dim % 2 or not dim:
         raise ValueError(f"rope: pairs need an even number of dimensions, found {dim}")
-    expect("rope cosine", cosine, (tokens, dim // 2), mx.float32)
-    expect("rope sine", sine, (tokens, dim // 2), mx.float32)
+    expect_array("rope cosine", cosine, (tokens, dim // 2), mx.float32)
+    expect_array("rope sine", sine, (tokens, dim // 2), mx.float32)
     return ROPE(
         *(x, cosine, sine, tokens, heads),
         plain=lambda: [rope_plain(x, cosine, sine, halves)],

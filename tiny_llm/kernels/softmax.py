@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from tiny_llm.kernels.launch import Kernel, On, expect, expect_float
+from tiny_llm.kernels.launch import Kernel, On, expect_array, expect_float
 from tiny_llm.model.ops import softmax as softmax_plain
 
 SOFTMAX = Kernel("softmax", "x width", "out")
@@ -16,7 +16,7 @@ def softmax(x: mx.array, on: On = None) -> mx.array:
     Raises ValueError for other shapes and for empty rows.
     """
     expect_float("softmax x", x)
-    expect("softmax x", x, (None, None))
+    expect_array("softmax x", x, (None, None))
     rows, width = x.shape
     if not width:
         raise ValueError(f"softmax: expected rows of at least one element, found {x.shape}")

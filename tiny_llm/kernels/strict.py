@@ -15,7 +15,7 @@ import mlx.core as mx
 from clang import cindex  # type: ignore[import-untyped]
 from clang.cindex import CursorKind, TypeKind  # type: ignore[import-untyped]
 
-from tiny_llm.kernels.catalog import DTYPES, Entry
+from tiny_llm.kernels.catalog import DTYPES, KernelEntry
 from tiny_llm.kernels.sim import Dispatch, Interface, Source, compiler, wheel
 from tiny_llm.kernels.sim.recorder import Recorder
 from tiny_llm.kernels.sim.report import Finding
@@ -50,7 +50,7 @@ WORDS = (  # how clang says it, how Metal's users think of it
 MLX_HEADER = "MLX's headers are not on the include path when Metal compiles a kernel; copy what you need into `header`"
 
 
-def strict_faults(entry: Entry, replace: Mapping[str, Path]) -> list[str]:
+def strict_faults(entry: KernelEntry, replace: Mapping[str, Path]) -> list[str]:
     """What is rejected of a kernel, for each dtype and kind of example. `replace`: another source for it."""
     recorder = Recorder(replace=replace)
     for dtype in DTYPES:
@@ -87,7 +87,7 @@ def strict(interface: Interface, source: Source, inputs: Sequence[mx.array], dis
     unit = parsed()
     unit.reparse([("strict.cpp", text), *unsaved_headers()])
     errors = [d for d in unit.diagnostics if d.severity >= cindex.Diagnostic.Error and not of_mlx(d)]
-    found = [(presumed(d.location, source), in_words(d.spelling)) for d in errors] or list(
+    found = [(presumed(d.location, source), plain_message(d.spelling)) for d in errors] or list(
         lint(unit.cursor, source, text)
     )
     found = [*headers_of_mlx(source), *found]
@@ -126,7 +126,7 @@ def as_static(allocation: Allocation) -> str:
     return f"static threadgroup {''.join(allocation.tokens).strip()};"
 
 
-def in_words(message: str) -> str:
+def plain_message(message: str) -> str:
     return next((words for said, words in WORDS if said in message), message)
 
 

@@ -11,7 +11,7 @@ from tiny_llm.kernels.copy_blocks import copied_blocks
 from tiny_llm.kernels.decode_attention import MAX_HEADS, decode_attention
 from tiny_llm.kernels.elementwise import swiglu
 from tiny_llm.kernels.flash_attention import Extent, flash_attention
-from tiny_llm.kernels.launch import choose
+from tiny_llm.kernels.launch import choose_back_end
 from tiny_llm.kernels.matmul import quantized_matmul
 from tiny_llm.kernels.norm import rms_norm
 from tiny_llm.kernels.packed_attention import packed_attention
@@ -29,13 +29,13 @@ def operations(config: EngineConfig, plain: Ops) -> Ops:
 
     `plain` is the table of readable operations, for `config.ops` "plain". With `config.kernels`, or without it the
     environment's TINY_LLM_KERNELS, our kernels run in the whole model. Without both they run where MLX has none: over
-    a paged pool on a GPU. Raises ValueError as `launch.choose`.
+    a paged pool on a GPU. Raises ValueError as `launch.choose_back_end`.
     """
-    ops = plain if config.ops == "plain" else fused.choose(config.ops)
+    ops = plain if config.ops == "plain" else fused.choose_ops(config.ops)
     name = config.kernels or os.environ.get("TINY_LLM_KERNELS")
     if name:
         return with_kernels(ops, name)
-    return ops._replace(paged=paged_on(choose()), paged_packed=PACKED_TWINS)
+    return ops._replace(paged=paged_on(choose_back_end()), paged_packed=PACKED_TWINS)
 
 
 def with_kernels(ops: Ops, name: str) -> Ops:
@@ -47,9 +47,9 @@ def with_kernels(ops: Ops, name: str) -> Ops:
     buffer, which MLX copies for a launch; the kernels of a paged pool read theirs in place. A pool in few bits has
     plain twins only. The simulator needs values, which a compiled function lacks: on it nothing is compiled.
 
-    Raises ValueError as `launch.choose`, and in a step where heads are wider than 256.
+    Raises ValueError as `launch.choose_back_end`, and in a step where heads are wider than 256.
     """
-    on = choose(name)
+    on = choose_back_end(name)
 
     def norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
         rows = x.reshape(-1, x.shape[-1])
@@ -160,7 +160,7 @@ def paged_on(on: str) -> PagedOps:
     return PagedOps(decode, prefill, copy_blocks, reads_padding=False)
 
 
-def in_words(model: Qwen3, engine: EngineConfig) -> str:
+def describe_operations(model: Qwen3, engine: EngineConfig) -> str:
     """Say what runs where: `kernels on sim: norm, rotation, gate, attention · MLX's operations: embedding`."""
     table = () if model.config.tie_word_embeddings else ("embed_tokens",)
     packed = set[bool]()

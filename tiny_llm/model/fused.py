@@ -13,7 +13,7 @@ from tiny_llm.model import ops as plain
 from tiny_llm.model.attention import causal_mask
 from tiny_llm.model.cached_attention import LOWEST, packed_attention_cpu, packed_attention_product
 from tiny_llm.model.ops import Ops, Weight
-from tiny_llm.model.rope import Rotation, apply_rope
+from tiny_llm.model.rope import Rotation
 
 UNPACKED_ROWS = 8  # from so many rows on, unpacking the whole weight once is faster than unpacking it for each row
 QUERY_TILE = 128  # queries in a tile of the CPU's attention
@@ -103,6 +103,21 @@ def swiglu_cpu(gate_up: mx.array) -> mx.array:
     return gate * sigmoid(gate) * up
 
 
+def rope_cpu(x: mx.array, rotation: Rotation) -> mx.array:
+    """Compute `rope.apply_rope` as one loop, over x and a view of x in which the two of each pair have changed places.
+
+    Same numbers to the last bit, in place of a loop for each half and two copies. x (T, H, D).
+    """
+    num_tokens, heads, dim = x.shape
+    pairs = x.astype(mx.float32).reshape(num_tokens, heads, 2, dim // 2)
+    changed = pairs[:, :, ::-1]
+    cos = rotation.cos[:, None, None]  # (T, 1, 1, D/2)
+    sin = rotation.sin[:, None, None]
+    sign = mx.array([[-1.0], [1.0]])
+    turned = pairs * cos + changed * (sin * sign)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
 def rope_gpu(x: mx.array, rotation: Rotation) -> mx.array:
     """Compute `rope.apply_rope` in one kernel. x (T, H, D): each token is a batch row with its own offset."""
     if rotation.gain != 1.0:
@@ -143,12 +158,7 @@ def attention_cpu(q: mx.array, k: mx.array, v: mx.array, scale: float, window: i
         end = before + first + length
         if window is not None:
             begin = max(0, before + first + 1 - window)
-        mask = None
-        width = end - begin
-        if window is not None and (length > 1 or begin > 0):
-            mask = causal_mask(length, width, window)
-        elif length > 1:
-            mask = mx.tri(length, width, width - length, dtype=mx.bool_)  # each query sees the keys up to its own
+        mask = _mask_of_tile(length, begin, end, window)
         tiles.append(_attend_tile(tile, k[:, begin:end], v[:, begin:end], mask))
         if length < num_queries:
             mx.eval(tiles[-1])  # because MLX would reserve memory for the scores of all tiles at once
@@ -157,6 +167,19 @@ def attention_cpu(q: mx.array, k: mx.array, v: mx.array, scale: float, window: i
         out = mx.concatenate(tiles, axis=2)  # (Hkv, G, T, D)
     out = out.transpose(2, 0, 1, 3)
     return out.reshape(num_queries, num_heads, dim)
+
+
+def _mask_of_tile(length: int, begin: int, end: int, window: int | None) -> mx.array | None:
+    """Return the mask (T, S) of `length` queries on the keys from `begin` to `end`; None where each sees all of them.
+
+    The last query stands at the last key.
+    """
+    width = end - begin
+    if window is not None and (length > 1 or begin > 0):
+        return causal_mask(length, width, window)
+    if length > 1:
+        return mx.tri(length, width, width - length, dtype=mx.bool_)  # each query sees the keys up to its own
+    return None
 
 
 def _attend_tile(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
@@ -225,7 +248,7 @@ CPU = Ops(
     linear,
     plain.embedding,
     mx.fast.rms_norm,
-    apply_rope,
+    rope_cpu,
     swiglu_cpu,
     attention_cpu,
     mx.compile,
@@ -235,7 +258,7 @@ CPU = Ops(
 )
 
 
-def choose(name: str) -> Ops:
+def choose_ops(name: str) -> Ops:
     """Return a table: "plain" has the readable operations, "fused" the fastest for the default device."""
     if name not in ("plain", "fused"):
         raise ValueError(f"ops: expected plain or fused, found {name!r}")

@@ -15,12 +15,12 @@ import mlx.core as mx
 from tiny_llm.config import ModelConfig, QuantizationConfig
 from tiny_llm.model.directory import load_config, load_generation_defaults
 from tiny_llm.model.memory import check_memory, estimate_bytes
-from tiny_llm.model.safetensors import FLOATS, INDEX, Entry, read_entries
+from tiny_llm.model.ops import Weight
+from tiny_llm.model.safetensors import FLOATS, INDEX, TensorEntry, read_entries
 
 __all__ = ["check_memory", "estimate_bytes", "load_config", "load_generation_defaults", "load_weights"]
 
 PACKED = ("U32",)
-Weight = dict[str, Any]
 
 
 def load_weights(directory: Path, config: ModelConfig, dtype: mx.Dtype | None = None) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _evaluated(weight: Weight) -> Weight:
 class _Tensors:
     """The tensors of a directory. Each is handed out once and then dropped, so that its memory can be freed."""
 
-    def __init__(self, directory: Path, dtype: mx.Dtype | None, entries: Mapping[str, Entry]):
+    def __init__(self, directory: Path, dtype: mx.Dtype | None, entries: Mapping[str, TensorEntry]):
         self.directory = directory
         self.dtype = dtype
         self.entries = entries

@@ -10,7 +10,7 @@ import mlx.core as mx
 from tiny_llm import _machine
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.fused import QUERY_TILE
-from tiny_llm.model.safetensors import FLOATS, WIDTHS, Entry, read_entries
+from tiny_llm.model.safetensors import FLOATS, WIDTHS, TensorEntry, read_entries
 
 PREFILL = 2048  # tokens of a prompt that are computed at once, at most
 GB = 1e9
@@ -60,7 +60,7 @@ def estimate_bytes(
     return MemoryBytes(weights, per_token * slots, working, per_token)
 
 
-def _width(entries: Mapping[str, Entry], dtype: mx.Dtype | None) -> int:
+def _width(entries: Mapping[str, TensorEntry], dtype: mx.Dtype | None) -> int:
     """Return the bytes of a number of the activations."""
     if dtype is not None:
         return dtype.size
@@ -91,7 +91,7 @@ def _prefill_bytes(config: ModelConfig, width: int, context: int) -> int:
     return prompt
 
 
-def _loaded(entry: Entry, dtype: mx.Dtype | None) -> int:
+def _loaded(entry: TensorEntry, dtype: mx.Dtype | None) -> int:
     """Return the bytes of a tensor once it is loaded."""
     if dtype is None or entry.dtype not in FLOATS:
         return entry.end - entry.begin

@@ -27,7 +27,7 @@ WIDTHS = {  # bytes of one element
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor's file, type, shape and place in the file's data. `dtype`: the format's name, such as BF16."""
 
     file: Path
@@ -37,13 +37,13 @@ class Entry:
     end: int
 
 
-def read_entries(directory: Path, tied: bool) -> dict[str, Entry]:
+def read_entries(directory: Path, tied: bool) -> dict[str, TensorEntry]:
     """Return a model directory's tensors by name. Raises ValueError naming file, key, expected and found.
 
     Leave out the rotary tables of old files and, if the head is `tied` to the embedding, a head that is stored anyway.
     """
     files, weight_map = weight_files(directory)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     for file in files:
         for name, entry in read_header(file).items():
             if name in entries:
@@ -87,7 +87,7 @@ def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     return files, dict(table.data)
 
 
-def read_header(file: Path) -> dict[str, Entry]:
+def read_header(file: Path) -> dict[str, TensorEntry]:
     """Return the tensors of one file by name. Raises ValueError unless they cover the file's data exactly."""
     prefix = read_bytes(file, 8)
     size = file.stat().st_size
@@ -106,7 +106,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     return entries
 
 
-def _check_gaps(file: Path, entries: Mapping[str, Entry], size: int) -> None:
+def _check_gaps(file: Path, entries: Mapping[str, TensorEntry], size: int) -> None:
     """Check that the tensors follow each other without gaps in `size` bytes of data."""
     end = 0
     in_order = sorted(entries, key=lambda name: (entries[name].begin, entries[name].end))
@@ -121,7 +121,7 @@ def _check_gaps(file: Path, entries: Mapping[str, Entry], size: int) -> None:
         )
 
 
-def _entry(file: Path, header: JsonFields, name: str) -> Entry:
+def _entry(file: Path, header: JsonFields, name: str) -> TensorEntry:
     fields = header.table(name)
     if fields is None:
         raise ValueError(f"{file}: {name}: expected an object, found null")
@@ -133,7 +133,7 @@ def _entry(file: Path, header: JsonFields, name: str) -> Entry:
         len(offsets) == 2 and offsets[1] - offsets[0] == size,
         f"{fields.source}: data_offsets: expected a pair {size} bytes apart, found {offsets!r:.100}",
     )
-    return Entry(file, dtype, shape, offsets[0], offsets[1])
+    return TensorEntry(file, dtype, shape, offsets[0], offsets[1])
 
 
 def _naturals(fields: JsonFields, key: str) -> tuple[int, ...]:

@@ -109,7 +109,7 @@ class ChatTemplates:
         try:
             text = self._limited(self._compile(name), context, size)
         except Exception as error:  # a template is a program of the model's: anything can go wrong in it
-            raise ValueError(f"{self.source}: the chat template {_in_words(error).replace(mark, '')}") from error
+            raise ValueError(f"{self.source}: the chat template {_describe_error(error).replace(mark, '')}") from error
         for form in (f"\\u{ord(mark):04x}", quote(mark)):  # a filter may have escaped it
             text = text.replace(form, mark)
         return text
@@ -143,7 +143,7 @@ class ChatTemplates:
         return Rendered(plain, opens_thought, controls)
 
 
-def _in_words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """Describe a template's error: it refused its input, exceeded a limit, or failed."""
     text = f"{error!s:.500}" or type(error).__name__
     if isinstance(error, RefusalError):

@@ -48,7 +48,7 @@ def _check_added_tokens(fields: JsonFields, added: Mapping[str, tuple[int, bool]
         if isinstance(content, str):
             found = added.get(content)
         if found is None or str(found[0]) != number or found[1] != special:
-            raise _disagreement(fields, f"added_tokens_decoder: {number!r:.20}", _in_words(found), token)
+            raise _disagreement(fields, f"added_tokens_decoder: {number!r:.20}", _describe_token(found), token)
 
 
 def _check_special_tokens(fields: JsonFields, key: str, added: Mapping[str, tuple[int, bool]]) -> None:
@@ -80,7 +80,7 @@ def _check_prefix_space(fields: JsonFields, backend: tokenizers.Tokenizer) -> No
         raise _disagreement(fields, "add_prefix_space", str(adds).lower(), wanted)
 
 
-def _in_words(found: tuple[int, bool] | None) -> str:
+def _describe_token(found: tuple[int, bool] | None) -> str:
     if found is None:
         return "a token of tokenizer.json"
     return f"number {found[0]} and special {str(found[1]).lower()}"

@@ -13,7 +13,7 @@ from tiny_llm.model.directory import load_config
 from tiny_llm.model.loader import load_weights
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.pocket.card import model_card
-from tiny_llm.pocket.greedy import Tokens, agreement, answers
+from tiny_llm.pocket.greedy import agreement, answers
 from tiny_llm.pocket.lessons.chat import arithmetic_lesson, memory_lesson
 from tiny_llm.pocket.lessons.context import context_lesson, needle_of_length
 from tiny_llm.pocket.lessons.dialogue import STOP, Dialogue, encode_turns
@@ -27,7 +27,7 @@ from tiny_llm.train.differentiable import EVALUATION
 WEIGHTS = Path(__file__).parent / "weights"
 SEED = "evaluation"
 LONGEST = 96  # tokens of an answer
-Encode = Callable[[str], Tokens]
+Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Case:
     """One prompt and the only answer that counts."""
 
     family: str
-    prompt: Tokens
-    answer: Tokens
+    prompt: list[int]
+    answer: list[int]
 
 
 def tool_dialogues(words: Words) -> Iterator[Dialogue]:
@@ -142,16 +142,16 @@ class Evaluation:
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self.model = Qwen3(config, load_weights(directory, config, mx.float32), EVALUATION)
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def decode(self, tokens: Tokens) -> str:
+    def decode(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=False))
 
     def cases(self, task: str, number: int) -> list[Case]:
         return [case for case, _ in zip(cases(task, self.encode), range(number), strict=False)]
 
-    def say(self, cases: list[Case]) -> list[Tokens]:
+    def say(self, cases: list[Case]) -> list[list[int]]:
         (stop,) = self.encode(STOP)
         longest = min(LONGEST, 4 + max(len(case.answer) for case in cases))
         return answers(self.model, [case.prompt for case in cases], longest, stop)

@@ -9,7 +9,6 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.train.differentiable import HIDDEN, attend_rows
 
-Tokens = list[int]
 BATCH_TOKENS = 12_288
 
 
@@ -44,9 +43,9 @@ class PaddedCache:
         return attend_rows(q, self.keys[layer], self.values[layer], self.hidden)
 
 
-def answers(model: Qwen3, prompts: Sequence[Tokens], longest: int, stop: int) -> list[Tokens]:
+def answers(model: Qwen3, prompts: Sequence[list[int]], longest: int, stop: int) -> list[list[int]]:
     """What the model says to each prompt, up to and without the stop token, at most `longest` tokens."""
-    found: list[Tokens] = [[] for _ in prompts]
+    found: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     while order:
         rows = max(1, min(64, BATCH_TOKENS // len(prompts[order[-1]])))
@@ -57,7 +56,7 @@ def answers(model: Qwen3, prompts: Sequence[Tokens], longest: int, stop: int) ->
     return found
 
 
-def _answers(model: Qwen3, prompts: Sequence[Tokens], longest: int, stop: int) -> list[Tokens]:
+def _answers(model: Qwen3, prompts: Sequence[list[int]], longest: int, stop: int) -> list[list[int]]:
     width, rows = max(map(len, prompts)), len(prompts)
     cache = PaddedCache(model.config, [width - len(prompt) for prompt in prompts])
     tokens = mx.array([[stop] * (width - len(prompt)) + prompt for prompt in prompts]).reshape(-1)
@@ -74,7 +73,7 @@ def _answers(model: Qwen3, prompts: Sequence[Tokens], longest: int, stop: int) -
     return [text[: text.index(stop)] if stop in text else text for text in texts]
 
 
-def agreement(model: Qwen3, prompts: Sequence[Tokens], texts: Sequence[Tokens]) -> tuple[int, int]:
+def agreement(model: Qwen3, prompts: Sequence[list[int]], texts: Sequence[list[int]]) -> tuple[int, int]:
     """(tokens of the texts that the model would have chosen too, given all before them, number of tokens)."""
     same = total = 0
     for prompt, text in zip(prompts, texts, strict=True):

@@ -10,7 +10,7 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.pocket.lessons.mix import EVERYTHING, FOUNDATION, LONG, Mix
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE
 from tiny_llm.train.settings import Settings
-from tiny_llm.train.weights_io import Weights, random_weights
+from tiny_llm.train.weights_io import TrainedWeights, random_weights
 
 LESSONS_HASHED = 40
 
@@ -92,7 +92,7 @@ class Recipe(Settings):
         """The model's shape as the engine reads it."""
         return ModelConfig.from_hf(self.size.hf_config(), "recipe")
 
-    def random_weights(self) -> Weights:
+    def random_weights(self) -> TrainedWeights:
         """What training starts from, unless it goes on from a trained model."""
         return random_weights(self.config, self.seed, self.qk_gain, self.embedding_std)
 

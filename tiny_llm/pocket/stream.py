@@ -9,7 +9,7 @@ import numpy as np
 from tiny_llm.pocket.lessons.dialogue import encode_turns
 from tiny_llm.pocket.lessons.mix import Mix
 from tiny_llm.pocket.recipe import Recipe
-from tiny_llm.train.batches import Batch, pack
+from tiny_llm.train.batches import TrainingBatch, pack
 from tiny_llm.train.tree import Tree, grow
 
 LENGTHS = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 1024, 1536, 2304)
@@ -39,7 +39,7 @@ class LessonStream:
         dialogues = mix.lesson(self.recipe.seed, lesson)
         return grow(turn for dialogue in dialogues for turn in encode_turns(dialogue, self.encode))
 
-    def next(self, mix: Mix, limit: int, rng: np.random.Generator) -> Batch:
+    def next(self, mix: Mix, limit: int, rng: np.random.Generator) -> TrainingBatch:
         """The next full batch of lessons of at most `limit` tokens. `rng` picks the prompt tokens to learn."""
         while True:
             number, self.lesson = self.lesson, self.lesson + 1

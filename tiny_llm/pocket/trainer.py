@@ -15,15 +15,15 @@ from tiny_llm.model.loader import load_weights
 from tiny_llm.pocket.recipe import Recipe
 from tiny_llm.pocket.stream import LessonStream
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE, shipped_tokenizer
-from tiny_llm.train.batches import Batch, repeated
-from tiny_llm.train.trainer import Progress, Trainer
+from tiny_llm.train.batches import TrainingBatch, repeated
+from tiny_llm.train.trainer import Trainer, TrainingProgress
 from tiny_llm.train.vocabulary import translated
 
 SHORTEST_LIMIT = 192  # tokens of a lesson at the beginning of the foundation stage
 
 
 @dataclass
-class StageProgress(Progress):
+class StageProgress(TrainingProgress):
     """Where training stands in the recipe, beside the lesson stream."""
 
     stage: str = "repeats"
@@ -75,7 +75,7 @@ class PocketTrainer(Trainer):
         self.parent = state["parent"]
         self.stream.restore(state["stream"])
 
-    def batch(self, rng: np.random.Generator) -> Batch:
+    def batch(self, rng: np.random.Generator) -> TrainingBatch:
         p, r = self.progress, self.recipe
         if p.stage == "repeats":
             return repeated(p.period, p.alphabet, VOCAB_SIZE, r.step_tokens, rng)

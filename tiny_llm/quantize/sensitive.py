@@ -64,7 +64,7 @@ def measure(
     return units
 
 
-def choose(units: Sequence[Unit], low: int, high: int, group_size: int, target: float) -> QuantizationConfig:
+def choose_bits(units: Sequence[Unit], low: int, high: int, group_size: int, target: float) -> QuantizationConfig:
     """Plan `high` bits for the units with the most damage per weight, as many as `target` bits a weight allow.
 
     `target` counts scales and biases, as `bits_per_weight` does. The same units give the same plan. Raises ValueError

@@ -14,7 +14,7 @@ PAD = 0
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """B rows of T tokens and R targets; `at` counts tokens through all rows."""
 
     tokens: mx.array  # (B·T,) int32
@@ -31,7 +31,7 @@ class Batch:
 
 def pack(
     trees: Sequence[Tree], length: int, prompt_share: float, prompt_weight: float, rng: np.random.Generator
-) -> Batch:
+) -> TrainingBatch:
     """Trees as rows of `length` tokens.
 
     All of the model's own words are targets; of the prompts' a share, chosen by `rng`, which counts `prompt_weight`.
@@ -50,7 +50,7 @@ def pack(
     return _batch(tokens, positions, visible, np.concatenate(at), np.concatenate(targets), np.concatenate(weights))
 
 
-def repeated(period: float, alphabet: float, vocab: int, step_tokens: int, rng: np.random.Generator) -> Batch:
+def repeated(period: float, alphabet: float, vocab: int, step_tokens: int, rng: np.random.Generator) -> TrainingBatch:
     """Rows of random tokens that repeat with a random period; what comes a second time is the target."""
     length = int(min(96, max(24, period * 2.2 // 8 * 8)))
     rows = max(1, step_tokens // length)
@@ -76,8 +76,8 @@ def _batch(
     at: NDArray[Any],
     targets: NDArray[Any],
     weights: NDArray[Any],
-) -> Batch:
-    return Batch(
+) -> TrainingBatch:
+    return TrainingBatch(
         mx.array(tokens.reshape(-1)),
         mx.array(positions),
         mx.array(visible),

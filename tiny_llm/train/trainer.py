@@ -20,15 +20,15 @@ from mlx.utils import tree_map, tree_unflatten
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.train import checkpoint
-from tiny_llm.train.batches import Batch
+from tiny_llm.train.batches import TrainingBatch
 from tiny_llm.train.differentiable import TRAINING, TreeAttention, cross_entropy
 from tiny_llm.train.optimizer import Optimizer, flatten
 from tiny_llm.train.settings import Settings
-from tiny_llm.train.weights_io import Weights
+from tiny_llm.train.weights_io import TrainedWeights
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where training stands, beside the arrays; it fits into JSON."""
 
     step: int = 0
@@ -41,10 +41,10 @@ class Trainer(ABC):
     `digest` tells runs apart: a checkpoint with another one is refused.
     """
 
-    def __init__(self, settings: Settings, config: ModelConfig, weights: Weights, directory: Path, digest: str):
+    def __init__(self, settings: Settings, config: ModelConfig, weights: TrainedWeights, directory: Path, digest: str):
         self.settings, self.config, self.weights = settings, config, weights
         self.directory, self.digest = directory, digest
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self.optimizer = Optimizer(config, settings.muon_rate, settings.adam_rate, settings.clip)
         mx.eval(self.weights)
         self.log = directory / "log.jsonl"
@@ -53,7 +53,7 @@ class Trainer(ABC):
             raise ValueError(f"{self.group.size()} processes can't share {settings.batches} batches of a step evenly")
 
     @abstractmethod
-    def batch(self, rng: np.random.Generator) -> Batch:
+    def batch(self, rng: np.random.Generator) -> TrainingBatch:
         """The next batch; `rng` is the step's own."""
 
     @abstractmethod
@@ -131,7 +131,7 @@ class Trainer(ABC):
         measured = {"loss": loss, "answers": answers, "norm": float(np.array(norm)), "rate": rate}
         return {**measured, "seconds": time.monotonic() - begun, "tokens": tokens}
 
-    def gradients(self, batches: Sequence[Batch]) -> tuple[mx.array, Any]:
+    def gradients(self, batches: Sequence[TrainingBatch]) -> tuple[mx.array, Any]:
         """The two losses (2,) and the gradients, means over all batches. Each process takes its part of them."""
         losses, total = mx.zeros(2), tree_map(mx.zeros_like, self.weights)
         for batch in batches[self.group.rank() :: self.group.size()]:
@@ -142,7 +142,7 @@ class Trainer(ABC):
         own = len(batches) / self.group.size()
         return losses / own, tree_map(lambda gradient: gradient / own, total)
 
-    def loss(self, weights: Any, batch: Batch) -> tuple[mx.array, mx.array]:
+    def loss(self, weights: Any, batch: TrainingBatch) -> tuple[mx.array, mx.array]:
         """Weighted mean over all targets, and the mean over the model's own words."""
         model = Qwen3(self.config, weights, TRAINING)
         x = model.hidden_states(batch.tokens, TreeAttention(batch.positions, batch.visible))

@@ -14,19 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Tokens = list[int]
-Array = NDArray[np.int32]
+Integers = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Tree:
     """N tokens, `parents` -1 for the root. After node `at` comes `token`; `learn` marks the model's own words."""
 
-    tokens: Array  # (N,)
-    depths: Array  # (N,)
-    parents: Array  # (N,)
-    at: Array  # (M,)
-    token: Array  # (M,)
+    tokens: Integers  # (N,)
+    depths: Integers  # (N,)
+    parents: Integers  # (N,)
+    at: Integers  # (M,)
+    token: Integers  # (M,)
     learn: NDArray[np.bool_]  # (M,)
 
     def __len__(self) -> int:
@@ -41,11 +40,11 @@ class Tree:
         return seen
 
 
-def grow(turns: Iterable[tuple[Tokens, Tokens]]) -> Tree:
+def grow(turns: Iterable[tuple[list[int], list[int]]]) -> Tree:
     """The tree of (prompt, completion) pairs. The last token of a completion is only a target, never a node."""
-    tokens: Tokens = []
-    depths: Tokens = []
-    parents: Tokens = []
+    tokens: list[int] = []
+    depths: list[int] = []
+    parents: list[int] = []
     children: dict[tuple[int, int], int] = {}
     targets: dict[tuple[int, int], bool] = {}
     for prompt, completion in turns:

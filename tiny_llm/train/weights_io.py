@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from tiny_llm.config import ModelConfig
 
-Weights = dict[str, Any]
+TrainedWeights = dict[str, Any]
 
 
 def check_shape(config: ModelConfig) -> None:
@@ -21,7 +21,7 @@ def check_shape(config: ModelConfig) -> None:
         )
 
 
-def random_weights(config: ModelConfig, seed: int, qk_gain: float, embedding_std: float) -> Weights:
+def random_weights(config: ModelConfig, seed: int, qk_gain: float, embedding_std: float) -> TrainedWeights:
     """What training starts from, in the engine's layout; `o_proj` and `down_proj` are zero: layers do nothing yet.
 
     Raises ValueError for a shape that training does not make.
@@ -31,13 +31,13 @@ def random_weights(config: ModelConfig, seed: int, qk_gain: float, embedding_std
     attention, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     keys = iter(mx.random.split(mx.random.key(seed), 2 * layers + 1))
 
-    def normal(rows: int, columns: int, std: float) -> Weights:
+    def normal(rows: int, columns: int, std: float) -> TrainedWeights:
         return {"weight": mx.random.normal((rows, columns), key=next(keys)) * std}
 
-    def ones(width: int, value: float = 1.0) -> Weights:
+    def ones(width: int, value: float = 1.0) -> TrainedWeights:
         return {"weight": mx.full((width,), value)}
 
-    def layer() -> Weights:
+    def layer() -> TrainedWeights:
         return {
             "input_layernorm": ones(hidden),
             "qkv_proj": normal(attention + 2 * kv, hidden, 0.8 * hidden**-0.5),
@@ -53,7 +53,7 @@ def random_weights(config: ModelConfig, seed: int, qk_gain: float, embedding_std
     return {"embed_tokens": embedding, "layers": [layer() for _ in range(layers)], "norm": ones(hidden)}
 
 
-def hf_tensors(weights: Weights, config: ModelConfig) -> dict[str, mx.array]:
+def hf_tensors(weights: TrainedWeights, config: ModelConfig) -> dict[str, mx.array]:
     """Hugging Face's names and separate matrices."""
     attention, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     tensors = {
@@ -80,7 +80,7 @@ def hf_tensors(weights: Weights, config: ModelConfig) -> dict[str, mx.array]:
     return tensors
 
 
-def save_model(directory: Path, weights: Weights, hf_config: Mapping[str, Any], ends: tuple[int, int]) -> int:
+def save_model(directory: Path, weights: TrainedWeights, hf_config: Mapping[str, Any], ends: tuple[int, int]) -> int:
     """model.safetensors in bfloat16, config.json and generation_config.json. Returns the number of parameters.
 
     `hf_config` is the shape as config.json has it; `ends` are the tokens that end a turn and a text.

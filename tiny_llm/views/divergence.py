@@ -63,7 +63,7 @@ def _compare(name: str, want: Tensor, got: Tensor | None) -> Difference:
     return Difference(name, want.shape, float(gaps[at] / max(np.abs(want).max(), 1e-6)), words)
 
 
-def in_words(rows: Sequence[Difference], around: int = 3) -> str:
+def describe_differences(rows: Sequence[Difference], around: int = 3) -> str:
     """The verdict, with the tensors just before and after the first that differs."""
     first = next((i for i, row in enumerate(rows) if row.differs), None)
     if first is None:

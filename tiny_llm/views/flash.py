@@ -11,7 +11,7 @@ from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, Drawing, number
 CELL, LEFT, TOP = 22, 84, 44
 
 
-class Step(NamedTuple):
+class TileStep(NamedTuple):
     """One tile of scores: queries from `first`, keys from `begin`. `state` has each query's (maximum, sum), `kept` by
     how much what it had shrank; `output` its weighted mean of the values, whose row i is the number i."""
 
@@ -33,7 +33,7 @@ def visible(query: int, key: int, window: int) -> bool:
     return key <= query and (not window or key > query - window)
 
 
-def steps(tokens: int, queries: int, keys: int, window: int = 0, seed: int = 0) -> Iterator[Step]:
+def steps(tokens: int, queries: int, keys: int, window: int = 0, seed: int = 0) -> Iterator[TileStep]:
     """The tiles in the order in which one head's threadgroups take them; those that nobody sees are left out.
 
     Raises ValueError for sizes below 1 and a negative window.
@@ -61,7 +61,7 @@ def steps(tokens: int, queries: int, keys: int, window: int = 0, seed: int = 0) 
                 kept[i] = math.exp(state[i][0] - top)
                 state[i] = (top, state[i][1] * kept[i] + sum(p.values()))
                 mix[i] = mix[i] * kept[i] + sum(key * share for key, share in p.items())
-            yield Step(
+            yield TileStep(
                 first, begin, list(state), kept, [m / s if s else 0.0 for m, (_, s) in zip(mix, state, strict=True)]
             )
 
@@ -72,7 +72,7 @@ def draw(tokens: int, queries: int, keys: int, window: int = 0, seed: int = 0, n
     return [frame(f"{name}-{at + 1}", at, taken, tokens, queries, keys, window) for at in range(len(taken))]
 
 
-def frame(name: str, at: int, taken: list[Step], tokens: int, queries: int, keys: int, window: int) -> Drawing:
+def frame(name: str, at: int, taken: list[TileStep], tokens: int, queries: int, keys: int, window: int) -> Drawing:
     step = taken[at]
     rows = range(step.first, min(step.first + queries, tokens))
     last = min(step.begin + keys, tokens) - 1
@@ -101,7 +101,7 @@ def frame(name: str, at: int, taken: list[Step], tokens: int, queries: int, keys
     return drawing
 
 
-def kept_of(drawing: Drawing, step: Step, rows: range, x: float) -> None:
+def kept_of(drawing: Drawing, step: TileStep, rows: range, x: float) -> None:
     """The numbers beside the tile: all that a query carries from one tile to the next."""
     for column, words in enumerate(("maximum", "sum", "kept", "output")):
         drawing.text(x + 30 + 66 * column, TOP - 10, words, 11, bold=True)

@@ -65,7 +65,7 @@ def draw(chip: Chip, points: Sequence[Point], name: str = "kernels-roofline") ->
         return LEFT + WIDTH * (log10(x) - low) / (high - low), TOP + HEIGHT * (1 - 0.92 * share)
 
     drawing = Drawing(name, LEFT + WIDTH + 230, TOP + HEIGHT + 46, f"Kernels on the roofline of {chip.name}",
-                      in_words(chip, points))  # fmt: skip
+                      describe_points(chip, points))  # fmt: skip
     drawing.line([(LEFT, TOP), (LEFT, TOP + HEIGHT), (LEFT + WIDTH, TOP + HEIGHT)], GREY)
     for power in range(low, int(high) + 1):
         drawing.text(place(10.0**power)[0], TOP + HEIGHT + 14, number(10.0**power), 11, colour=GREY)
@@ -83,7 +83,7 @@ def draw(chip: Chip, points: Sequence[Point], name: str = "kernels-roofline") ->
     return drawing
 
 
-def in_words(chip: Chip, points: Sequence[Point]) -> str:
+def describe_points(chip: Chip, points: Sequence[Point]) -> str:
     balance = chip.balance or 0.0
     bound = {p.kernel: "arithmetic" if p.operations / p.least > balance else "memory" for p in points}
     rows = ", ".join(

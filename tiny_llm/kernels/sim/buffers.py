@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from tiny_llm.kernels.sim.signature import Argument
 from tiny_llm.kernels.sim.structures import ROLES, CBuffer
 
-Array = NDArray[np.generic]
+HostArray = NDArray[np.generic]
 POISON = 0xFF  # what is not written is NaN
 
 
-def to_numpy(x: mx.array) -> Array:
+def to_numpy(x: mx.array) -> HostArray:
     """The memory of `x` as numpy sees it, strides kept; bfloat16 as its bits."""
     mx.eval(x)
     return np.array(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x, copy=False)
 
 
-def to_mlx(x: Array, dtype: mx.Dtype) -> mx.array:
+def to_mlx(x: HostArray, dtype: mx.Dtype) -> mx.array:
     made = mx.array(x)
     return made.view(dtype) if dtype == mx.bfloat16 else made
 
@@ -48,7 +48,7 @@ class Memory:
         self.mapped.append((address, length.value))
         return address
 
-    def place_input(self, name: str, x: Array, role: str = "in") -> int:
+    def place_input(self, name: str, x: HostArray, role: str = "in") -> int:
         """Copy the memory that `x` spans, strides kept, and make it read-only; the address of its first element."""
         item = x.itemsize
         reach = [(n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True) if n > 1] if x.size else []
@@ -82,8 +82,8 @@ class Memory:
         ctypes.memmove(out.ctypes.data, address, out.nbytes)
         return to_mlx(out, dtype)
 
-    def metadata(self, argument: Argument, x: Array) -> int:
-        values: dict[str, Array] = {
+    def metadata(self, argument: Argument, x: HostArray) -> int:
+        values: dict[str, HostArray] = {
             "shape": np.array(x.shape, np.int32),
             "strides": np.array([s // x.itemsize for s in x.strides], np.int64),
             "ndim": np.array([x.ndim], np.int32),

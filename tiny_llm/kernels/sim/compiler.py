@@ -194,13 +194,13 @@ def compile_kernel(text: str, source: Source, check: bool, math_mode: str = "saf
         try:
             run(command, source.label)
         except CompileError as error:
-            raise CompileError(source.label, in_words(error.stderr, source)) from error
+            raise CompileError(source.label, first_errors(error.stderr, source)) from error
         run([compiler(), "-shared", "-o", made, compiled, runtime], source.label)
         os.replace(made, path)
     return path
 
 
-def in_words(stderr: str, source: Source) -> str:
+def first_errors(stderr: str, source: Source) -> str:
     """The compiler's first three errors, with the line of the `.metal` file; its own text where none is from there."""
     found = re.findall(rf"^{re.escape(source.label)}:(\d+)(?::\d+)?: (?:fatal )?error: (.*)$", stderr, re.MULTILINE)
     if not found:

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-Template = Sequence[tuple[str, Any]]
+TemplateArguments = Sequence[tuple[str, Any]]
 
 TYPES = {
     mx.bool_: "bool",
@@ -130,7 +130,11 @@ def type_name(dtype: mx.Dtype) -> str:
 
 
 def generate(
-    interface: Interface, body: str, inputs: Sequence[mx.array], output_dtypes: Sequence[mx.Dtype], template: Template
+    interface: Interface,
+    body: str,
+    inputs: Sequence[mx.array],
+    output_dtypes: Sequence[mx.Dtype],
+    template: TemplateArguments,
 ) -> Signature:
     """The signature for these inputs: it depends on their dtypes, on which are scalars and which are short."""
     given = "<" + ", ".join(template_argument(value) for _, value in template) + ">" if template else ""

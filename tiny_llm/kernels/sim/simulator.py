@@ -14,7 +14,7 @@ from tiny_llm.kernels.sim import compiler
 from tiny_llm.kernels.sim.buffers import Memory, memory, to_numpy
 from tiny_llm.kernels.sim.findings import describe, without_consequences
 from tiny_llm.kernels.sim.report import BufferCount, KernelError, Report, SiteCount
-from tiny_llm.kernels.sim.signature import FEW, Interface, Signature, Template, generate, type_name
+from tiny_llm.kernels.sim.signature import FEW, Interface, Signature, TemplateArguments, generate, type_name
 from tiny_llm.kernels.sim.source import Source, cpp
 from tiny_llm.kernels.sim.structures import CBuffer, CFinding, CLaunch, CSite
 
@@ -32,7 +32,7 @@ class Dispatch:
     output_dtypes: Sequence[mx.Dtype]
     grid: tuple[int, int, int]
     threadgroup: tuple[int, int, int]
-    template: Template = ()
+    template: TemplateArguments = ()
     init_value: float | None = None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tiny_llm.pocket.lessons.passages import ABSENT, cited, facts
-from tiny_llm.pocket.lessons.tools import Request, Tool, parameter, schema
+from tiny_llm.pocket.lessons.tools import Tool, ToolRequest, parameter, schema
 from tiny_llm.pocket.lessons.words import Words
 
 OPERATIONS = {"+": ("plus", "+"), "-": ("minus", "-"), "*": ("times", "*"), "/": ("divided by", "/")}
@@ -62,10 +62,10 @@ def calculator(words: Words) -> Tool:
         ("Evaluate an arithmetic expression.", "Do arithmetic.", "Compute an expression.", "Calculator.")
     )
 
-    def request(words: Words) -> Request:
+    def request(words: Words) -> ToolRequest:
         said, expression, result = sum_of(words)
         shown = f'{{"result": {result}}}' if words.chance(0.3) else result
-        return Request(
+        return ToolRequest(
             words.phrasing(SUM_ASKS, MORE_SUM_ASKS).format(said),
             {label: expression},
             shown,
@@ -107,11 +107,11 @@ def clock(words: Words) -> Tool:
     name = words.choice(("clock", "clock", "current_time", "get_current_time", "now", "date_time"))
     about = words.choice(("The current date and time.", "What time it is.", "Tell the date and time.", "Clock."))
 
-    def request(words: Words) -> Request:
+    def request(words: Words) -> ToolRequest:
         now = words.date() + words.choice((" ", ", ", "T")) + words.time()
         now += f":{words.integer(10, 59)}" if words.chance(0.3) else ""
         now = f"{words.value('day')} {now}" if words.chance(0.3) else now
-        return Request(words.phrasing(CLOCK_ASKS, MORE_CLOCK_ASKS), {}, now, f"It is {now}.")
+        return ToolRequest(words.phrasing(CLOCK_ASKS, MORE_CLOCK_ASKS), {}, now, f"It is {now}.")
 
     return Tool("clock", schema(name, about, {}), request)
 
@@ -143,7 +143,7 @@ def search(words: Words) -> Tool:
     )
     label = words.choice(("query", "query", "question", "q", "text"))
 
-    def request(words: Words) -> Request:
+    def request(words: Words) -> ToolRequest:
         document = facts(words, words.integer(1, 3))
         lines = "\n".join(f"[{number}] {passage}" for number, passage in enumerate(document.passages, 1))
         if words.chance(0.2) and document.unanswered:
@@ -151,7 +151,7 @@ def search(words: Words) -> Tool:
         else:
             question, place, found = words.choice(document.answered)
             answer = cited(found, place)
-        return Request(
+        return ToolRequest(
             words.phrasing(SEARCH_ASKS, MORE_SEARCH_ASKS).format(q=question), {label: question}, lines, answer
         )
 
@@ -188,7 +188,7 @@ def read_file(words: Words) -> Tool:
     about = words.choice(("Read a text file.", "The text of a file.", "Open a file and read it.", "Show a file."))
     label = words.choice(("path", "path", "file", "filename", "file_path"))
 
-    def request(words: Words) -> Request:
+    def request(words: Words) -> ToolRequest:
         path = words.choice(("", "", "notes/", "data/")) + words.value("file")
         texts: tuple[Callable[[], str], ...] = (
             words.sentence,
@@ -196,7 +196,7 @@ def read_file(words: Words) -> Tool:
             lambda: str(words.value("text")),
         )
         text = words.choice(texts)()
-        return Request(
+        return ToolRequest(
             words.phrasing(READ_ASKS, MORE_READ_ASKS).format(path), {label: path}, text, f"{path} says: {text}"
         )
 
@@ -251,11 +251,11 @@ def python(words: Words) -> Tool:
     about = words.choice(("Run Python code and return what it prints.", "Run Python.", "Execute a Python program."))
     label = words.choice(("code", "code", "source", "program"))
 
-    def request(words: Words) -> Request:
+    def request(words: Words) -> ToolRequest:
         task, code, printed = code_task(words)
         asks = words.phrasing(PYTHON_ASKS, MORE_PYTHON_ASKS).format(task)
         question = f"Run this in Python: {code}" if words.chance(0.2) else asks
-        return Request(question, {label: code}, printed, f"The output is {printed}.")
+        return ToolRequest(question, {label: code}, printed, f"The output is {printed}.")
 
     return Tool("python", schema(name, about, {label: parameter(words, label, "word")}), request)
 

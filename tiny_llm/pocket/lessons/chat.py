@@ -1,6 +1,6 @@
 """Lessons on talk: the FAQ, remembering what was said before, and sums with working in a think block."""
 
-from tiny_llm.pocket.lessons.dialogue import Dialogue, Message, assistant, user
+from tiny_llm.pocket.lessons.dialogue import Dialogue, JsonObject, assistant, user
 from tiny_llm.pocket.lessons.faq import question_and_answer
 from tiny_llm.pocket.lessons.text import text_lesson
 from tiny_llm.pocket.lessons.tools import attributes
@@ -119,7 +119,7 @@ def own_facts(words: Words, count: int) -> dict[str, str]:
     return found
 
 
-def tell(words: Words, name: str, value: str) -> list[Message]:
+def tell(words: Words, name: str, value: str) -> list[JsonObject]:
     if name == "name":
         said = words.phrasing(
             ("My name is {v}.", "I am {v}.", "Hello, I am {v}.", "Call me {v}.", "My name is {v}. Hello!")
@@ -146,7 +146,7 @@ def ask_back(words: Words, name: str) -> str:
     return words.opened(words.phrasing(ASK, MORE_ASK).format(a=name))
 
 
-def aside(words: Words) -> list[Message]:
+def aside(words: Words) -> list[JsonObject]:
     """An exchange on something else, between telling and asking."""
     if words.chance(0.6):
         question, answer = question_and_answer(words)
@@ -159,7 +159,7 @@ def memory_lesson(words: Words, branches: int) -> list[Dialogue]:
     few = words.split == "train" and words.chance(0.3)  # short ones, too, to learn from
     known = own_facts(words, words.integer(1, 2) if few else words.integer(2, 4))
     missing = [name for name in words.sample(list(OWN), len(OWN)) if name not in known][: max(1, branches // 2)]
-    talk: list[Message] = []
+    talk: list[JsonObject] = []
     for name, value in known.items():
         talk += tell(words, name, value)
         if not few and words.chance(0.35):

@@ -9,16 +9,14 @@ from tiny_llm.pocket.lessons.words import Split, Words
 KINDS = ("faq", "tool", "context", "memory", "text", "think")
 LONGEST = 512  # tokens of one conversation
 
-Tokens = list[int]
 
-
-def conversations(split: Split, budget: int, encode: Callable[[str], Tokens]) -> list[tuple[Tokens, int]]:
+def conversations(split: Split, budget: int, encode: Callable[[str], list[int]]) -> list[tuple[list[int], int]]:
     """Conversations of about `budget` tokens in all, the same ones each time, every kind in turn.
 
     Each is (token ids, the place where the last answer begins). `split` "test" has names and wordings that the pocket
     model's training never saw.
     """
-    words, found, size = Words("perplexity", split), list[tuple[Tokens, int]](), 0
+    words, found, size = Words("perplexity", split), list[tuple[list[int], int]](), 0
     while True:
         for kind in KINDS:
             *_, (prompt, answer) = encode_turns(LESSONS[kind](words)[0], encode)

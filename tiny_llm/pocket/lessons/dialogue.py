@@ -9,8 +9,7 @@ from typing import Any
 
 import jinja2
 
-Message = dict[str, Any]
-Tokens = list[int]
+JsonObject = dict[str, Any]
 TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 STOP = "<|im_end|>"
 
@@ -24,8 +23,8 @@ class Dialogue:
     """
 
     task: str
-    messages: tuple[Message, ...]
-    tools: tuple[Message, ...] = ()
+    messages: tuple[JsonObject, ...]
+    tools: tuple[JsonObject, ...] = ()
     thinking: bool = True
 
 
@@ -43,21 +42,21 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def user(text: str) -> Message:
+def user(text: str) -> JsonObject:
     return {"role": "user", "content": text}
 
 
-def assistant(text: str, thought: str = "") -> Message:
+def assistant(text: str, thought: str = "") -> JsonObject:
     return {"role": "assistant", "content": text} | ({"reasoning_content": thought} if thought else {})
 
 
-def call(name: str, arguments: Message) -> Message:
+def call(name: str, arguments: JsonObject) -> JsonObject:
     """An assistant's turn that is one tool call."""
     function = {"name": name, "arguments": arguments}
     return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
 
 
-def tool_result(text: str) -> Message:
+def tool_result(text: str) -> JsonObject:
     return {"role": "tool", "content": text}
 
 
@@ -68,7 +67,7 @@ def _template() -> jinja2.Template:
     return environment.from_string(TEMPLATE)
 
 
-def render(messages: Sequence[Message], tools: Sequence[Message] = (), **options: Any) -> str:
+def render(messages: Sequence[JsonObject], tools: Sequence[JsonObject] = (), **options: Any) -> str:
     """The conversation as text, by the chat template."""
     return _template().render(messages=list(messages), tools=list(tools), **options)
 
@@ -89,7 +88,7 @@ def turns(dialogue: Dialogue) -> Iterator[Turn]:
         yield Turn(dialogue.task, prompt, text[len(prompt) :].removesuffix("\n"))
 
 
-def encode_turns(dialogue: Dialogue, encode: Callable[[str], Tokens]) -> Iterator[tuple[Tokens, Tokens]]:
+def encode_turns(dialogue: Dialogue, encode: Callable[[str], list[int]]) -> Iterator[tuple[list[int], list[int]]]:
     """Token ids of each turn's prompt and completion, encoded apart as they are when the model generates."""
     for turn in turns(dialogue):
         yield encode(turn.prompt), encode(turn.completion)

@@ -69,7 +69,7 @@ UNKNOWN = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class FaqEntry:
     """One answer and the questions that ask for it; `topics` add the phrasings that fit any topic."""
 
     answer: str
@@ -91,7 +91,7 @@ class Entry:
 
 
 @cache
-def faq_entries() -> tuple[Entry, ...]:
+def faq_entries() -> tuple[FaqEntry, ...]:
     """Every entry of faq/*.toml.
 
     Raises ValueError for an entry with fewer than four questions or an answer of more than three sentences.
@@ -100,7 +100,7 @@ def faq_entries() -> tuple[Entry, ...]:
     for file in FILES:
         for row in read_table(f"faq/{file}.toml")["entry"]:
             topics = (*([row["topic"]] if "topic" in row else []), *row.get("also", []))
-            entry = Entry(row["answer"].replace("{size}", SIZE), tuple(row["asks"]), topics, row.get("more", ()))
+            entry = FaqEntry(row["answer"].replace("{size}", SIZE), tuple(row["asks"]), topics, row.get("more", ()))
             if len(entry.asks) < 4:
                 raise ValueError(f"faq/{file}.toml: {entry.answer!r} has {len(entry.asks)} questions: write at least 4")
             entries.append(entry)

@@ -10,15 +10,15 @@ from tiny_llm.pocket.lessons.text import COPYING, text_lesson
 from tiny_llm.pocket.lessons.tool_calls import tool_lesson
 from tiny_llm.pocket.lessons.words import Words
 
-Lesson = list[Dialogue]
+Dialogues = list[Dialogue]
 
 
-def long_needle(words: Words) -> Lesson:
+def long_needle(words: Words) -> Dialogues:
     """Needles in 500 to 2,000 tokens."""
     return needle_lesson(words, words.integer(32, 140), 4)
 
 
-LESSONS: Mapping[str, Callable[[Words], Lesson]] = {
+LESSONS: Mapping[str, Callable[[Words], Dialogues]] = {
     "tool": lambda words: tool_lesson(words, 4),
     "context": lambda words: context_lesson(words, 8),
     "needle": lambda words: needle_lesson(words, words.integer(2, 20), 3),
@@ -47,7 +47,7 @@ class Mix:
                     f"mix: {kind}={weight} is not a lesson with a weight: choose among {', '.join(LESSONS)}"
                 )
 
-    def lesson(self, seed: int, index: int) -> Lesson:
+    def lesson(self, seed: int, index: int) -> Dialogues:
         """Lesson number `index` of this seed's stream: the same whenever it is made."""
         words = Words(f"{seed}/{index}")
         kind = words.random.choices(list(self.weights), list(self.weights.values()))[0]

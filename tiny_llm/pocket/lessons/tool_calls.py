@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable
 
 from tiny_llm.pocket.lessons.builtin import BUILTIN
-from tiny_llm.pocket.lessons.dialogue import Dialogue, Message, assistant, call, to_json, tool_result, user
+from tiny_llm.pocket.lessons.dialogue import Dialogue, JsonObject, assistant, call, to_json, tool_result, user
 from tiny_llm.pocket.lessons.faq import question_and_answer
 from tiny_llm.pocket.lessons.toolbox import any_tool, toolbox
-from tiny_llm.pocket.lessons.tools import Request, Tool
+from tiny_llm.pocket.lessons.tools import Tool, ToolRequest
 from tiny_llm.pocket.lessons.words import Words
 
 NO_TOOL = "None of my tools can do that."
@@ -30,17 +30,17 @@ ERRORS = ("not found", "no such entry", "permission denied", "service unavailabl
 BUSY = ("busy, try again", "temporary failure, retry", "timeout, please try again", "rate limit, try once more")
 
 
-def exchange(tool: Tool, request: Request) -> list[Message]:
+def exchange(tool: Tool, request: ToolRequest) -> list[JsonObject]:
     return [call(tool.name, request.arguments), tool_result(request.result)]
 
 
-def single(words: Words, tools: list[Tool]) -> list[Message]:
+def single(words: Words, tools: list[Tool]) -> list[JsonObject]:
     tool = words.choice(tools)
     request = tool.request(words)
     return [user(request.question), *exchange(tool, request), assistant(request.answer)]
 
 
-def second_call(words: Words, tools: list[Tool]) -> list[Message]:
+def second_call(words: Words, tools: list[Tool]) -> list[JsonObject]:
     """Two wishes in one turn: both calls, one after the other, then both answers."""
     first, second = words.choice(tools), words.choice(tools)
     one, two = first.request(words), second.request(words)
@@ -49,7 +49,7 @@ def second_call(words: Words, tools: list[Tool]) -> list[Message]:
     return [user(question), *exchange(first, one), *exchange(second, two), answer]
 
 
-def failure(words: Words, tools: list[Tool]) -> list[Message]:
+def failure(words: Words, tools: list[Tool]) -> list[JsonObject]:
     """The tool reports an error that can't be mended: say so."""
     tool = words.choice(tools)
     request = tool.request(words)
@@ -62,7 +62,7 @@ def failure(words: Words, tools: list[Tool]) -> list[Message]:
     return [*talk, assistant(f"The tool failed: {error}.")]
 
 
-def retry(words: Words, tools: list[Tool]) -> list[Message]:
+def retry(words: Words, tools: list[Tool]) -> list[JsonObject]:
     """A passing error: the same call again."""
     tool = words.choice(tools)
     request = tool.request(words)
@@ -72,7 +72,7 @@ def retry(words: Words, tools: list[Tool]) -> list[Message]:
     return [*talk, *exchange(tool, request), assistant(request.answer)]
 
 
-def correction(words: Words, tools: list[Tool]) -> list[Message]:
+def correction(words: Words, tools: list[Tool]) -> list[JsonObject]:
     """The tool knows a better name: call again with that."""
     tool = words.choice(tools)
     request = tool.request(words)
@@ -89,7 +89,7 @@ def correction(words: Words, tools: list[Tool]) -> list[Message]:
     return [*talk, mended, tool_result(request.result), assistant(request.answer)]
 
 
-def chain(words: Words, tools: list[Tool]) -> list[Message]:
+def chain(words: Words, tools: list[Tool]) -> list[JsonObject]:
     """A number that one tool gives goes into the calculator."""
     by_family = {tool.family: tool for tool in tools}
     lookup = words.choice(tools)
@@ -107,7 +107,7 @@ def chain(words: Words, tools: list[Tool]) -> list[Message]:
     return [question, *exchange(lookup, request), *sum_call, assistant(f"{expression} = {result}.")]
 
 
-def none_fits(words: Words, tools: list[Tool]) -> list[Message]:
+def none_fits(words: Words, tools: list[Tool]) -> list[JsonObject]:
     """A wish that no tool here serves."""
     taken = {tool.family for tool in tools}
     make = [any_tool, any_tool, *(build for name, build in BUILTIN.items() if name not in taken)]
@@ -118,7 +118,7 @@ def none_fits(words: Words, tools: list[Tool]) -> list[Message]:
     return [user(other.request(words).question), assistant(NO_TOOL)]
 
 
-def plain(words: Words, tools: list[Tool]) -> list[Message]:
+def plain(words: Words, tools: list[Tool]) -> list[JsonObject]:
     """A question that needs no tool."""
     if "search" in {tool.family for tool in tools}:
         return single(words, tools)
@@ -126,12 +126,12 @@ def plain(words: Words, tools: list[Tool]) -> list[Message]:
     return [user(question), assistant(answer)]
 
 
-def follow_up(words: Words, tools: list[Tool]) -> list[Message]:
+def follow_up(words: Words, tools: list[Tool]) -> list[JsonObject]:
     """A second question after the first is answered."""
     return single(words, tools) + single(words, tools)
 
 
-BRANCHES: dict[Callable[[Words, list[Tool]], list[Message]], float] = {
+BRANCHES: dict[Callable[[Words, list[Tool]], list[JsonObject]], float] = {
     single: 0.5,
     second_call: 0.06,
     chain: 0.04,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from tiny_llm.pocket.lessons.dialogue import to_json
 from tiny_llm.pocket.lessons.tools import (
-    Request,
     Tool,
+    ToolRequest,
     attributes,
     families,
     kinds_of_things,
@@ -161,7 +161,7 @@ ACTION_PARTS = (
 PARAMETER_KINDS = ("name", "code", "int:1:900", "date", "time", "decimal", "text")
 
 
-def action_request(words: Words, act: str, thing: str, kinds: Mapping[str, str]) -> Request:
+def action_request(words: Words, act: str, thing: str, kinds: Mapping[str, str]) -> ToolRequest:
     """The values with their parameters' names, in any order, or without, where type or order tells them apart."""
     values = {label: words.value(kind) for label, kind in kinds.items()}
     part = words.choice((*ACTION_PARTS, "{x}", "{x}", "{x}"))
@@ -173,7 +173,7 @@ def action_request(words: Words, act: str, thing: str, kinds: Mapping[str, str])
     question = words.choice((" ", ": ", ", ")).join(both) + words.choice((".", "", "!"))
     key, kind = words.choice(("status", "number", words.any_word())), words.choice(("code", "number", "word"))
     result = {key: words.value(kind)}
-    return Request(question, values, to_json(result), say(result))
+    return ToolRequest(question, values, to_json(result), say(result))
 
 
 def action_tool(words: Words) -> Tool:

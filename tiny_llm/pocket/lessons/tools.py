@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tiny_llm.pocket.lessons.dialogue import Message, to_json
+from tiny_llm.pocket.lessons.dialogue import JsonObject, to_json
 from tiny_llm.pocket.lessons.words import LISTS, Words, held_out, read_table
 
 
 @dataclass(frozen=True)
-class Request:
+class ToolRequest:
     """What a user asks of a tool, the call that it needs, what the tool gives back and what to tell the user then."""
 
     question: str
-    arguments: Message
+    arguments: JsonObject
     result: str
     answer: str
 
@@ -29,15 +29,15 @@ class Tool:
     """One instance of a family: its schema, and requests that it can serve."""
 
     family: str
-    schema: Message
-    request: Callable[[Words], Request]
+    schema: JsonObject
+    request: Callable[[Words], ToolRequest]
 
     @property
     def name(self) -> str:
         return str(self.schema["function"]["name"])
 
     @property
-    def properties(self) -> dict[str, Message]:
+    def properties(self) -> dict[str, JsonObject]:
         """The schemas of the parameters by name."""
         return dict(self.schema["function"]["parameters"]["properties"])
 
@@ -51,28 +51,30 @@ def say(result: Mapping[str, Any]) -> str:
 
 def requests(
     parameters: list[str], kinds: Sequence[str], asks: Sequence[str], results: Mapping[str, str]
-) -> Callable[[Words], Request]:
+) -> Callable[[Words], ToolRequest]:
     """Requests in one of the phrasings, with values of the given kinds."""
 
-    def request(words: Words) -> Request:
+    def request(words: Words) -> ToolRequest:
         values = [words.value(kind) for kind in kinds]
         result = {key: words.value(kind) for key, kind in results.items()}
         question = words.opened(words.choice(asks).format(*values))
-        return Request(question, dict(zip(parameters, values, strict=True)), to_json(result), say(result))
+        return ToolRequest(question, dict(zip(parameters, values, strict=True)), to_json(result), say(result))
 
     return request
 
 
-def schema(name: str, about: str, properties: Mapping[str, Message], required: list[str] | None = None) -> Message:
+def schema(
+    name: str, about: str, properties: Mapping[str, JsonObject], required: list[str] | None = None
+) -> JsonObject:
     """A function in the form of the OpenAI API."""
-    parameters: Message = {"type": "object", "properties": dict(properties)}
+    parameters: JsonObject = {"type": "object", "properties": dict(properties)}
     parameters["required"] = list(properties) if required is None else required
     return {"type": "function", "function": {"name": name, "description": about, "parameters": parameters}}
 
 
-def parameter(words: Words, name: str, kind: str) -> Message:
+def parameter(words: Words, name: str, kind: str) -> JsonObject:
     """The schema of one parameter, with a description now and then."""
-    about: Message = {"type": "string"}
+    about: JsonObject = {"type": "string"}
     if kind == "decimal":
         about = {"type": "number"}
     elif kind == "number" or kind.startswith("int:"):
