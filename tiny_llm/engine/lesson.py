@@ -59,8 +59,7 @@ class Lesson:
         self.cache, self.tokens = cache, list(tokens)
 
     def _clear(self) -> None:
-        self.cache = new_cache(self.model.config, self.model.ops, self.config)
-        self.tokens: list[int] = []
+        self.take_in([], new_cache(self.model.config, self.model.ops, self.config))
 
     def _reuse(self, tokens: tuple[int, ...]) -> int:
         """Trim the cache to its common prefix with the prompt, without the prompt's last token; return its length."""
