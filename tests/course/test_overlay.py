@@ -206,6 +206,78 @@ def test_chat_on_the_learners_code(checkout: Path, solve: Solve, model_dir: Path
     assert len(broken.stderr.splitlines()) == 1
 
 
+ANSWER = ["--temperature", "0", "--max-tokens", "6"]
+SPOILED_GENERATE = ("position += 1", "sampled = sampled._replace(tokens=sampled.tokens * 0)")
+
+
+def chat_and_generate(model_dir: Path, *options: str) -> list[subprocess.CompletedProcess[str]]:
+    """The answers of both commands, each in a process of its own."""
+    arguments = ["--model", str(model_dir), *ANSWER, *options]
+    chat = tiny_llm("chat", *arguments, stdin="hi\nand the fox\n")
+    return [chat, tiny_llm("generate", *arguments, "the quick brown fox")]
+
+
+def spoil(checkout: Path, file: str, change: tuple[str, str]) -> None:
+    path = checkout / "code" / file
+    text = path.read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+
+
+def test_the_learners_generate_answers_chat_and_generate(checkout: Path, solve: Solve, model_dir: Path) -> None:
+    solve("w1.6.2", "w1.6.3")
+    reference = chat_and_generate(model_dir, "--ops", "plain")
+    mine = chat_and_generate(model_dir, "--code", "mine")
+    for theirs, done in zip(reference, mine, strict=True):
+        assert done.stderr.splitlines()[0] == "yours: prefill, generate_tokens · reference: the rest"
+        assert (done.returncode, done.stdout) == (0, theirs.stdout)
+    spoil(checkout, "week1/generate.py", SPOILED_GENERATE)
+    for theirs, wrong in zip(reference, chat_and_generate(model_dir, "--code", "mine"), strict=True):
+        assert wrong.returncode == 0
+        assert wrong.stdout != theirs.stdout
+
+
+def test_once_the_learners_scheduler_runs_the_loop_answers(checkout: Path, solve: Solve, model_dir: Path) -> None:
+    """A generate that is wrong no longer matters then, and a wrong scheduler does."""
+    solve("w1.6.2", "w1.6.3", "w3.1.4", "w3.2.2")
+    spoil(checkout, "week1/generate.py", SPOILED_GENERATE)
+    reference = chat_and_generate(model_dir, "--ops", "plain")
+    mine = chat_and_generate(model_dir, "--code", "mine")
+    banner = "yours: prefill, generate_tokens, Scheduler.finish, Scheduler.schedule · reference: the rest"
+    for theirs, done in zip(reference, mine, strict=True):
+        assert done.stderr.splitlines()[0] == banner
+        assert (done.returncode, done.stdout) == (0, theirs.stdout)
+    spoil(checkout, "week3/continuous_batching.py", ("self._decode(plan)", "raise ValueError('my schedule')"))
+    for wrong in chat_and_generate(model_dir, "--code", "mine"):
+        assert "my schedule" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("tasks", "lesson"),
+    [
+        ((), False),
+        (("w1.1.1", "w1.6.1"), False),
+        (("w1.6.2",), True),
+        (("w1.6.3",), True),
+        (("w1.6.2", "w1.6.3", "w3.1.1", "w3.1.2"), True),
+        (("w1.6.2", "w1.6.3", "w3.1.4"), False),
+        (("w1.6.3", "w3.2.2"), False),
+        (("w3.1.4", "w3.2.2"), False),
+    ],
+)
+def test_which_loop_answers(checkout: Path, solve: Solve, tasks: tuple[str, ...], lesson: bool) -> None:
+    solve(*tasks)
+    assert Overlay(checkout / "code").runs_lesson is lesson
+
+
+def test_a_skipped_generate_is_not_the_learners(checkout: Path, solve: Solve) -> None:
+    solve("w1.6.2", "w1.6.3")
+    assert not Overlay(checkout / "code", {"w1.6.2", "w1.6.3"}).runs_lesson
+    solve("w3.1.4", "w3.2.2")
+    assert not Overlay(checkout / "code").runs_lesson
+    assert Overlay(checkout / "code", {"w3.1.4", "w3.2.2"}).runs_lesson
+
+
 def test_fused_operations_are_refused_with_code(run: Any) -> None:
     result = run("generate", "x", "--ops", "fused", "--code", "mine", "--model", "nowhere")
     assert result.code == 2

@@ -19,8 +19,9 @@ class EngineConfig:
 
     `ops`: "fused" (the fastest implementation of each operation) or "plain" (the readable ones).
     `dtype`: of weights and arithmetic; "auto" is float32 on a CPU and the files' own on a GPU.
-    `prefill_chunk`: prompt tokens per forward pass. `max_context`: tokens a sequence may hold, None for
-    the model's; more than these are refused when the model loads.
+    `prefill_chunk`: prompt tokens per forward pass of a single prompt; `SchedulerConfig.token_budget` bounds the steps
+    of many. `max_context`: tokens a sequence may hold, None for the model's; more than these are refused when the model
+    loads.
     `kernels`: the back end on which our Metal kernels run, see `kernels.table`; None leaves all to `ops`.
     `cache`: "contiguous" keeps every token; "rotating" the first `sinks` and the newest, `window` in all (1024 and 4
     if not set); "quantized" keeps `kv_bits` (8 or 4, 8 if not set) for each number, in groups of `kv_group_size`

@@ -17,7 +17,8 @@ class ServingConfig:
     prefix cache go that the pool has no room for, found again by later runs too, `disk_bytes` of them at most.
     `max_requests`: unfinished requests at once; one more is refused. `max_unread`: tokens of a request that its reader
     may leave unread; with one more the request ends. `scheduler`: which requests run when. The kind of cache, its bits
-    and the context are settings of the engine.
+    and the context are settings of the engine; its rotating caches have no pool, so `kv_bytes`, `block_size` and
+    `disk_folder` are refused with them.
     """
 
     kv_bytes: int | None = None

@@ -1,8 +1,9 @@
 """Answer requests by the loop of week 1, `decode.generate`, so that a learner's own loop runs the chat."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tiny_llm.cache.choose import new_cache
+from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig
 from tiny_llm.decode import generate
 from tiny_llm.engine.kept import common_prefix
@@ -49,9 +50,16 @@ class Lesson:
             self._clear()
             raise
 
+    def kept(self) -> tuple[ContiguousCache, list[int]]:
+        """The cache, with the tokens in it."""
+        return self.cache, self.tokens[: self.cache.offset]
+
+    def take_in(self, tokens: Sequence[int], cache: ContiguousCache) -> None:
+        """Go on from a cache that was filled elsewhere, with these tokens."""
+        self.cache, self.tokens = cache, list(tokens)
+
     def _clear(self) -> None:
-        self.cache = new_cache(self.model.config, self.model.ops, self.config)
-        self.tokens: list[int] = []
+        self.take_in([], new_cache(self.model.config, self.model.ops, self.config))
 
     def _reuse(self, tokens: tuple[int, ...]) -> int:
         """Trim the cache to its common prefix with the prompt, without the prompt's last token; return its length."""

@@ -273,9 +273,12 @@ class LLM:
 
     def kept(self) -> tuple[ContiguousCache, list[int]]:
         """Return the kept cache of the last request, and the tokens in it. An open stream is cancelled."""
+        if self._lesson is not None:
+            return self._lesson.kept()
         loop = self._single()
         if self._open is not None:
             loop.cancel(self._open)
+            self._turn += 1  # its stream does not go on
         kept, store = loop.scheduler.ledger.kept, self._store
         assert kept is not None and store is not None
         if not kept.texts:
@@ -306,6 +309,8 @@ class LLM:
             assert kept is not None and self._store is not None
             if tokens:
                 self._store.put(kept.take_in(tokens), cache)
+            if self._lesson is not None:
+                self._lesson.take_in(tokens, cache.fork())
             self._turn += 1  # invalidates an open stream
         return cache.offset
 

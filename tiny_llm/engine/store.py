@@ -62,9 +62,11 @@ def new_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_co
     """
     if engine.cache != "rotating":
         return paged_store(model, engine, serving, max_context)
-    for name in ("kv_bytes", "disk_folder"):
+    for name in ("kv_bytes", "block_size", "disk_folder"):
         found = getattr(serving, name)
-        require(found is None, f"{name}: rotating caches have no pool of pages, found {found!r}; leave it out")
+        usual = getattr(ServingConfig, name)
+        words = f"{name}: rotating caches have no pool of pages, found {found!r}; leave it out"
+        require(found == usual, words)
     slots = serving.scheduler.max_sequences
     return whole_store(model, engine, slots, max_context, kept=slots)
 
