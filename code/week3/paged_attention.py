@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_map
 
-from tiny_llm.cache.scattered import Scattered
+from tiny_llm.cache.scattered import ScatteredBatch
 from tiny_llm.cache.view import Span
 from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
@@ -47,6 +47,7 @@ class PagedPool:
         self.scale = config.head_dim**-0.5
         self.windows = tuple(config.window_of(layer) for layer in range(config.num_hidden_layers))
         self.paged = ops.paged or TWINS
+        self.slices = self.paged.prefill is None  # no kernel reads the blocks: a row of them may be read as a slice
         self._clear()
 
     def _drop(self) -> None:
@@ -94,17 +95,15 @@ class PagedPool:
         for name in self.held:
             setattr(self, name, getattr(other, name))
 
-    def batch(self, spans: Sequence[Span]) -> "PagedBatch":
+    def batch(self, spans: Sequence[Span]) -> "PagedBatch | ScatteredBatch":
         """Return the cache of a step with these tokens in one flat row; scattered spans must come last."""
-        plain = [span for span in spans if not span.scattered]
-        others = spans[len(plain) :]
-        return PagedBatch(
-            self,
-            [span.view.blocks for span in plain],
-            [span.start for span in plain],
-            [span.length for span in plain],
-            [Scattered.of(span.view, span.start, span.length, span.parents) for span in others],
-        )
+        tables = [span.view.blocks for span in spans if not span.scattered]
+        starts = [span.start for span in spans[: len(tables)]]
+        lengths = [span.length for span in spans[: len(tables)]]
+        plain = PagedBatch(self, tables, starts, lengths) if tables else None
+        if plain is not None and len(tables) == len(spans):
+            return plain
+        return ScatteredBatch(self, plain, sum(lengths), spans[len(tables) :])
 
     def write(self, layer: int, blocks: mx.array, slots: mx.array, k: mx.array, v: mx.array) -> None:
         """Put k and v (T, Hkv, D) into the T slots that `blocks` and `slots` name."""
@@ -160,7 +159,8 @@ class PagedBatch:
     """The cache of one step: sequence i brings its tokens starts[i] … starts[i] + lengths[i] - 1, all in one flat row.
 
     tables[i] has blocks for all of them. Sequences with one token are attended together where they come first, at the
-    least cost when they are ordered by their starts. Behind all these come the tokens of `scattered` sequences.
+    least cost when they are ordered by their starts. Where no kernel reads the blocks and a single sequence's blocks
+    lie in a row, its K and V are one slice of the pool, as in a contiguous cache.
     """
 
     def __init__(
@@ -169,43 +169,41 @@ class PagedBatch:
         tables: Sequence[Sequence[int]],
         starts: Sequence[int],
         lengths: Sequence[int],
-        scattered: Sequence[Scattered] = (),
     ):
         self.pool = pool
         self.starts = starts
         self.lengths = lengths
-        self.scattered = scattered
         self._ends = np.array(starts, np.int32) + np.array(lengths, np.int32)
         self._widths = -(-self._ends // pool.block_size)  # blocks that a sequence reads
         self.tables: list[list[int]] = []
         for table, width in zip(tables, self._widths, strict=True):
             assert len(table) >= width and max(table) < pool.num_blocks, (table, width)
             self.tables.append(list(table[:width]))
+        self._positions = positions_of(starts, lengths)
+        stale = self._half_filled() if pool.paged.reads_padding else []
+        self._stale = mx.array(stale, mx.uint32)
+        self._row = self._row_of_blocks()
+        if self._row is None:
+            self._place(lengths)
+
+    def _place(self, lengths: Sequence[int]) -> None:
+        """Find each token's block and slot, and group the sequences."""
         padded = padded_tables(self.tables)
-        self._place(padded)
+        blocks, slots = slots_of(padded, self._positions, lengths, self.pool.block_size)
+        self._blocks = mx.array(blocks.astype(np.uint32))  # the type of an index
+        self._slots = mx.array(slots.astype(np.uint32))
         longer = [i for i, length in enumerate(lengths) if length > 1]
         self._decoding = longer[0] if longer else len(lengths)
         self._groups = self._grouped(padded)
         self._longer = mx.array(padded[self._decoding :])
-        stale = self._half_filled() if pool.paged.reads_padding else []
-        self._stale = mx.array(stale, mx.uint32)
 
-    def _place(self, padded: npt.NDArray[np.int32]) -> None:
-        """Find each token's position, block and slot."""
-        size = self.pool.block_size
-        positions, places = [], []
-        if len(self.lengths):
-            row = positions_of(self.starts, self.lengths)
-            positions.append(row)
-            places.append(slots_of(padded, row, self.lengths, size))
-        for sequence in self.scattered:
-            table = np.array([sequence.blocks])
-            positions.append(sequence.positions)
-            places.append(slots_of(table, sequence.slots, [len(sequence.slots)], size))
-        blocks, slots = zip(*places, strict=True)
-        self._positions = _joined(positions)
-        self._blocks = mx.array(_joined(blocks).astype(np.uint32))  # the type of an index
-        self._slots = mx.array(_joined(slots).astype(np.uint32))
+    def _row_of_blocks(self) -> int | None:
+        """Return the first block of a single sequence whose blocks lie in a row; None for any other step."""
+        if len(self.tables) != 1 or not self.pool.slices:
+            return None
+        (table,) = self.tables
+        first = table[0]
+        return first if table == list(range(first, first + len(table))) else None
 
     def _grouped(self, padded: npt.NDArray[np.int32]) -> list[Group]:
         """Group the rows that decode: by their widths where padding is read, else all together."""
@@ -240,15 +238,28 @@ class PagedBatch:
         """Write k and v (T, Hkv, D) of all sequences; return what q (T, Hq, D) sees, (T, Hq, D)."""
         if self._stale.size:
             self.pool.blank(layer, self._stale)
+        if self._row is not None:
+            return self._attend_row(layer, q, k, v, self._row * self.pool.block_size)
         self.pool.write(layer, self._blocks, self._slots, k, v)
         parts = self._attend_decoding(layer, q)
         row = self._decoding
         if row < len(self.lengths):
             parts += self._attend_longer(layer, q, row)
-            row += sum(self.lengths[self._decoding :])
-        if self.scattered:
-            parts += self._attend_scattered(layer, q, row)
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    def _attend_row(self, layer: int, q: mx.array, k: mx.array, v: mx.array, first: int) -> mx.array:
+        """`attend` for a single sequence whose slots lie in a row, from the pool's slot `first` on."""
+        pool = self.pool
+        at = mx.array([first + self.starts[0]])
+        end = first + int(self._ends[0])
+        seen = []
+        for buffers, new in ((pool.keys, k), (pool.values, v)):
+            slots = buffers[layer].reshape(pool.shape[0], -1, pool.shape[3])  # (Hkv, all slots, D)
+            slots = mx.slice_update(slots, new.swapaxes(0, 1), at, [1])
+            buffers[layer] = slots.reshape(pool.shape)
+            seen.append(slots[:, first:end])
+        keys, values = seen
+        return pool.ops.attention(q, keys, values, pool.scale, pool.windows[layer])
 
     def _attend_decoding(self, layer: int, q: mx.array) -> list[mx.array]:
         """Return what the sequences with one token see, for each group (R, H, D)."""
@@ -278,22 +289,6 @@ class PagedBatch:
             keys, values = pool.sequence(layer, table, end)
             mine = q[row : row + length]
             found.append(pool.ops.attention(mine, keys, values, pool.scale, window))
-            row += length
-        return found
-
-    def _attend_scattered(self, layer: int, q: mx.array, row: int) -> list[mx.array]:
-        """Return what the tokens of each scattered sequence see; the first of them is number `row` of q."""
-        pool = self.pool
-        found = []
-        for sequence in self.scattered:
-            length = len(sequence.slots)
-            keys, values = pool.sequence(layer, sequence.blocks, len(sequence.held))
-            unused = sequence.unused
-            if unused is not None:
-                values[:, unused] = 0  # a masked slot is multiplied by 0, and 0 · NaN is NaN
-            mask = sequence.mask(pool.windows[layer])
-            mine = q[row : row + length]
-            found.append(pool.ops.masked_attention(mine, keys, values, pool.scale, mask))
             row += length
         return found
 
@@ -345,8 +340,3 @@ def groups_of(widths: Sequence[int], spare: int) -> list[tuple[int, int]]:
     if begin < len(widths):
         found.append((begin, len(widths)))
     return found
-
-
-def _joined(parts: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
-    """Join rows; a single row is not copied."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
