@@ -97,13 +97,18 @@ class PagedPool:
 
     def batch(self, spans: Sequence[Span]) -> "PagedBatch | ScatteredBatch":
         """Return the cache of a step with these tokens in one flat row; scattered spans must come last."""
-        tables = [span.view.blocks for span in spans if not span.scattered]
-        starts = [span.start for span in spans[: len(tables)]]
-        lengths = [span.length for span in spans[: len(tables)]]
+        tables, starts, lengths = [], [], []
+        for span in spans:
+            if span.scattered:
+                break
+            tables.append(span.view.blocks)
+            starts.append(span.start)
+            lengths.append(span.length)
         plain = PagedBatch(self, tables, starts, lengths) if tables else None
-        if plain is not None and len(tables) == len(spans):
+        scattered = spans[len(tables) :]
+        if plain is not None and not scattered:
             return plain
-        return ScatteredBatch(self, plain, sum(lengths), spans[len(tables) :])
+        return ScatteredBatch(self, plain, sum(lengths), scattered)
 
     def write(self, layer: int, blocks: mx.array, slots: mx.array, k: mx.array, v: mx.array) -> None:
         """Put k and v (T, Hkv, D) into the T slots that `blocks` and `slots` name."""
@@ -253,9 +258,12 @@ class PagedBatch:
         at = mx.array([first + self.starts[0]])
         end = first + int(self._ends[0])
         seen = []
+        heads, _, _, dim = pool.shape
         for buffers, new in ((pool.keys, k), (pool.values, v)):
-            slots = buffers[layer].reshape(pool.shape[0], -1, pool.shape[3])  # (Hkv, all slots, D)
-            slots = mx.slice_update(slots, new.swapaxes(0, 1), at, [1])
+            buffer = buffers[layer]
+            slots = buffer.reshape(heads, -1, dim)  # (Hkv, all slots, D)
+            new = new.swapaxes(0, 1)
+            slots = mx.slice_update(slots, new, at, [1])
             buffers[layer] = slots.reshape(pool.shape)
             seen.append(slots[:, first:end])
         keys, values = seen

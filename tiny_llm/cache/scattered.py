@@ -90,10 +90,13 @@ class ScatteredBatch:
         slots = []
         for sequence in self.sequences:
             table = np.array(sequence.blocks)
-            blocks.append(table[sequence.slots // pool.block_size])
-            slots.append(sequence.slots % pool.block_size)
-        self._blocks = mx.array(np.concatenate(blocks).astype(np.uint32))  # the type of an index
-        self._slots = mx.array(np.concatenate(slots).astype(np.uint32))
+            places, rest = np.divmod(sequence.slots, pool.block_size)
+            blocks.append(table[places])
+            slots.append(rest)
+        row_of_blocks = np.concatenate(blocks)
+        row_of_slots = np.concatenate(slots)
+        self._blocks = mx.array(row_of_blocks.astype(np.uint32))  # the type of an index
+        self._slots = mx.array(row_of_slots.astype(np.uint32))
 
     def begin(self, num_tokens: int) -> mx.array:
         """Return the positions of all tokens, (T,) int32."""
@@ -122,4 +125,6 @@ class ScatteredBatch:
         unused = sequence.unused
         if unused is not None:
             values[:, unused] = 0  # a masked slot is multiplied by 0, and 0 · NaN is NaN
-        return pool.ops.masked_attention(q, keys, values, pool.scale, sequence.mask(pool.windows[layer]))
+        window = pool.windows[layer]
+        mask = sequence.mask(window)
+        return pool.ops.masked_attention(q, keys, values, pool.scale, mask)

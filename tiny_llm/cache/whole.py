@@ -99,14 +99,17 @@ class CachesSideBySide:
 
     def begin(self, num_tokens: int) -> mx.array:
         assert num_tokens == sum(self.lengths), (num_tokens, self.lengths)
-        positions = [cache.begin(length) for cache, length in zip(self.caches, self.lengths, strict=True)]
+        positions = []
+        for cache, length in zip(self.caches, self.lengths, strict=True):
+            positions.append(cache.begin(length))
         return mx.concatenate(positions)
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         parts: list[mx.array] = []
         begin = 0
         for cache, length in zip(self.caches, self.lengths, strict=True):
-            rows = slice(begin, begin + length)
-            parts.append(cache.attend(layer, q[rows], k[rows], v[rows]))
-            begin += length
+            end = begin + length
+            seen = cache.attend(layer, q[begin:end], k[begin:end], v[begin:end])
+            parts.append(seen)
+            begin = end
         return mx.concatenate(parts)
