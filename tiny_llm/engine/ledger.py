@@ -76,7 +76,11 @@ class Ledger:
         Returns the number of tokens: at most `limit`, and as many as the available blocks allow.
         """
         table, start, size = sequence.block_table, sequence.computed, self.blocks.block_size
-        shared = [i for i in range(start // size, len(table)) if not self.blocks.writable(table[i])]
+        first = start // size
+        if sequence.remaining == 1 <= limit and first == len(table) - 1 and self.blocks.writable(table[first]):
+            self.log.tell("chunk", sequence, start, 1)
+            return 1  # the usual decode: its slot lies in a block of its own
+        shared = [i for i in range(first, len(table)) if not self.blocks.writable(table[i])]
         room = (len(table) + self.blocks.num_available - len(shared)) * size - start
         length = min(sequence.remaining, limit, room)
         if length <= 0:
@@ -100,7 +104,8 @@ class Ledger:
     def trim(self, sequence: Sequence) -> None:
         """Free the blocks after the computed tokens, such as the blocks of rejected draft tokens."""
         table = sequence.block_table
-        while len(table) > self.blocks.blocks_for(sequence.computed):
+        needed = self.blocks.blocks_for(sequence.computed)
+        while len(table) > needed:
             self.blocks.free(table.pop())
 
     def branch(self, group: Row[Sequence], parents: Row[Sequence]) -> None:

@@ -7,7 +7,6 @@ finish     take in a step's results: append tokens, keep full blocks for later r
 from collections.abc import Callable
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.fields import require
@@ -20,26 +19,18 @@ from tiny_llm.engine.request import EndReason, Request, Result, Sequence, Share,
 from tiny_llm.engine.sequences import Sequences, Waiting
 
 
-class Entry(NamedTuple):
-    """A running sequence that computes its next `length` tokens, from position `start` on."""
-
-    sequence: Sequence
-    start: int
-    length: int
-
-
 @dataclass
 class Plan:
-    """A step while it is scheduled: its entries, and the sequences admitted and preempted for it."""
+    """A step while it is scheduled: the sequences that compute in it with their shares, and what happened for it."""
 
     number: int
-    entries: list[Entry] = field(default_factory=list)
+    entries: dict[Sequence, Share] = field(default_factory=dict)
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
-        return sum(entry.length for entry in self.entries)
+        return sum(share.length for share in self.entries.values())
 
 
 class Scheduler:
@@ -174,8 +165,7 @@ class Scheduler:
             return  # every running sequence decodes
         # TASK w3.2.1: the rest of the budget
         left = self.config.token_budget - plan.num_tokens
-        entered = {id(entry.sequence) for entry in plan.entries}
-        prompts = self._distinct([s for s in self.running if id(s) not in entered])
+        prompts = self._distinct([s for s in self.running if s not in plan.entries])
         if not prompts:
             return
         reserved = min(prompts[0].remaining, (left + 1) // 2)
@@ -255,14 +245,15 @@ class Scheduler:
         """Plan up to `limit` next tokens of a sequence. Returns their number, 0 where no block is available."""
         length = self.ledger.extend(sequence, limit)
         if length:
-            plan.entries.append(Entry(sequence, sequence.computed, length))
+            plan.entries[sequence] = self._share(sequence, length)
         return length
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
         """Preempt a sequence and the other beams of its search, and take them out of the plan."""
         gone = self.sequences.preempt(sequence)
         plan.preempted += gone
-        plan.entries = [entry for entry in plan.entries if entry.sequence not in gone]
+        for one in gone:
+            plan.entries.pop(one, None)
 
     def _start(self, found: Match, plan: Plan) -> None:
         """Admit the first waiting sequence with the kept blocks of its prefix."""
@@ -270,16 +261,16 @@ class Scheduler:
 
     def _step(self, plan: Plan) -> Step:
         """Turn the plan into a step, which is plain data."""
-        shares = tuple(map(self._share, plan.entries))
-        admitted = self.sequences.admissions([entry.sequence for entry in plan.entries])
+        shares = tuple(plan.entries.values())
+        admitted = self.sequences.admissions(plan.entries)
         return Step(plan.number, shares, tuple(self.ledger.copies), admitted, self.sequences.take_ended())
 
-    def _share(self, entry: Entry) -> Share:
-        sequence, start, length = entry
+    def _share(self, sequence: Sequence, length: int) -> Share:
+        """Make the share of a sequence's next tokens, which have blocks already."""
+        start, tokens = sequence.computed, sequence.tokens
         end = start + length
-        wanted = int(end == len(sequence.tokens))  # a prompt's last token, or a decode
-        tokens = tuple(sequence.tokens[start:end])
-        return Share(sequence.id, start, tokens, wanted, self.ledger.view(sequence, end))
+        wanted = int(end == len(tokens))  # a prompt's last token, or a decode
+        return Share(sequence.id, start, tuple(tokens[start:end]), wanted, self.ledger.view(sequence, end))
 
     def _append(self, sequence: Sequence, tokens: Row[int]) -> None:
         """Append the tokens of a result, up to a token that ends the sequence."""

@@ -2,7 +2,7 @@
 
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Row
 from heapq import heapify, heappop, heappush
 
@@ -64,6 +64,8 @@ class Sequences:
 
     def fork(self, leader: Sequence) -> None:
         """Start the followers of a sequence whose prompt is computed, on its blocks without the prompt's last token."""
+        if not leader.followers:
+            return
         known = leader.num_prompt - 1
         shared = leader.block_table[: self.ledger.blocks.blocks_for(known)]
         for follower in leader.followers:
@@ -93,12 +95,13 @@ class Sequences:
 
     def append(self, sequence: Sequence, token: int) -> None:
         """Append a token. A stop token ends the sequence, and so does the last of its `max_tokens`."""
-        self.log.tell("token", sequence, len(sequence.tokens), 1)
-        sequence.tokens.append(token)
-        self.waiting.charge(sequence.request.tenant, 1)
-        if token in sequence.request.stop_tokens:
+        request, tokens = sequence.request, sequence.tokens
+        self.log.tell("token", sequence, len(tokens), 1)
+        tokens.append(token)
+        self.waiting.charge(request.tenant, 1)
+        if token in request.stop_tokens:
             self.stop(sequence, "stop")
-        elif len(sequence.tokens) - sequence.num_prompt == sequence.request.params.max_tokens:
+        elif len(tokens) - len(request.tokens) == request.params.max_tokens:
             self.stop(sequence, "length")
 
     def preempt(self, sequence: Sequence) -> list[Sequence]:
@@ -136,7 +139,7 @@ class Sequences:
         if all(s.state is State.FINISHED for s in siblings):
             self.requests.pop(sequence.request.id, None)
 
-    def admissions(self, sequences: Row[Sequence]) -> tuple[Admission, ...]:
+    def admissions(self, sequences: Collection[Sequence]) -> tuple[Admission, ...]:
         """Return the admissions of the sequences in the next step that the runner does not know yet."""
         known = self._known
         new = [sequence for sequence in sequences if sequence.id not in known]

@@ -55,11 +55,11 @@ class Scheduler:
             self._start(found, plan)
 
     def _prefill(self, plan):
-        there = [entry.sequence for entry in plan.entries]
+        there = list(plan.entries)
         prompts = self._distinct([s for s in self.running if s not in there])
         if prompts:
             eldest, *others = prompts
-            left = self.config.token_budget - sum(e.length for e in plan.entries)
+            left = self.config.token_budget - sum(e.length for e in plan.entries.values())
             free = left - min(eldest.remaining, left - left // 2)
             taken = 0
             for sequence in sorted(others, key=lambda s: s.remaining):

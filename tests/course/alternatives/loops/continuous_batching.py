@@ -78,14 +78,14 @@ class Scheduler:
     def _prefill(self, plan):
         left = self.config.token_budget - plan.num_tokens
         prompts = list(self.running)
-        for entry in plan.entries:
-            prompts.remove(entry.sequence)
+        for sequence in plan.entries:
+            prompts.remove(sequence)
         prompts = self._distinct(prompts)
         others = prompts[1:]
         while others:
             shortest = min(others, key=lambda s: s.remaining)
             others.remove(shortest)
-            half = (self.config.token_budget - sum(e.length for e in plan.entries if e.length == 1) + 1) // 2
+            half = (self.config.token_budget - sum(e.length for e in plan.entries.values() if e.length == 1) + 1) // 2
             reserved = min(prompts[0].remaining, half)
             left -= self._enter(shortest, left - reserved, plan)
         if prompts:
