@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tiny_llm.pocket.lessons import builtin, chat, passages, toolbox
+from tiny_llm.pocket.lessons import builtin, chat, faq, passages, toolbox
 from tiny_llm.pocket.lessons.faq import faq_entries
 from tiny_llm.pocket.lessons.words import Words, held_out, read_table
 
@@ -15,6 +15,7 @@ LISTS = [
     *((family["asks"], family["more_asks"]) for family in FAMILIES if "more_asks" in family),
     *((entry.asks, entry.more) for entry in faq_entries() if entry.more),
     (chat.TELL, chat.MORE_TELL),
+    (faq.UNKNOWN_ASKS, faq.MORE_UNKNOWN_ASKS),
     (chat.ASK, chat.MORE_ASK),
     (passages.ATTRIBUTE_SAYS, passages.MORE_ATTRIBUTE_SAYS),
     (passages.ATTRIBUTE_ASKS, passages.MORE_ATTRIBUTE_ASKS),

@@ -16,6 +16,7 @@ from tiny_llm.pocket.card import model_card
 from tiny_llm.pocket.greedy import agreement, answers
 from tiny_llm.pocket.lessons.chat import arithmetic_lesson, memory_lesson
 from tiny_llm.pocket.lessons.context import context_lesson, needle_of_length
+from tiny_llm.pocket.lessons.conversations import open_prompts
 from tiny_llm.pocket.lessons.dialogue import STOP, Dialogue, encode_turns
 from tiny_llm.pocket.lessons.faq import faq_entries
 from tiny_llm.pocket.lessons.text import text_lesson
@@ -26,7 +27,8 @@ from tiny_llm.train.differentiable import EVALUATION
 
 WEIGHTS = Path(__file__).parent / "weights"
 SEED = "evaluation"
-LONGEST = 96  # tokens of an answer
+LONGEST = 600  # tokens of an answer
+OPEN_PROMPTS = 1000  # at most; ten for each case of a task
 Encode = Callable[[str], list[int]]
 
 
@@ -177,12 +179,25 @@ def acceptance(target: Evaluation, draft: Evaluation, number: int) -> float:
     return round(same / total, 4)
 
 
+def loop_rate(target: Evaluation, number: int) -> float:
+    """Measure the share of open prompts, so many, that the model answers without an end within LONGEST tokens.
+
+    Answers are greedy, as generation_config.json of the shipped weights says.
+    """
+    (stop,) = target.encode(STOP)
+    prompts = open_prompts(number, target.encode)
+    said = answers(target.model, prompts, LONGEST, stop)
+    endless = sum(len(tokens) == LONGEST for tokens in said)
+    return round(endless / number, 4)
+
+
 def evaluate(directory: Path, draft: Path | None, number: int) -> tuple[dict[str, Any], dict[str, Score]]:
     """The figures of a model directory, and the scores behind them. `number` cases of each task."""
     target = Evaluation(directory)
     scores = {task: target.score(task, number) for task in TASKS}
     made = json.loads((directory / "pocket.json").read_text(encoding="utf-8"))
     figures: dict[str, Any] = {task: score.share for task, score in scores.items()}
+    figures["loop_rate"] = loop_rate(target, min(OPEN_PROMPTS, 10 * number))
     figures["acceptance"] = acceptance(target, Evaluation(draft), number) if draft else None
     figures["params"], figures["bytes"] = made["params"], (directory / "model.safetensors").stat().st_size
     figures["tokens_trained"] = made["tokens"]

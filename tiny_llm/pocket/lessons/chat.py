@@ -2,6 +2,7 @@
 
 from tiny_llm.pocket.lessons.dialogue import Dialogue, JsonObject, assistant, user
 from tiny_llm.pocket.lessons.faq import question_and_answer
+from tiny_llm.pocket.lessons.talk import talk_lesson
 from tiny_llm.pocket.lessons.text import text_lesson
 from tiny_llm.pocket.lessons.tools import attributes
 from tiny_llm.pocket.lessons.words import Words
@@ -147,11 +148,13 @@ def ask_back(words: Words, name: str) -> str:
 
 
 def aside(words: Words) -> list[JsonObject]:
-    """An exchange on something else, between telling and asking."""
+    """Return an exchange on something else, between telling and asking."""
     if words.chance(0.6):
         question, answer = question_and_answer(words)
         return [user(question), assistant(answer)]
-    return list(text_lesson(words, 1)[0].messages)
+    if words.chance(0.3):
+        return list(talk_lesson(words, 1)[0].messages)
+    return list(text_lesson(words, 1, long=0.0)[0].messages)
 
 
 def memory_lesson(words: Words, branches: int) -> list[Dialogue]:

@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 
-from tiny_llm.pocket.lessons.dialogue import encode_turns
+from tiny_llm.pocket.lessons.dialogue import Dialogue, encode_turns, user
+from tiny_llm.pocket.lessons.faq import question_and_answer
 from tiny_llm.pocket.lessons.mix import LESSONS
 from tiny_llm.pocket.lessons.words import Split, Words
 
 KINDS = ("faq", "tool", "context", "memory", "text", "think")
 LONGEST = 512  # tokens of one conversation
+OPENINGS = (
+    *("talk", "talk", "talk", "talk", "odd", "odd"),
+    *("faq", "text", "long_text", "tool", "context", "memory", "think", "needle"),
+)
 
 
 def conversations(split: Split, budget: int, encode: Callable[[str], list[int]]) -> list[tuple[list[int], int]]:
@@ -26,3 +31,34 @@ def conversations(split: Split, budget: int, encode: Callable[[str], list[int]])
             if size > budget and found:
                 return found
             found.append((prompt + answer, len(prompt)))
+
+
+def odd_question(words: Words) -> Dialogue:
+    """Return a question of the FAQ that is cut short, runs into another one, or has made-up words in it."""
+    text, _ = question_and_answer(words)
+    parts = text.split(" ")
+    form = words.choice(("cut", "double", "strange"))
+    if form == "cut":
+        text = " ".join(parts[: words.integer(1, len(parts))])
+    elif form == "double":
+        other, _ = question_and_answer(words)
+        text = f"{text} {other}"
+    else:
+        parts[words.integer(0, len(parts) - 1)] = words.name()
+        text = " ".join(parts)
+    return Dialogue("odd", (user(text), {"role": "assistant", "content": ""}))
+
+
+def open_prompts(number: int, encode: Callable[[str], list[int]]) -> list[list[int]]:
+    """Return token ids of so many prompts of every kind, the same ones each time, whatever their answer may be.
+
+    Half of them have names and wordings that training never saw; the other half is made as in training.
+    """
+    found = []
+    for index in range(number):
+        words = Words(f"open/{index}", "test" if index % 2 else "train")
+        kind = words.choice(OPENINGS)
+        dialogue = odd_question(words) if kind == "odd" else LESSONS[kind](words)[0]
+        prompt, _ = next(encode_turns(dialogue, encode))
+        found.append(prompt)
+    return found

@@ -62,6 +62,48 @@ UNKNOWN_ASKS = (
     "Plan a trip to {n}.",
     "What is the weather in {n}?",
 )
+MORE_UNKNOWN_ASKS = (  # in training only
+    "Who was {n}?",
+    "Who invented the {w}?",
+    "Who is the president of {n}?",
+    "Where is {n}?",
+    "Which language do they speak in {n}?",
+    "What is the population of {n}?",
+    "What is the history of {n}?",
+    "How do I get from {n} to the {w}?",
+    "How much does a {w} cost?",
+    "How do you make a {w}?",
+    "How do I cook {w} with {w2}?",
+    "Give me a recipe for {w}.",
+    "Write a song about the {q} {w}.",
+    "Write a letter to {n}.",
+    "Write a short story about {n}.",
+    "Invent a name for my {w}.",
+    "What is a {w} made of?",
+    "What colour is a {w}?",
+    "Can a {w} fly?",
+    "Why do people like the {w}?",
+    "Should I buy a {w} or a {w2}?",
+    "What is better, a {w} or a {w2}?",
+    "What is the difference between a {w} and a {w2}?",
+    "Is the {w} {q}?",
+    "What did {n} say?",
+    "What is the news from {n}?",
+    "When does the {w} open?",
+    "Summarize the book {n}.",
+    "Tell me something about {n}.",
+    "Tell me more about the {w}.",
+    "Give me advice on my {w}.",
+    "My {w} is {q}. What can I do?",
+    "What does {n} mean?",
+    "Explain the {w} to a child.",
+    "How tall is {n}?",
+    "What is the meaning of life?",
+    "How many {w}s are there?",
+    "Name five {w}s.",
+    "What time is it in {n}?",
+    "Is {n} a good place for a {w}?",
+)
 UNKNOWN = (
     "I do not know that: I am a very small model and know little beside LLM inference. "
     "A larger one may: tiny-llm chat --model qwen3-0.6b."
@@ -110,7 +152,7 @@ def faq_entries() -> tuple[FaqEntry, ...]:
 def unknown(words: Words) -> tuple[str, str]:
     """A question that a model of this size can't know, and what it says then."""
     first, second = words.sample(THINGS, 2)
-    text = words.phrasing(UNKNOWN_ASKS)
+    text = words.phrasing(UNKNOWN_ASKS, MORE_UNKNOWN_ASKS)
     return text.format(n=words.name(), w=first, w2=second, q=words.value("of:old,red,cold,loud,slow")), UNKNOWN
 
 

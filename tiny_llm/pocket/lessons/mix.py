@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tiny_llm.pocket.lessons.chat import arithmetic_lesson, faq_lesson, memory_lesson
 from tiny_llm.pocket.lessons.context import context_lesson, needle_lesson
 from tiny_llm.pocket.lessons.dialogue import Dialogue
+from tiny_llm.pocket.lessons.talk import talk_lesson
 from tiny_llm.pocket.lessons.text import COPYING, text_lesson
 from tiny_llm.pocket.lessons.tool_calls import tool_lesson
 from tiny_llm.pocket.lessons.words import Words
@@ -24,8 +25,10 @@ LESSONS: Mapping[str, Callable[[Words], Dialogues]] = {
     "needle": lambda words: needle_lesson(words, words.integer(2, 20), 3),
     "long_needle": long_needle,
     "faq": lambda words: faq_lesson(words, 6),
-    "text": lambda words: text_lesson(words, 6),
-    "copy": lambda words: text_lesson(words, 6, COPYING),
+    "text": lambda words: text_lesson(words, 6, long=0.0),
+    "long_text": lambda words: text_lesson(words, words.integer(1, 2), long=1.0),
+    "copy": lambda words: text_lesson(words, 6, COPYING, long=0.0),
+    "talk": lambda words: talk_lesson(words, 6),
     "memory": lambda words: memory_lesson(words, 8),
     "think": lambda words: arithmetic_lesson(words, 5),
 }
@@ -56,6 +59,27 @@ class Mix:
 
 FOUNDATION = Mix({"copy": 0.4, "context": 0.25, "needle": 0.25, "memory": 0.1})
 EVERYTHING = Mix(
-    {"tool": 0.30, "context": 0.26, "needle": 0.02, "faq": 0.16, "text": 0.03, "memory": 0.20, "think": 0.03}
+    {
+        "tool": 0.28,
+        "context": 0.22,
+        "needle": 0.02,
+        "faq": 0.13,
+        "text": 0.09,
+        "long_text": 0.03,
+        "talk": 0.06,
+        "memory": 0.14,
+        "think": 0.03,
+    }
 )
-LONG = Mix({**EVERYTHING.weights, "long_needle": 0.05})
+TEXTWORK = Mix(  # text work, and a little of all else, so that it is not forgotten
+    {
+        "text": 0.45,
+        "long_text": 0.25,
+        "tool": 0.08,
+        "context": 0.07,
+        "faq": 0.05,
+        "talk": 0.05,
+        "memory": 0.05,
+    }
+)
+LONG = Mix({**EVERYTHING.weights, "long_text": 0.05, "long_needle": 0.05})

@@ -1,188 +1,36 @@
-"""Lessons on plain text work: repeat, list, count, reverse, pick, and turn into JSON."""
+"""Lessons on plain text work: how it is asked for, and the families of lists.py and records.py by name.
 
-from collections.abc import Callable
+Each answer copies its input with a change: a number before each line, another word, a field as JSON. So a draft that
+looks the text up in the prompt can propose most of the answer. A quarter of the inputs are long, so that the model
+learns to end an answer of any length.
+"""
 
-from tiny_llm.pocket.lessons.dialogue import Dialogue, assistant, to_json, user
-from tiny_llm.pocket.lessons.words import DAYS, LISTS, MONTHS, NUMBERS, Words
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
 
-Pair = tuple[str, str]
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+from tiny_llm.pocket.lessons import lists, records
+from tiny_llm.pocket.lessons.dialogue import Dialogue, assistant, user
+from tiny_llm.pocket.lessons.lists import Piece
+from tiny_llm.pocket.lessons.words import DAYS, MONTHS, Words, read_table
 
-
-def item(words: Words) -> str:
-    return words.choice((words.name, words.word, words.word, words.code))()
-
-
-def items(words: Words, low: int, high: int) -> list[str]:
-    """Different items."""
-    count = words.integer(low, high)
-    return list(dict.fromkeys(item(words) for _ in range(count * 2)))[:count]
-
-
-def repeat(words: Words) -> Pair:
-    ask = words.phrasing(
-        ("Repeat: {}", "Copy this: {}", "Say again: {}", "Repeat after me: {}", "Write this once more: {}")
-    )
-    texts: tuple[Callable[[], str], ...] = (
-        words.sentence,
-        lambda: " ".join(items(words, 2, 10)),
-        lambda: str(words.value("text")),
-    )
-    text = words.choice(texts)()
-    return ask.format(text), text
-
-
-def count_up(words: Words) -> Pair:
-    low = words.choice((0, 1, words.integer(0, 90), words.integer(100, 900)))
-    high = low + words.integer(2, 12)
-    ask = words.phrasing(
-        (
-            "Count from {} to {}.",
-            "List the numbers from {} to {}.",
-            "Write all numbers from {} to {}.",
-            "Say the numbers between {} and {}, both included.",
-            "Numbers {} to {}, please.",
-        )
-    )
-    return ask.format(low, high), ", ".join(map(str, range(low, high + 1))) + "."
-
-
-def count_down(words: Words) -> Pair:
-    low = words.choice((0, 1, words.integer(0, 90)))
-    high = low + words.integer(2, 12)
-    ask = words.phrasing(
-        (
-            "Count down from {} to {}.",
-            "Count backwards from {} to {}.",
-            "From {} down to {}, please.",
-            "List the numbers from {} down to {}.",
-        )
-    )
-    return ask.format(high, low), ", ".join(map(str, range(high, low - 1, -1))) + "."
-
-
-def reverse(words: Words) -> Pair:
-    listed = items(words, 2, 6)
-    ask = words.phrasing(
-        (
-            "Reverse the words: {}",
-            "Write in reverse order: {}",
-            "Say these words backwards: {}",
-            "Turn the order around: {}",
-            "Last word first: {}",
-        )
-    )
-    return ask.format(" ".join(listed)), " ".join(listed[::-1])
-
-
-def pick(words: Words) -> Pair:
-    listed = items(words, 3, 6)
-    place = words.integer(0, len(listed))
-    said, value = ("last", listed[-1]) if place == len(listed) else (ORDINALS[place], listed[place])
-    ask = words.phrasing(
-        (
-            "What is the {} word: {}",
-            "Give me the {} of these: {}",
-            "Which one is the {}: {}",
-            "Pick the {} word of this list: {}",
-            "The {} word, please: {}",
-        )
-    )
-    return ask.format(said, words.choice((" ", ", ")).join(listed)), value
-
-
-def how_many(words: Words) -> Pair:
-    listed = items(words, 1, 8)
-    ask = words.phrasing(
-        (
-            "How many words are there: {}",
-            "Count these words: {}",
-            "How many items has this list: {}",
-            "How many things do I name: {}",
-        )
-    )
-    return ask.format(", ".join(listed)), f"{NUMBERS[len(listed)].capitalize()}."
-
-
-def bullets(words: Words) -> Pair:
-    listed = items(words, 2, 6)
-    ask = words.phrasing(
-        (
-            "Make a list of: {}",
-            "Write as a list: {}",
-            "One per line, please: {}",
-            "Turn this into bullet points: {}",
-            "List these: {}",
-        )
-    )
-    return ask.format(", ".join(listed)), "\n".join(f"- {one}" for one in listed)
-
-
-def numbered(words: Words) -> Pair:
-    listed = items(words, 2, 6)
-    ask = words.phrasing(
-        ("Number these: {}", "Make a numbered list of: {}", "Write with numbers: {}", "Put a number before each: {}")
-    )
-    return ask.format(", ".join(listed)), "\n".join(f"{place}. {one}" for place, one in enumerate(listed, 1))
-
-
-def fields(words: Words) -> dict[str, str | int]:
-    """Keys and values for JSON; a made-up key now and then."""
-    keys = [words.choice((key, key, key, words.word())) for key in words.sample(LISTS["fields"], words.integer(1, 4))]
-    values: tuple[Callable[[], str | int], ...] = (words.name, words.word, words.code, words.number, words.number)
-    return {key: words.choice(values)() for key in keys}
-
-
-def to_object(words: Words) -> Pair:
-    table = fields(words)
-    ask = words.phrasing(
-        (
-            "Write as JSON: {}",
-            "Turn this into JSON: {}",
-            "JSON, please: {}",
-            "Give me a JSON object for: {}",
-            "Format as JSON: {}",
-        )
-    )
-    form = words.choice(("{}: {}", "{} is {}", "{} = {}"))
-    return ask.format(", ".join(form.format(key, value) for key, value in table.items())), to_json(table)
-
-
-def to_array(words: Words) -> Pair:
-    listed = items(words, 2, 6)
-    ask = words.phrasing(
-        (
-            "Write as a JSON array: {}",
-            "Turn this list into JSON: {}",
-            "A JSON list of these, please: {}",
-            "Give me a JSON array of: {}",
-        )
-    )
-    return ask.format(", ".join(listed)), to_json(listed)
-
-
-def from_object(words: Words) -> Pair:
-    table = fields(words)
-    key = words.choice(list(table))
-    if words.chance(0.5):
-        ask = words.phrasing(
-            ("What is the {} in {}?", "Give me the {} of {}", "Which {} is in {}?", "Read the {} from {}")
-        )
-        return ask.format(key, to_json(table)), f"{table[key]}"
-    ask = words.phrasing(("Write as lines: {}", "Turn this JSON into text: {}", "Say this JSON in lines: {}"))
-    return ask.format(to_json(table)), "\n".join(f"{name}: {value}" for name, value in table.items())
-
-
-def replace(words: Words) -> Pair:
-    text = words.sentence()
-    old, new = words.choice(text.rstrip(".").split()[1:]), item(words)
-    ask = words.phrasing(("Replace {} by {}: {}", "Write {1} instead of {0}: {2}", "Put {1} in the place of {0}: {2}"))
-    ask = "Replace {} by {}: {}" if ask.startswith("Replace") else ask
-    return ask.format(old, new, text), " ".join(
-        new + w[len(old) :] if w.rstrip(".") == old else w for w in text.split()
-    )
-
-
+LONG_SHARE = 0.15  # of the pieces, unless a lesson says otherwise
+SHORT = (2, 6)  # items, lines or sentences of a short input
+ALTERNATIVES = re.compile(r"\(([^()]*)\)")
+ORDERS = (  # training only: how an order is dressed up, and the mark behind it
+    ("{}", "."),
+    ("{}", "."),
+    ("{}", "."),
+    ("please {}", "."),
+    ("{}, please", "."),
+    ("can you {}", "?"),
+    ("could you {}", "?"),
+    ("I want you to {}", "."),
+    ("your task: {}", "."),
+    ("now {}", "."),
+)
 FIXED: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("List the days of the week.", "What are the days of the week?", "Name the seven days.", "Say all weekdays."),
@@ -199,20 +47,137 @@ FIXED: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
-def fixed(words: Words) -> Pair:
-    asks, answer = words.choice(FIXED)
-    return words.phrasing(asks), answer
+@dataclass(frozen=True)
+class TextTask:
+    """A family: `make` writes an input of a size and its answer; long inputs have up to `longest` items."""
+
+    make: Callable[[Words, int], Piece]
+    weight: float = 1.0
+    longest: int = 36
+    bare: bool = False  # the request has no text to work on
 
 
-COPYING: tuple[Callable[[Words], Pair], ...] = (repeat, repeat, reverse, pick, bullets, to_array, from_object, replace)
-TASKS = (*COPYING, count_up, count_down, how_many, numbered, to_object, fixed)
+@dataclass(frozen=True)
+class Requests:
+    """How a family is asked for: `asks` as in the evaluation; `more` orders and `questions` only in training."""
+
+    asks: Sequence[str]
+    more: Sequence[str] = ()
+    questions: Sequence[str] = ()
 
 
-def text_lesson(words: Words, branches: int, tasks: tuple[Callable[[Words], Pair], ...] = TASKS) -> list[Dialogue]:
-    """Pieces of text work that share nothing but the beginning of the template."""
+TASKS: Mapping[str, TextTask] = {
+    "repeat": TextTask(lists.repeat, 1.5, 40),
+    "count_up": TextTask(lists.count_up, 1.5, 90, bare=True),
+    "count_down": TextTask(lists.count_down, 1.5, 90, bare=True),
+    "count_by": TextTask(lists.count_by, 0.5, 30, bare=True),
+    "reverse": TextTask(lists.reverse, longest=10),
+    "reverse_lines": TextTask(lists.reverse_lines, longest=10),
+    "pick": TextTask(lists.pick, longest=6),
+    "how_many": TextTask(lists.how_many, 0.7, 12),
+    "bullets": TextTask(lists.bullets),
+    "numbered": TextTask(lists.numbered),
+    "number_lines": TextTask(lists.number_lines),
+    "take": TextTask(lists.take, 0.7),
+    "leave_out": TextTask(lists.leave_out, 0.7),
+    "append": TextTask(lists.append, 0.7),
+    "join": TextTask(lists.join),
+    "split": TextTask(lists.split),
+    "upper": TextTask(lists.upper, 0.7, 16),
+    "lower": TextTask(lists.lower, 0.7, 16),
+    "sort_words": TextTask(lists.sort_words, 0.5, 6),
+    "sort_numbers": TextTask(lists.sort_numbers, 0.5, 6),
+    "to_array": TextTask(records.to_array),
+    "to_object": TextTask(records.to_object, 1.5, 20),
+    "from_object": TextTask(records.from_object, 1.0, 12),
+    "object_lines": TextTask(records.object_lines, 1.0, 20),
+    "to_csv": TextTask(records.to_csv, 1.0, 16),
+    "from_csv": TextTask(records.from_csv, 1.0, 14),
+    "column": TextTask(records.column, 1.0, 20),
+    "fill": TextTask(records.fill, 1.0, 12),
+    "replace": TextTask(lists.replace, 1.5, 36),
+    "repeat_code": TextTask(records.repeat_code, 0.7, 12),
+    "rename": TextTask(records.rename, 1.0, 12),
+    "change_number": TextTask(records.change_number, 0.7, 12),
+    "fixed": TextTask(lists.nothing, 0.3, bare=True),
+}
+COPYING = ("repeat", "reverse", "pick", "bullets", "to_array", "from_object", "object_lines", "replace", "join", "take")
+
+
+@cache
+def requests(name: str) -> Requests:
+    """Read a family's requests from tables/text.toml."""
+    return Requests(**read_table("tables/text.toml")[name])
+
+
+def one_of(words: Words, pattern: str) -> str:
+    """Choose one of the alternatives in each pair of round brackets of a pattern."""
+    return ALTERNATIVES.sub(lambda found: words.choice(found[1].split("|")), pattern)
+
+
+def all_of(pattern: str) -> list[str]:
+    """Return every text that `one_of` can make of a pattern."""
+    parts = ALTERNATIVES.split(pattern)
+    options = [part.split("|") if index % 2 else [part] for index, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in product(*options)]
+
+
+def capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def order(words: Words, pattern: str, values: Sequence[str], bare: bool) -> str:
+    """Write an order of the training's own, with its text behind or before it."""
+    form, mark = words.choice(ORDERS)
+    arguments = values if bare else values[:-1]
+    said = form.format(one_of(words, pattern).format(*arguments))
+    if bare:
+        return capitalized(said) + mark
+    text = values[-1]
+    if words.chance(0.25):
+        return f"{text}\n\n{capitalized(said)}{mark}"
+    if words.chance(0.15):
+        return f"{capitalized(said)}{mark}\n\n{text}"
+    behind = mark if mark == "?" else ":"
+    gap = "\n" if "\n" in text or words.chance(0.25) else " "
+    return f"{capitalized(said)}{behind}{gap}{text}"
+
+
+def request(words: Words, name: str, values: Sequence[str]) -> str:
+    """Ask for a family's work in the wording of this split."""
+    known = requests(name)
+    if words.split == "test" or words.chance(0.25):
+        return words.phrasing(known.asks).format(*values)
+    pattern = words.choice([*known.more, *known.questions])
+    if pattern in known.questions:
+        text = one_of(words, pattern).format(*values)
+    else:
+        text = order(words, pattern, values, TASKS[name].bare)
+    if words.chance(0.1):
+        return words.choice(("Hello. ", "Please help me. ", "One more thing: ", "A task: ")) + text
+    return text
+
+
+def piece(words: Words, name: str, long: bool) -> tuple[str, str]:
+    """Write one request of a family and its answer."""
+    task = TASKS[name]
+    if name == "fixed":
+        asks, answer = words.choice(FIXED)
+        return words.phrasing(asks), answer
+    low, high = SHORT
+    if long:
+        low, high = min(high + 1, task.longest), task.longest
+    made = task.make(words, words.integer(low, high))
+    return request(words, name, made.values), made.answer
+
+
+def text_lesson(
+    words: Words, branches: int, names: Sequence[str] = tuple(TASKS), long: float = LONG_SHARE
+) -> list[Dialogue]:
+    """Pieces of text work that share nothing but the beginning of the template; a share of them is `long`."""
+    weights = [TASKS[name].weight for name in names]
     lesson = []
-    for _ in range(branches):
-        task = words.choice(tasks)
-        question, answer = task(words)
-        lesson.append(Dialogue(f"text:{task.__name__}", (user(question), assistant(answer))))
+    for name in words.random.choices(names, weights, k=branches):
+        question, answer = piece(words, name, words.chance(long))
+        lesson.append(Dialogue(f"text:{name}", (user(question), assistant(answer))))
     return lesson
