@@ -64,6 +64,15 @@ def test_an_answer_ends_before_the_stop_token(directory: Path) -> None:
     assert cut[0] == free[0][: free[0].index(stop)]
 
 
+def test_answers_that_end_leave_the_others_as_they_are(directory: Path) -> None:
+    model = Evaluation(directory).model
+    prompts = [[5, 6, 7], [9, 10, 11, 12], [3], [7, 7, 8, 9, 1, 2]]
+    free = answers(model, prompts, 12, stop=-1)
+    for stop in {free[0][2], free[3][5]}:
+        expected = [text[: text.index(stop)] if stop in text else text for text in free]
+        assert answers(model, prompts, 12, stop) == expected
+
+
 def test_agreement_counts_tokens_that_the_model_would_choose(directory: Path) -> None:
     model = Evaluation(directory).model
     prompts = [[5, 6, 7], [9, 10, 11, 12]]

@@ -42,6 +42,13 @@ class PaddedCache:
             self.values[layer] = mx.concatenate([self.values[layer], v], axis=1)
         return attend_rows(q, self.keys[layer], self.values[layer], self.hidden)
 
+    def keep(self, rows: list[int]) -> None:
+        """Drop all other rows, so that a long answer does not compute on with the short ones."""
+        chosen = mx.array(rows)
+        self.pads = self.pads[chosen]
+        self.keys = [keys[chosen] for keys in self.keys]
+        self.values = [values[chosen] for values in self.values]
+
 
 def answers(model: Qwen3, prompts: Sequence[list[int]], longest: int, stop: int) -> list[list[int]]:
     """What the model says to each prompt, up to and without the stop token, at most `longest` tokens."""
@@ -57,20 +64,28 @@ def answers(model: Qwen3, prompts: Sequence[list[int]], longest: int, stop: int)
 
 
 def _answers(model: Qwen3, prompts: Sequence[list[int]], longest: int, stop: int) -> list[list[int]]:
-    width, rows = max(map(len, prompts)), len(prompts)
-    cache = PaddedCache(model.config, [width - len(prompt) for prompt in prompts])
-    tokens = mx.array([[stop] * (width - len(prompt)) + prompt for prompt in prompts]).reshape(-1)
-    last: mx.array | slice = mx.arange(rows) * width + width - 1
-    said, done = [], np.zeros(rows, bool)
+    width = max(map(len, prompts))
+    pads = [width - len(prompt) for prompt in prompts]
+    cache = PaddedCache(model.config, pads)
+    padded = [[stop] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)]
+    tokens = mx.array(padded).reshape(-1)
+    last: mx.array | slice = mx.arange(len(prompts)) * width + width - 1
+    texts: list[list[int]] = [[] for _ in prompts]
+    open_texts = texts
     for _ in range(longest):
         tokens = mx.argmax(model(tokens, cache, last), axis=-1)
         last = slice(None)
-        said.append(np.array(tokens))
-        done |= said[-1] == stop
-        if done.all():
+        chosen = np.array(tokens)
+        for text, token in zip(open_texts, chosen.tolist(), strict=True):
+            text.append(token)
+        rows = np.flatnonzero(chosen != stop).tolist()
+        if not rows:
             break
-    texts = np.stack(said, axis=1).tolist()
-    return [text[: text.index(stop)] if stop in text else text for text in texts]
+        if len(rows) < len(open_texts):
+            open_texts = [open_texts[row] for row in rows]
+            tokens = tokens[mx.array(rows)]
+            cache.keep(rows)
+    return [text[:-1] if text[-1] == stop else text for text in texts]
 
 
 def agreement(model: Qwen3, prompts: Sequence[list[int]], texts: Sequence[list[int]]) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from keyword import iskeyword
 
 from tiny_llm.pocket.lessons.dialogue import to_json
-from tiny_llm.pocket.lessons.lists import Piece, items, listed
+from tiny_llm.pocket.lessons.lists import TextWork, items, listed
 from tiny_llm.pocket.lessons.words import LISTS, THINGS, Words
 
 Field = str | int
@@ -45,27 +45,27 @@ def record(words: Words, names: list[str]) -> dict[str, Field]:
     return {name: value(words) for name in names}
 
 
-def to_array(words: Words, size: int) -> Piece:
+def to_array(words: Words, size: int) -> TextWork:
     found = items(words, size)
-    return Piece((listed(words, found),), to_json(found))
+    return TextWork((listed(words, found),), to_json(found))
 
 
-def to_object(words: Words, size: int) -> Piece:
+def to_object(words: Words, size: int) -> TextWork:
     made = record(words, keys(words, max(1, size - 1)))
     form = words.choice(FORMS)
     fields = [form.format(key, value) for key, value in made.items()]
-    return Piece((listed(words, fields),), to_json(made))
+    return TextWork((listed(words, fields),), to_json(made))
 
 
-def from_object(words: Words, size: int) -> Piece:
+def from_object(words: Words, size: int) -> TextWork:
     made = record(words, keys(words, max(1, size - 1)))
     key = words.choice(list(made))
-    return Piece((key, to_json(made)), str(made[key]))
+    return TextWork((key, to_json(made)), str(made[key]))
 
 
-def object_lines(words: Words, size: int) -> Piece:
+def object_lines(words: Words, size: int) -> TextWork:
     made = record(words, keys(words, max(1, size - 1)))
-    return Piece((to_json(made),), "\n".join(f"{key}: {value}" for key, value in made.items()))
+    return TextWork((to_json(made),), "\n".join(f"{key}: {value}" for key, value in made.items()))
 
 
 def table(words: Words, size: int) -> list[dict[str, Field]]:
@@ -80,27 +80,27 @@ def csv(rows: list[dict[str, Field]]) -> str:
     return "\n".join([head, *body])
 
 
-def to_csv(words: Words, size: int) -> Piece:
+def to_csv(words: Words, size: int) -> TextWork:
     rows = table(words, max(1, size - 1))
     if words.chance(0.5):
         said = "\n".join(to_json(row) for row in rows)
     else:
         said = "\n".join(", ".join(f"{key}: {value}" for key, value in row.items()) for row in rows)
-    return Piece((said,), csv(rows))
+    return TextWork((said,), csv(rows))
 
 
-def from_csv(words: Words, size: int) -> Piece:
+def from_csv(words: Words, size: int) -> TextWork:
     rows = table(words, max(1, size - 1))
-    return Piece((csv(rows),), "\n".join(to_json(row) for row in rows))
+    return TextWork((csv(rows),), "\n".join(to_json(row) for row in rows))
 
 
-def column(words: Words, size: int) -> Piece:
+def column(words: Words, size: int) -> TextWork:
     rows = table(words, size)
     name = words.choice(list(rows[0]))
-    return Piece((name, csv(rows)), "\n".join(str(row[name]) for row in rows))
+    return TextWork((name, csv(rows)), "\n".join(str(row[name]) for row in rows))
 
 
-def fill(words: Words, size: int) -> Piece:
+def fill(words: Words, size: int) -> TextWork:
     """Make a text with gaps in brackets, and the values that go into them."""
     texts, values = [], list[str]()
     result = []
@@ -114,7 +114,7 @@ def fill(words: Words, size: int) -> Piece:
         texts.append(template.format(*gaps))
         result.append(template.format(*made))
         values += [f"{name} = {said}" for name, said in zip(chosen, made, strict=True)]
-    return Piece(("\n".join(texts), ", ".join(values)), "\n".join(result))
+    return TextWork(("\n".join(texts), ", ".join(values)), "\n".join(result))
 
 
 def statement(words: Words, names: list[str]) -> str:
@@ -156,22 +156,22 @@ def names_of_code(words: Words, count: int, used: list[str]) -> list[str]:
     return found
 
 
-def repeat_code(words: Words, size: int) -> Piece:
+def repeat_code(words: Words, size: int) -> TextWork:
     text, _ = code(words, size)
-    return Piece((text,), text)
+    return TextWork((text,), text)
 
 
-def rename(words: Words, size: int) -> Piece:
+def rename(words: Words, size: int) -> TextWork:
     text, used = code(words, size)
     old = words.choice(used)
     (new,) = names_of_code(words, 1, used)
-    return Piece((old, new, text), re.sub(rf"\b{old}\b", new, text))
+    return TextWork((old, new, text), re.sub(rf"\b{old}\b", new, text))
 
 
-def change_number(words: Words, size: int) -> Piece:
+def change_number(words: Words, size: int) -> TextWork:
     text, _ = code(words, size)
     while not re.search(r"\d", text):
         text, _ = code(words, size)
     old = words.choice(re.findall(r"\d+", text))
     new = str(words.integer(1, 99))
-    return Piece((old, new, text), re.sub(rf"\b{old}\b", new, text))
+    return TextWork((old, new, text), re.sub(rf"\b{old}\b", new, text))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tiny_llm.pocket.lessons.dialogue import Dialogue, assistant, user
 from tiny_llm.pocket.lessons.faq import unknown
-from tiny_llm.pocket.lessons.lists import Piece, items, sentences
+from tiny_llm.pocket.lessons.lists import TextWork, items, sentences
 from tiny_llm.pocket.lessons.records import code
 from tiny_llm.pocket.lessons.text import TASKS, capitalized, one_of, requests
 from tiny_llm.pocket.lessons.words import THINGS, Words, read_table
@@ -120,7 +120,7 @@ def order_alone(words: Words) -> Talk:
     if words.split == "test" or not known.more or words.chance(0.3):
         ask = words.phrasing(known.asks)
         places = ask.count("{")
-        made = Piece((*items(words, places - 1), ""), "")
+        made = TextWork((*items(words, places - 1), ""), "")
         return ask.format(*made.values).strip(), WHAT_TEXT
     pattern = one_of(words, words.choice(known.more))
     return capitalized(pattern.format(*items(words, 2))) + words.choice(".:"), WHAT_TEXT

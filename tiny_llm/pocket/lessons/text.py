@@ -13,7 +13,7 @@ from itertools import product
 
 from tiny_llm.pocket.lessons import lists, records
 from tiny_llm.pocket.lessons.dialogue import Dialogue, assistant, user
-from tiny_llm.pocket.lessons.lists import Piece
+from tiny_llm.pocket.lessons.lists import TextWork
 from tiny_llm.pocket.lessons.words import DAYS, MONTHS, Words, read_table
 
 LONG_SHARE = 0.15  # of the pieces, unless a lesson says otherwise
@@ -51,7 +51,7 @@ FIXED: tuple[tuple[tuple[str, ...], str], ...] = (
 class TextTask:
     """A family: `make` writes an input of a size and its answer; long inputs have up to `longest` items."""
 
-    make: Callable[[Words, int], Piece]
+    make: Callable[[Words, int], TextWork]
     weight: float = 1.0
     longest: int = 36
     bare: bool = False  # the request has no text to work on
