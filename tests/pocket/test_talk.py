@@ -1,5 +1,6 @@
 """Open prompts: every kind has lessons that end shortly, and the rate of answers without an end counts right."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -28,7 +29,7 @@ def test_every_kind_of_talk_has_a_short_answer(split: Split) -> None:
     for seed in range(60):
         for dialogue in talk_lesson(Words(seed, split), 2):
             assert dialogue.messages[-1]["content"] in ANSWERS
-            assert "{" not in dialogue.messages[0]["content"]
+            assert not re.search(r"\{\d*\}", dialogue.messages[0]["content"])
 
 
 def test_sentences_of_other_languages_are_held_out_too() -> None:

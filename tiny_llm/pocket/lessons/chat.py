@@ -3,7 +3,7 @@
 from tiny_llm.pocket.lessons.dialogue import Dialogue, JsonObject, assistant, user
 from tiny_llm.pocket.lessons.faq import question_and_answer
 from tiny_llm.pocket.lessons.talk import talk_lesson
-from tiny_llm.pocket.lessons.text import text_lesson
+from tiny_llm.pocket.lessons.text import COPYING, text_lesson
 from tiny_llm.pocket.lessons.tools import attributes
 from tiny_llm.pocket.lessons.words import Words
 
@@ -109,7 +109,7 @@ def faq_lesson(words: Words, branches: int) -> list[Dialogue]:
 
 
 def own_facts(words: Words, count: int) -> dict[str, str]:
-    """What users tell of themselves: listed properties and attributes of any kind."""
+    """Choose what users tell of themselves: listed properties and attributes of any kind."""
     names = words.sample(list(OWN), count)
     found = {}
     for name in names:
@@ -154,14 +154,11 @@ def aside(words: Words) -> list[JsonObject]:
         return [user(question), assistant(answer)]
     if words.chance(0.3):
         return list(talk_lesson(words, 1)[0].messages)
-    return list(text_lesson(words, 1, long=0.0)[0].messages)
+    return list(text_lesson(words, 1, COPYING, long=0.0)[0].messages)
 
 
-def memory_lesson(words: Words, branches: int) -> list[Dialogue]:
-    """Users tell something, talk about something else and ask for it; every other branch: for what they never told."""
-    few = words.split == "train" and words.chance(0.3)  # short ones, too, to learn from
-    known = own_facts(words, words.integer(1, 2) if few else words.integer(2, 4))
-    missing = [name for name in words.sample(list(OWN), len(OWN)) if name not in known][: max(1, branches // 2)]
+def told(words: Words, known: dict[str, str], few: bool) -> list[JsonObject]:
+    """Tell the known facts, with talk on something else between them; now and then correct one of them in `known`."""
     talk: list[JsonObject] = []
     for name, value in known.items():
         talk += tell(words, name, value)
@@ -169,22 +166,41 @@ def memory_lesson(words: Words, branches: int) -> list[Dialogue]:
             talk += aside(words)
     if not few and words.chance(0.3):
         name = words.choice([name for name in known if name != "name"])
-        known[name] = str(words.value(OWN.get(name) or attributes().get(name, "name")))
+        kind = OWN.get(name) or attributes().get(name, "name")
+        known[name] = str(words.value(kind))
         talk += [user(f"Now my {name} is {known[name]}."), assistant(TOLD)]
+    return talk
+
+
+def memory_lesson(words: Words, branches: int) -> list[Dialogue]:
+    """Make talks on the user's own facts: told, interrupted by something else, and asked for.
+
+    Every other branch asks for a fact that was never told.
+    """
+    few = words.split == "train" and words.chance(0.3)  # short ones, too, to learn from
+    known = own_facts(words, words.integer(1, 2) if few else words.integer(2, 4))
+    others = [name for name in words.sample(list(OWN), len(OWN)) if name not in known]
+    missing = others[: max(1, branches // 2)]
+    talk = told(words, known, few)
+    answered = branches - len(missing)
+    asked = words.sample(list(known), answered)
+    while len(asked) < answered:
+        asked.append(words.choice(list(known)))
+    asked += [words.or_unknown(name, 0.3) for name in missing]
     lesson = []
-    asked = words.sample(list(known), branches - len(missing))
-    asked += [words.choice(list(known)) for _ in range(branches - len(missing) - len(asked))]
-    for name in [*asked, *(words.or_unknown(name, 0.3) for name in missing)]:
+    for name in asked:
         answer = f"Your {name} is {known.get(name, UNTOLD)}."
-        lesson.append(Dialogue("multi_turn", (*talk, user(ask_back(words, name)), assistant(answer))))
+        messages = (*talk, user(ask_back(words, name)), assistant(answer))
+        lesson.append(Dialogue("multi_turn", messages))
     return lesson
 
 
 SUMS = ("What is {}?", "Compute {}.", "How much is {}?", "{} = ?", "Calculate {}.", "Work out {}.", "Tell me {}.")
+SAID = {"+": "plus", "-": "minus", "*": "times"}
 
 
 def add_up(first: int, second: int) -> str:
-    """The working of a sum, digit by digit from the right."""
+    """Work out a sum, digit by digit from the right."""
     steps, carry, place = [], 0, 1
     while first // place or second // place:
         one, two = first // place % 10, second // place % 10
@@ -195,18 +211,22 @@ def add_up(first: int, second: int) -> str:
 
 
 def take_away(first: int, second: int) -> str:
-    """The working of a difference whose result is not negative."""
+    """Work out a difference that is not negative, digit by digit from the right."""
     steps, borrow, place = [], 0, 1
     while first // place:
-        one, two = first // place % 10, second // place % 10
+        one = first // place % 10
+        two = second // place % 10
         lent = 10 if one - borrow < two else 0
-        steps.append(f"{one + lent}{' - 1' if borrow else ''} - {two} = {one + lent - borrow - two}")
-        borrow, place = int(lent > 0), place * 10
+        borrowed = " - 1" if borrow else ""
+        result = one + lent - borrow - two
+        steps.append(f"{one + lent}{borrowed} - {two} = {result}")
+        borrow = int(lent > 0)
+        place *= 10
     return "; ".join(steps)
 
 
 def multiply(first: int, second: int) -> str:
-    """The working of a product with a number of one digit."""
+    """Work out a product with a number of one digit."""
     steps, carry, place = [], 0, 1
     while first // place:
         one = first // place % 10
@@ -216,24 +236,31 @@ def multiply(first: int, second: int) -> str:
     return "; ".join(steps)
 
 
+def worked(operation: str, first: int, second: int) -> tuple[int, str]:
+    """Return the result of an operation and its working."""
+    if operation == "+":
+        return first + second, add_up(first, second)
+    if operation == "-":
+        return first - second, take_away(first, second)
+    return first * second, multiply(first, second)
+
+
 def arithmetic_lesson(words: Words, branches: int) -> list[Dialogue]:
-    """Sums: with thinking the working first, without it only small ones."""
+    """Make sums: with thinking the working comes first, without it only small sums come."""
     lesson = []
     for _ in range(branches):
-        first, second = sorted(
-            (words.integer(1, 10 ** words.integer(1, 3)), words.integer(1, 10 ** words.integer(1, 3)))
-        )[::-1]
+        numbers = [words.integer(1, 10 ** words.integer(1, 3)) for _ in range(2)]
+        first, second = max(numbers), min(numbers)
         operation = words.choice("+-*")
         if operation == "*":
             second = words.integer(2, 9)
-        result = {"+": first + second, "-": first - second, "*": first * second}[operation]
-        working = {"+": add_up, "-": take_away, "*": multiply}[operation](first, second)
-        said = {"+": ("+", "plus"), "-": ("-", "minus"), "*": ("*", "times")}[operation]
-        question = words.phrasing(SUMS).format(f"{first} {words.choice(said)} {second}")
+        result, working = worked(operation, first, second)
+        ask = words.phrasing(SUMS)
+        said = words.choice((operation, SAID[operation]))
+        question = ask.format(f"{first} {said} {second}")
         answer = f"{first} {operation} {second} = {result}."
-        lesson.append(
-            Dialogue("think", (user(question), assistant(answer, f"{first} {operation} {second}: {working}.")))
-        )
+        thought = f"{first} {operation} {second}: {working}."
+        lesson.append(Dialogue("think", (user(question), assistant(answer, thought))))
         if first < 20 and result < 100:
             lesson.append(Dialogue("sum", (user(question), assistant(answer)), thinking=False))
     return lesson

@@ -10,6 +10,7 @@ from tiny_llm.pocket.lessons.words import LISTS, THINGS, Words
 
 Field = str | int
 FORMS = ("{}: {}", "{} is {}", "{} = {}")
+KNOWN_TO_PYTHON = ("print", "range", "append")
 GAPS = ("{{{}}}", "<{}>", "[{}]")
 TEMPLATES = (
     "Dear {0}, your {1} will arrive on {2}.",
@@ -128,7 +129,7 @@ def statement(words: Words, names: list[str]) -> str:
         lambda: f"for i in range({number}):\n        {first} += i",
         lambda: f"print({first}, {second})",
         lambda: f"{first}.append({second})",
-        lambda: f'print("{words.word()}", {first})',
+        lambda: f"print({number}, {first})",
     )
     return words.choice(forms)()
 
@@ -147,11 +148,13 @@ def code(words: Words, size: int) -> tuple[str, list[str]]:
 
 
 def names_of_code(words: Words, count: int, used: list[str]) -> list[str]:
-    """Return names for code that are not in use."""
+    """Return names for code that begin otherwise than each other and than those in use."""
+    beginnings = {name[:2] for name in used}
     found: list[str] = []
     while len(found) < count:
         name = words.any_word() if words.chance(0.5) else words.choice(THINGS)
-        if name not in (*found, *used) and not iskeyword(name):
+        if name[:2] not in beginnings and name not in KNOWN_TO_PYTHON and not iskeyword(name):
+            beginnings.add(name[:2])
             found.append(name)
     return found
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from tiny_llm.pocket.lessons.dialogue import Dialogue, assistant, user
+from tiny_llm.pocket.lessons.dialogue import Dialogue, assistant, to_json, user
 from tiny_llm.pocket.lessons.faq import unknown
 from tiny_llm.pocket.lessons.lists import TextWork, items, sentences
-from tiny_llm.pocket.lessons.records import code
+from tiny_llm.pocket.lessons.records import code, csv, keys, record, table
 from tiny_llm.pocket.lessons.text import TASKS, capitalized, one_of, requests
 from tiny_llm.pocket.lessons.words import THINGS, Words, read_table
 
@@ -64,20 +64,20 @@ def letters(words: Words, count: int) -> str:
 
 
 def nonsense(words: Words) -> Talk:
-    """Words and letters without a meaning."""
+    """Make words and letters without a meaning."""
     count = words.integer(1, 8)
     forms: tuple[Callable[[], str], ...] = (
         lambda: " ".join(words.name().lower() for _ in range(count)),
-        lambda: " ".join(letters(words, words.integer(1, 9)) for _ in range(count)),
+        lambda: " ".join(letters(words, words.integer(3, 9)) for _ in range(count)),
         lambda: " ".join(items(words, count)),
-        lambda: words.choice("abcdehlnox?!1") * words.integer(3, 40),
+        lambda: words.choice("abcdehlnox") * words.integer(3, 40),
         lambda: f"{capitalized(' '.join(words.any_word() for _ in range(count)))}?",
     )
     return words.choice(forms)(), PUZZLED
 
 
 def nearly_empty(words: Words) -> Talk:
-    """A mark, a letter, a number or nothing."""
+    """Make a mark, a letter, a number or nothing."""
     forms: tuple[Callable[[], str], ...] = (
         lambda: "",
         lambda: " " * words.integer(1, 3),
@@ -90,7 +90,7 @@ def nearly_empty(words: Words) -> Talk:
 
 
 def foreign(words: Words) -> Talk:
-    """One to three sentences in another language."""
+    """Say one to three sentences in other languages."""
     said: list[str] = read_table("tables/languages.toml")["said"]
     text = " ".join(words.from_split(said) for _ in range(words.choice((1, 1, 2, 3))))
     if words.chance(0.15):
@@ -99,22 +99,32 @@ def foreign(words: Words) -> Talk:
 
 
 def on_code(words: Words) -> Talk:
-    """Code to explain, or to write."""
+    """Ask for an explanation of code, or for a program."""
     if words.chance(0.4):
         return words.phrasing(WRITE_CODE).format(words.choice(THINGS)), NO_CODE
     text, _ = code(words, words.integer(1, 6))
     if words.chance(0.3):
-        text = words.choice(text.split("\n")).strip()
+        lines = [line.strip() for line in text.split("\n") if line]
+        text = words.choice(lines)
     return words.phrasing(CODE_ASKS).format(text), NO_CODE
 
 
 def statements(words: Words) -> Talk:
-    """A text, and nothing that is asked about it."""
-    return sentences(words, words.integer(1, 12)), AND_NOW
+    """Give a text or data without asking anything about it."""
+    size = words.integer(2, 12)
+    forms: tuple[Callable[[], str], ...] = (
+        lambda: sentences(words, size),
+        lambda: words.sentence(),
+        lambda: ", ".join(items(words, size)),
+        lambda: "\n".join(items(words, size)),
+        lambda: csv(table(words, min(size, 6))),
+        lambda: to_json(record(words, keys(words, min(size, 5)))),
+    )
+    return words.choice(forms)(), AND_NOW
 
 
 def order_alone(words: Words) -> Talk:
-    """An order of text work that forgot its text."""
+    """Give an order of text work without its text."""
     name = words.choice([name for name, task in TASKS.items() if not task.bare])
     known = requests(name)
     if words.split == "test" or not known.more or words.chance(0.3):
@@ -127,7 +137,7 @@ def order_alone(words: Words) -> Talk:
 
 
 def too_long(words: Words) -> Talk:
-    """More than an answer can hold."""
+    """Ask for more than an answer can hold."""
     low = words.choice((0, 1, words.integer(2, 999)))
     high = words.choice((10 ** words.integer(4, 9), words.integer(3000, 99999), words.integer(10**5, 10**7)))
     return words.phrasing(LONG_ASKS).format(low, high, words.choice(THINGS)), TOO_LONG
@@ -146,7 +156,7 @@ FAMILIES: dict[str, tuple[Callable[[Words], Talk], float]] = {
 
 
 def talk_lesson(words: Words, branches: int) -> list[Dialogue]:
-    """Prompts of all these kinds, each with its answer."""
+    """Make prompts of all these kinds, each with its answer."""
     weights = [weight for _, weight in FAMILIES.values()]
     lesson = []
     for name in words.random.choices(list(FAMILIES), weights, k=branches):

@@ -49,7 +49,7 @@ FIXED: tuple[tuple[tuple[str, ...], str], ...] = (
 
 @dataclass(frozen=True)
 class TextTask:
-    """A family: `make` writes an input of a size and its answer; long inputs have up to `longest` items."""
+    """A family of text work: `make` writes an input of a size and its answer; the longest has `longest` items."""
 
     make: Callable[[Words, int], TextWork]
     weight: float = 1.0
@@ -59,7 +59,7 @@ class TextTask:
 
 @dataclass(frozen=True)
 class Requests:
-    """How a family is asked for: `asks` as in the evaluation; `more` orders and `questions` only in training."""
+    """The wordings of a family's requests; those in `more` and `questions` are for training only."""
 
     asks: Sequence[str]
     more: Sequence[str] = ()
@@ -174,7 +174,7 @@ def piece(words: Words, name: str, long: bool) -> tuple[str, str]:
 def text_lesson(
     words: Words, branches: int, names: Sequence[str] = tuple(TASKS), long: float = LONG_SHARE
 ) -> list[Dialogue]:
-    """Pieces of text work that share nothing but the beginning of the template; a share of them is `long`."""
+    """Make pieces of text work that share nothing but the beginning of the template; a share of them is `long`."""
     weights = [TASKS[name].weight for name in names]
     lesson = []
     for name in words.random.choices(names, weights, k=branches):
