@@ -57,6 +57,20 @@ def test_the_kept_wording_is_never_trained(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ASKED)
+def test_orders_name_their_arguments_and_whole_requests_the_text_too(name: str) -> None:
+    known, task = requests(name), TASKS[name]
+    count = len(task.make(Words(0), 4).values)
+    arguments = set(range(count if task.bare else count - 1))
+    for pattern in known.more:
+        assert {int(place) for place in re.findall(r"\{(\d)\}", pattern)} == arguments
+    for pattern in known.questions:
+        assert {int(place) for place in re.findall(r"\{(\d)\}", pattern)} == set(range(count))
+    for ask in known.asks:
+        assert len(set(re.findall(r"\{\d\}", ask))) in (0, count)
+        assert ask.count("{") == count
+
+
+@pytest.mark.parametrize("name", ASKED)
 def test_training_asks_in_many_ways(name: str) -> None:
     known = requests(name)
     assert len(known.asks) >= 3

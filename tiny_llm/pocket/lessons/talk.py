@@ -1,12 +1,13 @@
 """Lessons on talk that no other family covers: each prompt, however odd, gets a short honest answer and an end."""
 
+import re
 from collections.abc import Callable
 
 from tiny_llm.pocket.lessons.dialogue import Dialogue, assistant, to_json, user
 from tiny_llm.pocket.lessons.faq import unknown
 from tiny_llm.pocket.lessons.lists import TextWork, items, sentences
 from tiny_llm.pocket.lessons.records import code, csv, keys, record, table
-from tiny_llm.pocket.lessons.text import TASKS, capitalized, one_of, requests
+from tiny_llm.pocket.lessons.text import SHORT, TASKS, capitalized, one_of, requests
 from tiny_llm.pocket.lessons.words import THINGS, Words, read_table
 
 PUZZLED = "I do not understand that. Please say it in other words."
@@ -155,11 +156,28 @@ FAMILIES: dict[str, tuple[Callable[[Words], Talk], float]] = {
 }
 
 
+def in_two_turns(words: Words) -> Dialogue:
+    """Give the text of an order in a turn of its own, behind the order or before it."""
+    name = words.choice([name for name, task in TASKS.items() if not task.bare and requests(name).more])
+    made = TASKS[name].make(words, words.integer(*SHORT))
+    *arguments, text = made.values
+    pattern = one_of(words, words.choice(requests(name).more))
+    order = capitalized(pattern.format(*arguments)) + "."
+    first = [user(order), assistant(WHAT_TEXT), user(text)]
+    is_text = re.search(r"[,.{\n]", text) and not text.startswith("def ")
+    if is_text and words.chance(0.5):
+        first = [user(text), assistant(AND_NOW), user(order)]
+    return Dialogue("talk:in_two_turns", (*first, assistant(made.answer)))
+
+
 def talk_lesson(words: Words, branches: int) -> list[Dialogue]:
-    """Make prompts of all these kinds, each with its answer."""
+    """Make prompts of all these kinds, each with its answer; in training also text work in two turns."""
     weights = [weight for _, weight in FAMILIES.values()]
     lesson = []
     for name in words.random.choices(list(FAMILIES), weights, k=branches):
+        if words.split == "train" and words.chance(0.15):
+            lesson.append(in_two_turns(words))
+            continue
         make, _ = FAMILIES[name]
         question, answer = make(words)
         lesson.append(Dialogue(f"talk:{name}", (user(question), assistant(answer))))
