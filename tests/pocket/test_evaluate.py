@@ -140,7 +140,9 @@ def test_a_model_accepts_its_own_draft(directory: Path) -> None:
 def test_all_figures_and_the_card(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "LONGEST", 2)
     figures, scores = evaluate.evaluate(directory, directory, 2)
-    promised = "tool_call tool_answer context_answer context_absent needle_512 needle_2048 faq multi_turn acceptance"
+    promised = (
+        "tool_call tool_answer context_answer context_absent needle_512 needle_2048 faq multi_turn loop_rate acceptance"
+    )
     assert set(promised.split()) | {"params", "bytes", "tokens_trained"} <= set(figures)
     assert figures["tokens_trained"] == 4000
     assert figures["bytes"] == (directory / "model.safetensors").stat().st_size

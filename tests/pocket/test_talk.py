@@ -1,5 +1,6 @@
 """Open prompts: every kind has lessons that end shortly, and the rate of answers without an end counts right."""
 
+import json
 import re
 from collections import Counter
 
@@ -65,3 +66,10 @@ def test_the_loop_rate_counts_answers_without_an_end(monkeypatch: pytest.MonkeyP
     said = [[1] * 5, [1] * 4, [], [1] * 5]
     monkeypatch.setattr(evaluate, "answers", lambda model, prompts, longest, stop: said)
     assert loop_rate(Evaluation(evaluate.WEIGHTS / "draft"), 4) == 0.5
+
+
+def test_the_shipped_defaults_are_greedy_as_the_loop_rate_is() -> None:
+    for size in ("target", "draft"):
+        settings = json.loads((evaluate.WEIGHTS / size / "generation_config.json").read_text(encoding="utf-8"))
+        assert settings["temperature"] == 0.0
+        assert not settings["do_sample"]
