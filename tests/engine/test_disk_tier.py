@@ -31,7 +31,9 @@ def tiered(llm: LLM, folder: Path | None, events: list[Event], limit: int = 2**3
     config = make_loop(llm, BLOCKS, SIZE).config
     assert config.kv_bytes
     room = config.kv_bytes // (3 if bits else 1)  # about as many blocks
-    config = replace(config, kv_bytes=room, disk_folder=folder, disk_bytes=limit)
+    config = replace(config, kv_bytes=room)
+    if folder is not None:
+        config = replace(config, disk_folder=folder, disk_bytes=limit)
     return Loop(llm.model, llm.tokenizer, config, events.append, engine=packed(bits))
 
 

@@ -1,5 +1,6 @@
 """`load(…, lesson=True)`: week 1's loop answers single prompts, and what it does not know the engine's loop answers."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,3 +115,37 @@ def test_a_cache_file_holds_the_lesson_s_cache(path: Path, lesson: LLM, tmp_path
         answer = other.generate(longer, GREEDY)
         assert answer.stats.cached_tokens == len(longer) - 2
         assert answer.tokens == want
+
+
+def test_threads_that_ask_at_once_get_an_error_and_no_crash(path: Path) -> None:
+    """Arrays of one thread were computed in another: the process crashed."""
+    llm = load(path, lesson=True)
+    want = load(path).generate([1] * 60, GREEDY).tokens
+    found: list[object] = []
+
+    def once() -> object:
+        try:
+            return llm.generate([1] * 60, GREEDY).tokens
+        except RuntimeError as error:
+            return str(error)
+
+    def ask() -> None:
+        found.extend(once() for _ in range(4))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(one == want or "thread" in str(one) or "cancelled" in str(one) for one in found)
+    assert llm.generate([1] * 60, GREEDY).tokens == want
+
+
+def test_forgetting_drops_the_lessons_cache_and_ends_its_stream(path: Path) -> None:
+    llm = load(path, lesson=True)
+    stream = llm.stream([1] * 30, GREEDY)
+    next(stream)
+    llm.forget()
+    with pytest.raises(RuntimeError, match="this stream was cancelled"):
+        next(stream)
+    assert llm.generate([1] * 30, GREEDY).stats.cached_tokens == 0

@@ -212,3 +212,19 @@ def test_a_fault_of_the_thread_reaches_who_waits(path: Path, monkeypatch: pytest
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         engine.stream("a", GREEDY)
+
+
+def test_a_search_is_not_what_a_reader_left_unread(path: Path) -> None:
+    """All its tokens come at once: the request failed, however fast the reader was."""
+    with Engine(path, serving=ServingConfig(max_unread=5)) as engine:
+        params = SamplingParams(beam_width=2, max_tokens=20, ignore_eos=True)
+        stream = engine.stream("hello", params)
+        assert sum(delta.token is not None for delta in stream) == 20
+        assert stream.stats.decode_tps == stream.stats.longest_gap == 0
+
+
+def test_an_error_names_the_prompt_of_a_list(llm: LLM, engine: Engine) -> None:
+    for ask in (llm.generate, engine.generate):
+        with pytest.raises(ValueError, match=r"^prompts\[1\]: prompt: expected at least one token"):
+            ask(["hello", ""])
+    assert engine.generate(()) == []

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tiny_llm.config.fields import require
+from tiny_llm.config.fields import is_integer, require
 from tiny_llm.config.model import GROUP_SIZES
 
 CACHES = ("contiguous", "rotating", "quantized")
@@ -45,7 +45,7 @@ class EngineConfig:
         require(self.dtype in dtypes, f"dtype: expected one of {', '.join(dtypes)}, found {self.dtype!r}")
         for name in ("prefill_chunk", "max_context"):
             value = getattr(self, name)
-            ok = (value is None and name == "max_context") or (isinstance(value, int) and value >= 1)
+            ok = (value is None and name == "max_context") or (is_integer(value) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {value!r}")
         back_ends = ("metal", "cuda", "sim", "plain")
         require(

@@ -84,7 +84,11 @@ class SamplingParams:
         require(self.n <= self.beam_width, f"n: expected at most beam_width ({self.beam_width}), found {self.n}")
         for name, neutral in (*_NOT_FOR_BEAMS, ("logit_bias", {}), ("stop", ())):
             value = getattr(self, name)
-            require(value == neutral, f"{name}: beam search has no use for it, expected {neutral!r}, found {value!r}")
+            require(
+                value == neutral,
+                f"{name}: beam search can't do that yet, expected {neutral!r}, found {shown(value)}; "
+                "set beam_width to 1 or leave it out",
+            )
 
     @classmethod
     def resolve(cls, *layers: Mapping[str, Any]) -> "SamplingParams":

@@ -6,6 +6,8 @@ from pathlib import Path
 from tiny_llm.config.fields import is_integer, require, shown
 from tiny_llm.config.scheduler import SchedulerConfig
 
+DISK_BYTES = 4 * 2**30
+
 
 @dataclass(frozen=True)
 class ServingConfig:
@@ -25,7 +27,7 @@ class ServingConfig:
     block_size: int = 32
     prefix_cache: bool = True
     disk_folder: Path | str | None = None
-    disk_bytes: int = 4 * 2**30
+    disk_bytes: int = DISK_BYTES
     max_requests: int = 1024
     max_unread: int = 65_536
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -46,6 +48,10 @@ class ServingConfig:
         require(
             isinstance(self.scheduler, SchedulerConfig),
             f"scheduler: expected a SchedulerConfig, found {shown(self.scheduler)}",
+        )
+        require(
+            self.disk_folder is not None or self.disk_bytes == DISK_BYTES,
+            f"disk_bytes: is for a disk_folder, found {self.disk_bytes} without one; name a folder or leave it out",
         )
         require(
             self.prefix_cache or self.disk_folder is None,

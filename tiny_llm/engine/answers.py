@@ -76,6 +76,7 @@ class Collected:
     request_id: str
     num_answers: int
     prompt_tokens: int = 0
+    searches: bool = False  # a search gives all its tokens at its end, so the times between them mean nothing
     begin: float = field(default_factory=time.monotonic)
     admitted: float | None = None
     first: float | None = None
@@ -93,7 +94,7 @@ class Collected:
     @classmethod
     def of(cls, request: Request) -> "Collected":
         """Make an empty record for a request."""
-        return cls(request.id, request.params.n, len(request.tokens))
+        return cls(request.id, request.params.n, len(request.tokens), request.searches)
 
     def note(self, output: Output, now: float) -> None:
         """Record the time `now` at which an output was made."""
@@ -103,6 +104,8 @@ class Collected:
             self.first = now
             self.admitted = output.admitted
             self.cached_tokens = output.cached_tokens
+        elif self.searches:
+            return
         before = self._latest.get(output.delta.index)
         if before is not None:
             gap = now - before

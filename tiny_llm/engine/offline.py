@@ -3,12 +3,18 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from tiny_llm.config import SchedulerConfig
+from tiny_llm.cache.choose import slot_bytes
+from tiny_llm.config import EngineConfig, SchedulerConfig
+from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.text import Delta
 from tiny_llm.engine.answers import Collected
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Request
+from tiny_llm.model.memory import available_bytes
+from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.model.tokenizer import Tokenizer
 
 
 def kv_bytes_for(requests: Sequence[Request], limits: SchedulerConfig, block_size: int, block_bytes: int) -> int:
@@ -19,6 +25,20 @@ def kv_bytes_for(requests: Sequence[Request], limits: SchedulerConfig, block_siz
         blocks += [-(-longest // block_size)] * request.num_sequences
     blocks.sort(reverse=True)
     return sum(blocks[: limits.max_sequences]) * block_bytes
+
+
+def loop_for(model: Qwen3, tokenizer: Tokenizer, requests: Sequence[Request], engine: EngineConfig) -> Loop:
+    """Return a loop with just enough memory and slots for these requests."""
+    config = ServingConfig()
+    slots = max(config.scheduler.max_sequences, *(request.num_sequences for request in requests))
+    config = replace(config, scheduler=replace(config.scheduler, max_sequences=slots))
+    if engine.cache != "rotating":
+        dtype = model.weights["norm"]["weight"].dtype
+        each = config.block_size * slot_bytes(model.config, engine, dtype.size)
+        need = kv_bytes_for(requests, config.scheduler, config.block_size, each)
+        free = available_bytes()
+        config = replace(config, kv_bytes=need if free is None else min(need, free // 2))
+    return Loop(model, tokenizer, config, engine=engine)
 
 
 def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> list[Collected]:
@@ -33,12 +53,6 @@ def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> 
     if line:
         line.end()
     return found
-
-
-def run_one(loop: Loop, request: Request, collected: Collected) -> Iterator[Delta]:
-    """Run a request and yield its pieces, which `collected` keeps. Raises the error with which the request failed."""
-    for _, delta in run(loop, [request], [collected]):
-        yield delta
 
 
 def run(loop: Loop, requests: Sequence[Request], collected: Sequence[Collected]) -> Iterator[tuple[Collected, Delta]]:

@@ -84,6 +84,17 @@ class RequestBuilder:
             in_thought=encoded.in_thought,
         )
 
+    def requests(self, prompts: Sequence[Prompt], params: SamplingParams, template: Template) -> list[Request]:
+        """Return a request for each prompt, named by its number. Raises ValueError naming the prompt."""
+        made = []
+        number = 0
+        try:
+            for number, prompt in enumerate(prompts):
+                made.append(self.request(str(number), prompt, params, template))
+        except ValueError as error:
+            raise ValueError(f"prompts[{number}]: {error}") from error
+        return made
+
     def terms(self, params: SamplingParams | None, options: Mapping[str, Any], now: float) -> Terms:
         """Check a call's settings. Options that are not fields of a request are sampling settings, as in `resolve`.
 

@@ -73,8 +73,10 @@ class Engine:
         The call raises ValueError for `params` and options of the wrong kind, and FullError. The first read of the
         stream raises the errors of the prompt, such as a prompt that is too long.
         """
-        terms = self._terms(params, options)
-        stream = self._open(terms, AsyncStream)
+        return self._astream(prompt, self._terms(params, options))
+
+    def _astream(self, prompt: Prompt, terms: Terms, bounded: bool = True) -> AsyncStream:
+        stream = self._open(terms, AsyncStream, bounded)
         try:
             self._prompt_threads.submit(self._send_later, stream.collected, prompt, terms)
         except RuntimeError:  # the engine was closed meanwhile
@@ -90,7 +92,7 @@ class Engine:
         Raises the first error of a request, and FullError where the requests of other callers leave no room; the other
         requests are then cancelled.
         """
-        if not many(prompts) and prompts != []:
+        if not many(prompts) and list(prompts) != []:
             raise ValueError(f"prompts: expected a list of prompts, found one: {shown(prompts)}")
         terms = self._terms(params, options)
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
@@ -129,12 +131,15 @@ class Engine:
                 if all(one.done for one in found.values()):
                     raise
                 return
-            self._send(collected, waiting.popleft(), terms)
+            try:
+                self._send(collected, waiting.popleft(), terms)
+            except ValueError as error:
+                raise ValueError(f"prompts[{len(found)}]: {error}") from error
             found[collected.request_id] = collected
 
     async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> list[Completion]:
         """Return the n answers to a prompt, without blocking the event loop."""
-        stream = self.astream(prompt, params, **options)
+        stream = self._astream(prompt, self._terms(params, options), bounded=False)
         try:
             async for _ in stream:
                 pass
@@ -173,9 +178,10 @@ class Engine:
             return  # this is a forked process, in which the threads do not run
         with contextlib.suppress(RuntimeError):  # raised where the engine is closed already
             self._worker.put(Close())
-        if threading.current_thread() is not self._worker.thread:  # `emit` may close the engine that calls it
-            self._worker.thread.join()
-        self._prompt_threads.shutdown(cancel_futures=True)
+        self._prompt_threads.shutdown(wait=False, cancel_futures=True)
+        if threading.current_thread() is self._worker.thread:
+            return  # `emit` closes the engine that calls it: the thread is waited for at exit
+        self._worker.thread.join()
         atexit.unregister(self.close)
 
     def __enter__(self) -> "Engine":
@@ -198,14 +204,21 @@ class Engine:
         if os.getpid() != self._process:
             raise RuntimeError("the engine belongs to another process: make one in the process that was forked")
 
-    def _open(self, terms: Terms, reader: type[Reader]) -> Reader:
-        """Register a new request as unfinished, and return its reader."""
-        stream = reader(self._new(terms), self._worker.leave, self._serving.max_unread)
+    def _open(self, terms: Terms, reader: type[Reader], bounded: bool = True) -> Reader:
+        """Register a new request as unfinished, and return its reader.
+
+        A search gives all its tokens at its end, which is no fault of the reader; nor is a reader of the engine's own.
+        """
+        most = terms.params.n * terms.params.max_tokens
+        searches = terms.params.beam_width > 1
+        limit = self._serving.max_unread if bounded and not searches else most
+        stream = reader(self._new(terms), self._worker.leave, limit)
         self._worker.enter(stream.collected, stream.deliver)
         return stream
 
     def _new(self, terms: Terms) -> Collected:
-        return Collected(f"r{next(self._ids)}", terms.params.n, begin=terms.arrival)
+        params = terms.params
+        return Collected(f"r{next(self._ids)}", params.n, begin=terms.arrival, searches=params.beam_width > 1)
 
     def _send(self, collected: Collected, prompt: Prompt, terms: Terms) -> None:
         """Hand a request to the engine's thread. Raises ValueError for a prompt that can never run."""
