@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from tiny_llm.config.prompts import passage_format
 from tiny_llm.pocket.lessons.faq import faq_entries
 from tiny_llm.pocket.lessons.tools import attributes, kinds_of_things
 from tiny_llm.pocket.lessons.words import Words, read_table
 
-ABSENT = "The documents do not say."
+ABSENT = passage_format().absent
 ATTRIBUTE_SAYS = (
     "The {a} of {{e}} is {{v}}.",
     "{{e}} has the {a} {{v}}.",
@@ -103,7 +104,7 @@ def capitalise(text: str) -> str:
 
 def cited(answer: str, number: int) -> str:
     """The answer with its passage's number: "1907 [2]."."""
-    return f"{answer.rstrip('.')} [{number}]."
+    return passage_format().cited(answer, number)
 
 
 @cache
