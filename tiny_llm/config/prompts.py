@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 TOOLS_FILE = "builtin_tools.toml"
 PASSAGES_FILE = "passages.toml"
 TYPES = ("string", "integer", "number", "boolean")
-TOOL_KEYS = ("name", "description", "required", "result", "failures", "properties")
+TOOL_KEYS = ("name", "description", "required", "result", "empty", "failures", "properties")
 FIELDS_OF = {  # the keys of passages.toml, and the fields that each text must have
     "system": set(),
     "prompt": {"passages", "question"},
@@ -41,6 +41,7 @@ class BuiltinTool:
     properties: Mapping[str, Mapping[str, Any]]
     required: Sequence[str]
     result: str
+    empty: str
     failures: Sequence[str]
 
     @property
@@ -127,7 +128,7 @@ def parse_tools(text: str, source: str) -> BuiltinTools:
     known_keys(data, ("system", "failed", "tool"), source)
     system = one_line(data["system"], f"{source}: system")
     failed = template(data["failed"], {"message"}, f"{source}: failed")
-    expect(isinstance(data["tool"], list) and data["tool"], f"{source}: tool", "a list of tables", data["tool"])
+    expect(isinstance(data["tool"], list), f"{source}: tool", "a list of tables", data["tool"])
     tools: dict[str, BuiltinTool] = {}
     for number, row in enumerate(data["tool"], 1):
         where = f"{source}: tool {number}"
@@ -156,6 +157,7 @@ def parse_tool(row: Any, where: str) -> BuiltinTool:
         properties,
         tuple(required),
         as_text(row["result"], f"{where}: result"),
+        as_text(row["empty"], f"{where}: empty"),
         tuple(one_line(text, f"{where}: failures") for text in failures),
     )
 

@@ -29,15 +29,15 @@ FOLDERS = ("src", "docs", "notes", "data", "tests", "config", "src/core", "docs/
 TEXT_ENDINGS = ("txt", "md", "log", "csv")
 SETTING_ENDINGS = ("toml", "ini", "cfg", "conf", "env")
 ABSENT = passage_format().absent
-NO_PASSAGES = "no passages"
-NO_MATCHES = "no matches"
+NO_PASSAGES = builtin_tools().tools["search_documents"].empty
+NO_MATCHES = builtin_tools().tools["search_files"].empty
 EDITED = "I changed {path}."
 WROTE = "I wrote {path}."
 
 
 @dataclass(frozen=True)
 class Wish:
-    """A wish that one call serves: the call, its result, the answer to the user, and the value that a chain goes on with."""
+    """A wish that one call serves: the call, its result, the answer to the user, and the value that a chain uses."""
 
     question: str
     tool: str
@@ -55,7 +55,8 @@ def table(name: str) -> dict[str, Any]:
 def asked(words: Words, kind: str, **fields: Any) -> str:
     """A phrasing of tables/builtin_asks.toml that this split may use."""
     row = table("builtin_asks")[kind]
-    return words.phrasing(row["asks"], row["more"]).format(**fields)
+    text: str = words.phrasing(row["asks"], row["more"])
+    return text.format(**fields)
 
 
 def file_path(words: Words, endings: tuple[str, ...] = TEXT_ENDINGS) -> str:
@@ -115,18 +116,24 @@ def quoted(words: Words, text: str) -> str:
     return f"{mark}{text}{mark}"
 
 
+def sum_in_words(words: Words) -> tuple[str, str, str]:
+    """(question, expression, result) of tables/sums.toml."""
+    row = words.choice(table("sums")["sum"])
+    fields: dict[str, Any] = {"a": words.number(), "b": max(1, words.number(3)), "c": words.integer(2, 9)}
+    if words.chance(0.25) and "{c}" not in row["expression"]:
+        fields["a"] = words.integer(1, 9999) / 100
+    question = words.phrasing(row["asks"], row["more"]).format(**fields)
+    expression = row["expression"].format(**fields)
+    value = eval(expression)  # numbers and + - * / ** of our own table
+    return question, expression, number_text(round(value, 4))
+
+
 def calculator(words: Words) -> Wish:
     if words.chance(0.5):
+        question, expression, result = sum_in_words(words)
+    else:
         said, expression, result = sum_of(words)
         question = words.phrasing(SUM_ASKS, MORE_SUM_ASKS).format(said)
-    else:
-        row = words.choice(table("sums")["sum"])
-        fields: dict[str, Any] = {"a": words.number(), "b": max(1, words.number(3)), "c": words.integer(2, 9)}
-        if words.chance(0.25) and "{c}" not in row["expression"]:
-            fields["a"] = words.integer(1, 9999) / 100
-        question = words.phrasing(row["asks"], row["more"]).format(**fields)
-        expression = row["expression"].format(**fields)
-        result = number_text(round(eval(expression), 4))  # numbers and + - * / ** of our own table
     return Wish(question, "calculator", {"expression": expression}, result, f"{expression} = {result}.", result)
 
 
@@ -134,35 +141,67 @@ def day(words: Words) -> datetime.date:
     return datetime.date.fromisoformat(words.date())
 
 
+def full(date: datetime.date) -> str:
+    """A date as the clock gives it: "Monday 2026-03-16"."""
+    return f"{date:%A %Y-%m-%d}"
+
+
+FROM_TODAY: Mapping[str, int] = {  # what a count in the question means in days
+    "clock_days": 1,
+    "clock_ago": -1,
+    "clock_weeks": 7,
+    "clock_tomorrow": 1,
+    "clock_yesterday": -1,
+}
+
+
+def day_from_today(words: Words) -> Wish:
+    """The date so many days from today; today is any day."""
+    kind = words.choice(tuple(FROM_TODAY))
+    count = words.integer(2, words.choice((40, 400)))
+    if kind == "clock_weeks":
+        count = words.integer(1, 8)
+    if kind in ("clock_tomorrow", "clock_yesterday"):
+        count = 1
+    result = full(day(words))
+    arguments = {"days": FROM_TODAY[kind] * count}
+    return Wish(asked(words, kind, n=count), "clock", arguments, result, f"It is {result}.", result)
+
+
+def day_from_date(words: Words) -> Wish:
+    """A given date's weekday, or the date so many days after or before it."""
+    kind = words.choice(("clock_weekday", "clock_after", "clock_before"))
+    date, count = day(words), words.integer(2, words.choice((40, 400)))
+    arguments: JsonObject = {"date": str(date)}
+    question = asked(words, kind, d=date, n=count)
+    if kind != "clock_weekday":
+        arguments["days"] = count if kind == "clock_after" else -count
+    result = full(date + datetime.timedelta(days=arguments.get("days", 0)))
+    return Wish(question, "clock", arguments, result, f"It is {result}.", result)
+
+
+def days_between(words: Words) -> Wish:
+    """The days from today, or from a given date, to another date."""
+    kind = words.choice(("clock_until", "clock_between"))
+    date, count = day(words), words.integer(2, words.choice((40, 400)))
+    until = date + datetime.timedelta(days=count)
+    arguments = {"until": str(until)}
+    question = asked(words, kind, d=until if kind == "clock_until" else date, u=until)
+    if kind == "clock_between":
+        arguments = {"date": str(date), "until": str(until)}
+    result = f"{count} days"
+    return Wish(question, "clock", arguments, result, f"It is {result}.", result)
+
+
+def time_now(words: Words) -> Wish:
+    result = f"{full(day(words))} {words.time()}"
+    return Wish(words.phrasing(CLOCK_ASKS, MORE_CLOCK_ASKS), "clock", {}, result, f"It is {result}.", result)
+
+
 def clock(words: Words) -> Wish:
     """The time, a date so many days away, a weekday, or a number of days."""
-    kind = words.choice(("now", "now", *(name for name in table("builtin_asks") if name.startswith("clock_"))))
-    date, count = day(words), words.integer(2, 400 if words.chance(0.5) else 40)
-    until = date + datetime.timedelta(days=count)
-    fields = {"n": count, "d": date, "u": until}
-    result = f"{day(words):%A %Y-%m-%d}"
-    arguments: JsonObject = {}
-    if kind == "now":
-        result += f" {words.time()}"
-    elif kind == "clock_weeks":
-        fields["n"] = words.integer(1, 8)
-        arguments = {"days": 7 * fields["n"]}
-    elif kind in ("clock_days", "clock_ago"):
-        arguments = {"days": count if kind == "clock_days" else -count}
-    elif kind in ("clock_tomorrow", "clock_yesterday"):
-        arguments = {"days": 1 if kind == "clock_tomorrow" else -1}
-    elif kind == "clock_weekday":
-        arguments, result = {"date": str(date)}, f"{date:%A %Y-%m-%d}"
-    elif kind in ("clock_after", "clock_before"):
-        days = count if kind == "clock_after" else -count
-        arguments = {"date": str(date), "days": days}
-        result = f"{date + datetime.timedelta(days=days):%A %Y-%m-%d}"
-    elif kind == "clock_until":
-        arguments, result = {"until": str(date)}, f"{count} days"
-    else:
-        arguments, result = {"date": str(date), "until": str(until)}, f"{count} days"
-    question = words.phrasing(CLOCK_ASKS, MORE_CLOCK_ASKS) if kind == "now" else asked(words, kind, **fields)
-    return Wish(question, "clock", arguments, result, f"It is {result}.", result)
+    make: tuple[Callable[[Words], Wish], ...] = (time_now, day_from_today, day_from_date, days_between)
+    return words.choice(make)(words)
 
 
 def read_wish(words: Words, path: str, text: str) -> Wish:
@@ -196,21 +235,30 @@ def places(found: list[tuple[str, int]]) -> str:
     return f"It is in {', and '.join(listed)}."
 
 
+def find_name(words: Words) -> Wish:
+    """A file by its name."""
+    path = file_path(words)
+    name = path.rpartition("/")[2]
+    return Wish(asked(words, "find_name", x=name), "search_files", {"pattern": name}, path, f"It is {path}.", path)
+
+
 def search_files(words: Words) -> Wish:
-    """A text in files, in those of a folder, or a file by its name."""
+    """A text in files, in the files of a folder, or a file by its name."""
     kind = words.choice(("find_text", "find_text", "find_in_folder", "find_name"))
     if kind == "find_name":
-        path = file_path(words)
-        name = path.rpartition("/")[2]
-        question = asked(words, kind, x=name)
-        return Wish(question, "search_files", {"pattern": name}, path, f"It is {path}.", path)
+        return find_name(words)
     text = words.choice((words.any_word(), words.name(), code_line(words), f"{words.word()} {words.word()}", "TODO"))
     folder = words.choice(FOLDERS) if words.chance(0.5) else words.any_word()
-    arguments = {"pattern": text} if kind == "find_text" else {"pattern": text, "path": folder}
     question = asked(words, kind, x=quoted(words, text), f=folder)
+    arguments = {"pattern": text}
+    if kind == "find_in_folder":
+        arguments["path"] = folder
     if words.chance(0.12):
         return Wish(question, "search_files", arguments, NO_MATCHES, "Nothing was found.")
-    found = [(file_path(words, ("md", "py", "txt")), words.integer(1, 300)) for _ in range(words.integer(1, 2))]
+    found = []
+    for _ in range(words.integer(1, 2)):
+        path = file_path(words, ("md", "py", "txt"))
+        found.append((path, words.integer(1, 300)))
     lines = [f"{path}:{line}: {text} {words.word()}" for path, line in found]
     return Wish(question, "search_files", arguments, "\n".join(lines), places(found), found[0][0])
 
@@ -232,7 +280,7 @@ def edit_call(words: Words, kind: str, path: str, old: str, new: str) -> Wish:
     question = asked(words, kind, p=path, o=quoted(words, old), n=quoted(words, new))
     arguments = {"path": path, "old_string": old, "new_string": new}
     result = builtin_tools().tools["edit_file"].result.format(path=path)
-    return Wish(question, "edit_file", arguments, result, EDITED.format(path=path), path)
+    return Wish(question, "edit_file", arguments, result, EDITED.format(path=path), new)
 
 
 def edit_file(words: Words) -> Wish:

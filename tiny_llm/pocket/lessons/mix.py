@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tiny_llm.pocket.lessons.agent import agent_lesson
 from tiny_llm.pocket.lessons.chat import arithmetic_lesson, faq_lesson, memory_lesson
 from tiny_llm.pocket.lessons.context import context_lesson, needle_lesson
 from tiny_llm.pocket.lessons.dialogue import Dialogue
+from tiny_llm.pocket.lessons.retrieval import passages_lesson
 from tiny_llm.pocket.lessons.text import COPYING, text_lesson
 from tiny_llm.pocket.lessons.tool_calls import tool_lesson
 from tiny_llm.pocket.lessons.words import Words
@@ -20,6 +22,9 @@ def long_needle(words: Words) -> Dialogues:
 
 LESSONS: Mapping[str, Callable[[Words], Dialogues]] = {
     "tool": lambda words: tool_lesson(words, 4),
+    "builtin": lambda words: agent_lesson(words, 2),
+    "long_builtin": lambda words: agent_lesson(words, 4),
+    "passages": lambda words: passages_lesson(words, 8),
     "context": lambda words: context_lesson(words, 8),
     "needle": lambda words: needle_lesson(words, words.integer(2, 20), 3),
     "long_needle": long_needle,
@@ -56,6 +61,16 @@ class Mix:
 
 FOUNDATION = Mix({"copy": 0.4, "context": 0.25, "needle": 0.25, "memory": 0.1})
 EVERYTHING = Mix(
-    {"tool": 0.30, "context": 0.26, "needle": 0.02, "faq": 0.16, "text": 0.03, "memory": 0.20, "think": 0.03}
+    {
+        "tool": 0.30,
+        "builtin": 0.15,
+        "context": 0.26,
+        "passages": 0.10,
+        "needle": 0.02,
+        "faq": 0.16,
+        "text": 0.03,
+        "memory": 0.20,
+        "think": 0.03,
+    }
 )
-LONG = Mix({**EVERYTHING.weights, "long_needle": 0.05})
+LONG = Mix({**EVERYTHING.weights, "builtin": 0.08, "long_builtin": 0.07, "long_needle": 0.05})

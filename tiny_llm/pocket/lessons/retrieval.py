@@ -14,7 +14,6 @@ TITLES = ("About {n}", "{n}", "Notes on {n}", "The {w}", "{n} and the {w}", "A r
 ENDINGS = ("md", "txt", "pdf", "html", "md#{n}", "pdf, page {p}")
 TWO = ("{one} {two}", "{one} And: {two}", "{one} Also: {two}", "1. {one} 2. {two}")
 MORE_TWO = ("{one} Besides: {two}", "Two questions. {one} {two}", "{one}\n{two}", "{one} I also want to know: {two}")
-Answered = tuple[str, int, str]  # question, number of the passage, answer
 
 
 def heading(words: Words) -> tuple[str, str]:
@@ -63,8 +62,11 @@ def retrieved(words: Words, document: Document, distractors: int, explains: bool
     texts += [distractor(words, explains) for _ in range(distractors)]
     order = words.sample(range(len(texts)), len(texts))
     place = {old: new for new, old in enumerate(order, 1)}
-    answered = [(question, place[number - 1], answer) for question, number, answer in document.answered]
-    return Document(tuple(texts[old] for old in order), tuple(answered), document.unanswered)
+    answered = []
+    for question, number, answer in document.answered:
+        answered.append((question, place[number - 1], answer))
+    shuffled = [texts[old] for old in order]
+    return Document(tuple(shuffled), tuple(answered), document.unanswered)
 
 
 def read_document(words: Words) -> Document:

@@ -24,6 +24,7 @@ NEAR = (  # families that may serve each other's wishes
     {"calculator", "python", "convert_units", "exchange"},
     {"stock", "attribute:price", "attribute:cost"},
     {"warehouse", "attribute:count"},
+    {"write_file", "create_file"},
     {"address", "attribute:address", "attribute:location", "attribute:home"},
 )
 ERRORS = ("not found", "no such entry", "permission denied", "service unavailable", "invalid argument", "timeout")
