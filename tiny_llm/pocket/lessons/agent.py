@@ -26,12 +26,11 @@ from tiny_llm.pocket.lessons.faq import faq_entries
 from tiny_llm.pocket.lessons.tool_calls import NEAR, NO_TOOL, SYSTEMS
 from tiny_llm.pocket.lessons.toolbox import any_tool, setter_tool, toolbox
 from tiny_llm.pocket.lessons.tools import Tool, families, listed_tool
-from tiny_llm.pocket.lessons.words import Words
+from tiny_llm.pocket.lessons.words import Words, read_table
 
 MOST_TOOLS = 8
 OTHER_FAMILY = {"search_documents": "search", "run_python": "python"}  # as builtin.py names these families
 LOOKUPS = ("calculator", "clock", "run_python", "search_documents")  # their result may be written to a file
-ACTIONS = ("set_alarm", "timer", "book_table", "create_event", "light", "heating", "play", "pay", "taxi", "volume")
 FILE_FAMILIES = {"read_file", "search_files", "edit_file", "write_file", "python", "create_file", "delete_file", "note"}
 Talk = list[JsonObject]
 
@@ -161,10 +160,17 @@ def search_multiply_write(words: Words, box: Box) -> Talk:
     return chain(question, f"{second.answer} {third.answer}", first, second, third)
 
 
+def not_found(question: str, pattern: str) -> Talk:
+    """A search without a result, which ends the chain."""
+    return chain(question, "Nothing was found.", Wish("", "search_files", {"pattern": pattern}, NO_MATCHES, ""))
+
+
 def find_and_read(words: Words, box: Box) -> Talk:
     path = file_path(words)
     name = path.rpartition("/")[2]
     question = asked(words, "find_and_read", x=name)
+    if words.chance(0.12):
+        return not_found(question, name)
     second = read_wish(words, path, file_text(words))
     return chain(question, second.answer, Wish("", "search_files", {"pattern": name}, path, ""), second)
 
@@ -181,6 +187,8 @@ def found_and_edited(words: Words) -> tuple[str, Wish, Wish]:
 
 def find_and_edit(words: Words, box: Box) -> Talk:
     question, first, second = found_and_edited(words)
+    if words.chance(0.12):
+        return not_found(question, str(first.arguments["pattern"]))
     return chain(question, second.answer, first, second)
 
 
@@ -267,9 +275,10 @@ def other_tool(words: Words, box: Box) -> Tool:
     """A tool whose wishes the box may not serve: with a search in it, no tool that looks something up."""
     if "search_documents" not in box.builtin:
         return any_tool(words)
-    if words.chance(0.4):
+    listed = read_table("tables/tools_action.toml")["family"]
+    actions = [family for family in listed if family in families(words.split)]
+    if not actions or words.chance(0.4):
         return setter_tool(words)
-    actions = [family for family in families(words.split) if "status" in family["result"] or family["id"] in ACTIONS]
     return listed_tool(words, words.choice(actions))
 
 

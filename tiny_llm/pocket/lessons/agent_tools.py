@@ -119,7 +119,11 @@ def quoted(words: Words, text: str) -> str:
 def sum_in_words(words: Words) -> tuple[str, str, str]:
     """(question, expression, result) of tables/sums.toml."""
     row = words.choice(table("sums")["sum"])
-    fields: dict[str, Any] = {"a": words.number(), "b": max(1, words.number(3)), "c": words.integer(2, 9)}
+    fields: dict[str, Any] = {
+        "a": words.number(),
+        "b": max(1, words.number(3)),
+        "c": words.integer(2, 9),
+    }
     if words.chance(0.25) and "{c}" not in row["expression"]:
         fields["a"] = words.integer(1, 9999) / 100
     question = words.phrasing(row["asks"], row["more"]).format(**fields)
@@ -258,22 +262,30 @@ def search_files(words: Words) -> Wish:
     found = []
     for _ in range(words.integer(1, 2)):
         path = file_path(words, ("md", "py", "txt"))
+        if kind == "find_in_folder":
+            path = f"{folder}/{path.rpartition('/')[2]}"
         found.append((path, words.integer(1, 300)))
     lines = [f"{path}:{line}: {text} {words.word()}" for path, line in found]
     return Wish(question, "search_files", arguments, "\n".join(lines), places(found), found[0][0])
 
 
-def replacement(words: Words) -> tuple[str, str]:
-    """An old and a new text: words, a few words, lines of settings or lines of code."""
-    kind = words.choice(("word", "word", "number", "words", "setting", "code"))
+def edited_text(words: Words, kind: str) -> str:
     if kind == "word":
-        return words.any_word(), words.any_word()
+        return words.any_word()
     if kind == "number":
-        return str(words.number()), str(words.number())
+        return str(words.number())
     if kind == "words":
-        return str(words.value("text")), str(words.value("text"))
-    make = setting if kind == "setting" else code_line
-    return make(words), make(words)
+        return str(words.value("text"))
+    return setting(words) if kind == "setting" else code_line(words)
+
+
+def replacement(words: Words) -> tuple[str, str]:
+    """An old and a new text, not the same: words, a few words, lines of settings or lines of code."""
+    kind = words.choice(("word", "word", "number", "words", "setting", "code"))
+    old = new = edited_text(words, kind)
+    while new == old:
+        new = edited_text(words, kind)
+    return old, new
 
 
 def edit_call(words: Words, kind: str, path: str, old: str, new: str) -> Wish:
