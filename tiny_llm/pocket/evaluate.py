@@ -98,11 +98,13 @@ def cases(task: str, encode: Encode) -> Iterator[Case]:
 
 def counts(task: str, messages: Sequence[JsonObject], index: int) -> bool:
     """Whether the assistant's turn at `index` is a case of the task: for most tasks only the last turn is one."""
-    message, after_result = messages[index], messages[index - 1]["role"] == "tool"
+    message = messages[index]
+    after_result: bool = messages[index - 1]["role"] == "tool"
     if task in ("tool_call", "tool_answer"):
         return after_result == (task == "tool_answer")
     if task == "builtin_call":
-        return "tool_calls" in message or message["content"] == NO_TOOL
+        refuses: bool = message["content"] == NO_TOOL
+        return refuses or "tool_calls" in message
     return index == len(messages) - 1
 
 

@@ -21,7 +21,7 @@ def long_needle(words: Words) -> Dialogues:
 
 
 LESSONS: Mapping[str, Callable[[Words], Dialogues]] = {
-    "tool": lambda words: tool_lesson(words, 4),
+    "tool": lambda words: tool_lesson(words, 3),
     "builtin": lambda words: agent_lesson(words, 2),
     "long_builtin": lambda words: agent_lesson(words, 4),
     "passages": lambda words: passages_lesson(words, 8),
