@@ -62,7 +62,7 @@ PEAK = "\nimport mlx.core as mx; print(mx.get_peak_memory() / 1e6)"
 
 def ours(llm: LLM, prompt: list[int], count: int) -> tuple[list[int], float, float]:
     """(tokens, prefill tok/s, decode tok/s) of an engine that has nothing cached."""
-    llm._cache, llm._cached = llm._new_cache(), []
+    llm.forget()
     answer = llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True))
     return answer.tokens, answer.stats.prefill_tps, answer.stats.decode_tps
 

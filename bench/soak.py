@@ -16,15 +16,14 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.engine.fake import FakeRunner, FakeTier, solo, solo_search
-from tiny_llm.cache.view import View
+from tests.engine.fake import FakeRunner, FakeTier, advance, solo, solo_search
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.choosers import Beams
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.kept import Kept
 from tiny_llm.engine.radix import RadixTree
-from tiny_llm.engine.request import Request, Share, Step
+from tiny_llm.engine.request import Request, Step
 from tiny_llm.engine.scheduler import Scheduler
 
 STOPS = frozenset({0})
@@ -47,7 +46,7 @@ class World:
             pool, tree = BlockPool(2 * slots + limit, 80), None
             kept = Kept(pool, limit, lambda block, tokens: (7 * block + tokens) % 5 > 0)
         self.pool, self.scheduler = pool, Scheduler(config, pool, tree, self.count, kept)
-        self.runner, self.beams = FakeRunner(pool), Beams(self.scheduler)
+        self.runner, self.beams = FakeRunner(pool), Beams()
         if tree and tiered:
             tree.tier = FakeTier(self.runner)
         self.prefix = [self.random.randrange(3) for _ in range(20)]
@@ -92,7 +91,7 @@ class World:
             for s in scheduler.finish(step, results, self.now):
                 if s.finish_reason != "cancelled":
                     assert s.output == solo(s.request.tokens, s.request.params.max_tokens, s.index, STOPS)
-            for s, search in self.beams.advance(step, results, self.now):
+            for s, search in advance(self.beams, self.scheduler, step, results, self.now):
                 self.seen["searched"] += 1
                 assert search.best == solo_search(s.request)
         if scheduler.ledger.kept and random.random() < 0.005:
@@ -107,9 +106,7 @@ class World:
         if scheduler.ledger.kept is None:
             scheduler.abandon(step, self.now)
             return
-        everyone = tuple(Share(sequence.id, 0, (), 0, View((), 0)) for sequence in scheduler.running)
-        copies = tuple((0, block) for block in range(self.pool.num_blocks))
-        scheduler.abandon(Step(step.number, everyone, copies), self.now)
+        scheduler.preempt_all(self.now)
         scheduler.ledger.forget()
 
     def run(self) -> None:

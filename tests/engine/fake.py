@@ -5,10 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from tiny_llm.decode.beam import Beam, Logprobs, Search
+from tiny_llm.engine import request as engine_request
 from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.choosers import Beams
 from tiny_llm.engine.request import Request, Result, SequenceId, Share, Step
+from tiny_llm.engine.scheduler import Scheduler
 
 VOCAB = 50
+Ended = tuple[engine_request.Sequence, Search]
 
 
 def next_token(tokens: Sequence[int], sample: int) -> int:
@@ -101,6 +105,17 @@ class FakeRunner:
         token = next_token(tokens, share.sequence.number)
         self.texts[share.sequence].append(token)
         return Result((token,), (None,))
+
+
+def advance(beams: Beams, scheduler: Scheduler, step: Step, results: list[Result], now: float) -> list[Ended]:
+    """Let searches go on as the loop does; returns those that end, with the first of their sequences."""
+    ended = []
+    for move in beams.advance(step, results, scheduler.sequences.requests):
+        if move.ended is None:
+            scheduler.branch(move.request, move.beams, now)
+        else:
+            ended.append((scheduler.end(move.request, move.reason, now), move.ended))
+    return ended
 
 
 class FakeTier:

@@ -1,6 +1,6 @@
 """Beams and the second place of blocks in the scheduler: what anything in any order rarely comes to."""
 
-from tests.engine.fake import FakeRunner, FakeTier, solo_search
+from tests.engine.fake import FakeRunner, FakeTier, advance, solo_search
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.decode.beam import Beam
 from tiny_llm.engine.blocks import BlockPool
@@ -18,9 +18,9 @@ class Engine:
 
     def __init__(self, num_blocks: int, tree: bool = True, token_budget: int = 32):
         self.pool, self.events = BlockPool(num_blocks, 4), list[Event]()
-        config = SchedulerConfig(token_budget, 8, 1000)
+        config = SchedulerConfig(token_budget, 8)
         self.scheduler = Scheduler(config, self.pool, RadixTree(self.pool) if tree else None, self.events.append)
-        self.runner, self.beams, self.found = FakeRunner(self.pool), Beams(self.scheduler), dict[str, list[Beam]]()
+        self.runner, self.beams, self.found = FakeRunner(self.pool), Beams(), dict[str, list[Beam]]()
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request, 0.0)
@@ -31,7 +31,7 @@ class Engine:
         step = self.scheduler.schedule(0.0)
         results = self.runner.run(step)
         self.scheduler.finish(step, results, 0.0)
-        for sequence, search in self.beams.advance(step, results, 0.0):
+        for sequence, search in advance(self.beams, self.scheduler, step, results, 0.0):
             self.found[sequence.request.id] = search.best
         self.scheduler.check()
         return step

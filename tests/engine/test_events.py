@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from tests.engine.fake import FakeRunner, FakeTier
+from tests.engine.fake import FakeRunner, FakeTier, advance
 from tiny_llm.cli import main
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.blocks import BlockPool
@@ -31,8 +31,8 @@ def test_the_log_tells_every_table_and_the_whole_tree(seed: int) -> None:
     random, again, seen = Random(seed), replay.Replay(), list[Event]()
     pool = BlockPool(random.randrange(12, 24), 2)
     tree = RadixTree(pool)
-    scheduler, runner = Scheduler(SchedulerConfig(9, 4, 60), pool, tree, seen.append), FakeRunner(pool)
-    beams, tree.tier, kinds = Beams(scheduler), FakeTier(runner) if seed % 2 else None, set()
+    scheduler, runner = Scheduler(SchedulerConfig(9, 4), pool, tree, seen.append), FakeRunner(pool)
+    beams, tree.tier, kinds = Beams(), FakeTier(runner) if seed % 2 else None, set()
     for i in range(150):
         if i < 100 and random.random() < 0.5:
             prompt = (*[1] * random.randrange(6), *[random.randrange(3) for _ in range(random.randrange(1, 5))])
@@ -46,7 +46,7 @@ def test_the_log_tells_every_table_and_the_whole_tree(seed: int) -> None:
         step = scheduler.schedule(float(i))
         results = runner.run(step)
         scheduler.finish(step, results, float(i))
-        beams.advance(step, results, float(i))
+        advance(beams, scheduler, step, results, float(i))
         if scheduler.sequences.requests and random.random() < 0.1:
             name = random.choice(list(scheduler.sequences.requests))
             scheduler.cancel(name, float(i))

@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.engine.fake import FakeRunner, FakeTier, solo, solo_search
+from tests.engine.fake import FakeRunner, FakeTier, advance, solo, solo_search
 from tiny_llm.config import SamplingParams, SchedulerConfig
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.choosers import Beams
@@ -38,7 +38,7 @@ class Engine(RuleBasedStateMachine):
         self.pool = BlockPool(blocks, size)
         config = SchedulerConfig(slots + 5, slots, 60, weights={"a": 3.0})
         self.scheduler = Scheduler(config, self.pool, RadixTree(self.pool) if tree else None, self.events.append)
-        self.runner, self.beams = FakeRunner(self.pool), Beams(self.scheduler)
+        self.runner, self.beams = FakeRunner(self.pool), Beams()
         if tree > 2:
             assert self.scheduler.ledger.tree is not None
             self.scheduler.ledger.tree.tier = FakeTier(self.runner)
@@ -91,7 +91,7 @@ class Engine(RuleBasedStateMachine):
             if s.finish_reason in ("stop", "length"):
                 assert s.output == solo(s.request.tokens, s.request.params.max_tokens, s.index, STOPS)
         self.scheduler.check()
-        for s, search in self.beams.advance(step, results, self.now):
+        for s, search in advance(self.beams, self.scheduler, step, results, self.now):
             SEEN["searched"] += 1
             assert search.best == solo_search(s.request)
         self.scheduler.check()

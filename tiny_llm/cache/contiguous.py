@@ -3,8 +3,8 @@
     slot      0 … offset-1      offset … capacity-1
     content   tokens kept       room for the next
 
-MLX updates a buffer in place only while no other reference to it is alive. So `generate.stream` drops the arrays that
-read from the last step before the next step runs, and a fork copies on its first write, not before.
+MLX updates a buffer in place only while no other reference to it is alive. So callers must drop the arrays that read
+from the last step before they run the next one, and a fork copies on its first write, not before.
 """
 
 import copy

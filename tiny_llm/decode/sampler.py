@@ -102,7 +102,7 @@ class Sampler:
         return self if self._history is None else copy(self)
 
     def select(self, rows: Sequence[int]) -> "Sampler":
-        """Make a sampler of these rows, in this order. A row may be left out, or appear twice (a beam that forks)."""
+        """Make a sampler of these rows, in this order. A row may be left out, or appear twice."""
         index = np.asarray(rows, np.int64)
         chosen = copy(self)
         chosen.params = tuple(self.params[row] for row in rows)

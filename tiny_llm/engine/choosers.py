@@ -1,11 +1,11 @@
-"""Choose tokens from logits: draw one for each sequence, or search, both under the grammar that an answer may have.
+"""Choose tokens from logits.
 
-Draw    draw the next token of each sequence from its own distribution
-Beams   take in the log-probabilities of beams, and decide which beams the next ones extend
+Draw    draw the next token of each sequence from its own distribution, under its grammar if it has one
+Beams   take in the log-probabilities of beams, and decide which beams the next ones extend; searches take no grammar
 Forms   say which tokens may come next in the answers that have a grammar
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Row
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -19,8 +19,7 @@ from tiny_llm.decode.sampler import Sampled, Sampler
 from tiny_llm.decode.structured import Bits, Grammars, mask_logits
 from tiny_llm.decode.text import NOT_FINITE, Delta, Token, TokenLogprobs
 from tiny_llm.decode.thought import Place, Thought
-from tiny_llm.engine.request import Admission, Request, Result, Sequence, SequenceId, Step
-from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.request import Admission, EndReason, Request, Result, Sequence, SequenceId, Step
 from tiny_llm.model.tokenizer import Tokenizer
 
 
@@ -167,11 +166,24 @@ def _with_logprobs(token: Token, asked: int | None) -> Token:
     return Token(token.id, TokenLogprobs(token.logprobs.logprob, token.logprobs.top[:asked]))
 
 
+class Move(NamedTuple):
+    """What a search does next: go on with these beams (a parent and a token each), or end with its best beams."""
+
+    request: str
+    beams: list[tuple[Sequence, int]]
+    ended: Search | None = None
+
+    @property
+    def reason(self) -> EndReason:
+        """Why an ended search ended."""
+        assert self.ended is not None
+        return "stop" if self.ended.best[0].finished else "length"
+
+
 class Beams:
     """The unfinished beam searches. A search advances when the log-probabilities of all its live beams are there."""
 
-    def __init__(self, scheduler: Scheduler):
-        self.scheduler = scheduler
+    def __init__(self) -> None:
         self._searches: dict[str, Search] = {}
         self._rows: dict[SequenceId, Logprobs] = {}
 
@@ -188,32 +200,32 @@ class Beams:
         self._searches.pop(request_id, None)
         self._rows = {sequence: row for sequence, row in self._rows.items() if sequence.request != request_id}
 
-    def advance(self, step: Step, results: Row[Result], now: float) -> list[tuple[Sequence, Search]]:
-        """Take in the log-probabilities of a step, and return the searches that end with them."""
+    def advance(self, step: Step, results: Row[Result], groups: Mapping[str, list[Sequence]]) -> list[Move]:
+        """Take in the log-probabilities of a step, and return the searches that go on or end with them.
+
+        `groups` has the beams of each unfinished request, in their order.
+        """
         touched = dict[str, None]()
         for share, result in zip(step.shares, results, strict=True):
             name = share.sequence.request
-            running = self.scheduler.sequences.find(share.sequence) is not None
-            if result.row is not None and running and name in self._searches:
+            if result.row is not None and name in self._searches and name in groups:
                 self._rows[share.sequence] = result.row
                 touched[name] = None
-        ended = [self._advance(name, now) for name in touched]
-        return [found for found in ended if found]
+        moves = []
+        for name in touched:
+            search = self._searches[name]
+            live = groups[name][: len(search.live)]
+            if not any(sequence.remaining for sequence in live):
+                moves.append(self._advance(name, search, live))
+        return moves
 
-    def _advance(self, name: str, now: float) -> tuple[Sequence, Search] | None:
-        search, group = self._searches[name], list(self.scheduler.sequences.requests[name])
-        live = group[: len(search.live)]
-        if any(sequence.remaining for sequence in live):
-            return None
+    def _advance(self, name: str, search: Search, live: Row[Sequence]) -> Move:
         parents = search.advance([self._rows.pop(sequence.id) for sequence in live])
-        if parents:
-            chosen = [(live[p], beam.tokens[-1]) for p, beam in zip(parents, search.live, strict=True)]
-            self.scheduler.branch(name, chosen, now)
-            return None
-        self.forget(name)
-        for sequence in group:
-            self.scheduler.stop(sequence, "stop" if search.best[0].finished else "length", now)
-        return group[0], search
+        if not parents:
+            self.forget(name)
+            return Move(name, [], search)
+        chosen = [(live[p], beam.tokens[-1]) for p, beam in zip(parents, search.live, strict=True)]
+        return Move(name, chosen)
 
 
 def texts_of(sequence: Sequence, search: Search, tokenizer: Tokenizer) -> Iterator[Delta]:

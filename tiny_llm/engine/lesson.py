@@ -18,7 +18,7 @@ class Lesson:
 
     def __init__(self, model: Qwen3, tokenizer: Tokenizer, config: EngineConfig):
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self._clear()
+        self.forget()
 
     def can_answer(self, request: Request) -> bool:
         """Return whether the loop of week 1 can run a request: it has neither beam search nor grammars."""
@@ -47,18 +47,19 @@ class Lesson:
         except GeneratorExit:
             raise  # the caller stopped between two steps, when the cache is complete
         except BaseException:
-            self._clear()
+            self.forget()
             raise
 
     def kept(self) -> tuple[ContiguousCache, list[int]]:
-        """The cache, with the tokens in it."""
+        """Return the cache, and the tokens in it."""
         return self.cache, self.tokens[: self.cache.offset]
 
     def take_in(self, tokens: Sequence[int], cache: ContiguousCache) -> None:
         """Go on from a cache that was filled elsewhere, with these tokens."""
         self.cache, self.tokens = cache, list(tokens)
 
-    def _clear(self) -> None:
+    def forget(self) -> None:
+        """Drop what the cache holds."""
         self.take_in([], new_cache(self.model.config, self.model.ops, self.config))
 
     def _reuse(self, tokens: tuple[int, ...]) -> int:

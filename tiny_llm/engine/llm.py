@@ -15,12 +15,11 @@ import mlx.core as mx
 from tiny_llm.cache import disk
 from tiny_llm.cache.choose import new_cache, slot_bytes, slots_at_most
 from tiny_llm.cache.contiguous import ContiguousCache
-from tiny_llm.cache.whole import WholeCaches
-from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams, SchedulerConfig
+from tiny_llm.config import EngineConfig, ModelConfig, SamplingParams
 from tiny_llm.config.fields import require, shown
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.text import Delta
-from tiny_llm.engine.answers import Collected, completions_of, join, stats_of
+from tiny_llm.engine.answers import Collected, completions_of, stats_of
 from tiny_llm.engine.answers import Completion as Completion
 from tiny_llm.engine.answers import Stats as Stats
 from tiny_llm.engine.embed import Pooling, Vectors, embed
@@ -100,7 +99,7 @@ class LLM:
         self._collected: Collected | None = None  # of the request that began last
         self._lesson = Lesson(model, tokenizer, config) if lesson else None
         self._loop: Loop | None = None  # for single prompts
-        self._store: WholeCaches | None = None  # of that loop
+        self._by_lesson = lesson  # the last request was answered by the lesson's loop
         self._open: str | None = None  # the request of the stream that began last
         self._ids = count()
         self._turn = 0  # counts the streams that have begun
@@ -159,11 +158,10 @@ class LLM:
         if many(prompt):
             settings = self.builder.resolve(params, overrides)
             return self._all(cast(Sequence[Prompt], prompt), settings, template, progress)
-        answers: dict[int, list[Delta]] = {}
-        for delta in self.stream(cast(Prompt, prompt), params, template=template, **overrides):
-            answers.setdefault(delta.index, []).append(delta)
-        assert self.last_stats is not None
-        completions = [join(deltas, self.last_stats) for deltas in answers.values()]
+        for _ in self.stream(cast(Prompt, prompt), params, template=template, **overrides):
+            pass
+        assert self._collected is not None
+        completions = completions_of(self._collected)
         return completions if len(completions) > 1 else completions[0]
 
     def stream(
@@ -181,7 +179,8 @@ class LLM:
         """
         settings = self.builder.resolve(params, overrides)
         request = self.builder.request(f"r{next(self._ids)}", prompt, settings, template)
-        if self._lesson is not None and self._lesson.can_answer(request):
+        self._by_lesson = self._lesson is not None and self._lesson.can_answer(request)
+        if self._lesson is not None and self._by_lesson:
             return self._collect(request, self._lesson.outputs(request))
         with self._working():
             self._single(request).check(request)
@@ -200,7 +199,9 @@ class LLM:
             if delta is not None:
                 yield delta
             if turn != self._turn:
-                raise OvertakenError("another stream of this LLM has begun: it gives one answer at a time")
+                raise OvertakenError(
+                    "this stream was cancelled: a later one began, or the cache was saved or replaced; start it again"
+                )
 
     def _run(self, request: Request) -> Iterator[Output]:
         """Run a single request through the loop and yield its outputs. Closing early cancels the request."""
@@ -222,7 +223,7 @@ class LLM:
         except (GeneratorExit, OvertakenError):
             raise  # the stream stopped between two steps, when the loop is consistent
         except BaseException:
-            self.forget()  # a step may have been interrupted
+            self._drop_loop()  # a step may have been interrupted
             raise
         finally:
             if not ended and self._loop is loop and self._open == request.id:
@@ -234,15 +235,15 @@ class LLM:
         The loop gets slots for the answers of `request`, and computes its prompt in chunks of `prefill_chunk` tokens.
         """
         if self._owner is not threading.current_thread():
-            self.forget()  # its arrays belong to the other thread
+            self._drop_loop()  # its arrays belong to the other thread
         if self._loop is None:
-            self._store = whole_store(self.model, self.engine_config, MOST_ANSWERS, self.max_context, kept=1)
-            self._loop = Loop(self.model, self.tokenizer, engine=self.engine_config, store=self._store)
+            store = whole_store(self.model, self.engine_config, MOST_ANSWERS, self.max_context, kept=1)
+            self._loop = Loop(self.model, self.tokenizer, engine=self.engine_config, store=store)
             self._owner = threading.current_thread()
         if request is not None:
             slots = request.num_sequences
             budget = max(self.engine_config.prefill_chunk, slots)
-            self._loop.scheduler.set_limits(SchedulerConfig(token_budget=budget, max_sequences=slots))
+            self._loop.scheduler.set_limits(budget, slots)
         return self._loop
 
     def _all(
@@ -269,24 +270,23 @@ class LLM:
 
     def forget(self) -> None:
         """Drop the caches of earlier requests. An open stream then raises RuntimeError."""
-        self._loop = self._store = self._open = None
+        self._turn += 1
+        self._drop_loop()
+        if self._lesson is not None:
+            self._lesson.forget()
+
+    def _drop_loop(self) -> None:
+        self._loop = self._open = None
 
     def kept(self) -> tuple[ContiguousCache, list[int]]:
         """Return the kept cache of the last request, and the tokens in it. An open stream is cancelled."""
-        if self._lesson is not None:
+        if self._lesson is not None and self._by_lesson:
             return self._lesson.kept()
         loop = self._single()
         if self._open is not None:
             loop.cancel(self._open)
             self._turn += 1  # its stream does not go on
-        kept, store = loop.scheduler.ledger.kept, self._store
-        assert kept is not None and store is not None
-        if not kept.texts:
-            return store.make(), []
-        block, tokens = next(reversed(kept.texts.items()))
-        cache = store.caches[block]
-        cache.trim(cache.offset - len(tokens))
-        return cache, list(tokens)
+        return loop.kept_cache()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -305,13 +305,9 @@ class LLM:
             cache = new_cache(self.config, self.model.ops, self.engine_config)
             tokens = disk.load(Path(path), cache, self.fingerprint)
             self.forget()
-            kept = self._single().scheduler.ledger.kept
-            assert kept is not None and self._store is not None
-            if tokens:
-                self._store.put(kept.take_in(tokens), cache)
+            self._single().keep_cache(tokens, cache)
             if self._lesson is not None:
                 self._lesson.take_in(tokens, cache.fork())
-            self._turn += 1  # invalidates an open stream
         return cache.offset
 
     @contextmanager

@@ -11,8 +11,10 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Sequence as Row
 from dataclasses import dataclass, replace
 
+from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.view import View
 from tiny_llm.cache.whole import WholeCaches
 from tiny_llm.config import EngineConfig
@@ -86,7 +88,7 @@ class Loop:
         self.runner = Runner(model, self.store, Draw(Grammars(tokenizer, vocab_size), vocab_size))
         self._answers: dict[SequenceId, Answer] = {}
         self._left: Counter[str] = Counter()  # answers of each request that have not ended
-        self._beams = Beams(self.scheduler)
+        self._beams = Beams()
         self._running: Running | None = None
         self._recovery = Recovery(self.scheduler, self.runner, self.store)
 
@@ -157,10 +159,28 @@ class Loop:
         if self.scheduler.ledger.tree:
             self.scheduler.ledger.tree.save()
 
+    def kept_cache(self) -> tuple[ContiguousCache, list[int]]:
+        """Return the whole cache that was kept last, and the tokens in it; an empty one where none is kept."""
+        kept, store = self.scheduler.ledger.kept, self.store
+        assert kept is not None and isinstance(store, WholeCaches)
+        if not kept.texts:
+            return store.make(), []
+        block, tokens = next(reversed(kept.texts.items()))
+        cache = store.caches[block]
+        cache.trim(cache.offset - len(tokens))
+        return cache, list(tokens)
+
+    def keep_cache(self, tokens: Row[int], cache: ContiguousCache) -> None:
+        """Keep a cache that was filled elsewhere, for a request that begins with these tokens."""
+        kept, store = self.scheduler.ledger.kept, self.store
+        assert kept is not None and isinstance(store, WholeCaches)
+        if tokens:
+            store.put(kept.take_in(tokens), cache)
+
     def _prepare(self, running: Running) -> None:
         """Build the step that will probably be next, while the device works."""
         if self.config.disk_folder and self.scheduler.waiting:
-            return  # admission may load blocks from disk: a write, and a prepared step would turn it into a copy
+            return  # admission may load blocks; a prepared step references the buffers, so MLX would copy them to write
         guess = foresee(self.scheduler, running.step)
         if guess is not None:
             self.runner.prepare(guess, running)
@@ -185,11 +205,15 @@ class Loop:
     def _search(self, step: Step, results: list[Result], now: float) -> list[Output]:
         """Advance the beam searches. Returns the answers of the searches that end."""
         outputs: list[Output] = []
-        for sequence, search in self._beams.advance(step, results, now):
-            *first, last = texts_of(sequence, search, self.tokenizer)
-            about = None, sequence.cached, sequence.admitted
-            outputs += [Output(sequence.request.id, delta, *about) for delta in first]
-            outputs.append(Output(sequence.request.id, last, *about, ended=True))
+        for move in self._beams.advance(step, results, self.scheduler.sequences.requests):
+            if move.ended is None:
+                self.scheduler.branch(move.request, move.beams, now)
+                continue
+            sequence = self.scheduler.end(move.request, move.reason, now)
+            deltas = list(texts_of(sequence, move.ended, self.tokenizer))
+            for number, delta in enumerate(deltas, 1):
+                ended = number == len(deltas)
+                outputs.append(Output(move.request, delta, None, sequence.cached, sequence.admitted, ended))
         return outputs
 
     def _start(self) -> list[Output]:
@@ -202,7 +226,7 @@ class Loop:
         step = self.scheduler.schedule(self.clock())
         if not step.shares:  # nothing fits under the limits lowered after a failure: restore them
             self.runner.release(step.ended)
-            self.scheduler.config = self.scheduler.configured
+            self.scheduler.restore_limits()
             return []
         try:
             self._running = self.runner.launch(step)

@@ -35,12 +35,6 @@ def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> 
     return found
 
 
-def run_one(loop: Loop, request: Request, collected: Collected) -> Iterator[Delta]:
-    """Run a request and yield its pieces, which `collected` keeps. Raises the error with which the request failed."""
-    for _, delta in run(loop, [request], [collected]):
-        yield delta
-
-
 def run(loop: Loop, requests: Sequence[Request], collected: Sequence[Collected]) -> Iterator[tuple[Collected, Delta]]:
     """Run requests to their end. Yields each piece, with the item of `collected` that keeps it."""
     found = {}

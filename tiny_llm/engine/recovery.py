@@ -1,10 +1,8 @@
 """Recover from a step that failed: repair the pool, go on with a smaller batch, and grow it again after successes."""
 
 import traceback
-from dataclasses import replace
 
-from tiny_llm.cache.view import View
-from tiny_llm.engine.request import Share, Step
+from tiny_llm.engine.request import Step
 from tiny_llm.engine.runner import Runner
 from tiny_llm.engine.scheduler import Scheduler
 from tiny_llm.engine.store import Store
@@ -26,10 +24,10 @@ class Recovery:
         """Double the limits after every GOOD_STEPS successful steps, up to the configured limits."""
         self._good += 1
         config, configured = self.scheduler.config, self.scheduler.configured
-        if config != configured and self._good % GOOD_STEPS == 0:
+        if self._good % GOOD_STEPS == 0:
             sequences = min(configured.max_sequences, 2 * config.max_sequences)
             budget = max(sequences, min(configured.token_budget, 2 * config.token_budget))
-            self.scheduler.config = replace(config, max_sequences=sequences, token_budget=budget)
+            self.scheduler.lower_limits(budget, sequences)
 
     def after_failure(self, step: Step, error: Exception, now: float) -> str | None:
         """Halve the batch. Return the id of a request that has failed alone TRIES times, else None."""
@@ -52,18 +50,17 @@ class Recovery:
         config = self.scheduler.config
         sequences = max(1, min(config.max_sequences, len(alive)) // 2)
         budget = max(sequences, min(config.token_budget, step.num_tokens) // 2)
-        self.scheduler.config = replace(config, max_sequences=sequences, token_budget=budget)
+        self.scheduler.lower_limits(budget, sequences)
         return None
 
     def _mend(self, step: Step, now: float) -> None:
         """Repair scheduler and pool after a step that was interrupted."""
         self.runner.reset()
-        whole = self.store.mend()
-        if not whole:  # all K and V are lost, so every sequence is computed again
-            everyone = tuple(Share(sequence.id, 0, (), 0, View((), 0)) for sequence in self.scheduler.running)
-            step = Step(step.number, everyone, tuple((0, block) for block in range(self.store.num_blocks)))
-        self.scheduler.abandon(step, now)
-        if not whole or not self.scheduler.running:
+        if self.store.mend():
+            self.scheduler.abandon(step, now)
+        else:
+            self.scheduler.preempt_all(now)
+        if not self.scheduler.running:
             self.scheduler.ledger.forget()
 
 

@@ -162,7 +162,7 @@ class Share(NamedTuple):
 
     `wanted` is the number of the share's last rows that need logits: 0 for a chunk, 1 for a decode and for the end of a
     prompt, k + 1 to verify k drafted tokens. `parents` is the tree of a draft: the number in the share of each token's
-    parent; None for a plain row.
+    parent; None for a plain row. No policy makes drafts yet: `parents`, and `held` in a view, are set by tests alone.
     """
 
     sequence: SequenceId

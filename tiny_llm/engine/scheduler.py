@@ -6,7 +6,7 @@ finish     take in a step's results: append tokens, keep full blocks for later r
 
 from collections.abc import Callable
 from collections.abc import Sequence as Row
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.fields import require
@@ -36,9 +36,9 @@ class Plan:
 class Scheduler:
     """Continuous batching over a pool of blocks (Orca, OSDI 2022) with chunked prefill (arXiv:2308.16369).
 
-    `running` is sorted by rank: the sequence that was due first is served first and preempted last. Scheduling a step
-    takes O(running), whatever the number of waiting sequences. Only the `ledger` writes block tables, and only
-    `sequences` changes the state of a sequence.
+    `running` is sorted by rank: the sequence that was due first is served first and preempted last. A step looks at the
+    running sequences and at the first waiting one, whose prompt it looks up; how many wait makes no difference. Only
+    the `ledger` writes block tables, and only `sequences` changes the state of a sequence.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Scheduler:
         kept: Kept | None = None,
     ):
         self.blocks = blocks
-        self.set_limits(config)  # `config` is lowered below `configured` for a while after a step that failed
+        self.config = self.configured = config  # `config` is the lower one for a while after a step that failed
         self.log = Log(emit)
         self.ledger = Ledger(blocks, tree, self.log, kept)
         self.sequences = Sequences(self.ledger, self.log, config.weights)
@@ -73,9 +73,18 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
 
-    def set_limits(self, config: SchedulerConfig) -> None:
-        """Schedule the next steps by other settings. Running sequences go on."""
-        self.config = self.configured = config
+    def set_limits(self, token_budget: int, max_sequences: int) -> None:
+        """Schedule the next steps within other limits. Running sequences go on."""
+        limits = replace(self.configured, token_budget=token_budget, max_sequences=max_sequences)
+        self.config = self.configured = limits
+
+    def lower_limits(self, token_budget: int, max_sequences: int) -> None:
+        """Schedule within smaller limits for a while, after a step that failed."""
+        self.config = replace(self.config, token_budget=token_budget, max_sequences=max_sequences)
+
+    def restore_limits(self) -> None:
+        """Schedule within the configured limits again."""
+        self.config = self.configured
 
     def add(self, request: Request, now: float) -> list[Sequence]:
         """Add a request to the waiting line, and return its sequences. Raises ValueError if it can never run."""
@@ -83,10 +92,14 @@ class Scheduler:
         check_request(request, self.configured, self.blocks)
         self.log.now = now
         self.arrivals += 1
-        return self.sequences.add(request, (due_time(request, self.config), self.arrivals * 1024))
+        rank = due_time(request, self.config), self.arrivals * 1024  # more than a request has sequences: ranks differ
+        return self.sequences.add(request, rank)
 
     def schedule(self, now: float) -> Step:
-        """Schedule the next step. It is empty only where no work is left. The previous step must be finished."""
+        """Schedule the next step. The previous step must be finished.
+
+        It is empty where no sequence runs and the first waiting one does not fit within the lowered limits.
+        """
         plan = self._new_plan(now)
         # TASK w3.2.2: a step
         self._decode(plan)
@@ -202,6 +215,13 @@ class Scheduler:
         self.log.now = now
         self.sequences.stop(sequence, reason)
 
+    def end(self, request_id: str, reason: EndReason, now: float) -> Sequence:
+        """End all sequences of an unfinished request; returns its first."""
+        group = list(self.sequences.requests[request_id])
+        for sequence in group:
+            self.stop(sequence, reason, now)
+        return group[0]
+
     def cancel(self, request_id: str, now: float) -> bool:
         """Cancel all sequences of a request. Returns whether the request was unfinished."""
         sequences = self.sequences.requests.get(request_id, [])
@@ -213,6 +233,12 @@ class Scheduler:
         """Replace the beams of a search: each new beam extends one of the old beams by a token."""
         self.log.now = now
         self.sequences.branch(request_id, beams)
+
+    def preempt_all(self, now: float) -> None:
+        """Preempt every running sequence: all K and V are lost."""
+        self.log.now = now
+        while self.running:
+            self.sequences.preempt(self.running[-1])
 
     def abandon(self, step: Step, now: float) -> None:
         """After a step that failed: preempt the lower-ranked half of its sequences.
