@@ -14,11 +14,12 @@ import pytest
 from tiny_llm.config.prompts import builtin_tools, passage_format
 from tiny_llm.pocket.evaluate import cases, same_answer
 from tiny_llm.pocket.lessons.agent import SCENARIOS, agent_lesson
-from tiny_llm.pocket.lessons.agent_tools import WISHES, Wish
+from tiny_llm.pocket.lessons.agent_tools import WISHES
 from tiny_llm.pocket.lessons.dialogue import STOP, Dialogue, encode_turns, turns
 from tiny_llm.pocket.lessons.mix import EVERYTHING, LONG
 from tiny_llm.pocket.lessons.retrieval import passages_lesson
 from tiny_llm.pocket.lessons.tool_calls import NO_TOOL
+from tiny_llm.pocket.lessons.wishes import Wish
 from tiny_llm.pocket.lessons.words import Words, read_table
 from tiny_llm.pocket.tokenizer import shipped_tokenizer
 from tiny_llm.train.tree import grow
