@@ -16,7 +16,8 @@ from tiny_llm.pocket.lessons.faq import SIZE, UNKNOWN, faq_entries
 from tiny_llm.pocket.lessons.mix import EVERYTHING, LESSONS, LONG, Mix
 from tiny_llm.pocket.lessons.passages import ABSENT
 from tiny_llm.pocket.lessons.tool_calls import NO_TOOL, tool_lesson
-from tiny_llm.pocket.lessons.tools import families, say
+from tiny_llm.pocket.lessons.toolbox import toolbox
+from tiny_llm.pocket.lessons.tools import attributes, families, in_other_words, other_words, say
 from tiny_llm.pocket.lessons.words import Words, held_out, read_table
 from tiny_llm.pocket.recipe import RECIPES
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE
@@ -46,7 +47,9 @@ def test_a_lesson_is_the_same_whenever_it_is_made() -> None:
 
 def test_the_mix_holds_every_kind_about_as_often_as_it_says() -> None:
     tasks = [EVERYTHING.lesson(1, n)[0].task.split(":")[0] for n in range(800)]
-    assert tasks.count("tool") / 800 == pytest.approx(EVERYTHING.weights["tool"], abs=0.06)
+    total = sum(EVERYTHING.weights.values())
+    for kind in ("tool", "builtin", "passages"):
+        assert tasks.count(kind) / 800 == pytest.approx(EVERYTHING.weights[kind] / total, abs=0.05)
     assert {"tool", "needle", "faq", "text", "multi_turn", "think"} < set(tasks)
 
 
@@ -137,8 +140,35 @@ def test_no_call_is_made_where_no_tool_fits() -> None:
 
 def test_every_way_of_using_tools_comes() -> None:
     tasks = {d.task for d in many(tool_lesson, "test", 300)}
-    ways = "single second_call chain failure retry correction none_fits plain follow_up"
-    assert tasks == {f"tool:{way}" for way in ways.split()}
+    ways = "single second_call chain failure retry correction none_fits plain follow_up".split()
+    assert tasks == {f"tool:{way}" for way in ways}
+    trained = {d.task for d in many(tool_lesson, "train", 300)}
+    assert trained == {f"tool:{way}" for way in (*ways, "nearly_fits", "again")}
+
+
+def test_questions_in_other_words_come_in_training_only() -> None:
+    """They name no attribute, and none of them is a wording that is kept for the evaluation."""
+    kept = set()
+    for relation in read_table("tables/relations.toml")["relation"]:
+        kept |= set(Words(0, "test").phrasings(relation["asks"]))
+    for family in (*families("train"), *families("test")):
+        kept |= set(Words(0, "test").phrasings(family["asks"]))
+    kept = {re.sub(r"{\w+}", "{}", ask) for ask in kept}
+    for attribute, other in other_words().items():
+        assert attribute in other.like <= set(attributes())
+        for ask in other.asks:
+            assert attribute not in ask
+            assert re.sub(r"{\w+}", "{}", ask) not in kept
+    assert in_other_words(Words(1, "test"), "price", 1.0) is None
+    assert in_other_words(Words(1), "price", 1.0) == other_words()["price"]
+
+
+def test_no_other_attribute_in_a_box_may_be_meant_by_a_question() -> None:
+    for seed in range(200):
+        tools = toolbox(Words(seed), 5)
+        for tool in tools:
+            others = [other for other in tools if other is not tool]
+            assert not any(tool.like & other.like for other in others)
 
 
 @pytest.mark.parametrize("split", SPLITS)

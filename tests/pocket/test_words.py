@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
-from tiny_llm.pocket.lessons import builtin, chat, faq, passages, toolbox
+from tiny_llm.pocket.lessons import builtin, chat, faq, passages, retrieval, toolbox
 from tiny_llm.pocket.lessons.faq import faq_entries
 from tiny_llm.pocket.lessons.words import Words, held_out, read_table
 
 RELATIONS: list[dict[str, Any]] = read_table("tables/relations.toml")["relation"]
+BUILTIN_ASKS: dict[str, dict[str, list[str]]] = read_table("tables/builtin_asks.toml")
+SUMS: list[dict[str, Any]] = read_table("tables/sums.toml")["sum"]
 FAMILIES = [family for table in ("lookup", "action") for family in read_table(f"tables/tools_{table}.toml")["family"]]
 LISTS = [
     *((relation[name], relation[f"more_{name}"]) for relation in RELATIONS for name in ("says", "asks")),
@@ -25,6 +27,8 @@ LISTS = [
     (builtin.CLOCK_ASKS, builtin.MORE_CLOCK_ASKS),
     (builtin.READ_ASKS, builtin.MORE_READ_ASKS),
     (builtin.PYTHON_ASKS, builtin.MORE_PYTHON_ASKS),
+    (retrieval.TWO, retrieval.MORE_TWO),
+    *((row["asks"], row["more"]) for row in (*BUILTIN_ASKS.values(), *SUMS)),
 ]
 
 
@@ -32,7 +36,8 @@ LISTS = [
 def test_further_phrasings_leave_the_kept_one_to_the_evaluation(options: list[str], more: list[str]) -> None:
     train, test = Words(0).phrasings(options, more), Words(0, "test").phrasings(options, more)
     assert test == Words(0, "test").phrasings(options)
-    assert len(train) == len(set(train)) == len(options) + len(more) - 1
+    assert len(train) == len(options) + len(more) - 1
+    assert len(set(train)) == len({*options, *more}) - 1
     assert len(test) == 1
     assert not set(train) & set(test)
 

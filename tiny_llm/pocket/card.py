@@ -6,6 +6,7 @@ from typing import Any
 ROWS = {
     "tool_call": "tool calls: right tool and arguments, no call where none fits",
     "tool_answer": "answer, second call or recovery after a tool's result",
+    "builtin_call": "calls of the agent's built-in tools, alone and in chains",
     "context_answer": "answer from 1 to 5 passages with the passage's number",
     "context_absent": "says so when the passages do not",
     "needle_512": "a fact hidden in 512 tokens",

@@ -1,7 +1,8 @@
 """How good a pocket model is: exact match on names, numbers, schemas and phrasings that training never sees."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from tiny_llm.model.loader import load_weights
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.pocket.card import model_card
 from tiny_llm.pocket.greedy import agreement, answers
+from tiny_llm.pocket.lessons.agent import agent_lesson
 from tiny_llm.pocket.lessons.chat import arithmetic_lesson, memory_lesson
 from tiny_llm.pocket.lessons.context import context_lesson, needle_of_length
 from tiny_llm.pocket.lessons.conversations import open_prompts
-from tiny_llm.pocket.lessons.dialogue import STOP, Dialogue, encode_turns
+from tiny_llm.pocket.lessons.dialogue import STOP, Dialogue, JsonObject, encode_turns
 from tiny_llm.pocket.lessons.faq import faq_entries
 from tiny_llm.pocket.lessons.text import text_lesson
-from tiny_llm.pocket.lessons.tool_calls import tool_lesson
+from tiny_llm.pocket.lessons.tool_calls import NO_TOOL, tool_lesson
 from tiny_llm.pocket.lessons.words import Words
 from tiny_llm.pocket.recipe import DRAFT, RECIPES
 from tiny_llm.train.differentiable import EVALUATION
@@ -78,6 +80,7 @@ def cases(task: str, encode: Encode) -> Iterator[Case]:
     sources: Mapping[str, Callable[[], Iterator[Dialogue]]] = {
         "tool_call": lambda: tool_dialogues(words),
         "tool_answer": lambda: tool_dialogues(words),
+        "builtin_call": lambda: repeat(agent_lesson, words),
         "context_answer": lambda: context_dialogues(words, "context_answer"),
         "context_absent": lambda: context_dialogues(words, "context_absent"),
         "needle_512": lambda: needle_dialogues(words, 512, encode),
@@ -91,12 +94,36 @@ def cases(task: str, encode: Encode) -> Iterator[Case]:
         turns = list(encode_turns(dialogue, encode))
         replies = [index for index, message in enumerate(dialogue.messages) if message["role"] == "assistant"]
         for (prompt, answer), index in zip(turns, replies, strict=True):
-            after_result = dialogue.messages[index - 1]["role"] == "tool"
-            if task.startswith("tool_") and after_result != (task == "tool_answer"):
-                continue
-            if not task.startswith("tool_") and index != replies[-1]:
-                continue
-            yield without_empty_thought(Case(dialogue.task, prompt, answer[:-1]), encode)
+            if counts(task, dialogue.messages, index):
+                yield without_empty_thought(Case(dialogue.task, prompt, answer[:-1]), encode)
+
+
+def counts(task: str, messages: Sequence[JsonObject], index: int) -> bool:
+    """Whether the assistant's turn at `index` is a case of the task: for most tasks only the last turn is one."""
+    message = messages[index]
+    after_result: bool = messages[index - 1]["role"] == "tool"
+    if task in ("tool_call", "tool_answer"):
+        return after_result == (task == "tool_answer")
+    if task == "builtin_call":
+        refuses: bool = message["content"] == NO_TOOL
+        return refuses or "tool_calls" in message
+    return index == len(messages) - 1
+
+
+def as_call(text: str) -> Any:
+    """The JSON of a tool call, or None for a text that is no call."""
+    found = re.fullmatch(r"<tool_call>\n(.*)\n</tool_call>", text, re.DOTALL)
+    try:
+        return json.loads(found[1]) if found else None
+    except ValueError:
+        return None
+
+
+def same_answer(task: str, said: str, wanted: str) -> bool:
+    """Whether both texts are the same or, for the built-in tools, the same call: its JSON may be spaced otherwise."""
+    if task == "builtin_call" and as_call(wanted) is not None:
+        return bool(as_call(said) == as_call(wanted))
+    return said == wanted
 
 
 def without_empty_thought(case: Case, encode: Encode) -> Case:
@@ -110,6 +137,7 @@ def without_empty_thought(case: Case, encode: Encode) -> Case:
 TASKS = (
     "tool_call",
     "tool_answer",
+    "builtin_call",
     "context_answer",
     "context_absent",
     "needle_512",
@@ -164,10 +192,11 @@ class Evaluation:
         failures = []
         for case, said in zip(chosen, self.say(chosen), strict=True):
             right, total = families.get(case.family, (0, 0))
-            same = self.decode(said) == self.decode(case.answer)  # text, which tokens may spell in two ways
+            said_text, wanted = self.decode(said), self.decode(case.answer)  # tokens may spell a text in two ways
+            same = same_answer(task, said_text, wanted)
             families[case.family] = (right + same, total + 1)
             if not same:
-                failures.append((self.decode(case.prompt), self.decode(case.answer), self.decode(said)))
+                failures.append((self.decode(case.prompt), wanted, said_text))
         right = sum(r for r, _ in families.values())
         return Score(right, len(chosen), families, failures)
 

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tiny_llm.pocket.lessons.agent import agent_lesson
 from tiny_llm.pocket.lessons.chat import arithmetic_lesson, faq_lesson, memory_lesson
 from tiny_llm.pocket.lessons.context import context_lesson, needle_lesson
 from tiny_llm.pocket.lessons.dialogue import Dialogue
 from tiny_llm.pocket.lessons.talk import talk_lesson
+from tiny_llm.pocket.lessons.retrieval import passages_lesson
 from tiny_llm.pocket.lessons.text import COPYING, text_lesson
 from tiny_llm.pocket.lessons.tool_calls import tool_lesson
 from tiny_llm.pocket.lessons.words import Words
@@ -20,7 +22,10 @@ def long_needle(words: Words) -> Dialogues:
 
 
 LESSONS: Mapping[str, Callable[[Words], Dialogues]] = {
-    "tool": lambda words: tool_lesson(words, 4),
+    "tool": lambda words: tool_lesson(words, 3),
+    "builtin": lambda words: agent_lesson(words, 2),
+    "long_builtin": lambda words: agent_lesson(words, 4),
+    "passages": lambda words: passages_lesson(words, 8),
     "context": lambda words: context_lesson(words, 8),
     "needle": lambda words: needle_lesson(words, words.integer(2, 20), 3),
     "long_needle": long_needle,
@@ -60,26 +65,32 @@ class Mix:
 FOUNDATION = Mix({"copy": 0.4, "context": 0.25, "needle": 0.25, "memory": 0.1})
 EVERYTHING = Mix(
     {
-        "tool": 0.28,
-        "context": 0.22,
+        "tool": 0.24,
+        "builtin": 0.13,
+        "context": 0.18,
+        "passages": 0.09,
         "needle": 0.02,
-        "faq": 0.13,
+        "faq": 0.11,
         "text": 0.09,
         "long_text": 0.03,
-        "talk": 0.06,
-        "memory": 0.14,
+        "talk": 0.05,
+        "memory": 0.13,
         "think": 0.03,
     }
 )
 TEXTWORK = Mix(  # text work, and a little of all else, so that it is not forgotten
     {
-        "text": 0.45,
-        "long_text": 0.25,
+        "text": 0.42,
+        "long_text": 0.23,
         "tool": 0.08,
-        "context": 0.07,
+        "builtin": 0.05,
+        "context": 0.06,
+        "passages": 0.03,
         "faq": 0.05,
-        "talk": 0.05,
-        "memory": 0.05,
+        "talk": 0.04,
+        "memory": 0.04,
     }
 )
-LONG = Mix({**EVERYTHING.weights, "long_text": 0.05, "long_needle": 0.05})
+LONG = Mix(
+    {**EVERYTHING.weights, "builtin": 0.08, "long_builtin": 0.06, "long_text": 0.05, "long_needle": 0.05}
+)

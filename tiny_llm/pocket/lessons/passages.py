@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from tiny_llm.config.prompts import passage_format
 from tiny_llm.pocket.lessons.faq import faq_entries
-from tiny_llm.pocket.lessons.tools import attributes, kinds_of_things
+from tiny_llm.pocket.lessons.tools import attributes, in_other_words, kinds_of_things
 from tiny_llm.pocket.lessons.words import Words, read_table
 
-ABSENT = "The documents do not say."
+ABSENT = passage_format().absent
 ATTRIBUTE_SAYS = (
     "The {a} of {{e}} is {{v}}.",
     "{{e}} has the {a} {{v}}.",
@@ -103,7 +104,7 @@ def capitalise(text: str) -> str:
 
 def cited(answer: str, number: int) -> str:
     """The answer with its passage's number: "1907 [2]."."""
-    return f"{answer.rstrip('.')} [{number}]."
+    return passage_format().cited(answer, number)
 
 
 @cache
@@ -122,6 +123,9 @@ def attribute_relation(words: Words) -> Relation:
     name = words.or_unknown(attribute, 0.3)
     says = [words.blurred(text).format(a=name) for text in words.seen(ATTRIBUTE_SAYS, MORE_ATTRIBUTE_SAYS)]
     asks = [words.blurred(text).format(a=name) for text in words.phrasings(ATTRIBUTE_ASKS, MORE_ATTRIBUTE_ASKS)]
+    other = in_other_words(words, name, 0.3)
+    if other:
+        return Relation(attributes()[attribute], says, other.asks, tuple(sorted(other.like)))
     return Relation(attributes()[attribute], says, asks, (name,))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from tiny_llm.pocket.lessons.builtin import BUILTIN
 from tiny_llm.pocket.lessons.dialogue import Dialogue, JsonObject, assistant, call, to_json, tool_result, user
 from tiny_llm.pocket.lessons.faq import question_and_answer
-from tiny_llm.pocket.lessons.toolbox import any_tool, toolbox
+from tiny_llm.pocket.lessons.toolbox import any_tool, attribute_tool, setter_tool, toolbox
 from tiny_llm.pocket.lessons.tools import Tool, ToolRequest
 from tiny_llm.pocket.lessons.words import Words
 
@@ -24,7 +24,25 @@ NEAR = (  # families that may serve each other's wishes
     {"calculator", "python", "convert_units", "exchange"},
     {"stock", "attribute:price", "attribute:cost"},
     {"warehouse", "attribute:count"},
+    {"write_file", "create_file"},
     {"address", "attribute:address", "attribute:location", "attribute:home"},
+)
+CORRECTIONS = ("unknown {}: {}. Did you mean {}?", "no {} named {}. Use {}.", "{} {} not found, try {}")
+MORE_CORRECTIONS = (  # in training only
+    "there is no {} {}, but there is {}",
+    "{} {} does not exist. The nearest is {}.",
+    "{}: {} is wrong, {} is right",
+    "invalid {} {}; similar: {}",
+    "{} {} was renamed to {}",
+)
+AGAIN = (
+    "And {0}?",
+    "And for {0}?",
+    "What about {0}?",
+    "The same for {0}, please.",
+    "Now {0}.",
+    "And with {0}?",
+    "{0}?",
 )
 ERRORS = ("not found", "no such entry", "permission denied", "service unavailable", "invalid argument", "timeout")
 BUSY = ("busy, try again", "temporary failure, retry", "timeout, please try again", "rate limit, try once more")
@@ -82,7 +100,7 @@ def correction(words: Words, tools: list[Tool]) -> list[JsonObject]:
         return failure(words, tools)
     key, better = words.choice(named), words.name()
     wrong = request.arguments[key]
-    error = words.choice(("unknown {}: {}. Did you mean {}?", "no {} named {}. Use {}.", "{} {} not found, try {}"))
+    error = words.choice(CORRECTIONS if words.split == "test" else CORRECTIONS + MORE_CORRECTIONS)
     shown = to_json({"error": error.format(key, wrong, better)})
     mended = call(tool.name, {**request.arguments, key: better})
     talk = [user(request.question), call(tool.name, request.arguments), tool_result(shown)]
@@ -107,13 +125,32 @@ def chain(words: Words, tools: list[Tool]) -> list[JsonObject]:
     return [question, *exchange(lookup, request), *sum_call, assistant(f"{expression} = {result}.")]
 
 
+def alike(other: Tool, tools: list[Tool]) -> bool:
+    """Whether a question for the other tool may be taken for one that these tools serve."""
+    return any(other.like & tool.like for tool in tools)
+
+
 def none_fits(words: Words, tools: list[Tool]) -> list[JsonObject]:
     """A wish that no tool here serves."""
     taken = {tool.family for tool in tools}
     make = [any_tool, any_tool, *(build for name, build in BUILTIN.items() if name not in taken)]
     other = words.choice(make)(words)
     near = {family for group in NEAR if other.family in group for family in group}
-    if "search" in taken or other.family == "search" or taken & {other.family, *near}:
+    searches = "search" in taken or other.family == "search"
+    served = taken & {other.family, *near}
+    if searches or served or alike(other, tools):
+        return single(words, tools)
+    return [user(other.request(words).question), assistant(NO_TOOL)]
+
+
+def nearly_fits(words: Words, tools: list[Tool]) -> list[JsonObject]:
+    """A wish on a kind of thing that a tool here is about, for another attribute or another use."""
+    near = [tool for tool in tools if tool.thing]
+    if not near or "search" in {tool.family for tool in tools}:
+        return none_fits(words, tools)
+    make = words.choice((attribute_tool, attribute_tool, setter_tool))
+    other = make(words, words.choice(near).thing)
+    if alike(other, tools) or other.family in {tool.family for tool in tools}:
         return single(words, tools)
     return [user(other.request(words).question), assistant(NO_TOOL)]
 
@@ -131,7 +168,22 @@ def follow_up(words: Words, tools: list[Tool]) -> list[JsonObject]:
     return single(words, tools) + single(words, tools)
 
 
-BRANCHES: dict[Callable[[Words, list[Tool]], list[JsonObject]], float] = {
+def again(words: Words, tools: list[Tool]) -> list[JsonObject]:
+    """A second question that names only what is different: "And Brakor?"."""
+    tool = words.choice(tools)
+    first, second = tool.request(words), tool.request(words)
+    short = len(second.arguments) == 1 and tool.family not in BUILTIN
+    if not short or first.arguments == second.arguments:
+        return follow_up(words, tools)
+    (value,) = second.arguments.values()
+    question = words.choice(AGAIN).format(value)
+    asked = [user(first.question), *exchange(tool, first)]
+    talk = [*asked, assistant(first.answer)]
+    return [*talk, user(question), *exchange(tool, second), assistant(second.answer)]
+
+
+Branch = Callable[[Words, list[Tool]], list[JsonObject]]
+BRANCHES: dict[Branch, float] = {
     single: 0.5,
     second_call: 0.06,
     chain: 0.04,
@@ -141,6 +193,19 @@ BRANCHES: dict[Callable[[Words, list[Tool]], list[JsonObject]], float] = {
     none_fits: 0.16,
     plain: 0.04,
     follow_up: 0.08,
+}
+TRAINED: dict[Branch, float] = {  # in training: more of what the evaluation shows to be hard
+    single: 0.36,
+    second_call: 0.06,
+    chain: 0.04,
+    failure: 0.04,
+    retry: 0.04,
+    correction: 0.10,
+    none_fits: 0.10,
+    nearly_fits: 0.09,
+    plain: 0.03,
+    follow_up: 0.14,
+    again: 0.05,
 }
 
 
@@ -159,9 +224,10 @@ def tool_lesson(words: Words, branches: int) -> list[Dialogue]:
     box = tool_box(words)
     schemas = tuple(tool.schema for tool in box)
     system = words.choice(SYSTEMS) if words.chance(0.25) else ""
+    ways = BRANCHES if words.split == "test" else TRAINED
     lesson = []
     for _ in range(branches):
-        branch = words.random.choices(list(BRANCHES), list(BRANCHES.values()))[0]
+        branch = words.random.choices(list(ways), list(ways.values()))[0]
         talk = branch(words, box)
         head = [{"role": "system", "content": system}] if system else []
         lesson.append(Dialogue(f"tool:{branch.__name__}", (*head, *talk), schemas))

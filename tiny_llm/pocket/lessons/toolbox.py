@@ -8,6 +8,7 @@ from tiny_llm.pocket.lessons.tools import (
     ToolRequest,
     attributes,
     families,
+    in_other_words,
     kinds_of_things,
     listed_tool,
     parameter,
@@ -60,6 +61,17 @@ MORE_ATTRIBUTE_ASKS = (  # in training only
 )
 
 
+def attribute_asks(words: Words, kind: str, attribute: str) -> tuple[list[str], frozenset[str]]:
+    """The questions for an attribute, by its name or in other words, and the attributes that they may mean."""
+    other = in_other_words(words, attribute, 0.3)
+    if other:
+        entity = words.choice(("{0}", f"the {kind} {{0}}"))
+        return [ask.format(e=entity) for ask in other.asks], other.like
+    templates = [words.blurred(ask) for ask in words.phrasings(ATTRIBUTE_ASKS, MORE_ATTRIBUTE_ASKS)]
+    asks = [template.format(k=kind, a=attribute) for template in templates]
+    return asks, frozenset([attribute])
+
+
 def attribute_tool(words: Words, kind: str | None = None) -> Tool:
     """A tool that looks up one attribute of one kind of thing; both held-out words in the evaluation."""
     kind = kind or words.or_unknown(words.from_split(kinds_of_things()), 0.25)
@@ -73,9 +85,11 @@ def attribute_tool(words: Words, kind: str | None = None) -> Tool:
         words.choice(ATTRIBUTE_ABOUT).format(**fill),
         {label: parameter(words, label, value)},
     )
-    asks = [words.blurred(ask).format(**fill) for ask in words.phrasings(ATTRIBUTE_ASKS, MORE_ATTRIBUTE_ASKS)]
+    if words.split == "train" and words.chance(0.08):
+        made["function"]["name"] = words.any_word()  # only the description tells
+    asks, like = attribute_asks(words, kind, attribute)
     results = {attribute: attributes()[known]}
-    return Tool(f"attribute:{attribute}", made, requests([label], [value], asks, results))
+    return Tool(f"attribute:{attribute}", made, requests([label], [value], asks, results), kind, like)
 
 
 SETTER_NAMES = ["set_{k}_{a}", "change_{a}", "update_{k}_{a}", "put_{a}", "write_{k}_{a}", "{k}_set_{a}"]
@@ -129,7 +143,8 @@ def setter_tool(words: Words, kind: str | None = None) -> Tool:
     properties = {label: parameter(words, label, value) for label, value in zip(labels, kinds, strict=True)}
     made = schema(words.choice(SETTER_NAMES).format(**fill), words.choice(SETTER_ABOUT).format(**fill), properties)
     asks = [words.blurred(ask).format(**fill) for ask in words.phrasings(SETTER_ASKS, MORE_SETTER_ASKS)]
-    return Tool(f"set:{attribute}", made, requests(labels, kinds, asks, {"status": "of:done,ok,saved,changed"}))
+    request = requests(labels, kinds, asks, {"status": "of:done,ok,saved,changed"})
+    return Tool(f"set:{attribute}", made, request, kind)
 
 
 ACTS = """make add start plan send book mark print pack cut wash open close move paint rent fix ship order sort clean
@@ -205,6 +220,7 @@ def toolbox(words: Words, count: int) -> list[Tool]:
     near = words.or_unknown(words.from_split(kinds_of_things()), 0.25) if words.chance(0.3) else None
     while len(found) < count:
         tool = attribute_tool(words, near) if near and words.chance(0.7) else any_tool(words)
-        if all(tool.family != other.family for other in found.values()):
+        taken = [other for other in found.values() if tool.family == other.family or tool.like & other.like]
+        if not taken:
             found.setdefault(tool.name, tool)
     return list(found.values())

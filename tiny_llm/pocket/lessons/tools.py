@@ -26,11 +26,17 @@ class ToolRequest:
 
 @dataclass(frozen=True)
 class Tool:
-    """One instance of a family: its schema, and requests that it can serve."""
+    """One instance of a family: its schema, and requests that it can serve.
+
+    `thing` is the kind of thing that it is about, where it is composed; `like` holds the attributes that its questions
+    may be taken for.
+    """
 
     family: str
     schema: JsonObject
     request: Callable[[Words], ToolRequest]
+    thing: str = ""
+    like: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -98,6 +104,32 @@ def attributes() -> dict[str, str]:
     """Attributes that anything can have, and the kind of their value."""
     values = read_table("tables/attributes.toml")["values"]
     return {name: kind for kind, names in values.items() for name in names.split()}
+
+
+@dataclass(frozen=True)
+class OtherWords:
+    """Questions for an attribute without its name, {e} the entity; `like` holds all attributes that they may mean."""
+
+    asks: Sequence[str]
+    like: frozenset[str]
+
+
+@cache
+def other_words() -> dict[str, OtherWords]:
+    """The questions of tables/other_words.toml by attribute."""
+    found = {}
+    for row in read_table("tables/other_words.toml")["attribute"]:
+        names = row["names"].split()
+        words = OtherWords(row["asks"], frozenset([*names, *row["like"].split()]))
+        found.update(dict.fromkeys(names, words))
+    return found
+
+
+def in_other_words(words: Words, attribute: str, share: float) -> OtherWords | None:
+    """Questions without the attribute's name, this often; in training only."""
+    if words.split == "test" or not words.chance(share):
+        return None
+    return other_words().get(attribute)
 
 
 @cache
