@@ -60,7 +60,10 @@ def runs(made: Mapping[str, Any]) -> Iterator[str]:
     """The training runs behind a model, the first one first."""
     if "after" in made:
         yield from runs(made["after"])
-    yield f"{made['steps']:,} steps by recipe `{made['recipe']}`"
+    grown = made.get("grown", {})
+    sizes = [f"{before:,} → {now:,} {name}" for name, (before, now) in grown.items()]
+    note = f" (grown first: {', '.join(sizes)})" if sizes else ""
+    yield f"{made['steps']:,} steps by recipe `{made['recipe']}`{note}"
 
 
 def model_card(
