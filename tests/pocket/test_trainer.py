@@ -95,7 +95,9 @@ def test_errors_are_measured_when_a_lesson_stage_begins_and_regularly_after(whol
     assert {stage: next(line["step"] for line in measured if line["stage"] == stage) for stage in BY_ERROR} == first
     assert measured[-1]["errors"] == whole.progress.errors
     for line in measured:
-        assert set(line["errors"]) == set(line["weights"]) and sum(line["weights"].values()) == pytest.approx(1, abs=1e-3)
+        assert set(line["errors"]) == set(line["weights"]) and sum(line["weights"].values()) == pytest.approx(
+            1, abs=1e-3
+        )
         assert all(0 <= error <= 1 for error in line["errors"].values())
 
 

@@ -1,7 +1,7 @@
 """Sample the kinds of lessons by error: measure what share of each kind's answers is wrong, and weigh kinds by it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -15,7 +15,7 @@ from tiny_llm.train.tree import Tree, grow
 
 Encode = Callable[[str], list[int]]
 EncodedTurn = tuple[list[int], list[int]]  # prompt and completion
-SEED = "errors"  # beside the training's numbers and the evaluation's words
+SEED = -1  # no training's seed; the evaluation's are words
 BATCH_TOKENS = 4096
 ROUND = 32  # rows of a batch are padded to a multiple of it
 TRIES = 4  # lessons drawn for one that is short enough
@@ -35,7 +35,7 @@ class MeasuredLesson:
     """A lesson's tree and its different turns."""
 
     tree: Tree
-    turns: list[EncodedTurn] = field(default_factory=list)
+    turns: list[EncodedTurn]
 
 
 def by_error(mix: Mix, errors: dict[str, float], floor: float) -> Mix:
@@ -83,9 +83,10 @@ def wrong_answers(model: Qwen3, lessons: Sequence[MeasuredLesson], length: int) 
     batch = pack(trees, length, 0.0, 0.0, np.random.default_rng(0))
     hidden = model.hidden_states(batch.tokens, TreeAttention(batch.positions, batch.visible))
     likeliest = mx.argmax(model.logits(hidden[batch.at]), axis=-1)
-    misses = np.array(likeliest != batch.targets)
-    places = zip(batch.at.tolist(), batch.targets.tolist(), strict=True)
-    missed = {place for place, miss in zip(places, misses, strict=True) if miss}
+    missed_at = np.flatnonzero(np.array(likeliest != batch.targets))
+    nodes = np.array(batch.at)[missed_at].tolist()
+    tokens = np.array(batch.targets)[missed_at].tolist()
+    missed = set(zip(nodes, tokens, strict=True))
     wrong = 0
     for row, lesson in enumerate(lessons):
         for prompt, completion in lesson.turns:

@@ -73,7 +73,7 @@ class LessonStream:
             self.trees[drawn.number] = tree
             if len(row) >= max(1, self.recipe.step_tokens // length):
                 del self.waiting[length]
-                trees = [self.trees.pop(each.number, None) or self.tree(each) for each in row]
+                trees = [self.trees.pop(each.number) if each.number in self.trees else self.tree(each) for each in row]
                 return pack(trees, length, self.recipe.prompt_share, self.recipe.prompt_weight, rng)
 
     def forget(self) -> None:

@@ -23,9 +23,7 @@ def can_grow(small: ModelConfig, large: ModelConfig) -> bool:
     """Whether the shapes differ in nothing but more layers and a wider MLP."""
     fewer_layers = small.num_hidden_layers <= large.num_hidden_layers
     narrower_mlp = small.intermediate_size <= large.intermediate_size
-    stretched = replace(
-        small, num_hidden_layers=large.num_hidden_layers, intermediate_size=large.intermediate_size
-    )
+    stretched = replace(small, num_hidden_layers=large.num_hidden_layers, intermediate_size=large.intermediate_size)
     return fewer_layers and narrower_mlp and stretched == large
 
 
