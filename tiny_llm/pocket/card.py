@@ -60,10 +60,14 @@ def runs(made: Mapping[str, Any]) -> Iterator[str]:
     """The training runs behind a model, the first one first."""
     if "after" in made:
         yield from runs(made["after"])
+    run = f"{made['steps']:,} steps by recipe `{made['recipe']}`"
     grown = made.get("grown", {})
-    sizes = [f"{before:,} → {now:,} {name}" for name, (before, now) in grown.items()]
-    note = f" (grown first: {', '.join(sizes)})" if sizes else ""
-    yield f"{made['steps']:,} steps by recipe `{made['recipe']}`{note}"
+    sizes = []
+    for name, (before, now) in grown.items():
+        sizes.append(f"{before} → {now} {name}")
+    if sizes:
+        run += f" (grown first: {', '.join(sizes)})"
+    yield run
 
 
 def model_card(

@@ -13,7 +13,6 @@ from tiny_llm.train.batches import pack
 from tiny_llm.train.differentiable import TreeAttention
 from tiny_llm.train.tree import Tree, grow
 
-Encode = Callable[[str], list[int]]
 EncodedTurn = tuple[list[int], list[int]]  # prompt and completion
 SEED = -1  # no training's seed; the evaluation's are words
 BATCH_TOKENS = 4096
@@ -47,7 +46,7 @@ def by_error(mix: Mix, errors: dict[str, float], floor: float) -> Mix:
     return Mix({kind: weight / total for kind, weight in weights.items()})
 
 
-def error_lessons(kind: str, number: int, limit: int, encode: Encode) -> list[MeasuredLesson]:
+def error_lessons(kind: str, number: int, limit: int, encode: Callable[[str], list[int]]) -> list[MeasuredLesson]:
     """Return up to `number` lessons of a kind, of at most `limit` tokens: the same ones each time, not trained on."""
     only = Mix({kind: 1.0})
     found: list[MeasuredLesson] = []

@@ -58,10 +58,12 @@ def trained_places(trained: int, total: int) -> list[int]:
 
 def widened(layer: TrainedWeights, fresh: TrainedWeights) -> TrainedWeights:
     """Return a trained layer with the further MLP neurons of `fresh`, whose columns of `down_proj` are zero."""
-    width = layer["down_proj"]["weight"].shape[1]
-    gate, up = mx.split(layer["gate_up_proj"]["weight"], 2)
+    gate_up = layer["gate_up_proj"]["weight"]
+    down = layer["down_proj"]["weight"]
+    width = down.shape[1]
+    gate, up = mx.split(gate_up, 2)
     new_gate, new_up = mx.split(fresh["gate_up_proj"]["weight"], 2)
+    new_down = fresh["down_proj"]["weight"]
     gate_up = mx.concatenate([gate, new_gate[width:], up, new_up[width:]])
-    new_down = fresh["down_proj"]["weight"][:, width:]
-    down = mx.concatenate([layer["down_proj"]["weight"], new_down], axis=1)
+    down = mx.concatenate([down, new_down[:, width:]], axis=1)
     return {**layer, "gate_up_proj": {"weight": gate_up}, "down_proj": {"weight": down}}
