@@ -13,23 +13,28 @@ import pytest
 
 from tiny_llm.model.directory import load_config
 from tiny_llm.model.loader import load_weights
+from tiny_llm.pocket.card import runs
+from tiny_llm.pocket.lessons.mix import Mix
 from tiny_llm.pocket.recipe import RECIPES, Recipe, Repeats, Size
+from tiny_llm.pocket.sampling import Sampling
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE, shipped_tokenizer
 from tiny_llm.pocket.train import train
-from tiny_llm.pocket.trainer import PocketTrainer
+from tiny_llm.pocket.trainer import BY_ERROR, PocketTrainer
 from tiny_llm.train import checkpoint
 from tiny_llm.train.batches import repeated
 from tiny_llm.train.optimizer import flatten
 
 TINY = Recipe(
     Size(hidden=128, layers=1, mlp=128, heads=2, kv_heads=1),
-    tokens=6000,
+    tokens=9000,
     step_tokens=256,
     repeats=Repeats(max_tokens=1024),
     foundation_tokens=1500,
-    long_share=0.3,
+    textwork_share=0.25,
+    long_share=0.25,
+    sampling=Sampling(every=2000, lessons=2),
     max_length=256,
-    max_long_length=1024,
+    max_long_length=768,
     warmup_steps=3,
 )
 
@@ -57,26 +62,43 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> PocketTrainer:
 
 def test_all_stages_come_in_order(whole: PocketTrainer) -> None:
     stages = [json.loads(line)["stage"] for line in whole.log.read_text().splitlines()]
-    assert list(dict.fromkeys(stages)) == ["repeats", "foundation", "everything", "long"]
+    assert list(dict.fromkeys(stages)) == ["repeats", "foundation", "everything", "textwork", "long"]
 
 
 def test_the_model_learns(whole: PocketTrainer) -> None:
     losses: dict[str, list[float]] = {}
     for line in whole.log.read_text().splitlines():
         entry = json.loads(line)
-        losses.setdefault(entry["stage"], []).append(entry["answers"])
+        if "answers" in entry:
+            losses.setdefault(entry["stage"], []).append(entry["answers"])
     assert np.mean(losses["everything"]) < 0.8 * np.mean(losses["repeats"])
 
 
-@pytest.mark.parametrize("stops", [(2,), (6, 7), (12, 18)])
+@pytest.mark.parametrize("stops", [(2,), (6, 7), (12, 18), (20, 27)])
 def test_an_interrupted_run_ends_with_the_same_weights(
     tmp_path: Path, whole: PocketTrainer, stops: tuple[int, ...]
 ) -> None:
     again = run(tmp_path, *stops)
     assert again.progress == whole.progress
+    assert again.stream.state() == whole.stream.state()
     for name, array in flatten(whole.weights).items():
         assert mx.array_equal(array, flatten(again.weights)[name]), name
+    for name, array in flatten(whole.published).items():
+        assert mx.array_equal(array, flatten(again.published)[name]), name
     assert again.log.read_text() == whole.log.read_text()
+
+
+def test_errors_are_measured_when_a_lesson_stage_begins_and_regularly_after(whole: PocketTrainer) -> None:
+    lines = [json.loads(line) for line in whole.log.read_text().splitlines()]
+    measured = [line for line in lines if "errors" in line]
+    first = {stage: next(line["step"] for line in lines if line["stage"] == stage) for stage in BY_ERROR}
+    assert {stage: next(line["step"] for line in measured if line["stage"] == stage) for stage in BY_ERROR} == first
+    assert measured[-1]["errors"] == whole.progress.errors
+    for line in measured:
+        assert set(line["errors"]) == set(line["weights"]) and sum(line["weights"].values()) == pytest.approx(
+            1, abs=1e-3
+        )
+        assert all(0 <= error <= 1 for error in line["errors"].values())
 
 
 def test_steps_after_the_last_checkpoint_are_done_again(tmp_path: Path, whole: PocketTrainer) -> None:
@@ -104,6 +126,57 @@ def test_training_goes_on_from_a_trained_model(tmp_path: Path) -> None:
     assert trainer.recipe.seed != TINY.seed and trainer.digest != PocketTrainer(TINY, tmp_path, encode, "x").digest
     again = train(TINY, tmp_path / "second", steps=1, after=model)
     assert again.progress.step == 3 and again.parent == first
+
+
+def test_a_smaller_model_grows_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(TINY, tmp_path / "first", steps=2)
+    model = tmp_path / "first" / "model"
+    larger = replace(TINY, size=replace(TINY.size, layers=2, mlp=256))
+    trainer = train(larger, tmp_path / "second", steps=1, after=model)
+    growth = {"layers": [1, 2], "mlp": [128, 256]}
+    assert trainer.progress.first_tokens == json.loads((model / "pocket.json").read_text())["tokens"]
+    first_line = json.loads((tmp_path / "second" / "log.jsonl").read_text().splitlines()[0])
+    assert first_line["grown"] == growth
+    made = json.loads((tmp_path / "second" / "model" / "pocket.json").read_text())
+    assert made["grown"] == growth and "layers 1 → 2" in capsys.readouterr().out
+    assert list(runs(made))[-1].endswith("(grown first: 1 → 2 layers, 128 → 256 mlp)")
+    again = train(larger, tmp_path / "second", steps=1, after=model)
+    assert again.made()["grown"] == growth and len(again.weights["layers"]) == 2
+
+
+def test_the_learning_rate_falls_over_the_tokens_of_the_run_itself(tmp_path: Path) -> None:
+    trainer = PocketTrainer(TINY, tmp_path, encode, "x")
+    trainer.progress.first_tokens = trainer.progress.tokens = TINY.tokens - 1000
+    assert trainer.left == 1
+    trainer.progress.tokens += 750
+    assert trainer.left == 0.25
+    assert TINY.rate(100, 0.0) == 0
+
+
+def test_changed_lessons_are_learned_from_the_checkpoint_when_that_is_wanted(tmp_path: Path) -> None:
+    first = train(TINY, tmp_path, steps=3)
+    weights, optimizer = flatten(first.weights), first.optimizer.state
+    changed = replace(TINY, everything=Mix({"text": 1.0}))
+    with pytest.raises(ValueError, match="or --relearn to go on"):
+        train(changed, tmp_path, steps=1)
+    again = PocketTrainer(changed, tmp_path, encode, "changed")
+    assert again.resume(relearn=True)
+    assert all(mx.array_equal(array, weights[name]) for name, array in flatten(again.weights).items())
+    assert all(mx.array_equal(array, optimizer[name]) for name, array in again.optimizer.state.items())
+    note = json.loads(again.log.read_text().splitlines()[-1])
+    assert (note["step"], note["relearn"], note["recipe"]) == (3, first.digest, "changed")
+    again.step()
+    assert again.made()["steps"] == 1 and again.made()["after"] == {**first.made()}
+    again.save()
+    third = PocketTrainer(changed, tmp_path, encode, "changed")
+    assert third.resume() and third.made() == again.made()
+
+
+def test_relearning_needs_the_same_shape(tmp_path: Path) -> None:
+    train(TINY, tmp_path, steps=1)
+    larger = replace(TINY, size=replace(TINY.size, layers=2))
+    with pytest.raises(ValueError, match="a model of another shape than this recipe's: use another --out"):
+        train(larger, tmp_path, steps=1, relearn=True)
 
 
 def test_what_is_no_pocket_model_of_this_size_is_not_gone_on_from(tmp_path: Path) -> None:
@@ -195,13 +268,20 @@ def test_the_saved_model_is_the_trained_one(tmp_path: Path) -> None:
     assert made["params"] == sum(array.size for array in loaded.values())
 
 
-@pytest.mark.parametrize("name", ["target", "draft"])
+@pytest.mark.parametrize("name", ["target", "deep"])
+def test_the_model_has_at_most_ten_megabytes(name: str) -> None:
+    weights = flatten(RECIPES[name].random_weights())
+    parameters = sum(array.size for array in weights.values())
+    assert 2 * parameters <= 10_000_000
+
+
+@pytest.mark.parametrize("name", ["target", "deep", "draft"])
 def test_shapes_fit_every_quantization_group(name: str) -> None:
     size = RECIPES[name].size
     assert size.hidden % 128 == size.mlp % 128 == size.heads * size.head_dim % 128 == 0
 
 
-@pytest.mark.parametrize("stage", ["everything", "long"])
+@pytest.mark.parametrize("stage", ["everything", "textwork", "long"])
 def test_some_batches_after_the_foundation_are_repeats_of_any_token(tmp_path: Path, stage: str) -> None:
     repeats, lessons = (
         PocketTrainer(replace(TINY, refresh_share=share), tmp_path, encode, "x") for share in (1.0, 0.0)

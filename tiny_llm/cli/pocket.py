@@ -8,7 +8,10 @@ import typer
 from tiny_llm.cli.terminal import print_json
 
 app = typer.Typer(help="The small model inside: train it again, measure it.", no_args_is_help=True)
-SizeName = Annotated[Literal["target", "draft"], typer.Option("--size", help="The model itself, or its drafter.")]
+SizeName = Annotated[
+    Literal["target", "deep", "draft"],
+    typer.Option("--size", help="The model itself, one with more and narrower layers, or its drafter."),
+]
 Number = Annotated[int, typer.Option("--number", "-n", help="Cases of each task.", min=1, max=100_000)]
 
 
@@ -20,7 +23,10 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many more steps.", min=1, max=10**9)] = None,
     out: Annotated[Path | None, typer.Option(help="Where checkpoints go (default: runs/SIZE).")] = None,
-    after: Annotated[Path | None, typer.Option(help="A trained model's directory to start from.")] = None,
+    after: Annotated[Path | None, typer.Option(help="A trained model's directory to start from; it may grow.")] = None,
+    relearn: Annotated[
+        bool, typer.Option("--relearn", help="Go on from OUT's checkpoint though lessons or settings have changed.")
+    ] = False,
 ) -> None:
     """Train a pocket model; goes on from the last checkpoint in OUT.
 
@@ -32,7 +38,7 @@ def train(
     from tiny_llm.pocket.train import train as run
 
     recipe = RECIPES[size] if tokens is None else replace(RECIPES[size], tokens=tokens)
-    run(recipe, out or Path("runs") / size, steps, after)
+    run(recipe, out or Path("runs") / size, steps, after, relearn)
 
 
 @app.command("eval")

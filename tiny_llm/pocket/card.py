@@ -61,7 +61,14 @@ def runs(made: Mapping[str, Any]) -> Iterator[str]:
     """The training runs behind a model, the first one first."""
     if "after" in made:
         yield from runs(made["after"])
-    yield f"{made['steps']:,} steps by recipe `{made['recipe']}`"
+    run = f"{made['steps']:,} steps by recipe `{made['recipe']}`"
+    grown = made.get("grown", {})
+    sizes = []
+    for name, (before, now) in grown.items():
+        sizes.append(f"{before} → {now} {name}")
+    if sizes:
+        run += f" (grown first: {', '.join(sizes)})"
+    yield run
 
 
 def model_card(

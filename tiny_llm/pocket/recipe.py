@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tiny_llm.config import ModelConfig
+from tiny_llm.pocket.lessons import mix as mixes
 from tiny_llm.pocket.lessons.mix import EVERYTHING, FOUNDATION, LONG, Mix
+from tiny_llm.pocket.sampling import Sampling
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE
 from tiny_llm.train.settings import Settings
 from tiny_llm.train.weights_io import TrainedWeights, random_weights
 
 LESSONS_HASHED = 40
+TEXTWORK: Mix = getattr(mixes, "TEXTWORK", Mix({**EVERYTHING.weights, "text": 0.5}))
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Size:
         }
 
 
-TARGET = Size(hidden=256, layers=4, mlp=512)
+TARGET = Size(hidden=256, layers=6, mlp=640)
+DEEP = Size(hidden=256, layers=7, mlp=512)  # as many parameters as TARGET
 DRAFT = Size(hidden=128, layers=3, mlp=256)
 
 
@@ -76,11 +80,14 @@ class Recipe(Settings):
     foundation: Mix = FOUNDATION
     foundation_tokens: int = 2_000_000
     everything: Mix = EVERYTHING
+    textwork: Mix = TEXTWORK
+    textwork_share: float = 0.2  # of the run's tokens, before the long stage
     long: Mix = LONG
-    long_share: float = 0.25  # of all tokens, at the end
+    long_share: float = 0.2  # of the run's tokens, at the end
+    sampling: Sampling = field(default_factory=Sampling)  # from the stage `everything` on
     refresh_share: float = 0.04  # of the batches after the foundation: any token must be copied, the rare ones too
     max_length: int = 1024
-    max_long_length: int = 2304
+    max_long_length: int = 4096
     prompt_share: float = 0.15  # of the prompt's tokens that are learned too
     prompt_weight: float = 0.2
     qk_gain: float = 1.7
@@ -113,4 +120,8 @@ class Recipe(Settings):
         return hashlib.sha256("\n".join((settings, tokenizer, repr(lessons))).encode()).hexdigest()[:16]
 
 
-RECIPES = {"target": Recipe(TARGET, batches=2), "draft": Recipe(DRAFT, batches=2)}
+RECIPES = {
+    "target": Recipe(TARGET, batches=2),
+    "deep": Recipe(DEEP, batches=2),
+    "draft": Recipe(DRAFT, batches=2),
+}

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from random import Random
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,20 +13,28 @@ from tiny_llm.pocket.recipe import Recipe
 from tiny_llm.train.batches import TrainingBatch, pack
 from tiny_llm.train.tree import Tree, grow
 
-LENGTHS = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 1024, 1536, 2304)
+LENGTHS = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2304, 3072, 4096)
+
+
+class DrawnLesson(NamedTuple):
+    """A lesson of the stream by its number; the kind was drawn by the weights of that time."""
+
+    number: int
+    kind: str
 
 
 @dataclass
 class LessonStream:
     """Lessons of the recipe's stream, gathered by length; `lesson` is the number of the next one.
 
-    `waiting` holds [lesson, …] for each length, drawn but not yet in a batch: they are made anew from their number.
+    `waiting` holds the lessons of each length that are drawn but not yet in a batch. They are made again from their
+    number and kind when training resumes.
     """
 
     recipe: Recipe
     encode: Callable[[str], list[int]]
     lesson: int = 0
-    waiting: dict[int, list[int]] = field(default_factory=dict)
+    waiting: dict[int, list[DrawnLesson]] = field(default_factory=dict)
     trees: dict[int, Tree] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
@@ -33,26 +42,38 @@ class LessonStream:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.lesson, self.trees = state["lesson"], {}
-        self.waiting = {length: lessons for length, *lessons in state["waiting"]}
+        self.waiting = {}
+        for length, *lessons in state["waiting"]:
+            self.waiting[length] = [DrawnLesson(*lesson) for lesson in lessons]
 
-    def tree(self, mix: Mix, lesson: int) -> Tree:
-        dialogues = mix.lesson(self.recipe.seed, lesson)
+    def draw(self, mix: Mix) -> DrawnLesson:
+        """Draw the next lesson's kind by the weights of the mix."""
+        number = self.lesson
+        self.lesson += 1
+        random = Random(f"{self.recipe.seed}/kind/{number}")
+        (kind,) = random.choices(list(mix.weights), list(mix.weights.values()))
+        return DrawnLesson(number, kind)
+
+    def tree(self, drawn: DrawnLesson) -> Tree:
+        """Make the lesson as one tree of tokens."""
+        only = Mix({drawn.kind: 1.0})
+        dialogues = only.lesson(self.recipe.seed, drawn.number)
         return grow(turn for dialogue in dialogues for turn in encode_turns(dialogue, self.encode))
 
     def next(self, mix: Mix, limit: int, rng: np.random.Generator) -> TrainingBatch:
         """The next full batch of lessons of at most `limit` tokens. `rng` picks the prompt tokens to learn."""
         while True:
-            number, self.lesson = self.lesson, self.lesson + 1
-            tree = self.tree(mix, number)
+            drawn = self.draw(mix)
+            tree = self.tree(drawn)
             if len(tree) > limit:
                 continue
             length = next(length for length in LENGTHS if length >= len(tree))
             row = self.waiting.setdefault(length, [])
-            row.append(number)
-            self.trees[number] = tree
+            row.append(drawn)
+            self.trees[drawn.number] = tree
             if len(row) >= max(1, self.recipe.step_tokens // length):
                 del self.waiting[length]
-                trees = [self.trees.pop(n) if n in self.trees else self.tree(mix, n) for n in row]
+                trees = [self.trees.pop(each.number) if each.number in self.trees else self.tree(each) for each in row]
                 return pack(trees, length, self.recipe.prompt_share, self.recipe.prompt_weight, rng)
 
     def forget(self) -> None:

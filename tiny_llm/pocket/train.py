@@ -19,10 +19,16 @@ from tiny_llm.train.weights_io import save_model, write_json
 LOG_EVERY, SAVE_EVERY = 20, 200  # steps
 
 
-def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path | None = None) -> PocketTrainer:
+def train(
+    recipe: Recipe,
+    directory: Path,
+    steps: int | None = None,
+    after: Path | None = None,
+    relearn: bool = False,
+) -> PocketTrainer:
     """Train in `directory` until the recipe's tokens are spent, or for so many more steps; goes on from a checkpoint.
 
-    `after` is a trained model's directory to start from.
+    `after` is a trained model's directory to start from. `relearn` accepts a checkpoint with other lessons or settings.
 
     Several processes share the batches of a step: `mlx.launch -n 2 --backend ring -- python -m tiny_llm pocket train`.
 
@@ -31,8 +37,10 @@ def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path
     """
     keep_memory()
     console = Console(quiet=mx.distributed.init().rank() > 0)
-    trainer = resumed(recipe, directory, after, console)
+    trainer = resumed(recipe, directory, after, console, relearn)
     directory.mkdir(parents=True, exist_ok=True)
+    if trainer.growth and not trainer.progress.step:
+        trainer.write({"stage": trainer.progress.stage, "grown": trainer.growth})
     if trainer.done:
         console.print(
             f"nothing left to do: the recipe's {recipe.tokens / 1e6:.2f} M tokens are spent; --tokens allows more"
@@ -54,7 +62,9 @@ def train(recipe: Recipe, directory: Path, steps: int | None = None, after: Path
     return trainer
 
 
-def resumed(recipe: Recipe, directory: Path, after: Path | None, console: Console) -> PocketTrainer:
+def resumed(
+    recipe: Recipe, directory: Path, after: Path | None, console: Console, relearn: bool = False
+) -> PocketTrainer:
     """The run in `directory` where it stands: at its checkpoint, at the model `after`, or at its beginning."""
     if directory.is_file():
         raise ValueError(f"{directory}: a file, where training wants a folder: name another with --out")
@@ -66,11 +76,13 @@ def resumed(recipe: Recipe, directory: Path, after: Path | None, console: Consol
         return tokenizer.encode(text, add_special_tokens=False).ids
 
     trainer = PocketTrainer(recipe, directory, encode, recipe.digest(tokenizer.to_str()))
-    if trainer.resume():
+    if trainer.resume(relearn):
         console.print(f"going on at step {trainer.progress.step}, {trainer.progress.tokens / 1e6:.2f} M tokens")
     elif after:
         trainer.follow(after)
         console.print(f"starting from {after}, {trainer.progress.tokens / 1e6:.2f} M tokens")
+        for name, (before, now) in trainer.growth.items():
+            console.print(f"grown: {name} {before} → {now}")
     return trainer
 
 
@@ -106,9 +118,7 @@ def publish(trainer: PocketTrainer) -> None:
     trainer.save()
     tokenizer, model = shipped_tokenizer(), trainer.directory / "model"
     (stop,), (pad,) = (tokenizer.encode(text).ids for text in ("<|im_end|>", "<|endoftext|>"))
-    made = {"recipe": trainer.digest, "steps": trainer.progress.step, "tokens": trainer.progress.tokens}
-    made |= {"after": trainer.parent} if trainer.parent else {}
-    params = save_model(model, trainer.weights, trainer.recipe.size.hf_config(), (stop, pad))
-    write_json(model / "pocket.json", {**made, "params": params})
+    params = save_model(model, trainer.published, trainer.recipe.size.hf_config(), (stop, pad))
+    write_json(model / "pocket.json", {**trainer.made(), "params": params})
     save_tokenizer(tokenizer, model)
     loss_plot({"loss": trainer.log}, trainer.directory / "loss.svg")

@@ -64,18 +64,19 @@ def find(directory: Path) -> Path | None:
     return next((directory / name for name in (NAME, PREVIOUS) if (directory / name).exists()), None)
 
 
-def load(path: Path, recipe: str) -> Checkpoint:
-    """Read a checkpoint.
+def load(path: Path, recipe: str | None) -> Checkpoint:
+    """Read a checkpoint that `recipe` made, or any recipe when it is None.
 
-    Raises ValueError when it was made by another recipe or is damaged.
+    Raises ValueError when another recipe made it or the file is damaged.
     """
     try:
         arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True))
     except RuntimeError as error:
         raise ValueError(f"{path}: damaged ({error}): delete it, and {PREVIOUS} counts") from error
-    if metadata.get("recipe") != recipe:
+    maker = metadata.get("recipe", "unknown")
+    if recipe not in (None, maker):
         raise ValueError(
-            f"{path}: made by recipe {metadata.get('recipe')}, this is {recipe}: "
-            "use another --out, or the version of tiny-llm that began this training"
+            f"{path}: made by recipe {maker}, this is {recipe}: use another --out, the version of tiny-llm that began "
+            "this training, or --relearn to go on from its weights with the lessons of today"
         )
-    return Checkpoint(recipe, arrays, json.loads(metadata["state"]))
+    return Checkpoint(maker, arrays, json.loads(metadata["state"]))

@@ -22,7 +22,7 @@ from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.train import checkpoint
 from tiny_llm.train.batches import TrainingBatch
 from tiny_llm.train.differentiable import TRAINING, TreeAttention, cross_entropy
-from tiny_llm.train.optimizer import Optimizer, flatten
+from tiny_llm.train.optimizer import Arrays, Optimizer, flatten
 from tiny_llm.train.settings import Settings
 from tiny_llm.train.weights_io import TrainedWeights
 
@@ -33,6 +33,8 @@ class TrainingProgress:
 
     step: int = 0
     tokens: int = 0
+    first_tokens: int = 0  # those of the model that the run goes on from
+    averaged: int = 0  # steps whose weights are in the mean
 
 
 class Trainer(ABC):
@@ -45,6 +47,7 @@ class Trainer(ABC):
         self.settings, self.config, self.weights = settings, config, weights
         self.directory, self.digest = directory, digest
         self.progress = TrainingProgress()
+        self.mean: TrainedWeights | None = None  # of the weights over the run's last steps
         self.optimizer = Optimizer(config, settings.muon_rate, settings.adam_rate, settings.clip)
         mx.eval(self.weights)
         self.log = directory / "log.jsonl"
@@ -74,31 +77,55 @@ class Trainer(ABC):
         return self.group.rank() == 0
 
     @property
+    def left(self) -> float:
+        """The share of the run's own tokens that are still to come."""
+        p = self.progress
+        own = self.settings.tokens - p.first_tokens
+        return max(0.0, (self.settings.tokens - p.tokens) / max(1, own))
+
+    @property
     def done(self) -> bool:
         return self.progress.tokens >= self.settings.tokens
+
+    @property
+    def published(self) -> TrainedWeights:
+        """The weights to publish: their mean over the run's last steps once there is one, else as they are."""
+        return self.weights if self.mean is None else self.mean
 
     def save(self) -> None:
         if not self.leads:
             return
-        arrays: dict[str, mx.array] = {f"weights.{name}": array for name, array in flatten(self.weights).items()}
-        arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state.items()}
+        arrays = prefixed("weights.", flatten(self.weights))
+        arrays |= prefixed("optimizer.", self.optimizer.state)
+        if self.mean is not None:
+            arrays |= prefixed("mean.", flatten(self.mean))
         checkpoint.save(self.directory, checkpoint.Checkpoint(self.digest, arrays, self.state()))
 
-    def resume(self) -> bool:
-        """Go on from the newest checkpoint, if there is one. Raises ValueError when another recipe made it."""
+    def resume(self, relearn: bool = False) -> bool:
+        """Go on from the newest checkpoint, if there is one.
+
+        Raises ValueError when another recipe made it, unless `relearn` allows that, and for a model of another shape.
+        """
         path = checkpoint.find(self.directory)
         if path is None:
             return False
-        found = checkpoint.load(path, self.digest)
-        self.weights = tree_unflatten(
-            [(name.removeprefix("weights."), a) for name, a in found.arrays.items() if name.startswith("weights.")]
-        )
-        self.optimizer.state = {
-            name.removeprefix("optimizer."): a for name, a in found.arrays.items() if name.startswith("optimizer.")
-        }
+        found = checkpoint.load(path, None if relearn else self.digest)
+        weights = without_prefix("weights.", found.arrays)
+        mean = without_prefix("mean.", found.arrays)
+        if shapes(weights) != shapes(flatten(self.weights)):
+            raise ValueError(f"{path}: a model of another shape than this recipe's: use another --out")
+        self.weights = tree_unflatten(list(weights.items()))
+        self.mean = tree_unflatten(list(mean.items())) if mean else None
+        self.optimizer.state = without_prefix("optimizer.", found.arrays)
         self.restore(found.state)
         self._cut_log()
+        if found.recipe != self.digest:
+            self.relearn(found.recipe)
         return True
+
+    def relearn(self, before: str) -> None:
+        """Take note that the recipe `before` made the checkpoint that this run goes on from."""
+        self.write({"relearn": before, "recipe": self.digest})
 
     def _cut_log(self) -> None:
         """Forget what was logged after the checkpoint."""
@@ -120,16 +147,32 @@ class Trainer(ABC):
         rng = np.random.default_rng([self.settings.seed, p.step])
         batches = [self.batch(rng) for _ in range(self.settings.batches)]
         losses, gradients = self.gradients(batches)
-        rate = self.settings.rate(p.step, p.tokens)
+        rate = self.settings.rate(p.step, self.left)
         self.weights, norm = self.optimizer.update(self.weights, gradients, rate)
         mx.eval(self.weights, self.optimizer.state, losses, norm)
         p.step += 1
         tokens = sum(batch.num_tokens for batch in batches)
         p.tokens += tokens
+        self._average()
         loss, answers = np.array(losses).tolist()
         self.advance(answers)
         measured = {"loss": loss, "answers": answers, "norm": float(np.array(norm)), "rate": rate}
         return {**measured, "seconds": time.monotonic() - begun, "tokens": tokens}
+
+    def _average(self) -> None:
+        """Take the weights into their running mean, near the end of the run."""
+        p = self.progress
+        if self.left > self.settings.average_share:
+            self.mean = None  # also when more tokens were allowed after an average had begun
+            p.averaged = 0
+            return
+        p.averaged += 1
+        if self.mean is None:
+            self.mean = self.weights
+            return
+        share = 1 / p.averaged
+        self.mean = tree_map(lambda mean, weight: mean + share * (weight - mean), self.mean, self.weights)
+        mx.eval(self.mean)
 
     def gradients(self, batches: Sequence[TrainingBatch]) -> tuple[mx.array, Any]:
         """The two losses (2,) and the gradients, means over all batches. Each process takes its part of them."""
@@ -150,3 +193,19 @@ class Trainer(ABC):
         own = (batch.weights == 1).astype(mx.float32)
         answers = mx.stop_gradient((losses * own).sum() / mx.maximum(own.sum(), 1))
         return (losses * batch.weights).sum() / batch.weights.sum(), answers
+
+
+def prefixed(prefix: str, arrays: Arrays) -> Arrays:
+    """Return the arrays with `prefix` before each name."""
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+def without_prefix(prefix: str, arrays: Arrays) -> Arrays:
+    """Return the arrays whose names begin with `prefix`, named without it."""
+    chosen = [name for name in arrays if name.startswith(prefix)]
+    return {name.removeprefix(prefix): arrays[name] for name in chosen}
+
+
+def shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array by its name."""
+    return {name: array.shape for name, array in arrays.items()}

@@ -31,6 +31,18 @@ class Tree:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def targets_of(self, prompt: list[int], completion: list[int]) -> list[tuple[int, int]]:
+        """Return (node, token) for each token of the completion: where it is predicted, and itself."""
+        pairs = zip(self.parents.tolist(), self.tokens.tolist(), strict=True)
+        children = {pair: node for node, pair in enumerate(pairs)}
+        node, targets = -1, []
+        text = prompt + completion
+        for place, token in enumerate(text):
+            if place >= len(prompt):
+                targets.append((node, token))
+            node = children.get((node, token), -1)  # the last token has no node
+        return targets
+
     def visible(self) -> NDArray[np.bool_]:
         """Whether token i may look at token j: itself and its ancestors. (N, N)"""
         seen = np.eye(len(self), dtype=bool)
