@@ -7,8 +7,8 @@ from tiny_llm.pocket.lessons.agent import agent_lesson
 from tiny_llm.pocket.lessons.chat import arithmetic_lesson, faq_lesson, memory_lesson
 from tiny_llm.pocket.lessons.context import context_lesson, needle_lesson
 from tiny_llm.pocket.lessons.dialogue import Dialogue
-from tiny_llm.pocket.lessons.talk import talk_lesson
 from tiny_llm.pocket.lessons.retrieval import passages_lesson
+from tiny_llm.pocket.lessons.talk import talk_lesson
 from tiny_llm.pocket.lessons.text import COPYING, text_lesson
 from tiny_llm.pocket.lessons.tool_calls import tool_lesson
 from tiny_llm.pocket.lessons.words import Words
@@ -91,6 +91,4 @@ TEXTWORK = Mix(  # text work, and a little of all else, so that it is not forgot
         "memory": 0.04,
     }
 )
-LONG = Mix(
-    {**EVERYTHING.weights, "builtin": 0.08, "long_builtin": 0.06, "long_text": 0.05, "long_needle": 0.05}
-)
+LONG = Mix({**EVERYTHING.weights, "builtin": 0.08, "long_builtin": 0.06, "long_text": 0.05, "long_needle": 0.05})
