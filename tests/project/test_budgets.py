@@ -22,7 +22,7 @@ ROOMS = {
     "cli": 3_000,
     "views": 1_700,
     "course": 1_700,
-    "pocket train": 4_500,
+    "pocket train": 4_950,
 }
 
 

@@ -22,7 +22,7 @@ from tiny_llm.pocket.lessons.wishes import Wish, asked
 from tiny_llm.pocket.lessons.words import Words
 
 LOOKUPS = ("calculator", "clock", "run_python", "search_documents")  # their result may be written to a file
-Talk = list[JsonObject]
+ToolTalk = list[JsonObject]
 
 
 @dataclass(frozen=True)
@@ -41,31 +41,31 @@ class Offer:
         return WISHES[words.choice(self.builtin)](words)
 
 
-def steps(*wishes: Wish) -> Talk:
+def steps(*wishes: Wish) -> ToolTalk:
     """The calls of the wishes with their results."""
-    talk: Talk = []
+    talk: ToolTalk = []
     for wish in wishes:
         talk += [call(wish.tool, wish.arguments), tool_result(wish.result)]
     return talk
 
 
-def chain(question: str, answer: str, *wishes: Wish) -> Talk:
+def chain(question: str, answer: str, *wishes: Wish) -> ToolTalk:
     return [user(question), *steps(*wishes), assistant(answer)]
 
 
-def single(words: Words, offer: Offer) -> Talk:
+def single(words: Words, offer: Offer) -> ToolTalk:
     wish = offer.wish(words)
     return chain(wish.question, wish.answer, wish)
 
 
-def both(words: Words, offer: Offer) -> Talk:
+def both(words: Words, offer: Offer) -> ToolTalk:
     """Two wishes at once."""
     first, second = offer.wish(words), offer.wish(words)
     question = asked(words, "both", first=first.question, second=second.question)
     return chain(question, f"{first.answer} {second.answer}", first, second)
 
 
-def follow_up(words: Words, offer: Offer) -> Talk:
+def follow_up(words: Words, offer: Offer) -> ToolTalk:
     """A wish after one or two others are served."""
     talk = single(words, offer)
     for _ in range(words.choice((1, 1, 2))):
@@ -90,7 +90,7 @@ def with_value(words: Words, names: Sequence[str]) -> Wish:
             return wish
 
 
-def look_and_write(words: Words, offer: Offer) -> Talk:
+def look_and_write(words: Words, offer: Offer) -> ToolTalk:
     first = with_value(words, [name for name in offer.builtin if name in LOOKUPS])
     question, second = written(words, first)
     return chain(question, f"{first.answer} {second.answer}", first, second)
@@ -116,12 +116,12 @@ def numbers_of_file(words: Words) -> tuple[Wish, Wish]:
     return first, sum_wish(" + ".join(map(str, numbers)))
 
 
-def read_and_add(words: Words, offer: Offer) -> Talk:
+def read_and_add(words: Words, offer: Offer) -> ToolTalk:
     first, second = numbers_of_file(words)
     return chain(first.question, second.answer, first, second)
 
 
-def read_add_write(words: Words, offer: Offer) -> Talk:
+def read_add_write(words: Words, offer: Offer) -> ToolTalk:
     first, second = numbers_of_file(words)
     asking = Wish(first.question, "", {}, "", "", second.value)
     question, third = written(words, asking)
@@ -139,23 +139,23 @@ def found_number(words: Words) -> tuple[str, Wish, Wish]:
     return question, first, sum_wish(f"{first.value} * {factor}")
 
 
-def search_and_multiply(words: Words, offer: Offer) -> Talk:
+def search_and_multiply(words: Words, offer: Offer) -> ToolTalk:
     question, first, second = found_number(words)
     return chain(question, second.answer, first, second)
 
 
-def search_multiply_write(words: Words, offer: Offer) -> Talk:
+def search_multiply_write(words: Words, offer: Offer) -> ToolTalk:
     asking, first, second = found_number(words)
     question, third = written(words, Wish(asking, "", {}, "", "", second.value))
     return chain(question, f"{second.answer} {third.answer}", first, second, third)
 
 
-def not_found(question: str, pattern: str) -> Talk:
+def not_found(question: str, pattern: str) -> ToolTalk:
     """A search without a result, which ends the chain."""
     return chain(question, "Nothing was found.", Wish("", "search_files", {"pattern": pattern}, NO_MATCHES, ""))
 
 
-def find_and_read(words: Words, offer: Offer) -> Talk:
+def find_and_read(words: Words, offer: Offer) -> ToolTalk:
     path = file_path(words)
     name = path.rpartition("/")[2]
     question = asked(words, "find_and_read", x=name)
@@ -175,21 +175,21 @@ def found_and_edited(words: Words) -> tuple[str, Wish, Wish]:
     return question, search, edit_call(words, "edit_replace", path, old, new)
 
 
-def find_and_edit(words: Words, offer: Offer) -> Talk:
+def find_and_edit(words: Words, offer: Offer) -> ToolTalk:
     question, first, second = found_and_edited(words)
     if words.chance(0.12):
         return not_found(question, str(first.arguments["pattern"]))
     return chain(question, second.answer, first, second)
 
 
-def find_edit_read(words: Words, offer: Offer) -> Talk:
+def find_edit_read(words: Words, offer: Offer) -> ToolTalk:
     wish, first, second = found_and_edited(words)
     question = asked(words, "and_read_again", first=wish)
     third = read_wish(words, str(second.arguments["path"]), second.value)
     return chain(question, f"{second.answer} {third.answer}", first, second, third)
 
 
-def change_and_read(words: Words, offer: Offer) -> Talk:
+def change_and_read(words: Words, offer: Offer) -> ToolTalk:
     """A file that is edited or written, and read again."""
     first = WISHES[words.choice([name for name in offer.builtin if name in ("edit_file", "write_file")])](words)
     text = str(first.arguments.get("new_string", first.value)) or words.sentence()
@@ -198,7 +198,7 @@ def change_and_read(words: Words, offer: Offer) -> Talk:
     return chain(question, f"{first.answer} {third.answer}", first, third)
 
 
-def read_and_run(words: Words, offer: Offer) -> Talk:
+def read_and_run(words: Words, offer: Offer) -> ToolTalk:
     _, code, printed = python_task(words)
     path = file_path(words, ("py",))
     first = Wish(asked(words, "read_and_run", p=path), "read_file", {"path": path}, code, "")

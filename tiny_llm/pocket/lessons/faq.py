@@ -6,7 +6,7 @@ from functools import cache
 
 from tiny_llm.pocket.lessons.words import THINGS, Words, read_table
 
-SIZE = "2.9 million"  # what the model says of its parameters; a test compares it with the recipe
+SIZE = "4.7 million"  # what the model says of its parameters; a test compares it with the recipe
 FILES = ("basics", "attention", "cache", "serving", "decoding", "quantize", "hardware", "apps", "project", "talk")
 TOPIC_ASKS = (
     "What is {t}?",
