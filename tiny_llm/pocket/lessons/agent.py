@@ -7,7 +7,7 @@ from tiny_llm.config.prompts import builtin_tools
 from tiny_llm.pocket.lessons.agent_chains import (
     LOOKUPS,
     Offer,
-    Talk,
+    ToolTalk,
     both,
     chain,
     change_and_read,
@@ -45,7 +45,7 @@ def failed(wish: Wish, message: str) -> Wish:
     )
 
 
-def failure(words: Words, offer: Offer) -> Talk:
+def failure(words: Words, offer: Offer) -> ToolTalk:
     """An error that the model can only report."""
     wish = WISHES[words.choice(offer.builtin)](words)
     told = []
@@ -58,7 +58,7 @@ def failure(words: Words, offer: Offer) -> Talk:
     return chain(broken.question, broken.answer, broken)
 
 
-def missing_file(words: Words, offer: Offer) -> Talk:
+def missing_file(words: Words, offer: Offer) -> ToolTalk:
     """A path that is wrong: search for the file's name, then read it; say so where it is nowhere."""
     path = file_path(words)
     name = path.rpartition("/")[2]
@@ -76,7 +76,7 @@ def missing_file(words: Words, offer: Offer) -> Talk:
     return chain(broken.question, second.answer, broken, searched, second)
 
 
-def missing_text(words: Words, offer: Offer) -> Talk:
+def missing_text(words: Words, offer: Offer) -> ToolTalk:
     """A text that is written otherwise in the file: read the file, then edit with its own words."""
     path = file_path(words)
     old, new = words.name(), words.name()
@@ -104,7 +104,7 @@ def other_tool(words: Words, offer: Offer) -> Tool:
     return listed_tool(words, words.choice(actions))
 
 
-def none_fits(words: Words, offer: Offer) -> Talk:
+def none_fits(words: Words, offer: Offer) -> ToolTalk:
     """A wish that no tool in the offer serves: for a tool that is not there, or a built-in one that is not offered."""
     taken = {OTHER_FAMILY.get(name, name) for name in offer.builtin} | {tool.family for tool in offer.others}
     absent = [name for name in WISHES if name not in offer.builtin and name != "search_documents"]
@@ -122,7 +122,7 @@ def none_fits(words: Words, offer: Offer) -> Talk:
     return [user(question), assistant(NO_TOOL)]
 
 
-def plain(words: Words, offer: Offer) -> Talk:
+def plain(words: Words, offer: Offer) -> ToolTalk:
     """A question or a greeting that needs no tool."""
     known = [entry for entry in faq_entries() if not entry.topics or "search_documents" not in offer.builtin]
     entry = words.choice(known)
@@ -133,7 +133,7 @@ def plain(words: Words, offer: Offer) -> Talk:
 class Scenario:
     """A kind of conversation, its weight, and the built-in tools that it needs: all of `needs`, one of `any_of`."""
 
-    make: Callable[[Words, Offer], Talk]
+    make: Callable[[Words, Offer], ToolTalk]
     weight: float
     needs: frozenset[str] = frozenset()
     any_of: frozenset[str] = frozenset()
@@ -143,7 +143,7 @@ class Scenario:
         return self.needs <= offered and (not self.any_of or bool(self.any_of & offered))
 
 
-def scenario(make: Callable[[Words, Offer], Talk], weight: float, needs: str = "", any_of: str = "") -> Scenario:
+def scenario(make: Callable[[Words, Offer], ToolTalk], weight: float, needs: str = "", any_of: str = "") -> Scenario:
     return Scenario(make, weight, frozenset(needs.split()), frozenset(any_of.split()))
 
 
@@ -186,7 +186,7 @@ def agent_lesson(words: Words, branches: int) -> list[Dialogue]:
     schemas = [builtin_tools().tools[name].schema for name in offer.builtin]
     schemas += [tool.schema for tool in offer.others]
     offered = tuple(words.sample(schemas, len(schemas)))
-    head: Talk = []
+    head: ToolTalk = []
     if words.chance(0.5):
         head = [{"role": "system", "content": builtin_tools().system}]
     elif words.chance(0.3):
