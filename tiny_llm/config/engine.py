@@ -8,6 +8,7 @@ from tiny_llm.config.model import GROUP_SIZES
 
 CACHES = ("contiguous", "rotating", "quantized")
 KV_BITS = (8, 4)
+KERNELS = ("metal", "cuda", "cpu", "sim", "plain", "mlx")
 WINDOW, SINKS = 1024, 4  # of a rotating cache, if not set; the sinks are StreamingLLM's
 RING, FEW_BITS = ("rotating",), ("quantized", "rotating")
 BELONGS = {"window": RING, "sinks": RING, "kv_bits": FEW_BITS, "kv_group_size": FEW_BITS}
@@ -22,7 +23,9 @@ class EngineConfig:
     `prefill_chunk`: prompt tokens per forward pass of a single prompt; `SchedulerConfig.token_budget` bounds the steps
     of many. `max_context`: tokens a sequence may hold, None for the model's; more than these are refused when the model
     loads.
-    `kernels`: the back end on which our Metal kernels run, see `kernels.table`; None leaves all to `ops`.
+    `kernels`: "metal", "cuda", "sim" and "plain" are back ends on which our Metal kernels run the whole model, "cpu" are
+    our native ones, "mlx" are MLX's operations alone; None takes what is fastest, see `kernels.table`.
+    `activations`: "int8" rounds activations to 8 bits in the CPU kernels' products of few rows: faster, less accurate.
     `cache`: "contiguous" keeps every token; "rotating" the first `sinks` and the newest, `window` in all (1024 and 4
     if not set); "quantized" keeps `kv_bits` (8 or 4, 8 if not set) for each number, in groups of `kv_group_size`
     (64 if not set and head_dim allows it). With one of these two a rotating cache is packed as well.
@@ -32,7 +35,8 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     prefill_chunk: int = 2048
     max_context: int | None = None
-    kernels: Literal["metal", "cuda", "sim", "plain"] | None = None
+    kernels: Literal["metal", "cuda", "cpu", "sim", "plain", "mlx"] | None = None
+    activations: Literal["float32", "int8"] = "float32"
     cache: Literal["contiguous", "rotating", "quantized"] = "contiguous"
     window: int | None = None
     sinks: int | None = None
@@ -47,10 +51,13 @@ class EngineConfig:
             value = getattr(self, name)
             ok = (value is None and name == "max_context") or (is_integer(value) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {value!r}")
-        back_ends = ("metal", "cuda", "sim", "plain")
         require(
-            self.kernels is None or self.kernels in back_ends,
-            f"kernels: expected one of {', '.join(back_ends)}, found {self.kernels!r}",
+            self.kernels is None or self.kernels in KERNELS,
+            f"kernels: expected one of {', '.join(KERNELS)}, found {self.kernels!r}",
+        )
+        require(
+            self.activations in ("float32", "int8"),
+            f"activations: expected float32 or int8, found {self.activations!r}",
         )
         self._check_cache()
 

@@ -29,10 +29,10 @@ def dtype_of(config: EngineConfig) -> mx.Dtype | None:
 
 def load_model(path: Path, shape: ModelConfig, config: EngineConfig, dtype: mx.Dtype | None) -> Qwen3:
     """Read the weights and choose the operations. Raises ValueError where the files are broken."""
-    weights = loader.load_weights(path, shape, dtype)
     _check_compiler()
-    ops = operations(config, unfused(PLAIN))
-    ops.lay_out(weights)
+    ops = operations(config, unfused(PLAIN), dtype)
+    weights = loader.load_weights(path, shape, dtype, ops.keeps_16_bits)
+    ops.lay_out(weights, shape)
     return Qwen3(shape, weights, ops)
 
 

@@ -101,6 +101,8 @@ def choose_back_end(on: str | None = None) -> str:
     Raises ValueError for an unknown name, and for a GPU that this machine has not.
     """
     name = on or os.environ.get("TINY_LLM_KERNELS") or None
+    if name in ("cpu", "mlx"):  # these concern a whole model, not a Metal kernel
+        name = None
     available = {"metal": mx.metal.is_available(), "cuda": mx.cuda.is_available(), "sim": True, "plain": True}
     if name is None:
         on_gpu = mx.default_device() == mx.gpu

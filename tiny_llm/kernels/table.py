@@ -2,12 +2,17 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import mlx.core as mx
 
 from tiny_llm.config import EngineConfig
+from tiny_llm.config.fields import require
 from tiny_llm.kernels.copy_blocks import copied_blocks
+from tiny_llm.kernels.cpu import build
+from tiny_llm.kernels.cpu.build import UnavailableError
+from tiny_llm.kernels.cpu.native import with_native
 from tiny_llm.kernels.decode_attention import MAX_HEADS, decode_attention
 from tiny_llm.kernels.elementwise import swiglu
 from tiny_llm.kernels.flash_attention import Extent, flash_attention
@@ -24,18 +29,40 @@ from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.rope import Rotation
 
 
-def operations(config: EngineConfig, plain: Ops) -> Ops:
+def operations(config: EngineConfig, plain: Ops, dtype: mx.Dtype | None = None) -> Ops:
     """Build the table of operations for these settings on MLX's default device.
 
     `plain` is the table of readable operations, for `config.ops` "plain". With `config.kernels`, or without it the
-    environment's TINY_LLM_KERNELS, our kernels run in the whole model. Without both they run where MLX has none: over
-    a paged pool on a GPU. Raises ValueError as `launch.choose_back_end`.
+    environment's TINY_LLM_KERNELS, our kernels run in the whole model. Without both they run where they are fastest:
+    over a paged pool on a GPU, in the whole model on a CPU, where `dtype` (the activations') is float32 and a compiler
+    is there. Raises ValueError as `launch.choose_back_end`, and where the CPU kernels are asked for and can't be had.
     """
     ops = plain if config.ops == "plain" else fused.choose_ops(config.ops)
     name = config.kernels or os.environ.get("TINY_LLM_KERNELS")
-    if name:
+    is_int8 = config.activations == "int8"
+    if name == "cpu" or is_int8:
+        require(name in ("cpu", None), f"activations: int8 is for the CPU kernels, found kernels {name!r}; leave one out")
+        try:
+            return with_native(ops, cpu_kernels(dtype), is_int8)
+        except UnavailableError as error:
+            asked = "activations int8" if is_int8 else "kernels cpu"
+            raise ValueError(f"{asked}: the CPU kernels can't be used here: {error}") from error
+    if name and name != "mlx":
         return with_kernels(ops, name)
-    return ops._replace(paged=paged_on(choose_back_end()), paged_packed=PACKED_TWINS)
+    ops = ops._replace(paged=paged_on(choose_back_end()), paged_packed=PACKED_TWINS)
+    if name is None and config.ops == "fused":
+        with suppress(UnavailableError):
+            return with_native(ops, cpu_kernels(dtype), int8=False)
+    return ops
+
+
+def cpu_kernels(dtype: mx.Dtype | None) -> Any:
+    """Return the compiled CPU kernels. Raises UnavailableError where they can't compute with these activations."""
+    if mx.default_device() == mx.gpu:
+        raise UnavailableError("the model runs on a GPU")
+    if dtype != mx.float32:
+        raise UnavailableError("they compute in float32: leave dtype out, or set it to float32")
+    return build.kernels()
 
 
 def with_kernels(ops: Ops, name: str) -> Ops:

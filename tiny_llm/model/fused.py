@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from tiny_llm.config import ModelConfig
 from tiny_llm.model import ops as plain
 from tiny_llm.model.attention import causal_mask
 from tiny_llm.model.cached_attention import LOWEST, packed_attention_cpu, packed_attention_product
@@ -35,7 +36,7 @@ def linear(x: mx.array, w: Weight) -> mx.array:
     return plain.linear(x, w)
 
 
-def by_columns(weights: Mapping[str, Any]) -> None:
+def by_columns(weights: Mapping[str, Any], config: ModelConfig) -> None:
     """Lay out a model's dense matrices by columns, in place: a product of few rows takes up to a third less time.
 
     Shapes stay (out, in); in memory the numbers follow each other in the order in which x Wᵀ reads them. The embedding

@@ -23,15 +23,17 @@ __all__ = ["check_memory", "estimate_bytes", "load_config", "load_generation_def
 PACKED = ("U32",)
 
 
-def load_weights(directory: Path, config: ModelConfig, dtype: mx.Dtype | None = None) -> dict[str, Any]:
+def load_weights(
+    directory: Path, config: ModelConfig, dtype: mx.Dtype | None = None, keep_16_bits: bool = False
+) -> dict[str, Any]:
     """Return the weights as a tree of evaluated arrays.
 
     {"embed_tokens", "layers": [{"input_layernorm", "qkv_proj", "q_norm"?, "k_norm"?, "o_proj",
     "post_attention_layernorm", "gate_up_proj", "down_proj"}], "norm", "lm_head"?}; ops.py describes a leaf. Floats are
-    converted to `dtype`, or stay as stored with None; packed weights stay packed. Raises ValueError naming file, key,
-    expected and found.
+    converted to `dtype`, or stay as stored with None; packed weights stay packed. With `keep_16_bits` matrices, scales and
+    biases of groups stay as stored, too. Raises ValueError naming file, key, expected and found.
     """
-    tensors = _Tensors(directory, dtype, read_entries(directory, config.tie_word_embeddings))
+    tensors = _Tensors(directory, dtype, read_entries(directory, config.tie_word_embeddings), keep_16_bits)
     linear = partial(_linear, tensors, config.quantization)
     weights: dict[str, Any] = {"layers": []}
     weights["embed_tokens"] = _evaluated(linear("model.embed_tokens", config.vocab_size, config.hidden_size))
@@ -141,9 +143,12 @@ def _evaluated(weight: Weight) -> Weight:
 class _Tensors:
     """The tensors of a directory. Each is handed out once and then dropped, so that its memory can be freed."""
 
-    def __init__(self, directory: Path, dtype: mx.Dtype | None, entries: Mapping[str, TensorEntry]):
+    def __init__(
+        self, directory: Path, dtype: mx.Dtype | None, entries: Mapping[str, TensorEntry], keep_16_bits: bool = False
+    ):
         self.directory = directory
         self.dtype = dtype
+        self.keep_16_bits = keep_16_bits
         self.entries = entries
         self.arrays: dict[str, mx.array] = {}
         files = {entry.file for entry in entries.values()}
@@ -187,6 +192,7 @@ class _Tensors:
         if entry.shape != shape or entry.dtype not in dtypes:
             raise ValueError(f"{self.where(name)}: expected {expected}, found {entry.dtype} {list(entry.shape)}")
         array = self.arrays.pop(name)
-        if self.dtype is None or dtypes is PACKED:
+        is_kept = self.keep_16_bits and len(shape) == 2
+        if self.dtype is None or dtypes is PACKED or is_kept:
             return array
         return array.astype(self.dtype)

@@ -1,0 +1,274 @@
+// The CPU kernels under their Python names. All arrays are float32 where nothing else is said.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+
+#include <memory>
+#include <optional>
+
+#include "arena.h"
+#include "attention.h"
+#include "layer.h"
+#include "native.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+Pool* pool = nullptr;  // never freed: its threads wait until the process ends
+
+void start(int threads) {
+  if (!pool) pool = new Pool(threads);
+}
+
+Format format_of(const mx::array& x) {
+  if (x.dtype() == mx::float32) return Format::Float32;
+  if (x.dtype() == mx::float16) return Format::Float16;
+  if (x.dtype() == mx::bfloat16) return Format::BFloat16;
+  throw std::invalid_argument("expected float32, float16 or bfloat16, found " + words(x));
+}
+
+// A matrix in the products' layout, in an arena that it keeps alive.
+class Matrix {
+ public:
+  // Floats (rows, columns), evaluated and in row order.
+  Matrix(std::shared_ptr<Arena> arena, const mx::array& numbers, const std::optional<mx::array>& bias) : arena_(std::move(arena)) {
+    Weight w = sized(numbers.shape(0), numbers.shape(1), format_of(numbers));
+    int64_t size = (int64_t)w.blocks() * LANES * w.columns;
+    void* to = arena_->take(size * bytes_of(w.format));
+    if (w.format == Format::Float32) interleave(*pool, numbers.data<float>(), (float*)to, w.rows, w.columns);
+    else interleave(*pool, numbers.data<uint16_t>(), (uint16_t*)to, w.rows, w.columns);
+    w.numbers = to;
+    add(w, bias);
+  }
+
+  // Codes as MLX packs them: (rows, columns · bits / 32) uint32, scales and biases (rows, groups).
+  Matrix(std::shared_ptr<Arena> arena, const mx::array& codes, const mx::array& scales, const mx::array& biases, const std::optional<mx::array>& bias,
+         int columns, int bits)
+      : arena_(std::move(arena)) {
+    int wide = bits <= 4 ? 4 : 8;
+    Weight w = sized(codes.shape(0), columns, wide == 4 ? Format::Codes4 : Format::Codes8);
+    w.group = columns / scales.shape(1);
+    int64_t rows = (int64_t)w.blocks() * LANES;
+    uint32_t* to = (uint32_t*)arena_->take(rows * columns * wide / 8);
+    interleave_codes(*pool, codes.data<uint32_t>(), to, w.rows, columns, bits, wide);
+    w.numbers = to;
+    w.scaling = format_of(scales);
+    void* scalings = arena_->take(rows * w.groups() * 2 * bytes_of(w.scaling));
+    if (w.scaling == Format::Float32) interleave_scalings(w, scales.data<float>(), biases.data<float>(), (float*)scalings);
+    else interleave_scalings(w, scales.data<uint16_t>(), biases.data<uint16_t>(), (uint16_t*)scalings);
+    w.scalings = scalings;
+    add(w, bias);
+  }
+
+  // The outputs of `other` behind those of this matrix.
+  void join(const Matrix& other) {
+    joined_.parts.insert(joined_.parts.end(), other.joined_.parts.begin(), other.joined_.parts.end());
+    joined_.rows += other.joined_.rows;
+  }
+
+  const Joined& joined() const { return joined_; }
+
+  int64_t nbytes() const {
+    int64_t total = 0;
+    for (const Weight& w : joined_.parts) total += w.nbytes();
+    return total;
+  }
+
+  // x (T, columns) times W transposed: (T, rows)
+  mx::array product(const std::shared_ptr<Matrix>& self, const mx::array& x, bool int8) const {
+    expect("product", x, mx::float32, 2, {joined_.columns});
+    int rows = x.shape(0);
+    return lazy("Product", {{rows, joined_.rows}}, {x}, 1, [self, int8, rows](const Inputs& in, const Outputs& out) {
+      ::product(*pool, self->joined_, int8, in[0].floats(), rows, out[0]);
+    })[0];
+  }
+
+  // rows `tokens` (T,) int32 of W as floats: (T, columns)
+  mx::array rows(const std::shared_ptr<Matrix>& self, const mx::array& tokens) const {
+    expect("rows", tokens, mx::int32, 1, {});
+    int count = tokens.shape(0);
+    return lazy("Rows", {{count, joined_.columns}}, {tokens}, 1, [self, count](const Inputs& in, const Outputs& out) {
+      const Weight& w = self->joined_.parts[0];
+      for (int i = 0; i < count; i++) take_row(w, in[0].as<int32_t>()[i], out[0] + (int64_t)i * w.columns);
+    })[0];
+  }
+
+ private:
+  static Weight sized(int rows, int columns, Format format) {
+    Weight w = {};
+    w.format = format;
+    w.rows = rows;
+    w.columns = w.group = columns;
+    return w;
+  }
+
+  template <class Number>
+  static void interleave_scalings(const Weight& w, const Number* scales, const Number* biases, Number* to) {
+    interleave(*pool, scales, to, w.rows, w.groups(), 2);
+    interleave(*pool, biases, to + LANES, w.rows, w.groups(), 2);
+  }
+
+  void add(Weight w, const std::optional<mx::array>& bias) {
+    if (bias) {
+      expect("bias", *bias, mx::float32, 1, {w.rows});
+      w.bias = (float*)std::memcpy(arena_->take(w.rows * 4), bias->data<float>(), w.rows * 4);
+    }
+    joined_ = {{w}, w.rows, w.columns};
+  }
+
+  std::shared_ptr<Arena> arena_;
+  Joined joined_;
+};
+
+// A vector of floats that a layer keeps.
+const float* kept(Arena& arena, const std::optional<mx::array>& x) {
+  if (!x) return nullptr;
+  expect("norm", *x, mx::float32, 1, {});
+  void* to = arena.take(x->nbytes());
+  std::memcpy(to, x->data<float>(), x->nbytes());
+  return (const float*)to;
+}
+
+class DecoderLayer {
+ public:
+  DecoderLayer(std::shared_ptr<Arena> arena, int heads, int kv_heads, int dim, float eps, bool int8, std::shared_ptr<Matrix> qkv, std::shared_ptr<Matrix> o,
+               std::shared_ptr<Matrix> gate_up, std::shared_ptr<Matrix> down, const mx::array& input_norm, const mx::array& post_norm,
+               const std::optional<mx::array>& q_norm, const std::optional<mx::array>& k_norm)
+      : arena_(arena) {
+    layer_.shape = {qkv->joined().columns, down->joined().columns, heads, kv_heads, dim, eps};
+    layer_.qkv = qkv->joined(), layer_.o = o->joined(), layer_.gate_up = gate_up->joined(), layer_.down = down->joined();
+    layer_.input_norm = kept(*arena, input_norm), layer_.post_norm = kept(*arena, post_norm);
+    layer_.q_norm = kept(*arena, q_norm), layer_.k_norm = kept(*arena, k_norm);
+    layer_.int8 = int8;
+  }
+
+  nb::tuple project(const std::shared_ptr<DecoderLayer>& self, const mx::array& x, const mx::array& cos, const mx::array& sin) const {
+    const Shape& s = layer_.shape;
+    expect("x", x, mx::float32, 2, {s.hidden});
+    int rows = x.shape(0);
+    expect("cos", cos, mx::float32, 2, {rows, s.dim / 2});
+    expect("sin", sin, mx::float32, 2, {rows, s.dim / 2});
+    std::vector<mx::Shape> shapes = {{rows, s.heads, s.dim}, {rows, s.kv_heads, s.dim}, {rows, s.kv_heads, s.dim}};
+    auto out = lazy("Project", shapes, {x, cos, sin}, 3, [self, rows](const Inputs& in, const Outputs& out) {
+      ::project(*pool, self->layer_, in[0].floats(), in[1].floats(), in[2].floats(), rows, out[0], out[1], out[2]);
+    });
+    return nb::make_tuple(out[0], out[1], out[2]);
+  }
+
+  mx::array finish(const std::shared_ptr<DecoderLayer>& self, const mx::array& x, const mx::array& attended) const {
+    const Shape& s = layer_.shape;
+    expect("x", x, mx::float32, 2, {s.hidden});
+    int rows = x.shape(0);
+    expect("attended", attended, mx::float32, 3, {rows, s.heads, s.dim});
+    return lazy("Finish", {{rows, s.hidden}}, {x, attended}, 2, [self, rows](const Inputs& in, const Outputs& out) {
+      ::finish(*pool, self->layer_, in[0].floats(), in[1].floats(), rows, out[0]);
+    })[0];
+  }
+
+ private:
+  std::shared_ptr<Arena> arena_;  // of the norms; the matrices are in it, too
+  Layer layer_;
+};
+
+mx::array norm(const mx::array& x, const mx::array& weight, float eps) {
+  int size = weight.shape(0);
+  expect("norm", x, mx::float32, x.ndim(), {size});
+  return lazy("Norm", {x.shape()}, {x, weight}, 2, [size, eps](const Inputs& in, const Outputs& out) {
+    int rows = 1;
+    for (size_t i = 0; i + 1 < in[0].shape.size(); i++) rows *= in[0].shape[i];
+    each_row(*pool, rows, [&](int row) { rms_norm(in[0].floats() + (int64_t)row * size, in[1].floats(), size, eps, out[0] + (int64_t)row * size); });
+  })[0];
+}
+
+// ---- attention ----
+
+// (heads, slots, width) with slots in a row
+Floats32 floats_of(const View& x) { return {x.floats(), x.strides[0]}; }
+
+Packed packed_of(const View& codes, const View& scales, const View& biases, int dim) {
+  int group = dim / scales.shape.back(), bits = 32 * codes.shape.back() / dim;
+  return {codes.as<uint32_t>(), scales.floats(), biases.floats(), codes.strides[0], scales.strides[0], biases.strides[0], bits, group};
+}
+
+// q, then keys and values: an array each, or codes, scales and biases each
+std::vector<mx::array> with_slots(const mx::array& q, const nb::list& slots) {
+  std::vector<mx::array> inputs = {q};
+  for (nb::handle x : slots) inputs.push_back(nb::cast<const mx::array&>(x));
+  return inputs;
+}
+
+Heads heads_of(const std::vector<mx::array>& inputs, float scale, int window) {
+  const mx::array& q = inputs[0];
+  return {q.shape(1), inputs[1].shape(0), q.shape(2), window, scale};
+}
+
+// q (T, heads, dim) at the last T of the slots that keys and values (kv_heads, slots, …) hold. `inputs`: q, keys, values
+mx::array attention(const Heads& heads, std::vector<mx::array> inputs, const std::optional<mx::array>& mask) {
+  mx::Shape shape = inputs[0].shape();
+  int count = shape[0], slots = inputs[1].shape(1);
+  bool masked = mask.has_value(), packed = inputs.size() > 3;
+  if (masked) {
+    expect("mask", *mask, mx::bool_, 2, {count, slots});
+    inputs.insert(inputs.begin() + 1, *mask);
+  }
+  return lazy("Attention", {shape}, inputs, 1 + masked, [=](const Inputs& in, const Outputs& out) {
+    const bool* mask = masked ? in[1].as<bool>() : nullptr;
+    const View* of = in.data() + 1 + masked;
+    std::vector<Queries> mine = {{in[0].floats(), out[0], count, slots, {nullptr, 1}, mask}};
+    if (packed) attend(*pool, heads, packed_of(of[0], of[1], of[2], heads.dim), packed_of(of[3], of[4], of[5], heads.dim), mine);
+    else attend(*pool, heads, floats_of(of[0]), floats_of(of[1]), mine);
+  })[0];
+}
+
+// one query of each sequence, q (R, heads, dim), over blocks of a pool (kv_heads, blocks, block, …)
+mx::array paged_attention(const Heads& heads, std::vector<mx::array> inputs, const mx::array& tables, const mx::array& ends) {
+  mx::Shape shape = inputs[0].shape();
+  int rows = shape[0], width = tables.shape(1), block = inputs[1].shape(2), row = heads.heads * heads.dim;
+  bool packed = inputs.size() > 3;
+  expect("tables", tables, mx::int32, 2, {rows, width});
+  expect("ends", ends, mx::int32, 1, {rows});
+  inputs.insert(inputs.begin() + 1, {tables, ends});
+  return lazy("PagedAttention", {shape}, inputs, 3, [=](const Inputs& in, const Outputs& out) {
+    std::vector<Queries> all;
+    for (int r = 0; r < rows; r++) {
+      const int32_t* table = in[1].as<int32_t>() + (int64_t)r * width;
+      all.push_back({in[0].floats() + (int64_t)r * row, out[0] + (int64_t)r * row, 1, in[2].as<int32_t>()[r], {table, block}, nullptr});
+    }
+    const View* of = in.data() + 3;
+    if (packed) attend(*pool, heads, packed_of(of[0], of[1], of[2], heads.dim), packed_of(of[3], of[4], of[5], heads.dim), all);
+    else attend(*pool, heads, floats_of(of[0]), floats_of(of[1]), all);
+  })[0];
+}
+
+}  // namespace
+
+NB_MODULE(MODULE, m) {
+  m.attr("LANES") = LANES;
+  m.def("start", &start);
+  nb::class_<Arena>(m, "Arena").def(nb::init<>());
+  nb::class_<Matrix>(m, "Matrix")
+      .def(nb::init<std::shared_ptr<Arena>, const mx::array&, const std::optional<mx::array>&>(), nb::arg("arena"), nb::arg("numbers"), nb::arg("bias").none())
+      .def(nb::init<std::shared_ptr<Arena>, const mx::array&, const mx::array&, const mx::array&, const std::optional<mx::array>&, int, int>(), nb::arg("arena"),
+           nb::arg("codes"), nb::arg("scales"), nb::arg("biases"), nb::arg("bias").none(), nb::arg("columns"), nb::arg("bits"))
+      .def_prop_ro("nbytes", &Matrix::nbytes)
+      .def("product", [](const std::shared_ptr<Matrix>& w, const mx::array& x, bool int8) { return w->product(w, x, int8); })
+      .def("rows", [](const std::shared_ptr<Matrix>& w, const mx::array& tokens) { return w->rows(w, tokens); })
+      .def("join", &Matrix::join);
+  nb::class_<DecoderLayer>(m, "DecoderLayer")
+      .def(nb::init<std::shared_ptr<Arena>, int, int, int, float, bool, std::shared_ptr<Matrix>, std::shared_ptr<Matrix>, std::shared_ptr<Matrix>,
+                    std::shared_ptr<Matrix>, const mx::array&, const mx::array&, const std::optional<mx::array>&, const std::optional<mx::array>&>(),
+           nb::arg("arena"), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("dim"), nb::arg("eps"), nb::arg("int8"), nb::arg("qkv"), nb::arg("o"),
+           nb::arg("gate_up"), nb::arg("down"), nb::arg("input_norm"), nb::arg("post_norm"), nb::arg("q_norm").none(), nb::arg("k_norm").none())
+      .def("project", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& cos, const mx::array& sin) { return l->project(l, x, cos, sin); })
+      .def("finish", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& attended) { return l->finish(l, x, attended); });
+  m.def("norm", &norm);
+  m.def("attend", [](const mx::array& q, const nb::list& slots, float scale, int window, const std::optional<mx::array>& mask) {
+    std::vector<mx::array> inputs = with_slots(q, slots);
+    return attention(heads_of(inputs, scale, window), inputs, mask);
+  }, nb::arg("q"), nb::arg("slots"), nb::arg("scale"), nb::arg("window"), nb::arg("mask").none());
+  m.def("attend_pages", [](const mx::array& q, const nb::list& slots, const mx::array& tables, const mx::array& ends, float scale, int window) {
+    std::vector<mx::array> inputs = with_slots(q, slots);
+    return paged_attention(heads_of(inputs, scale, window), inputs, tables, ends);
+  });
+}

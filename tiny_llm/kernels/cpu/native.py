@@ -1,0 +1,144 @@
+"""The table of operations with the CPU kernels in it.
+
+`lay_out` puts a model's matrices into the order in which the kernels read them. A weight is then {"cpu": matrix}, and a
+layer has {"cpu": layer} beside its weights. All activations are float32.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from tiny_llm.config import ModelConfig
+from tiny_llm.kernels.paged_attention import PACKED_TWINS, TWINS, Pages
+from tiny_llm.model.cached_attention import Packed
+from tiny_llm.model.ops import Ops, Weight, quantization_of
+from tiny_llm.model.rope import Rotation
+
+FEW_QUERIES = 8  # up to so many queries of a sequence, these kernels are faster than two products and a softmax
+
+
+def with_native(ops: Ops, module: Any, int8: bool) -> Ops:
+    """Return `ops` with the CPU kernels of the compiled `module`.
+
+    `int8` rounds activations to 8 bits in products of up to 32 rows with packed weights. `ops` keeps attention of many
+    queries.
+    """
+
+    def linear(x: mx.array, w: Weight) -> mx.array:
+        product: mx.array = w["cpu"].product(x, int8)
+        return product
+
+    def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None = None) -> mx.array:
+        if len(q) > FEW_QUERIES:
+            return ops.attention(q, k, v, scale, window)
+        found: mx.array = module.attend(q, [k, v], scale, window or 0, None)
+        return found
+
+    def masked_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+        if len(q) > FEW_QUERIES or mask is None:
+            return ops.masked_attention(q, k, v, scale, mask)
+        found: mx.array = module.attend(q, [k, v], scale, 0, mask)
+        return found
+
+    def packed_attention(
+        q: mx.array, k: Packed, v: Packed, scale: float, window: int | None = None, mask: mx.array | None = None
+    ) -> mx.array:
+        if len(q) > FEW_QUERIES:
+            return ops.packed_attention(q, k, v, scale, window, mask)
+        found: mx.array = module.attend(q, [*k, *v], scale, window or 0, mask)
+        return found
+
+    def decode(q: mx.array, keys: mx.array, values: mx.array, pages: Pages, scale: float) -> mx.array:
+        found: mx.array = module.attend_pages(q, [keys, values], pages.tables, pages.ends, scale, pages.window)
+        return found
+
+    def packed_decode(q: mx.array, keys: Packed, values: Packed, pages: Pages, scale: float) -> mx.array:
+        found: mx.array = module.attend_pages(q, [*keys, *values], pages.tables, pages.ends, scale, pages.window)
+        return found
+
+    return ops._replace(
+        linear=linear,
+        embedding=embedding,
+        rms_norm=module.norm,
+        attention=attention,
+        masked_attention=masked_attention,
+        packed_attention=packed_attention,
+        paged=TWINS._replace(decode=decode, reads_padding=False),
+        paged_packed=PACKED_TWINS._replace(decode=packed_decode, reads_padding=False),
+        lay_out=lambda weights, config: lay_out(weights, config, module, int8),
+        keeps_16_bits=True,
+        project=project,
+        finish=finish,
+        kernels="cpu",
+    )
+
+
+def embedding(tokens: mx.array, w: Weight, hidden_size: int) -> mx.array:
+    """Compute `ops.embedding`."""
+    rows: mx.array = w["cpu"].rows(tokens.astype(mx.int32))
+    return rows
+
+
+def project(x: mx.array, layer: Mapping[str, Any], rotation: Rotation) -> tuple[mx.array, mx.array, mx.array]:
+    """Compute `Qwen3.project`."""
+    found: tuple[mx.array, mx.array, mx.array] = layer["cpu"].project(x, rotation.cos, rotation.sin)
+    return found
+
+
+def finish(x: mx.array, attended: mx.array, layer: Mapping[str, Any]) -> mx.array:
+    """Compute `Qwen3.finish`."""
+    found: mx.array = layer["cpu"].finish(x, attended)
+    return found
+
+
+def lay_out(weights: dict[str, Any], config: ModelConfig, module: Any, int8: bool) -> None:
+    """Lay out all matrices of a model, in place and in the order in which a step reads them."""
+    arena = module.Arena()
+    hidden = config.hidden_size
+    columns = {
+        "qkv_proj": hidden,
+        "o_proj": config.num_attention_heads * config.head_dim,
+        "gate_up_proj": hidden,
+        "down_proj": config.intermediate_size,
+    }
+    for layer in weights["layers"]:
+        for name, width in columns.items():
+            layer[name] = {"cpu": matrix(layer[name], width, module, arena)}
+        layer["cpu"] = module.DecoderLayer(
+            arena=arena,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            dim=config.head_dim,
+            eps=config.rms_norm_eps,
+            int8=int8,
+            qkv=layer["qkv_proj"]["cpu"],
+            o=layer["o_proj"]["cpu"],
+            gate_up=layer["gate_up_proj"]["cpu"],
+            down=layer["down_proj"]["cpu"],
+            input_norm=layer["input_layernorm"]["weight"],
+            post_norm=layer["post_attention_layernorm"]["weight"],
+            q_norm=layer["q_norm"]["weight"] if config.qk_norm else None,
+            k_norm=layer["k_norm"]["weight"] if config.qk_norm else None,
+        )
+    for name in ("embed_tokens", "lm_head"):
+        if name in weights:
+            weights[name] = {"cpu": matrix(weights[name], hidden, module, arena)}
+
+
+def matrix(weight: Weight, columns: int, module: Any, arena: Any) -> Any:
+    """Return a weight in the kernels' order; its own arrays are dropped. `columns`: the length of an unpacked row."""
+    if "parts" in weight:
+        first, *others = [matrix(part, columns, module, arena) for part in weight["parts"]]
+        for other in others:
+            first.join(other)
+        return first
+    bias = weight.get("bias")
+    if "scales" in weight:
+        _, bits = quantization_of(weight, columns)
+        made = module.Matrix(arena, weight["weight"], weight["scales"], weight["biases"], bias, columns, bits)
+    else:
+        made = module.Matrix(arena, weight["weight"], bias)
+    weight.clear()
+    mx.clear_cache()
+    return made

@@ -1,0 +1,69 @@
+// y (T, rows) = x (T, columns) times W transposed, plus the bias. Row m of y begins at y + m · stride.
+#pragma once
+#include "few_rows.h"
+#include "int8_rows.h"
+#include "many_rows.h"
+
+constexpr int INT8_ROWS = 32;  // with so many rows of x at most, 8-bit activations are used where they are asked for
+
+inline void store_block(const Weight& w, int block, Floats total, float* y) {
+  int row = block * LANES, lanes = std::min(LANES, w.rows - row);
+  for (int i = 0; i < lanes; i++) y[row + i] = total[i] + (w.bias ? w.bias[row + i] : 0.f);
+}
+
+// f(begin, end) for parts of the blocks: as many parts as keep all threads busy, none so small that handing it over costs
+template <class F>
+inline void each_blocks(Pool& pool, const Weight& w, const F& f) {
+  int most = std::min(w.blocks(), 64);
+  int worth = (int)std::min<int64_t>(64, (int64_t)w.rows * w.columns >> 17);
+  int parts = std::min(most, std::max(pool.threads(), worth));
+  pool.each(parts, [&](int i) { f(part(w.blocks(), i, parts), part(w.blocks(), i + 1, parts)); });
+}
+
+inline void few_rows(Pool& pool, const Weight& w, const float* x, int count, float* y, int64_t stride) {
+  static thread_local ReadyRows ready;
+  ready.prepare(w, x, count);
+  const Ready* rows = ready.rows;
+  each_blocks(pool, w, [&](int begin, int end) {
+    for (int block = begin; block < end; block++) {
+      Floats total[FEW] = {};
+      block_product(w, block, rows, count, total);
+      for (int m = 0; m < count; m++) store_block(w, block, total[m], y + m * stride);
+    }
+  });
+}
+
+inline void many_rows(Pool& pool, const Weight& w, const float* x, int count, float* y, int64_t stride) {
+  static thread_local std::vector<float> panels;
+  make_panels(pool, x, count, w.columns, panels);
+  int pairs = (w.blocks() + 1) / 2;
+  pool.each(pairs, [&, from = panels.data()](int pair) { tiles_product(w, 2 * pair, from, count, y, stride); });
+}
+
+inline void int8_rows(Pool& pool, const Weight& w, const float* x, int count, float* y, int64_t stride) {
+  static thread_local Int8Rows ready;
+  ready.prepare(w, x, count);
+  const Int8Row* rows = ready.rows.data();
+  each_blocks(pool, w, [&](int begin, int end) {
+    for (int block = begin; block < end; block++)
+      for (int m = 0; m < count; m++) {
+        Floats total = w.format == Format::Codes4 ? int8_row_product<4>(w, block, rows[m]) : int8_row_product<8>(w, block, rows[m]);
+        store_block(w, block, total, y + m * stride);
+      }
+  });
+}
+
+// Matrices over the same x, whose outputs stand side by side; most often one.
+struct Joined {
+  std::vector<Weight> parts;
+  int rows, columns;
+};
+
+inline void product(Pool& pool, const Joined& joined, bool int8, const float* x, int count, float* y) {
+  for (const Weight& w : joined.parts) {
+    if (int8 && w.is_packed() && count <= INT8_ROWS) int8_rows(pool, w, x, count, y, joined.rows);
+    else if (count <= FEW) few_rows(pool, w, x, count, y, joined.rows);
+    else many_rows(pool, w, x, count, y, joined.rows);
+    y += w.rows;
+  }
+}

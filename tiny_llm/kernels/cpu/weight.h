@@ -1,0 +1,133 @@
+// A matrix W (rows, columns) as the products read it: LANES rows side by side, so that one vector holds the same place of
+// LANES rows and no number moves between lanes.
+//
+//   codes of 4 or 8 bits   words (rows/LANES, columns·bits/32, LANES), scalings (rows/LANES, groups, 2, LANES)
+//   floats                 numbers (rows/LANES, columns, LANES)
+//
+// Rows that are missing at the end are zeros. w = scale · code + bias, with a scale and a bias for each `group` columns.
+#pragma once
+#include <vector>
+
+#include "lanes.h"
+#include "pool.h"
+
+enum class Format : int { Codes4, Codes8, Float32, Float16, BFloat16 };
+
+struct Weight {
+  Format format;
+  Format scaling;  // of scales and biases of the groups
+  int rows, columns, group;
+  const void* numbers;
+  const void* scalings;  // a scale and a bias for each group of codes; null for floats
+  const float* bias;     // added to the product, or null
+
+  int blocks() const { return (rows + LANES - 1) / LANES; }
+  int groups() const { return columns / group; }
+  int bits() const { return format == Format::Codes4 ? 4 : 8; }
+  int64_t nbytes() const {
+    int64_t numbers = (int64_t)blocks() * LANES * columns;
+    if (!is_packed()) return numbers * (format == Format::Float32 ? 4 : 2);
+    return numbers * bits() / 8 + numbers / group * 2 * (scaling == Format::Float32 ? 4 : 2);
+  }
+  bool is_packed() const { return format == Format::Codes4 || format == Format::Codes8; }
+};
+
+inline int bytes_of(Format format) { return format == Format::Float32 ? 4 : 2; }
+
+constexpr int AHEAD = 32;  // vectors that are fetched ahead, so that memory works while the processor computes
+
+template <class Number>
+inline void fetch_ahead(const Number* p) { __builtin_prefetch(p + AHEAD * LANES); }
+
+inline Floats load_number(const void* p, int64_t at, Format format) {
+  if (format == Format::Float32) return load((const float*)p + at);
+  if (format == Format::Float16) return load((const float16*)p + at);
+  return load((const bfloat16*)p + at);
+}
+
+struct Scaling {
+  Floats scale, bias;
+};
+
+inline Scaling scaling_of(const Weight& w, int block, int group) {
+  int64_t at = ((int64_t)block * w.groups() + group) * 2 * LANES;
+  return {load_number(w.scalings, at, w.scaling), load_number(w.scalings, at + LANES, w.scaling)};
+}
+
+// ---- from MLX's layout, row after row ----
+
+// Row `lane` of a block goes to every `stride`-th vector of `to`.
+template <class Number>
+inline void interleave(Pool& pool, const Number* from, Number* to, int rows, int columns, int stride = 1) {
+  int blocks = (rows + LANES - 1) / LANES;
+  pool.each(blocks, [&](int block) {
+    Number* out = to + (int64_t)block * columns * stride * LANES;
+    for (int lane = 0; lane < LANES; lane++) {
+      int row = block * LANES + lane;
+      const Number* in = from + (int64_t)row * columns;
+      for (int k = 0; k < columns; k++) out[(int64_t)k * stride * LANES + lane] = row < rows ? in[k] : Number{};
+    }
+  });
+}
+
+// MLX's codes of `bits` follow each other as one string of bits; codes of 2 and 3 bits get 4, those of 6 get 8
+inline void interleave_codes(Pool& pool, const uint32_t* from, uint32_t* to, int rows, int columns, int bits, int wide) {
+  if (bits == wide) return interleave(pool, from, to, rows, columns * bits / 32);
+  int words = columns * bits / 32, wide_words = columns * wide / 32, per_word = 32 / wide;
+  std::vector<uint32_t> widened((int64_t)rows * wide_words);
+  pool.each(rows, [&](int row) {
+    const uint32_t* in = from + (int64_t)row * words;
+    for (int k = 0; k < columns; k++) {
+      int64_t place = (int64_t)k * bits;
+      uint64_t pair = in[place / 32];
+      if (place / 32 + 1 < words) pair |= (uint64_t)in[place / 32 + 1] << 32;
+      uint32_t code = (uint32_t)(pair >> (place % 32)) & ((1u << bits) - 1);
+      widened[(int64_t)row * wide_words + k / per_word] |= code << (k % per_word * wide);
+    }
+  });
+  interleave(pool, widened.data(), to, rows, wide_words);
+}
+
+// ---- back to floats, in the order of the columns: out (to - from, LANES) of one block ----
+
+template <int BITS>
+inline void unpack_codes(const Weight& w, int block, int from, int to, float* out) {
+  constexpr int CODES = 32 / BITS;
+  const uint32_t* words = (const uint32_t*)w.numbers + (int64_t)block * (w.columns / CODES) * LANES;
+  for (int k = from; k < to; k += w.group) {
+    Scaling s = scaling_of(w, block, k / w.group);
+    for (int i = k; i < k + w.group; i += CODES) {
+      Words v = load_as<Words>(words + (int64_t)(i / CODES) * LANES);
+      for (int n = 0; n < CODES; n++, out += LANES) {
+        Words code = v >> (BITS * n) & ((1u << BITS) - 1);
+        store(out, s.scale * to_floats(code) + s.bias);
+      }
+    }
+  }
+}
+
+// `from` and `to` are multiples of the group
+inline void unpack(const Weight& w, int block, int from, int to, float* out) {
+  if (w.format == Format::Codes4) return unpack_codes<4>(w, block, from, to, out);
+  if (w.format == Format::Codes8) return unpack_codes<8>(w, block, from, to, out);
+  int64_t begin = (int64_t)block * w.columns;
+  for (int k = from; k < to; k++, out += LANES) store(out, load_number(w.numbers, (begin + k) * LANES, w.format));
+}
+
+// row `row` of W as floats
+inline void take_row(const Weight& w, int row, float* out) {
+  int block = row / LANES, lane = row % LANES;
+  if (!w.is_packed()) {
+    int64_t begin = (int64_t)block * w.columns;
+    for (int k = 0; k < w.columns; k++) out[k] = load_number(w.numbers, (begin + k) * LANES, w.format)[lane];
+    return;
+  }
+  int codes = 32 / w.bits();
+  uint32_t mask = (1u << w.bits()) - 1;
+  const uint32_t* words = (const uint32_t*)w.numbers + (int64_t)block * (w.columns / codes) * LANES + lane;
+  for (int k = 0; k < w.columns; k++) {
+    Scaling s = scaling_of(w, block, k / w.group);
+    uint32_t code = words[(int64_t)(k / codes) * LANES] >> (k % codes * w.bits()) & mask;
+    out[k] = s.scale[lane] * (float)code + s.bias[lane];
+  }
+}
