@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 PRE_TOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -56,7 +57,7 @@ def make_model(
 def make_config(model_type: str, dtype: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     vocab = overrides.get("vocab_size", 320)
     config = {
-        "architectures": [{"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}.get(model_type, model_type)],
+        "architectures": [ARCHITECTURES.get(model_type, model_type)],
         "model_type": model_type,
         "torch_dtype": dtype,
         "hidden_act": "silu",
@@ -108,9 +109,10 @@ def make_weights(config: Mapping[str, Any], seed: int, dtype: str) -> dict[str, 
         if config["model_type"] == "qwen3":
             norm(f"{layer}.self_attn.q_norm", head_dim)
             norm(f"{layer}.self_attn.k_norm", head_dim)
-        matrix(f"{layer}.mlp.gate_proj", inner, hidden)
-        matrix(f"{layer}.mlp.up_proj", inner, hidden)
-        matrix(f"{layer}.mlp.down_proj", hidden, inner)
+        for name, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
+            matrix(f"{layer}.mlp.{name}_proj", rows, columns)
+            if config.get("mlp_bias"):
+                put(f"{layer}.mlp.{name}_proj.bias", 0.3 * rng.standard_normal(rows))
     norm("model.norm", hidden)
     if not config["tie_word_embeddings"]:
         matrix("lm_head", config["vocab_size"], hidden)

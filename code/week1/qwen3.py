@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 and Qwen3, dense: one file, from token ids to logits.
+"""Llama, Qwen2, Qwen2.5 and Qwen3, dense: one file, from token ids to logits.
 
 The model knows neither masks nor cache kinds. A step is a flat row of tokens, and each layer is two functions
 around the cache: `project` computes queries, keys and values, `cache.attend` lets the tokens see each other, `finish`

@@ -124,6 +124,10 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
         ("Qwen3-1.7B-4bit", "mlx-community/Qwen3-1.7B-4bit"),
         ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct"),
         ("qwen2.5-0.5b-4bit", "mlx-community/Qwen2.5-0.5B-Instruct-4bit"),
+        ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+        ("llama3.2-1b", "unsloth/Llama-3.2-1B-Instruct"),
+        ("llama3.2-3b-4bit", "mlx-community/Llama-3.2-3B-Instruct-4bit"),
         ("someone/a-model_1.5", "someone/a-model_1.5"),
     ],
 )

@@ -17,6 +17,7 @@ import transformers
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
+    LlamaConfig,
     Qwen2Config,
     Qwen3Config,
     configuration_utils,
@@ -63,13 +64,13 @@ def taken(code: Any, pattern: str = POPPED) -> set[str]:
 
 def config_keys() -> set[str]:
     base = configuration_utils.PreTrainedConfig
-    keys = {field.name for kind in (Qwen2Config, Qwen3Config) for field in dataclasses.fields(kind)}
+    keys = {field.name for kind in (LlamaConfig, Qwen2Config, Qwen3Config) for field in dataclasses.fields(kind)}
     keys |= taken(base.__post_init__) | taken(RotaryEmbeddingConfigMixin.convert_rope_params_to_dict)
     keys |= taken(base.get_config_dict, r'"(\w+)" in config_dict')
     masks = (Path(transformers.__file__).parent / "masking_utils.py").read_text(encoding="utf-8")  # it imports torch
     keys |= set(re.findall(r'getattr\(config, "(\w+)"', masks))
     keys |= {name for name, value in inspect.getmembers(base, lambda value: isinstance(value, property))}
-    keys |= set(Qwen3Config().to_dict()) | set(Qwen2Config().to_dict())
+    keys |= set(LlamaConfig().to_dict()) | set(Qwen3Config().to_dict()) | set(Qwen2Config().to_dict())
     return keys - {"per_layer_attributes", "is_heterogeneous"}  # computed from per_layer_config
 
 
@@ -103,6 +104,7 @@ REAL = {  # what directories on the Hub carry beside these
     CONFIG: (
         "rope_scaling rope_theta torch_dtype _name_or_path auto_map unsloth_fixed model_name quantization use_mrope "
         "quantization_config _attn_implementation_autoset add_cross_attention cross_attention_hidden_size is_decoder "
+        "is_llama_config rope_interleaved rope_traditional "
         "decoder_start_token_id finetuning_task prefix pruned_heads sep_token_id task_specific_params tf_legacy_loss "
         "tie_encoder_decoder tokenizer_class torchscript use_bfloat16"
     ),
@@ -203,6 +205,7 @@ HONOURED_BY = {  # a value that makes a difference, or that is refused because i
         "hidden_act": "gelu",
         "tie_word_embeddings": True,
         "attention_bias": True,
+        "mlp_bias": True,
         "use_sliding_window": "odd",
         "sliding_window": 8,
         "max_window_layers": 1,
@@ -255,6 +258,7 @@ HONOURED_BY = {  # a value that makes a difference, or that is refused because i
     },
 }
 BESIDE = {  # what must stand beside a key before it acts
+    "mlp_bias": {"model_type": "llama"},
     "sliding_window": {"use_sliding_window": True, "max_window_layers": 1},
     "max_window_layers": {"use_sliding_window": True, "sliding_window": 8},
     "layer_types": {"use_sliding_window": True, "sliding_window": 8},

@@ -47,6 +47,24 @@ VARIANTS = {
     "yarn, new config": {"rope_theta": None, "rope_parameters": {"rope_theta": 5e5, **YARN}},
     "llama3 rope": {"rope_scaling": LLAMA3},
     "linear rope": {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "llama": {"model_type": "llama"},
+    "llama tied, 9 heads on 3": {
+        "model_type": "llama",
+        "hidden_size": 144,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+    "llama with biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama with its own head_dim": {"model_type": "llama", "head_dim": 48},
+    "llama 3.2": {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "rope_theta": 5e5,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": LLAMA3,
+    },
+    "llama 4 bit": {"model_type": "llama", "quantize": {"bits": 4, "group_size": 32}, "mlp_bias": True},
 }
 
 

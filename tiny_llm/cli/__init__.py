@@ -27,7 +27,7 @@ PROGRAM = "tiny-llm"
 
 app = typer.Typer(
     name=PROGRAM,
-    help="Run Qwen language models on this machine.",
+    help="Run Qwen and Llama language models on this machine.",
     rich_markup_mode=None,
     no_args_is_help=True,
     add_completion=False,

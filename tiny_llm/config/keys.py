@@ -43,14 +43,14 @@ TRAINING = "used in training only"
 LABELS = "for models that classify"
 SEQ2SEQ = "for models with an encoder"
 NOTE = "a note of the program that wrote the file"
-OTHER_WEIGHTS = "take a plain Qwen2, Qwen2.5 or Qwen3"
+OTHER_WEIGHTS = "take a plain Llama, Qwen2, Qwen2.5 or Qwen3"
 PICTURES = "its sections are for pictures and films; in a text all of them have the same position"
 SPECULATION = "for a draft model, which transformers is given beside this one"
 ONE_ROTATION = "all layers turn alike here; write the settings themselves into the table if they are the same for all"
 WITHOUT = "remove it to get the model's answers without it"
 
 CONFIG_RULES = (
-    Rule("model_type", HONOURED, "qwen2 or qwen3; others are refused"),
+    Rule("model_type", HONOURED, "llama, qwen2 or qwen3; others are refused"),
     Rule(
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads",
         HONOURED,
@@ -59,18 +59,27 @@ CONFIG_RULES = (
     Rule(
         "num_key_value_heads",
         HONOURED,
-        "num_attention_heads where it is null; 32 where it is missing, if that divides them",
+        "num_attention_heads where it is null or a llama lacks it; 32 where a qwen lacks it, if that divides them",
     ),
     Rule(
         "head_dim",
         HONOURED,
-        "hidden_size / num_attention_heads where it is null; the same where a qwen2 lacks it, 128 where a qwen3 does",
+        "hidden_size / num_attention_heads where it is null or missing; 128 where a qwen3 lacks it",
     ),
-    Rule("max_position_embeddings", HONOURED, "the longest context, unless YaRN stretches it; 32768 if missing"),
+    Rule(
+        "max_position_embeddings",
+        HONOURED,
+        "the longest context, unless YaRN stretches it; if missing 32768, and 2048 of a llama",
+    ),
     Rule("rms_norm_eps", HONOURED, "in every norm; 1e-6 if missing"),
     Rule("hidden_act", HONOURED, "silu, also called swish; others are refused"),
     Rule("tie_word_embeddings", HONOURED, "true: the embedding table is the head, too"),
-    Rule("attention_bias", HONOURED, "of a qwen3; a qwen2 has biases on queries, keys and values whatever it says"),
+    Rule(
+        "attention_bias",
+        HONOURED,
+        "of a llama or qwen3; a qwen2 has biases on queries, keys and values whatever it says",
+    ),
+    Rule("mlp_bias", HONOURED, "of a llama; the MLP of a qwen has no biases"),
     Rule(
         "sliding_window",
         HONOURED,
@@ -79,7 +88,8 @@ CONFIG_RULES = (
     Rule(
         "use_sliding_window max_window_layers layer_types",
         HONOURED,
-        "which layers see a window only; layers other than full_attention and sliding_attention are refused",
+        "which layers see a window only, none in a llama; layers other than full_attention and sliding_attention are "
+        "refused",
     ),
     Rule(
         "rope_theta rope_scaling rope_parameters original_max_position_embeddings",
@@ -95,6 +105,7 @@ CONFIG_RULES = (
     Rule("eos_token_id", HONOURED, "ends an answer where generation_config.json names no token"),
     Rule("architectures", HONOURED, "a head other than …ForCausalLM is refused"),
     Rule("partial_rotary_factor", REFUSED, "heads are rotated whole here; " + OTHER_WEIGHTS, (1,)),
+    Rule("rope_interleaved rope_traditional", REFUSED, "halves of a head are rotated here; " + OTHER_WEIGHTS, (False,)),
     Rule("is_causal", REFUSED, "a text is generated from left to right; " + OTHER_WEIGHTS, (True,)),
     Rule(
         "is_encoder_decoder add_cross_attention tie_encoder_decoder",
@@ -108,7 +119,7 @@ CONFIG_RULES = (
     Rule("use_mrope", HARMLESS, PICTURES),
     Rule("attention_dropout hidden_dropout initializer_range use_bfloat16 tf_legacy_loss", HARMLESS, TRAINING),
     Rule("dtype torch_dtype", HARMLESS, "each tensor says its own type, and --dtype chooses another"),
-    Rule("use_cache chunk_size_feed_forward torchscript", HARMLESS, SPEED),
+    Rule("use_cache chunk_size_feed_forward torchscript pretraining_tp", HARMLESS, SPEED),
     Rule(
         "attn_implementation _attn_implementation _attn_implementation_autoset _attn_implementation_internal "
         "experts_implementation _experts_implementation _experts_implementation_internal "
@@ -127,7 +138,7 @@ CONFIG_RULES = (
     Rule("attention_chunk_size", HARMLESS, "for layers of chunked_attention, which are refused"),
     Rule(
         "transformers_version _name_or_path name_or_path _commit_hash model_name unsloth_fixed unsloth_version "
-        "transformers.js_config mlx_version",
+        "transformers.js_config mlx_version is_llama_config",
         HARMLESS,
         NOTE,
     ),

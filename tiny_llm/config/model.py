@@ -9,7 +9,7 @@ from tiny_llm.config.fields import JsonFields, as_json, require
 from tiny_llm.config.keys import CONFIG
 from tiny_llm.config.rope import RopeConfig
 
-ARCHITECTURES = ("qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 QUANTIZED_BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 
@@ -62,9 +62,9 @@ class QuantizationConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a Qwen2, Qwen2.5 or Qwen3 dense model. Sizes are in elements."""
+    """The shape of a dense Llama, Qwen2, Qwen2.5 or Qwen3 model. Sizes are in elements."""
 
-    model_type: Literal["qwen2", "qwen3"]
+    model_type: Literal["llama", "qwen2", "qwen3"]
     hidden_size: int
     num_hidden_layers: int
     intermediate_size: int
@@ -81,6 +81,12 @@ class ModelConfig:
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
     quantization: QuantizationConfig | None = None
+    mlp_bias: bool = False
+
+    @property
+    def o_bias(self) -> bool:
+        """Whether the output projection has a bias: with `qkv_bias` it has one, but not in a Qwen2."""
+        return self.qkv_bias and self.model_type != "qwen2"
 
     @property
     def max_context(self) -> int:
@@ -111,8 +117,9 @@ class ModelConfig:
         config.choice("hidden_act", ("silu", "swish"), "silu")
         heads, kv_heads, head_dim = _heads(config, model_type)
         layers = config.integer("num_hidden_layers", high=10_000)
-        window, sliding = _sliding(config, layers)
-        length = config.integer("max_position_embeddings", 32768)
+        window, sliding = _sliding(config, layers, model_type)
+        is_llama = model_type == "llama"
+        length = config.integer("max_position_embeddings", 2048 if is_llama else 32768)
         return cls(
             model_type=model_type,
             hidden_size=config.integer("hidden_size"),
@@ -131,6 +138,7 @@ class ModelConfig:
             sliding_window=window,
             sliding_layers=sliding,
             quantization=QuantizationConfig.of_model(config),
+            mlp_bias=is_llama and config.flag("mlp_bias", False),
         )
 
 
@@ -168,22 +176,28 @@ def _check_head(config: JsonFields) -> None:
 
 def _heads(config: JsonFields, model_type: str) -> tuple[int, int, int]:
     """Query heads, K/V heads and their width. A key that is missing has the value that transformers gives it."""
-    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    grouped = "num_key_value_heads" not in config.data and heads % 32 == 0
-    kv_heads = config.integer("num_key_value_heads", 32 if grouped else heads)
-    fixed = model_type == "qwen3" and "head_dim" not in config.data
-    derived = config.data.get("head_dim") is None and not fixed
-    for name, value, whole, of in (
-        ("num_key_value_heads", kv_heads, heads, "num_attention_heads"),
-        ("num_attention_heads", heads, hidden if derived else heads, "hidden_size"),
-    ):
-        require(whole % value == 0, f"{config.source}: {name}: expected a divisor of {of} ({whole}), found {value}")
-    head_dim = config.integer("head_dim", hidden // heads if derived else 128)
+    hidden = config.integer("hidden_size")
+    heads = config.integer("num_attention_heads")
+    missing = {"num_key_value_heads", "head_dim"} - config.data.keys()
+    kv_default = heads
+    if model_type != "llama" and "num_key_value_heads" in missing and heads % 32 == 0:
+        kv_default = 32
+    kv_heads = config.integer("num_key_value_heads", kv_default)
+    _check_divides(config, "num_key_value_heads", kv_heads, "num_attention_heads", heads)
+    if model_type == "qwen3" and "head_dim" in missing:
+        return heads, kv_heads, 128
+    if config.data.get("head_dim") is None:
+        _check_divides(config, "num_attention_heads", heads, "hidden_size", hidden)
+    head_dim = config.integer("head_dim", hidden // heads)
     require(head_dim % 2 == 0, f"{config.source}: head_dim: expected an even number, found {head_dim}")
     return heads, kv_heads, head_dim
 
 
-def _sliding(config: JsonFields, layers: int) -> tuple[int | None, tuple[int, ...]]:
+def _check_divides(config: JsonFields, name: str, value: int, of: str, whole: int) -> None:
+    require(whole % value == 0, f"{config.source}: {name}: expected a divisor of {of} ({whole}), found {value}")
+
+
+def _sliding(config: JsonFields, layers: int, model_type: str) -> tuple[int | None, tuple[int, ...]]:
     """The window and the layers that use it: `layer_types`, or all from `max_window_layers` on."""
     kinds = _layer_types(config, layers)
     used = config.flag("use_sliding_window", False)
@@ -199,6 +213,11 @@ def _sliding(config: JsonFields, layers: int) -> tuple[int | None, tuple[int, ..
         not sliding or window is not None,
         f"{config.source}: layer_types: expected no sliding_attention without a window, found {len(sliding)} such "
         "layers; set sliding_window and use_sliding_window, or make them full_attention",
+    )
+    require(
+        not sliding or model_type != "llama",
+        f"{config.source}: sliding_window: expected no layers with a window in a llama, found {len(sliding)}; "
+        "remove use_sliding_window and layer_types if the model was trained without one",
     )
     return (window, sliding) if sliding else (None, ())
 

@@ -23,11 +23,17 @@ if TYPE_CHECKING:
 ALLOW_PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 QWEN3_SIZES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
 QWEN25_SIZES = ("0.5B", "1.5B", "3B", "7B")
+SMOLLM2_SIZES = ("135M", "360M", "1.7B")
+LLAMA32_SIZES = ("1B", "3B")
 ALIASES = {
     **{f"qwen3-{size.lower()}": f"Qwen/Qwen3-{size}" for size in QWEN3_SIZES},
     **{f"qwen3-{size.lower()}-4bit": f"mlx-community/Qwen3-{size}-4bit" for size in QWEN3_SIZES},
     **{f"qwen2.5-{size.lower()}": f"Qwen/Qwen2.5-{size}-Instruct" for size in QWEN25_SIZES},
     **{f"qwen2.5-{size.lower()}-4bit": f"mlx-community/Qwen2.5-{size}-Instruct-4bit" for size in QWEN25_SIZES},
+    **{f"smollm2-{size.lower()}": f"HuggingFaceTB/SmolLM2-{size}-Instruct" for size in SMOLLM2_SIZES},
+    # Meta's own repositories ask for a permission; these copies do not
+    **{f"llama3.2-{size.lower()}": f"unsloth/Llama-3.2-{size}-Instruct" for size in LLAMA32_SIZES},
+    **{f"llama3.2-{size.lower()}-4bit": f"mlx-community/Llama-3.2-{size}-Instruct-4bit" for size in LLAMA32_SIZES},
 }
 
 

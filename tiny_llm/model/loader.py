@@ -52,7 +52,7 @@ def _layer(tensors: "_Tensors", linear: Callable[..., Weight], config: ModelConf
     q_size = config.num_attention_heads * config.head_dim
     kv_size = config.num_key_value_heads * config.head_dim
     qkv_bias = config.qkv_bias
-    o_bias = qkv_bias and config.model_type == "qwen3"  # Qwen2's bias does not cover the output
+    mlp_bias = config.mlp_bias
     attn = f"{path}.self_attn"
     mlp = f"{path}.mlp"
     layer = {
@@ -62,13 +62,13 @@ def _layer(tensors: "_Tensors", linear: Callable[..., Weight], config: ModelConf
             linear(f"{attn}.k_proj", kv_size, hidden, qkv_bias),
             linear(f"{attn}.v_proj", kv_size, hidden, qkv_bias),
         ),
-        "o_proj": linear(f"{attn}.o_proj", hidden, q_size, o_bias),
+        "o_proj": linear(f"{attn}.o_proj", hidden, q_size, config.o_bias),
         "post_attention_layernorm": _norm(tensors, f"{path}.post_attention_layernorm", hidden),
         "gate_up_proj": _joined(
-            linear(f"{mlp}.gate_proj", inner, hidden),
-            linear(f"{mlp}.up_proj", inner, hidden),
+            linear(f"{mlp}.gate_proj", inner, hidden, mlp_bias),
+            linear(f"{mlp}.up_proj", inner, hidden, mlp_bias),
         ),
-        "down_proj": linear(f"{mlp}.down_proj", hidden, inner),
+        "down_proj": linear(f"{mlp}.down_proj", hidden, inner, mlp_bias),
     }
     if config.qk_norm:
         layer["q_norm"] = _norm(tensors, f"{attn}.q_norm", config.head_dim)
