@@ -75,9 +75,13 @@ inline float sum(Floats v) {
 }
 
 inline float largest(Floats v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
   float top = v[0];
-  for (int i = 1; i < LANES; i++) top = std::fmax(top, v[i]);
+  for (int i = 1; i < LANES; i++) top = v[i] > top ? v[i] : top;
   return top;
+#endif
 }
 
 // e^x for x <= 88, by 2^n * e^r with |r| <= ln 2 / 2 and the Taylor polynomial of e^r: off by at most 2e-7 of its value

@@ -184,9 +184,9 @@ mx::array norm(const mx::array& x, const mx::array& weight, float eps) {
 // ---- attention ----
 
 // (heads, slots, width) with slots in a row
-Floats32 floats_of(const View& x) { return {x.floats(), x.strides[0]}; }
+FloatRows floats_of(const View& x) { return {x.floats(), x.strides[0]}; }
 
-Packed packed_of(const View& codes, const View& scales, const View& biases, int dim) {
+PackedRows packed_of(const View& codes, const View& scales, const View& biases, int dim) {
   int group = dim / scales.shape.back(), bits = 32 * codes.shape.back() / dim;
   return {codes.as<uint32_t>(), scales.floats(), biases.floats(), codes.strides[0], scales.strides[0], biases.strides[0], bits, group};
 }

@@ -15,14 +15,11 @@ from tiny_llm.model.cached_attention import Packed
 from tiny_llm.model.ops import Ops, Weight, quantization_of
 from tiny_llm.model.rope import Rotation
 
-FEW_QUERIES = 8  # up to so many queries of a sequence, these kernels are faster than two products and a softmax
-
 
 def with_native(ops: Ops, module: Any, int8: bool) -> Ops:
     """Return `ops` with the CPU kernels of the compiled `module`.
 
-    `int8` rounds activations to 8 bits in products of up to 32 rows with packed weights. `ops` keeps attention of many
-    queries.
+    `int8` rounds activations to 8 bits in products of up to 32 rows with packed weights.
     """
 
     def linear(x: mx.array, w: Weight) -> mx.array:
@@ -30,22 +27,18 @@ def with_native(ops: Ops, module: Any, int8: bool) -> Ops:
         return product
 
     def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None = None) -> mx.array:
-        if len(q) > FEW_QUERIES:
-            return ops.attention(q, k, v, scale, window)
         found: mx.array = module.attend(q, [k, v], scale, window or 0, None)
         return found
 
     def masked_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
-        if len(q) > FEW_QUERIES or mask is None:
-            return ops.masked_attention(q, k, v, scale, mask)
+        if mask is None:
+            mask = mx.ones((q.shape[0], k.shape[1]), mx.bool_)
         found: mx.array = module.attend(q, [k, v], scale, 0, mask)
         return found
 
     def packed_attention(
         q: mx.array, k: Packed, v: Packed, scale: float, window: int | None = None, mask: mx.array | None = None
     ) -> mx.array:
-        if len(q) > FEW_QUERIES:
-            return ops.packed_attention(q, k, v, scale, window, mask)
         found: mx.array = module.attend(q, [*k, *v], scale, window or 0, mask)
         return found
 

@@ -34,10 +34,8 @@ inline void few_rows(Pool& pool, const Weight& w, const float* x, int count, flo
 }
 
 inline void many_rows(Pool& pool, const Weight& w, const float* x, int count, float* y, int64_t stride) {
-  static thread_local std::vector<float> panels;
-  make_panels(pool, x, count, w.columns, panels);
   int pairs = (w.blocks() + 1) / 2;
-  pool.each(pairs, [&, from = panels.data()](int pair) { tiles_product(w, 2 * pair, from, count, y, stride); });
+  pool.each(pairs, [&](int pair) { tiles_product(w, 2 * pair, x, count, y, stride); });
 }
 
 inline void int8_rows(Pool& pool, const Weight& w, const float* x, int count, float* y, int64_t stride) {

@@ -39,7 +39,7 @@ constexpr int AHEAD = 32;  // vectors that are fetched ahead, so that memory wor
 template <class Number>
 inline void fetch_ahead(const Number* p) { __builtin_prefetch(p + AHEAD * LANES); }
 
-inline Floats load_number(const void* p, int64_t at, Format format) {
+[[gnu::always_inline]] inline Floats load_number(const void* p, int64_t at, Format format) {
   if (format == Format::Float32) return load((const float*)p + at);
   if (format == Format::Float16) return load((const float16*)p + at);
   return load((const bfloat16*)p + at);
@@ -49,7 +49,7 @@ struct Scaling {
   Floats scale, bias;
 };
 
-inline Scaling scaling_of(const Weight& w, int block, int group) {
+[[gnu::always_inline]] inline Scaling scaling_of(const Weight& w, int block, int group) {
   int64_t at = ((int64_t)block * w.groups() + group) * 2 * LANES;
   return {load_number(w.scalings, at, w.scaling), load_number(w.scalings, at + LANES, w.scaling)};
 }
