@@ -20,6 +20,7 @@ from tiny_llm import _blas, _machine
 GB = 1e9
 EXTRAS = {"server": "uvicorn", "rag": "chromadb", "mcp": "mcp", "otel": "opentelemetry.sdk"}
 CUDA_PACKAGES = ("mlx-cuda-12", "mlx-cuda-13")
+MATRIX_ROWS, MATRIX_COLUMNS = 65536, 4096  # 128 MiB in 4 bits, more than a cache holds
 SLOW_GFLOPS = 20.0  # the reference BLAS stays below 10
 
 
@@ -66,6 +67,8 @@ def _mlx() -> Iterator[Fact]:
     yield _back_end(mx)
     yield _blas_fact(gflops(mx, mx.cpu))
     yield _compiler(back_end(mx))
+    if back_end(mx) == "cpu":
+        yield _cpu_kernels(mx)
 
 
 def back_end(mx: Any) -> str:
@@ -120,6 +123,34 @@ def _compiler(kind: str) -> Fact:
     if path := shutil.which("g++"):
         return Fact("C++ compiler", "ok", path)
     return Fact("C++ compiler", "warn", "no g++: MLX compiles no fused kernels", "install g++ for faster decoding")
+
+
+def _cpu_kernels(mx: Any) -> Fact:
+    """Whether products run natively, and how much of the memory's speed they reach."""
+    build = importlib.import_module("tiny_llm.kernels.cpu.build")
+    try:
+        module = build.kernels()
+    except build.UnavailableError as error:
+        return Fact("CPU kernels", "warn", "none: quantized models are slow", str(error))
+    read = module.read_speed(MATRIX_ROWS * MATRIX_COLUMNS // 2)
+    product = product_speed(mx, module)
+    value = f"{module.LANES} lanes, {build.threads()} threads; 4-bit products read {product:.0f} GB/s of {read:.0f}"
+    return Fact("CPU kernels", "ok", value)
+
+
+def product_speed(mx: Any, module: Any) -> float:
+    """Return how fast a 4-bit matrix is read by a product with one row, in GB/s; the best of five."""
+    words = mx.ones((MATRIX_ROWS, MATRIX_COLUMNS // 8), mx.uint32)
+    scales = mx.ones((MATRIX_ROWS, MATRIX_COLUMNS // 64), mx.float16)
+    mx.eval(words, scales)
+    matrix = module.Matrix(module.Arena(), words, scales, scales, None, MATRIX_COLUMNS, 4)
+    x = mx.ones((1, MATRIX_COLUMNS))
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        mx.eval(matrix.product(x, False))
+        best = min(best, time.perf_counter() - start)
+    return float(matrix.nbytes / best / 1e9)
 
 
 def _memory() -> Fact:

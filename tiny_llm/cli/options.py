@@ -76,11 +76,15 @@ class EngineOptions:
         Literal["fused", "plain"] | None, option("Fastest or readable implementation of each operation.")
     ] = None
     kernels: Annotated[
-        Literal["metal", "cuda", "sim", "plain"] | None,
+        Literal["metal", "cuda", "cpu", "sim", "plain", "mlx"] | None,
         option(
-            "Run norms, rotation, gate, quantized products and attention as our kernels; sim runs anywhere.",
+            "Run norms, rotation, gate, quantized products and attention as our kernels; sim runs anywhere, mlx none.",
             envvar="TINY_LLM_KERNELS",
         ),
+    ] = None
+    activations: Annotated[
+        Literal["float32", "int8"] | None,
+        option("On a CPU: int8 rounds what meets packed weights, which is faster and less accurate."),
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"] | None, option("Number format of weights and arithmetic.")

@@ -41,7 +41,9 @@ def operations(config: EngineConfig, plain: Ops, dtype: mx.Dtype | None = None) 
     name = config.kernels or os.environ.get("TINY_LLM_KERNELS")
     is_int8 = config.activations == "int8"
     if name == "cpu" or is_int8:
-        require(name in ("cpu", None), f"activations: int8 is for the CPU kernels, found kernels {name!r}; leave one out")
+        require(
+            name in ("cpu", None), f"activations: int8 is for the CPU kernels, found kernels {name!r}; leave one out"
+        )
         try:
             return with_native(ops, cpu_kernels(dtype), is_int8)
         except UnavailableError as error:
@@ -189,6 +191,10 @@ def paged_on(on: str) -> PagedOps:
 
 def describe_operations(model: Qwen3, engine: EngineConfig) -> str:
     """Say what runs where: `kernels on sim: norm, rotation, gate, attention · MLX's operations: embedding`."""
+    if engine.kernels == "cpu":
+        return f"kernels on cpu: layers, products, attention, embedding ({build.threads()} threads)"
+    if engine.kernels == "mlx":
+        return "kernels: none of ours, MLX's operations alone"
     table = () if model.config.tie_word_embeddings else ("embed_tokens",)
     packed = set[bool]()
     for name, weight in model.weights.items():

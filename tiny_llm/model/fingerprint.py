@@ -13,22 +13,32 @@ SAMPLES = 4096  # numbers of each array that are read: training or quantizing ch
 
 
 def fingerprint(config: ModelConfig, weights: Mapping[str, Any]) -> str:
-    """Return 64 hex digits computed from the configuration and each weight's name, shape, dtype and some numbers."""
+    """Return 64 hex digits computed from the configuration and each weight's name, shape, dtype and some numbers.
+
+    A matrix in another layout gives a `sample` of its own.
+    """
     digest = hashlib.sha256(repr(config).encode())
-    for name, array in leaves(weights, ""):
-        digest.update(f"{name} {array.shape} {array.dtype}".encode())
-        flat = array.reshape(-1)
+    for name, leaf in leaves(weights, ""):
+        digest.update(name.encode())
+        if not isinstance(leaf, mx.array):
+            digest.update(leaf.sample())
+            continue
+        digest.update(f" {leaf.shape} {leaf.dtype}".encode())
+        flat = leaf.reshape(-1)
         step = -(-flat.size // SAMPLES) or 1
         sample = flat[::step].view(mx.uint8)
         digest.update(np.array(sample).tobytes())
     return digest.hexdigest()
 
 
-def leaves(tree: Any, path: str) -> Iterator[tuple[str, mx.array]]:
-    """Yield the paths and arrays of a tree of dicts and lists, in the order of the paths' parts."""
-    if isinstance(tree, mx.array):
+def leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the paths and leaves of a tree of dicts and lists, in the order of the paths' parts."""
+    if isinstance(tree, Mapping):
+        items = sorted(tree.items())
+    elif isinstance(tree, list):
+        items = list(enumerate(tree))
+    else:
         yield path, tree
         return
-    items = sorted(tree.items()) if isinstance(tree, Mapping) else enumerate(tree)
     for name, child in items:
         yield from leaves(child, f"{path}.{name}")

@@ -30,8 +30,8 @@ def load_weights(
 
     {"embed_tokens", "layers": [{"input_layernorm", "qkv_proj", "q_norm"?, "k_norm"?, "o_proj",
     "post_attention_layernorm", "gate_up_proj", "down_proj"}], "norm", "lm_head"?}; ops.py describes a leaf. Floats are
-    converted to `dtype`, or stay as stored with None; packed weights stay packed. With `keep_16_bits` matrices, scales and
-    biases of groups stay as stored, too. Raises ValueError naming file, key, expected and found.
+    converted to `dtype`, or stay as stored with None; packed weights stay packed. With `keep_16_bits` all matrices stay
+    as stored. Raises ValueError naming file, key, expected and found.
     """
     tensors = _Tensors(directory, dtype, read_entries(directory, config.tie_word_embeddings), keep_16_bits)
     linear = partial(_linear, tensors, config.quantization)

@@ -2,7 +2,7 @@
 #pragma once
 #include <vector>
 
-#include "row.h"
+#include <row.h>  // a learner may have a version of this file
 
 constexpr int FEW = 4;  // rows of x whose sums stay in registers beside the codes
 

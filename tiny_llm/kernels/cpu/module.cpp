@@ -3,6 +3,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 
+#include <chrono>
 #include <memory>
 #include <optional>
 
@@ -71,7 +72,7 @@ class Matrix {
 
   int64_t nbytes() const {
     int64_t total = 0;
-    for (const Weight& w : joined_.parts) total += w.nbytes();
+    for (const Weight& w : joined_.parts) total += w.numbers_nbytes() + w.scalings_nbytes();
     return total;
   }
 
@@ -82,6 +83,16 @@ class Matrix {
     return lazy("Product", {{rows, joined_.rows}}, {x}, 1, [self, int8, rows](const Inputs& in, const Outputs& out) {
       ::product(*pool, self->joined_, int8, in[0].floats(), rows, out[0]);
     })[0];
+  }
+
+  // Some of the numbers, by which a fingerprint tells matrices apart.
+  nb::bytes sample() const {
+    std::string found;
+    for (const Weight& w : joined_.parts) {
+      size_t size = w.numbers_nbytes(), step = (size / 4096 + 3) / 4 * 4;
+      for (size_t at = 0; at + 4 <= size; at += std::max<size_t>(step, 4)) found.append((const char*)w.numbers + at, 4);
+    }
+    return nb::bytes(found.data(), found.size());
   }
 
   // rows `tokens` (T,) int32 of W as floats: (T, columns)
@@ -181,6 +192,32 @@ mx::array norm(const mx::array& x, const mx::array& weight, float eps) {
   })[0];
 }
 
+// The speed at which all threads together read memory that no cache holds, in GB/s; the best of three.
+double read_speed(size_t bytes) {
+  Arena arena;
+  float* numbers = (float*)arena.take(bytes);
+  std::memset((void*)numbers, 0, bytes);
+  int64_t vectors = bytes / sizeof(Floats);
+  constexpr int PARTS = 64;
+  double best = 0;
+  for (int run = 0; run < 3; run++) {
+    std::vector<float> totals(PARTS);
+    auto start = std::chrono::steady_clock::now();
+    pool->each(PARTS, [&](int i) {
+      Floats total = {};
+      for (int64_t v = vectors * i / PARTS; v < vectors * (i + 1) / PARTS; v++) {
+        fetch_ahead(numbers + v * LANES);
+        total += load(numbers + v * LANES);
+      }
+      totals[i] = sum(total);
+    });
+    std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    for (float total : totals) bytes += total != 0;  // so that the sums are needed
+    best = std::max(best, bytes / seconds.count() / 1e9);
+  }
+  return best;
+}
+
 // ---- attention ----
 
 // (heads, slots, width) with slots in a row
@@ -246,12 +283,14 @@ mx::array paged_attention(const Heads& heads, std::vector<mx::array> inputs, con
 NB_MODULE(MODULE, m) {
   m.attr("LANES") = LANES;
   m.def("start", &start);
+  m.def("read_speed", &read_speed);
   nb::class_<Arena>(m, "Arena").def(nb::init<>());
   nb::class_<Matrix>(m, "Matrix")
       .def(nb::init<std::shared_ptr<Arena>, const mx::array&, const std::optional<mx::array>&>(), nb::arg("arena"), nb::arg("numbers"), nb::arg("bias").none())
       .def(nb::init<std::shared_ptr<Arena>, const mx::array&, const mx::array&, const mx::array&, const std::optional<mx::array>&, int, int>(), nb::arg("arena"),
            nb::arg("codes"), nb::arg("scales"), nb::arg("biases"), nb::arg("bias").none(), nb::arg("columns"), nb::arg("bits"))
       .def_prop_ro("nbytes", &Matrix::nbytes)
+      .def("sample", &Matrix::sample)
       .def("product", [](const std::shared_ptr<Matrix>& w, const mx::array& x, bool int8) { return w->product(w, x, int8); })
       .def("rows", [](const std::shared_ptr<Matrix>& w, const mx::array& tokens) { return w->rows(w, tokens); })
       .def("join", &Matrix::join);
@@ -260,6 +299,7 @@ NB_MODULE(MODULE, m) {
                     std::shared_ptr<Matrix>, const mx::array&, const mx::array&, const std::optional<mx::array>&, const std::optional<mx::array>&>(),
            nb::arg("arena"), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("dim"), nb::arg("eps"), nb::arg("int8"), nb::arg("qkv"), nb::arg("o"),
            nb::arg("gate_up"), nb::arg("down"), nb::arg("input_norm"), nb::arg("post_norm"), nb::arg("q_norm").none(), nb::arg("k_norm").none())
+      .def("sample", [](const DecoderLayer&) { return nb::bytes("", 0); })  // its matrices have theirs
       .def("project", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& cos, const mx::array& sin) { return l->project(l, x, cos, sin); })
       .def("finish", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& attended) { return l->finish(l, x, attended); });
   m.def("norm", &norm);

@@ -14,7 +14,7 @@ struct Ready {
 // scale · Σ code · x + bias · Σ x.
 template <int BITS>
 inline Floats row_product(const Weight& w, int block, const Ready& x) {
-  // TASK w2.7.1: for each group, the sum over its codes, then scale and bias
+  // TASK w2.11.1: for each group, the sum over its codes, then scale and bias
   constexpr int CODES = 32 / BITS;
   constexpr uint32_t CODE = (1u << BITS) - 1;
   const uint32_t* words = (const uint32_t*)w.numbers + (int64_t)block * (w.columns / CODES) * LANES;

@@ -13,6 +13,8 @@
 
 enum class Format : int { Codes4, Codes8, Float32, Float16, BFloat16 };
 
+inline int bytes_of(Format format) { return format == Format::Float32 ? 4 : 2; }
+
 struct Weight {
   Format format;
   Format scaling;  // of scales and biases of the groups
@@ -24,15 +26,13 @@ struct Weight {
   int blocks() const { return (rows + LANES - 1) / LANES; }
   int groups() const { return columns / group; }
   int bits() const { return format == Format::Codes4 ? 4 : 8; }
-  int64_t nbytes() const {
-    int64_t numbers = (int64_t)blocks() * LANES * columns;
-    if (!is_packed()) return numbers * (format == Format::Float32 ? 4 : 2);
-    return numbers * bits() / 8 + numbers / group * 2 * (scaling == Format::Float32 ? 4 : 2);
+  int64_t numbers_nbytes() const {
+    int64_t count = (int64_t)blocks() * LANES * columns;
+    return is_packed() ? count * bits() / 8 : count * bytes_of(format);
   }
+  int64_t scalings_nbytes() const { return is_packed() ? (int64_t)blocks() * LANES * groups() * 2 * bytes_of(scaling) : 0; }
   bool is_packed() const { return format == Format::Codes4 || format == Format::Codes8; }
 };
-
-inline int bytes_of(Format format) { return format == Format::Float32 ? 4 : 2; }
 
 constexpr int AHEAD = 32;  // vectors that are fetched ahead, so that memory works while the processor computes
 
