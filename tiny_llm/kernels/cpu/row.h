@@ -13,8 +13,8 @@ struct Ready {
 
 // Compute Σ_k w[row, k] · x[k] for the LANES rows of a block; lane i of the result is row block · LANES + i.
 //
-// w.numbers: words of codes (blocks, columns / CODES, LANES), a word the first code's bits lowest. w.group columns share a
-// scale and a bias, which `scaling_of` reads: w = scale · code + bias. BITS is 4 or 8. Reads each word of the block once.
+// w.numbers has words of codes (blocks, columns / CODES, LANES), the first code in a word's lowest bits; BITS is 4 or 8.
+// w.group columns share a scale and a bias, which `scaling_of` reads: w = scale · code + bias. Reads each word once.
 template <int BITS>
 inline Floats row_product(const Weight& w, int block, const Ready& x) {
   constexpr int CODES = 32 / BITS;             // in a word
