@@ -378,7 +378,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine on which they can't be compiled."""
 
     def kernels() -> Any:
-        raise build.UnavailableError("no C++ compiler: install g++ (apt install g++)")
+        raise build.NoKernelsError("no C++ compiler: install g++ (apt install g++)")
 
     monkeypatch.setattr(build, "kernels", kernels)
     monkeypatch.delenv("TINY_LLM_KERNELS", raising=False)
@@ -402,7 +402,7 @@ def kernels_in_a_process(cache: Path, **environment: str) -> subprocess.Complete
         "from tiny_llm.kernels.cpu import build\n"
         "try:\n"
         "    print('LANES', build.kernels().LANES)\n"
-        "except build.UnavailableError as error:\n"
+        "except build.NoKernelsError as error:\n"
         "    print('unavailable:', error)\n"
     )
 
