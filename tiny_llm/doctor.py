@@ -130,7 +130,7 @@ def _cpu_kernels(mx: Any) -> Fact:
     build = importlib.import_module("tiny_llm.kernels.cpu.build")
     try:
         module = build.kernels()
-    except build.UnavailableError as error:
+    except build.NoKernelsError as error:
         return Fact("CPU kernels", "warn", "none: quantized models are slow", str(error))
     read = module.read_speed(MATRIX_ROWS * MATRIX_COLUMNS // 2)
     product = product_speed(mx, module)

@@ -162,7 +162,7 @@ def test_requests_side_by_side_run_on_the_same_back_end(model_dir: Path) -> None
 @pytest.mark.parametrize("name", ["fused", "plain"])
 def test_the_switchboard_builds_the_whole_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TINY_LLM_KERNELS", raising=False)
-    table = operations(EngineConfig(ops=name), PLAIN)
+    table = operations(EngineConfig(ops=name), PLAIN, mx.bfloat16)
     expected = PLAIN if name == "plain" else fused.choose_ops("fused")
     assert table.attention is expected.attention and table.kernels is None
     assert (table.paged is TWINS) == (choose_back_end() == "plain")
@@ -207,7 +207,7 @@ def test_what_runs_where_in_words(pocket_of_4_bits: Path, tmp_path: Path) -> Non
 def test_a_back_end_that_is_not_here() -> None:
     with pytest.raises(ValueError, match="no cuda here; use sim or plain"):
         with_kernels(PLAIN, "cuda")
-    with pytest.raises(ValueError, match="kernels: expected one of metal, cuda, sim, plain, found 'gpu'"):
+    with pytest.raises(ValueError, match="kernels: expected one of metal, cuda, cpu, sim, plain, mlx, found 'gpu'"):
         EngineConfig(kernels="gpu")
 
 

@@ -4,6 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from tests.support import make_config
+from tiny_llm.config import ModelConfig
 from tiny_llm.model import fused, ops
 from tiny_llm.model.ops import PLAIN, Ops
 
@@ -54,7 +56,8 @@ def test_by_columns_changes_the_order_in_memory_alone() -> None:
     packed = dict(zip(("weight", "scales", "biases"), mx.quantize(mx.array(normal(8, 96)), group_size=32), strict=True))
     layer = {"o_proj": {"weight": dense}, "qkv_proj": {"parts": [{"weight": dense}, packed]}, "input_layernorm": norm}
     weights = {"embed_tokens": {"weight": dense}, "layers": [layer], "lm_head": {"weight": dense}}
-    fused.by_columns(weights)
+    config = ModelConfig.from_hf(make_config("qwen3", "float32", {}))
+    fused.by_columns(weights, config)
     changed = [layer["o_proj"], layer["qkv_proj"]["parts"][0], weights["lm_head"]]
     for weight in changed:
         assert memoryview(weight["weight"]).strides == (4, 4 * 130)

@@ -13,6 +13,7 @@ from tiny_llm.cli.errors import usage
 from tiny_llm.cli.inputs import check_text
 from tiny_llm.cli.options import option, with_options
 from tiny_llm.cli.terminal import note, print_json, size, table
+from tiny_llm.config import EngineConfig
 
 if TYPE_CHECKING:
     from tiny_llm.config import QuantizationConfig
@@ -100,7 +101,8 @@ def quantize(
     results: dict[str, list[float | None]] = {"before": [stored_bytes(source), None], "after": []}
     if tokens or precision.target_bits is not None:
         note(f"loading {model} …")
-        llm = engine.load(str(source))
+        changeable = EngineConfig(kernels="mlx")  # its matrices can be replaced one by one
+        llm = engine.load(str(source), config=None if precision.target_bits is None else changeable)
         results["before"][1] = perplexity(llm, tokens)
         plan = plan if precision.target_bits is None else precision.measured(llm, plan)
         del llm

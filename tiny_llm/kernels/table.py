@@ -11,7 +11,7 @@ from tiny_llm.config import EngineConfig
 from tiny_llm.config.fields import require
 from tiny_llm.kernels.copy_blocks import copied_blocks
 from tiny_llm.kernels.cpu import build
-from tiny_llm.kernels.cpu.build import UnavailableError
+from tiny_llm.kernels.cpu.build import NoKernelsError
 from tiny_llm.kernels.cpu.native import with_native
 from tiny_llm.kernels.decode_attention import MAX_HEADS, decode_attention
 from tiny_llm.kernels.elementwise import swiglu
@@ -46,24 +46,24 @@ def operations(config: EngineConfig, plain: Ops, dtype: mx.Dtype | None = None) 
         )
         try:
             return with_native(ops, cpu_kernels(dtype), is_int8)
-        except UnavailableError as error:
+        except NoKernelsError as error:
             asked = "activations int8" if is_int8 else "kernels cpu"
             raise ValueError(f"{asked}: the CPU kernels can't be used here: {error}") from error
     if name and name != "mlx":
         return with_kernels(ops, name)
     ops = ops._replace(paged=paged_on(choose_back_end()), paged_packed=PACKED_TWINS)
     if name is None and config.ops == "fused":
-        with suppress(UnavailableError):
+        with suppress(NoKernelsError):
             return with_native(ops, cpu_kernels(dtype), int8=False)
     return ops
 
 
 def cpu_kernels(dtype: mx.Dtype | None) -> Any:
-    """Return the compiled CPU kernels. Raises UnavailableError where they can't compute with these activations."""
+    """Return the compiled CPU kernels. Raises NoKernelsError where they can't compute with these activations."""
     if mx.default_device() == mx.gpu:
-        raise UnavailableError("the model runs on a GPU")
-    if dtype != mx.float32:
-        raise UnavailableError("they compute in float32: leave dtype out, or set it to float32")
+        raise NoKernelsError("the model runs on a GPU")
+    if dtype is None or dtype != mx.float32:
+        raise NoKernelsError("they compute in float32: leave dtype out, or set it to float32")
     return build.kernels()
 
 

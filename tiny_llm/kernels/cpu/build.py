@@ -21,6 +21,8 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import mlx.core  # noqa: F401  (the kernels need its library)
+
 from tiny_llm._blas import available_cores, cache_dir, flush_denormals
 
 HERE = Path(__file__).parent
@@ -47,13 +49,13 @@ TRIAL_SECONDS = 30  # a learner's version of a header may hold an endless loop
 replaced: dict[str, Path] = {}  # a learner's version of a header, by its name: compiled in the place of ours
 
 
-class UnavailableError(Exception):
+class NoKernelsError(Exception):
     """Why the CPU kernels can't be used here, and what would help."""
 
 
 @cache
 def kernels() -> Any:
-    """Return the module of the CPU kernels. Raises UnavailableError where they can't be had.
+    """Return the module of the CPU kernels. Raises NoKernelsError where they can't be had.
 
     Takes some ten seconds on their first use on a machine, when they are compiled, and a millisecond later.
     """
@@ -64,7 +66,7 @@ def kernels() -> Any:
         fcntl.flock(lock, fcntl.LOCK_EX)
         fault = place / "fault"
         if fault.exists():
-            raise UnavailableError(fault.read_text())
+            raise NoKernelsError(fault.read_text())
         if not path.exists():
             _compile(path)
             _try(path, fault)
@@ -73,12 +75,10 @@ def kernels() -> Any:
 
 def imported(path: str) -> Any:
     """Import the compiled module and start its threads; nanobind allows one in a process, so that is kept."""
-    import mlx.core  # noqa: F401  (its library must be there first)
-
     if NAME in sys.modules:
         module = sys.modules[NAME]
         if module.__file__ != path:
-            raise UnavailableError("this process has loaded another version of them already")
+            raise NoKernelsError("this process has loaded another version of them already")
         return module
     loader = ExtensionFileLoader(NAME, path)
     spec = spec_from_file_location(NAME, path, loader=loader)
@@ -87,7 +87,7 @@ def imported(path: str) -> Any:
         module = module_from_spec(spec)
         loader.exec_module(module)
     except ImportError as error:
-        raise UnavailableError(f"the compiled kernels can't be loaded: {error}") from error
+        raise NoKernelsError(f"the compiled kernels can't be loaded: {error}") from error
     sys.modules[NAME] = module
     with flush_denormals():  # the threads that start now keep the mode
         module.start(threads())
@@ -126,10 +126,10 @@ def _sources() -> list[Path]:
 
 @cache
 def processor() -> frozenset[str]:
-    """Return the names of what the processor knows. Raises UnavailableError where it lacks what the kernels need."""
+    """Return the names of what the processor knows. Raises NoKernelsError where it lacks what the kernels need."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in NEEDED:
-        raise UnavailableError(f"there are no CPU kernels for {sys.platform} on {machine}")
+        raise NoKernelsError(f"there are no CPU kernels for {sys.platform} on {machine}")
     known = set[str]()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, values = line.partition(":")
@@ -137,7 +137,7 @@ def processor() -> frozenset[str]:
             known.update(values.split())
     missing = NEEDED[machine] - known
     if missing:
-        raise UnavailableError(f"the processor lacks {', '.join(sorted(missing))}")
+        raise NoKernelsError(f"the processor lacks {', '.join(sorted(missing))}")
     return frozenset(known)
 
 
@@ -148,7 +148,7 @@ def compiler() -> str:
         path = name and shutil.which(name)
         if path:
             return path
-    raise UnavailableError("no C++ compiler: install g++ (apt install g++)")
+    raise NoKernelsError("no C++ compiler: install g++ (apt install g++)")
 
 
 def _mlx() -> Path:
@@ -156,24 +156,24 @@ def _mlx() -> Path:
     for place in spec.submodule_search_locations or () if spec else ():
         if (Path(place) / "include" / "mlx" / "mlx.h").is_file():
             return Path(place)
-    raise UnavailableError("MLX's headers are missing: install mlx from its wheel")
+    raise NoKernelsError("MLX's headers are missing: install mlx from its wheel")
 
 
 def _nanobind() -> Path:
     spec = find_spec("nanobind")
     if spec is None or spec.origin is None:
-        raise UnavailableError("the package nanobind is missing: pip install nanobind")
+        raise NoKernelsError("the package nanobind is missing: pip install nanobind")
     return Path(spec.origin).parent
 
 
 def _compile(path: Path) -> None:
-    """Compile both sources at once and link them. Raises UnavailableError with the compiler's first words."""
+    """Compile both sources at once and link them. Raises NoKernelsError with the compiler's first words."""
     if sys.stderr.isatty():
         print("tiny-llm: compiling the CPU kernels, once for this machine (10 to 20 s)", file=sys.stderr)
     mlx, nanobind = _mlx(), _nanobind()
     python = Path(sysconfig.get_paths()["include"])
     if not (python / "Python.h").is_file():
-        raise UnavailableError(f"{python}/Python.h is missing: install Python's headers (apt install python3-dev)")
+        raise NoKernelsError(f"{python}/Python.h is missing: install Python's headers (apt install python3-dev)")
     learners = [path.parent for path in replaced.values()]
     of_nanobind = [nanobind / "include", nanobind / "ext" / "robin_map" / "include"]
     includes = [*learners, HERE, mlx / "include", *of_nanobind, python]
@@ -200,11 +200,11 @@ def _check(words: str, code: int) -> None:
     if code:
         errors = [line for line in words.splitlines() if "error" in line]
         first = (errors or words.splitlines() or ["no message"])[0]
-        raise UnavailableError(f"{Path(compiler()).name} can't compile them: {first}")
+        raise NoKernelsError(f"{Path(compiler()).name} can't compile them: {first}")
 
 
 def _try(path: Path, fault: Path) -> None:
-    """Run the compiled kernels in a process of its own. Raises UnavailableError, and remembers it, where that fails."""
+    """Run the compiled kernels in a process of its own. Raises NoKernelsError, and remembers it, where that fails."""
     command = [sys.executable, "-c", TRIAL, str(path)]
     if replaced:
         command.append("--replaced")
@@ -218,4 +218,4 @@ def _try(path: Path, fault: Path) -> None:
         last = (tried.stderr.strip().splitlines() or [f"exit {tried.returncode}"])[-1]
     learners = "".join(f", with {header},".replace(f"{Path.cwd()}/", "") for header in replaced.values())
     fault.write_text(f"a trial of the compiled kernels{learners} failed: {last}")
-    raise UnavailableError(fault.read_text())
+    raise NoKernelsError(fault.read_text())

@@ -1,0 +1,445 @@
+"""The CPU kernels against NumPy in float64, and in the whole model against the plain operations."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from tests.model.parity import prompt
+from tests.support import make_model
+from tiny_llm import doctor
+from tiny_llm.config import EngineConfig, SamplingParams
+from tiny_llm.engine.llm import LLM, load
+from tiny_llm.kernels.cpu import build
+from tiny_llm.kernels.table import describe_operations, operations
+from tiny_llm.model import fused
+from tiny_llm.model.cached_attention import Packed
+from tiny_llm.model.ops import PLAIN
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the CPU kernels are for Linux")
+ROWS_OF_X = (1, 2, 3, 4, 5, 8, 9, 33)
+KINDS = (mx.float32, mx.float16, mx.bfloat16)
+CACHES: dict[str, dict[str, Any]] = {
+    "contiguous": {},
+    "rotating": {"cache": "rotating", "window": 9, "sinks": 2},
+    "8 bits": {"cache": "quantized"},
+    "4 bits, rotating": {"cache": "rotating", "window": 9, "sinks": 2, "kv_bits": 4},
+}
+WIDE = {"num_attention_heads": 2, "num_key_value_heads": 1}  # heads that a cache of few bits takes
+MODELS: dict[str, dict[str, Any]] = {
+    "dense of 32 bits": {"dtype": "float32"},
+    "dense of 16 bits": {"dtype": "bfloat16"},
+    "half precision": {"dtype": "float16"},
+    "4 bits": {"dtype": "bfloat16", "quantize": {"bits": 4, "group_size": 32}},
+    "8 bits": {"dtype": "float16", "quantize": {"bits": 8, "group_size": 64}},
+    "Qwen2 of 3 bits": {"model_type": "qwen2", "dtype": "bfloat16", "quantize": {"bits": 3, "group_size": 32}, **WIDE},
+    "Llama": {"model_type": "llama", "dtype": "bfloat16", **WIDE},
+    "in parts": {
+        "dtype": "bfloat16",
+        "quantize": {
+            "bits": 4,
+            "group_size": 32,
+            "model.layers.0.self_attn.k_proj": {"bits": 6, "group_size": 32},
+            "model.layers.1.mlp.up_proj": False,
+            "model.layers.1.self_attn.v_proj": {"bits": 8, "group_size": 32},
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def module() -> Any:
+    return build.kernels()
+
+
+def error(got: mx.array, want: np.ndarray) -> float:
+    """The root of the mean square error, relative to the size of what is wanted."""
+    difference = np.array(got).astype(np.float64) - want
+    return float(np.sqrt(np.mean(difference**2) / np.mean(want**2)))
+
+
+def numbers(*shape: int, seed: int = 0) -> mx.array:
+    return mx.array(np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32))
+
+
+def packed(rows: int, columns: int, bits: int, group: int, kind: mx.Dtype) -> tuple[list[mx.array], np.ndarray]:
+    """A matrix as MLX packs it, and what it holds, unpacked by NumPy."""
+    arrays = list(mx.quantize(numbers(rows, columns).astype(kind), group_size=group, bits=bits))
+    mx.eval(arrays)
+    words, scales, biases = (np.array(a.astype(t)) for a, t in zip(arrays, (mx.uint32, *[mx.float32] * 2), strict=True))
+    string = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").reshape(rows, columns, bits)
+    codes = (string * (1 << np.arange(bits))).sum(axis=-1).astype(np.float64)
+    of_group = np.arange(columns) // group
+    return arrays, codes * scales[:, of_group].astype(np.float64) + biases[:, of_group]
+
+
+# ---- products ----
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("bits", "group"), [(2, 32), (3, 64), (4, 32), (4, 64), (4, 128), (6, 64), (8, 32), (8, 128)])
+def test_products_with_packed_weights(bits: int, group: int, kind: mx.Dtype, module: Any) -> None:
+    for rows, columns in ((5, group), (16, 384), (49, 384), (100, 640)):
+        arrays, dense = packed(rows, columns, bits, group, kind)
+        bias = numbers(rows)
+        matrix = module.Matrix(module.Arena(), *arrays, bias, columns, bits)
+        for count in ROWS_OF_X:
+            x = numbers(count, columns, seed=1)
+            want = np.array(x).astype(np.float64) @ dense.T + np.array(bias)
+            assert error(matrix.product(x, False), want) < 3e-6, (rows, columns, count)
+            assert error(matrix.product(x, True), want) < 3e-2, (rows, columns, count)
+        tokens = mx.array([0, rows - 1, 2])
+        np.testing.assert_allclose(np.array(matrix.rows(tokens)), dense[np.array(tokens)], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_products_with_floats(kind: mx.Dtype, module: Any) -> None:
+    for rows, columns in ((1, 1), (5, 7), (33, 100), (64, 576), (17, 515)):
+        weight = numbers(rows, columns).astype(kind)
+        mx.eval(weight)
+        dense = np.array(weight.astype(mx.float32)).astype(np.float64)
+        matrix = module.Matrix(module.Arena(), weight, None)
+        for count in ROWS_OF_X:
+            x = numbers(count, columns, seed=1)
+            want = np.array(x).astype(np.float64) @ dense.T
+            assert error(matrix.product(x, False), want) < 1e-6, (rows, columns, count)
+            assert mx.array_equal(matrix.product(x, True), matrix.product(x, False)), (
+                "only codes meet 8-bit activations"
+            )
+        assert mx.array_equal(matrix.rows(mx.array([rows - 1])), weight[-1:].astype(mx.float32))
+
+
+def test_extreme_codes_and_scales(module: Any) -> None:
+    """Codes with their highest bit set at each place of a word, tiny scales, and numbers of very different sizes."""
+    for bits in (4, 8):
+        words = mx.full((16, 64 * bits // 32), 0xFFFFFFFF, mx.uint32)
+        for scale in (6e-8, 1e-5, 1.0, 60000.0):  # the smallest of float16, below its normal ones; near the largest
+            scales = mx.full((16, 2), scale, mx.float16)
+            biases = mx.zeros((16, 2), mx.float16)
+            mx.eval(words, scales, biases)
+            matrix = module.Matrix(module.Arena(), words, scales, biases, None, 64, bits)
+            x = mx.array([[10.0 ** (i % 7 - 3) for i in range(64)]])
+            want = np.array(x).astype(np.float64).sum() * (2**bits - 1) * float(scales[0, 0].item())
+            np.testing.assert_allclose(np.array(matrix.product(x, False)), want, rtol=1e-6)
+
+
+def test_matrices_side_by_side(module: Any) -> None:
+    """Outputs of matrices of other formats stand behind each other, whatever their numbers of rows."""
+    arena = module.Arena()
+    first, dense = packed(21, 128, 4, 32, mx.float16)
+    second, other = packed(3, 128, 6, 64, mx.bfloat16)
+    third = numbers(7, 128)
+    matrix = module.Matrix(arena, *first, None, 128, 4)
+    matrix.join(module.Matrix(arena, *second, numbers(3), 128, 6))
+    matrix.join(module.Matrix(arena, third, None))
+    whole = np.concatenate([dense, other, np.array(third).astype(np.float64)])
+    bias = np.concatenate([np.zeros(21), np.array(numbers(3)), np.zeros(7)])
+    for count in ROWS_OF_X:
+        x = numbers(count, 128, seed=1)
+        assert error(matrix.product(x, False), np.array(x).astype(np.float64) @ whole.T + bias) < 1e-6
+
+
+def test_x_may_be_any_view(module: Any) -> None:
+    weight = numbers(20, 64)
+    matrix = module.Matrix(module.Arena(), weight, None)
+    x = numbers(64, 6)
+    for view in (x.T, numbers(9, 64)[1::3], numbers(3, 128)[:, 64:], mx.broadcast_to(numbers(1, 64), (5, 64))):
+        want = np.array(view).astype(np.float64) @ np.array(weight).astype(np.float64).T
+        assert error(matrix.product(view, False), want) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "x", [mx.zeros((2, 65)), mx.zeros((64,)), mx.zeros((2, 64), mx.float16)], ids=lambda x: str(x.shape)
+)
+def test_another_x_is_refused(x: mx.array, module: Any) -> None:
+    with pytest.raises(ValueError, match="product: expected 2 axes, the last 64, found"):
+        module.Matrix(module.Arena(), numbers(3, 64), None).product(x, False)
+
+
+# ---- attention ----
+
+
+def attention64(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: np.ndarray) -> np.ndarray:
+    """Attention in float64 where `mask` (T, S) is True; slots that nobody sees may hold anything."""
+    q64, k64, v64 = (np.array(a).astype(np.float64) for a in (q, k, v))
+    group = q64.shape[1] // k64.shape[0]
+    k64, v64 = (np.where(mask.any(axis=0)[None, :, None], a, 0).repeat(group, axis=0) for a in (k64, v64))
+    scores = np.einsum("thd,hsd->hts", q64, k64) * scale
+    scores = np.where(mask, scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.einsum("hts,hsd->thd", weights, v64)
+
+
+def causal(count: int, slots: int, window: int) -> np.ndarray:
+    distance = (np.arange(slots - count, slots)[:, None]) - np.arange(slots)
+    return (distance >= 0) & ((distance < window) if window else True)
+
+
+@pytest.mark.parametrize("window", [0, 1, 40, 300])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (9, 3), (2, 2)])
+@pytest.mark.parametrize("dim", [8, 20, 64, 80, 128])
+def test_attention(dim: int, heads: int, kv_heads: int, window: int, module: Any) -> None:
+    for slots in (1, 17, 255, 256, 257, 600):
+        keys, values = numbers(kv_heads, slots + 9, dim), numbers(kv_heads, slots + 9, dim, seed=1)
+        for count in (1, 2, 4, 5, 70):
+            if count > slots:
+                continue
+            q = numbers(count, heads, dim, seed=2)
+            k, v = keys[:, :slots], values[:, :slots]
+            want = attention64(q, k, v, dim**-0.5, causal(count, slots, window))
+            assert error(module.attend(q, [k, v], dim**-0.5, window, None), want) < 2e-6, (slots, count)
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_attention_under_a_mask(count: int, module: Any) -> None:
+    """What is not seen may be NaN."""
+    slots = 300
+    mask = np.random.default_rng(0).random((count, slots)) < 0.3
+    mask[:, 0], mask[:, 7] = True, False
+    unseen = mx.array(~mask.any(axis=0))[None, :, None]
+    k, v = (mx.where(unseen, mx.nan, numbers(2, slots, 32, seed=seed)) for seed in (0, 1))
+    if count > 4:
+        v = mx.where(unseen, 0.0, v)  # many queries multiply by 0
+    q = numbers(count, 4, 32, seed=2)
+    got = module.attend(q, [k, v], 0.2, 0, mx.array(mask))
+    assert error(got, attention64(q, k, v, 0.2, mask)) < 2e-6
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("dim", "group"), [(32, 32), (64, 64), (128, 32)])
+def test_attention_over_packed_slots(dim: int, group: int, bits: int, module: Any) -> None:
+    for slots in (3, 300):
+        k, v = (Packed(*mx.quantize(numbers(2, slots, dim, seed=s), group_size=group, bits=bits)) for s in (0, 1))
+        dense = [a.unpacked(0, slots, dim) for a in (k, v)]
+        for count in (1, 3, 20):
+            if count > slots:
+                continue
+            q = numbers(count, 6, dim, seed=2)
+            got = module.attend(q, [*k, *v], dim**-0.5, 40, None)
+            assert error(got, attention64(q, *dense, dim**-0.5, causal(count, slots, 40))) < 2e-6
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize("window", [0, 21])
+def test_attention_over_pages(window: int, bits: int | None, module: Any) -> None:
+    """Each sequence reads its own blocks; what lies behind a sequence's end may be NaN."""
+    heads, kv_heads, dim, block = 6, 2, 32, 16
+    pool = [numbers(kv_heads, 40, block, dim, seed=seed) for seed in (0, 1)]
+    tables = np.random.default_rng(0).permutation(40)[:36].reshape(3, 12).astype(np.int32)
+    ends = [1, 100, 192]
+    q = numbers(3, heads, dim, seed=2)
+    slots = pool
+    if bits:
+        groups = [mx.quantize(a, group_size=32, bits=bits) for a in pool]
+        pool = [mx.dequantize(*g, group_size=32, bits=bits) for g in groups]
+        slots = [a for g in groups for a in g]
+    else:
+        behind = mx.zeros((40, block), mx.bool_)
+        behind[int(tables[0, 0]), 1:] = True
+        slots = [mx.where(behind[None, :, :, None], mx.nan, a) for a in pool]
+    got = module.attend_pages(q, slots, mx.array(tables), mx.array(ends, dtype=mx.int32), dim**-0.5, window)
+    for row, end in enumerate(ends):
+        k, v = (a[:, mx.array(tables[row])].reshape(kv_heads, -1, dim)[:, :end] for a in pool)
+        want = attention64(q[row : row + 1], k, v, dim**-0.5, causal(1, end, window))
+        assert error(got[row : row + 1], want) < 2e-6, row
+
+
+# ---- the whole model ----
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "random", **MODELS[request.param])
+
+
+def logits(llm: LLM) -> np.ndarray:
+    """Of a prompt in two chunks, of a step of few tokens, and of single ones."""
+    cache, tokens = llm.kept()[0], mx.array(prompt(26))
+    parts = [llm.model(tokens[a:b], cache) for a, b in ((0, 18), (18, 23), (23, 24), (24, 25), (25, 26))]
+    return np.array(mx.concatenate(parts).astype(mx.float32))
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_the_model_has_the_same_logits(model_dir: Path, kind: str) -> None:
+    expected = logits(load(model_dir, config=EngineConfig(ops="plain", dtype="float32", **CACHES[kind])))
+    got = logits(load(model_dir, config=EngineConfig(kernels="cpu", **CACHES[kind])))
+    far = np.abs(got - expected)
+    few_bits = "bits" in kind  # there a number of the cache may round to the next code
+    assert np.median(far) < (3e-3 if few_bits else 3e-6)
+    assert far.max() < (1.0 if few_bits else 3e-5)
+
+
+def test_int8_is_near(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "model", quantize={"bits": 4, "group_size": 32})
+    expected = logits(load(path, config=EngineConfig(kernels="cpu")))
+    got = logits(load(path, config=EngineConfig(activations="int8")))
+    far = np.sqrt(np.mean((got - expected) ** 2)) / expected.std()
+    assert 1e-4 < far < 0.1
+
+
+def test_matrices_keep_the_bits_of_the_file(tmp_path: Path) -> None:
+    config = EngineConfig(kernels="cpu")
+    wide, narrow = (load(make_model(tmp_path / kind, dtype=kind), config=config) for kind in ("float32", "bfloat16"))
+    sizes = [llm.model.weights["layers"][0]["down_proj"]["cpu"].nbytes for llm in (wide, narrow)]
+    assert sizes[0] == 2 * sizes[1]
+    assert "layers, products" in describe_operations(wide.model, config)
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24)
+
+
+@pytest.mark.parametrize("cache", ["contiguous", "rotating", "quantized"])
+def test_the_shipped_model_says_the_same(cache: str) -> None:
+    question = [{"role": "user", "content": "What is a KV cache?"}]
+    models = [load(config=EngineConfig(kernels=kernels, cache=cache)) for kernels in ("mlx", "cpu")]
+    texts = [llm.generate([question], GREEDY)[0].text for llm in models]
+    assert texts[0] == texts[1] != ""
+
+
+def test_many_requests_say_what_each_says_alone() -> None:
+    llm = load(config=EngineConfig(kernels="cpu"))
+    questions = ["What is a KV cache?", "Count from 1 to 5.", "hello", "What is 3 + 4?", "Name a color.", "Thanks!"]
+    prompts = [[{"role": "user", "content": question}] for question in questions]
+    together = [answer.text for answer in llm.generate(prompts, GREEDY)]
+    assert together == [llm.generate([one], GREEDY)[0].text for one in prompts]
+
+
+def test_two_models_compute_at_the_same_time() -> None:
+    """All models of a process share the threads of the products."""
+    question = [{"role": "user", "content": "What is a KV cache?"}]
+    found: list[str] = []
+
+    def ask() -> None:
+        llm = load(config=EngineConfig(kernels="cpu"))
+        found.extend(llm.generate([question], GREEDY)[0].text for _ in range(4))
+        mx.clear_streams()
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 12 and len(set(found)) == 1
+
+
+def test_a_step_writes_the_cache_in_place(tmp_path: Path) -> None:
+    """A copy of the buffers in each step would be seen in the peak of memory."""
+    llm = load(make_model(tmp_path / "model", max_position_embeddings=8192), config=EngineConfig(kernels="cpu"))
+    cache = llm.kept()[0]
+    mx.eval(llm.model(mx.array(prompt(26)), cache), cache.state)
+    cache.capacity = 8192
+    mx.eval(llm.model(mx.array([1]), cache), cache.state)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for _ in range(3):
+        mx.eval(llm.model(mx.array([1]), cache), cache.state)
+    assert mx.get_peak_memory() - before < cache.keys[0].nbytes / 2
+
+
+# ---- the choice ----
+
+
+def test_the_switchboard_takes_them_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TINY_LLM_KERNELS", raising=False)
+    assert operations(EngineConfig(), PLAIN, mx.float32).kernels == "cpu"
+    assert operations(EngineConfig(), PLAIN, mx.bfloat16).attention is fused.CPU.attention
+    assert operations(EngineConfig(kernels="mlx"), PLAIN, mx.float32).attention is fused.CPU.attention
+    assert operations(EngineConfig(ops="plain"), PLAIN, mx.float32).attention is PLAIN.attention
+    monkeypatch.setenv("TINY_LLM_KERNELS", "mlx")
+    assert operations(EngineConfig(), PLAIN, mx.float32).kernels is None
+    monkeypatch.setenv("TINY_LLM_KERNELS", "cpu")
+    assert operations(EngineConfig(ops="plain"), PLAIN, mx.float32).kernels == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kernels": "cpu", "dtype": "bfloat16"}, "kernels cpu: .*they compute in float32"),
+        ({"activations": "int8", "dtype": "float16"}, "activations int8: .*they compute in float32"),
+        ({"activations": "int8", "kernels": "mlx"}, "activations: int8 is for the CPU kernels, found kernels 'mlx'"),
+    ],
+)
+def test_what_they_cannot_do_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = make_model(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        load(path, config=EngineConfig(**settings))
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine on which they can't be compiled."""
+
+    def kernels() -> Any:
+        raise build.NoKernelsError("no C++ compiler: install g++ (apt install g++)")
+
+    monkeypatch.setattr(build, "kernels", kernels)
+    monkeypatch.delenv("TINY_LLM_KERNELS", raising=False)
+    yield
+
+
+@pytest.mark.usefixtures("without")
+def test_without_a_compiler_all_is_as_before(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "model")
+    llm = load(path)
+    assert llm.model.ops.kernels is None and "weight" in llm.model.weights["embed_tokens"]
+    assert llm.generate(["hello"], GREEDY)[0].tokens
+    with pytest.raises(ValueError, match="kernels cpu: the CPU kernels can't be used here: no C\\+\\+ compiler"):
+        load(path, config=EngineConfig(kernels="cpu"))
+    (fact,) = [fact for fact in doctor.collect() if fact.name == "CPU kernels"]
+    assert fact.state == "warn" and "apt install g++" in fact.remedy
+
+
+def kernels_in_a_process(cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        "from tiny_llm.kernels.cpu import build\n"
+        "try:\n"
+        "    print('LANES', build.kernels().LANES)\n"
+        "except build.NoKernelsError as error:\n"
+        "    print('unavailable:', error)\n"
+    )
+
+    env = os.environ | {"TINY_LLM_CACHE": str(cache), **environment}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_compiler_that_fails_is_told(tmp_path: Path) -> None:
+    broken = script(tmp_path / "broken", "echo 'module.cpp:1: error: no such thing' >&2; exit 1")
+    found = kernels_in_a_process(tmp_path / "cache", CXX=broken).stdout
+    assert found == "unavailable: broken can't compile them: module.cpp:1: error: no such thing\n"
+
+
+def test_a_build_that_crashes_is_tried_apart_and_remembered(tmp_path: Path) -> None:
+    """A library that ends its process when it is loaded must not end ours, today or tomorrow."""
+    source = tmp_path / "crash.cpp"
+    source.write_text('#include <cstdlib>\nextern "C" void* PyInit_tiny_llm_cpu_kernels() { abort(); }\n')
+    crash = (
+        f'for last; do :; done; case "$*" in *-shared*) g++ -shared -fPIC {source} -o "$last";; *) touch "$last";; esac'
+    )
+    crashing = script(tmp_path / "crashing", crash)
+    first = kernels_in_a_process(tmp_path / "cache", CXX=crashing).stdout
+    assert first.startswith("unavailable: a trial of the compiled kernels failed")
+
+    assert kernels_in_a_process(tmp_path / "cache", CXX=crashing).stdout == first
+
+
+def test_threads_are_those_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, count in (("1", 1), ("3", 3)):
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", text)
+        assert build.threads() == count
+    for text in ("", "0", "many", "-2"):
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", text)
+        assert build.threads() >= 1
