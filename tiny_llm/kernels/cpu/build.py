@@ -38,11 +38,15 @@ module = imported(sys.argv[1])
 codes, scales, biases = mx.quantize(mx.arange(64 * 24.0).reshape(24, 64) / 64, group_size=32, bits=4)
 mx.eval(codes, scales, biases)
 matrix = module.Matrix(module.Arena(), codes, scales, biases, None, 64, 4)
-x = mx.ones((2, 64))
-error = mx.abs(matrix.product(x, False) - x @ mx.dequantize(codes, scales, biases, group_size=32, bits=4).T).max()
-assert error.item() < 1e-2, error
+for rows in (1, 2):
+    x = mx.ones((rows, 64))
+    want = x @ mx.dequantize(codes, scales, biases, group_size=32, bits=4).T
+    error = mx.abs(matrix.product(x, False) - want).max().item()
+    assert error < 1e-2 or sys.argv[2:] == ["--replaced"], error
 mx.clear_streams()
 """
+TRIAL_SECONDS = 30  # a learner's version of a header may hold an endless loop
+replaced: dict[str, Path] = {}  # a learner's version of a header, by its name: compiled in the place of ours
 
 
 class NoKernelsError(Exception):
@@ -70,7 +74,12 @@ def kernels() -> Any:
 
 
 def imported(path: str) -> Any:
-    """Import the compiled module and start its threads."""
+    """Import the compiled module and start its threads; nanobind allows one in a process, so that is kept."""
+    if NAME in sys.modules:
+        module = sys.modules[NAME]
+        if module.__file__ != path:
+            raise NoKernelsError("this process has loaded another version of them already")
+        return module
     loader = ExtensionFileLoader(NAME, path)
     spec = spec_from_file_location(NAME, path, loader=loader)
     assert spec is not None
@@ -79,6 +88,7 @@ def imported(path: str) -> Any:
         loader.exec_module(module)
     except ImportError as error:
         raise NoKernelsError(f"the compiled kernels can't be loaded: {error}") from error
+    sys.modules[NAME] = module
     with flush_denormals():  # the threads that start now keep the mode
         module.start(threads())
     return module
@@ -110,7 +120,8 @@ def folder() -> Path:
 
 
 def _sources() -> list[Path]:
-    return sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp"), HERE / "build.py"])
+    own = [HERE / "build.py", *sorted(HERE.glob("*.h")), *sorted(HERE.glob("*.cpp"))]
+    return [replaced.get(path.name, path) for path in own]
 
 
 @cache
@@ -163,7 +174,9 @@ def _compile(path: Path) -> None:
     python = Path(sysconfig.get_paths()["include"])
     if not (python / "Python.h").is_file():
         raise NoKernelsError(f"{python}/Python.h is missing: install Python's headers (apt install python3-dev)")
-    includes = [HERE, mlx / "include", nanobind / "include", nanobind / "ext" / "robin_map" / "include", python]
+    learners = [path.parent for path in replaced.values()]
+    of_nanobind = [nanobind / "include", nanobind / "ext" / "robin_map" / "include"]
+    includes = [*learners, HERE, mlx / "include", *of_nanobind, python]
     tuned = "-march=native" if platform.machine() == "x86_64" else "-mcpu=native"
     flags = [*FLAGS, *DEFINES, tuned, *(f"-I{place}" for place in includes)]
     with tempfile.TemporaryDirectory(dir=path.parent) as making:
@@ -192,9 +205,17 @@ def _check(words: str, code: int) -> None:
 
 def _try(path: Path, fault: Path) -> None:
     """Run the compiled kernels in a process of its own. Raises NoKernelsError, and remembers it, where that fails."""
-    tried = subprocess.run([sys.executable, "-c", TRIAL, str(path)], capture_output=True, text=True, check=False)
-    if tried.returncode == 0:
-        return
-    last = (tried.stderr.strip().splitlines() or [f"exit {tried.returncode}"])[-1]
-    fault.write_text(f"a trial of the compiled kernels failed: {last}")
+    command = [sys.executable, "-c", TRIAL, str(path)]
+    if replaced:
+        command.append("--replaced")
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TRIAL_SECONDS)
+    except subprocess.TimeoutExpired:
+        last = f"it had not ended after {TRIAL_SECONDS} s"
+    else:
+        if tried.returncode == 0:
+            return
+        last = (tried.stderr.strip().splitlines() or [f"exit {tried.returncode}"])[-1]
+    learners = "".join(f", with {header},".replace(f"{Path.cwd()}/", "") for header in replaced.values())
+    fault.write_text(f"a trial of the compiled kernels{learners} failed: {last}")
     raise NoKernelsError(fault.read_text())

@@ -9,6 +9,7 @@
 
 #include "arena.h"
 #include "attention.h"
+#include "interleave.h"
 #include "layer.h"
 #include "native.h"
 

@@ -3,6 +3,7 @@
 #include "few_rows.h"
 #include "int8_rows.h"
 #include "many_rows.h"
+#include "pool.h"
 
 constexpr int INT8_ROWS = 32;  // with so many rows of x at most, 8-bit activations are used where they are asked for
 

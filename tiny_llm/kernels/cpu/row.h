@@ -2,25 +2,28 @@
 #pragma once
 #include "weight.h"
 
-// x made ready for codes that stay at their place in the word: x[k] is divided by 2^(BITS · n) for place n of a word,
-// so that a code needs no shift. `sums` has the sum of x over each group.
+// ANCHOR: ready
+// A row of x for codes that stay at their place in a word. Code n of a word counts 2^(BITS · n) times there, so its x is
+// divided by that. Only the last code of a word is shifted down, and its x is as it was.
 struct Ready {
-  const float* x;
-  const float* sums;
+  const float* x;     // (columns)
+  const float* sums;  // (groups), Σ x of each group before the division
 };
+// ANCHOR_END: ready
 
-// ANCHOR: row
-// Σ_k w[row, k] · x[k] for the LANES rows of a block. Within a group w = scale · code + bias, so that the group's sum is
-// scale · Σ code · x + bias · Σ x.
+// Compute Σ_k w[row, k] · x[k] for the LANES rows of a block; lane i of the result is row block · LANES + i.
+//
+// w.numbers has words of codes (blocks, columns / CODES, LANES), the first code in a word's lowest bits; BITS is 4 or 8.
+// w.group columns share a scale and a bias, which `scaling_of` reads: w = scale · code + bias. Reads each word once.
 template <int BITS>
 inline Floats row_product(const Weight& w, int block, const Ready& x) {
+  constexpr int CODES = 32 / BITS;             // in a word
+  constexpr uint32_t CODE = (1u << BITS) - 1;  // the bits of the first
   // TASK w2.11.1: for each group, the sum over its codes, then scale and bias
-  constexpr int CODES = 32 / BITS;
-  constexpr uint32_t CODE = (1u << BITS) - 1;
   const uint32_t* words = (const uint32_t*)w.numbers + (int64_t)block * (w.columns / CODES) * LANES;
   Floats total = {};
   for (int group = 0; group < w.groups(); group++) {
-    Floats sums[4] = {};  // four chains: an addition must wait for the one before it in its chain
+    Floats sums[4] = {};  // four chains: an addition waits only for the one before it in its chain
     for (int k = group * w.group; k < (group + 1) * w.group; k += CODES, words += LANES) {
       fetch_ahead(words);
       Words v = load_as<Words>(words);
@@ -33,4 +36,3 @@ inline Floats row_product(const Weight& w, int block, const Ready& x) {
   return total;
   // END TASK
 }
-// ANCHOR_END: row

@@ -6,10 +6,7 @@
 //
 // Rows that are missing at the end are zeros. w = scale · code + bias, with a scale and a bias for each `group` columns.
 #pragma once
-#include <vector>
-
 #include "lanes.h"
-#include "pool.h"
 
 enum class Format : int { Codes4, Codes8, Float32, Float16, BFloat16 };
 
@@ -52,40 +49,6 @@ struct Scaling {
 [[gnu::always_inline]] inline Scaling scaling_of(const Weight& w, int block, int group) {
   int64_t at = ((int64_t)block * w.groups() + group) * 2 * LANES;
   return {load_number(w.scalings, at, w.scaling), load_number(w.scalings, at + LANES, w.scaling)};
-}
-
-// ---- from MLX's layout, row after row ----
-
-// Row `lane` of a block goes to every `stride`-th vector of `to`.
-template <class Number>
-inline void interleave(Pool& pool, const Number* from, Number* to, int rows, int columns, int stride = 1) {
-  int blocks = (rows + LANES - 1) / LANES;
-  pool.each(blocks, [&](int block) {
-    Number* out = to + (int64_t)block * columns * stride * LANES;
-    for (int lane = 0; lane < LANES; lane++) {
-      int row = block * LANES + lane;
-      const Number* in = from + (int64_t)row * columns;
-      for (int k = 0; k < columns; k++) out[(int64_t)k * stride * LANES + lane] = row < rows ? in[k] : Number{};
-    }
-  });
-}
-
-// MLX's codes of `bits` follow each other as one string of bits; codes of 2 and 3 bits get 4, those of 6 get 8
-inline void interleave_codes(Pool& pool, const uint32_t* from, uint32_t* to, int rows, int columns, int bits, int wide) {
-  if (bits == wide) return interleave(pool, from, to, rows, columns * bits / 32);
-  int words = columns * bits / 32, wide_words = columns * wide / 32, per_word = 32 / wide;
-  std::vector<uint32_t> widened((int64_t)rows * wide_words);
-  pool.each(rows, [&](int row) {
-    const uint32_t* in = from + (int64_t)row * words;
-    for (int k = 0; k < columns; k++) {
-      int64_t place = (int64_t)k * bits;
-      uint64_t pair = in[place / 32];
-      if (place / 32 + 1 < words) pair |= (uint64_t)in[place / 32 + 1] << 32;
-      uint32_t code = (uint32_t)(pair >> (place % 32)) & ((1u << bits) - 1);
-      widened[(int64_t)row * wide_words + k / per_word] |= code << (k % per_word * wide);
-    }
-  });
-  interleave(pool, widened.data(), to, rows, wide_words);
 }
 
 // ---- back to floats, in the order of the columns: out (to - from, LANES) of one block ----
