@@ -1,6 +1,8 @@
 """The CPU kernels against NumPy in float64, and in the whole model against the plain operations."""
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -434,6 +436,28 @@ def test_a_build_that_crashes_is_tried_apart_and_remembered(tmp_path: Path) -> N
     assert first.startswith("unavailable: a trial of the compiled kernels failed")
 
     assert kernels_in_a_process(tmp_path / "cache", CXX=crashing).stdout == first
+
+
+X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="for x86")
+COMPILERS = {  # a compiler, and what runs its programs here
+    "AVX2, g++": (["g++", "-march=x86-64-v3"], []),
+    "AVX2, clang++": (["clang++", "-march=x86-64-v3"], []),
+    "NEON, emulated": (["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64"]),
+}
+
+
+@X86
+@pytest.mark.parametrize("name", COMPILERS)
+def test_other_instruction_sets(name: str, tmp_path: Path) -> None:
+    compiler, runner = COMPILERS[name]
+    missing = [tool for tool in (compiler[0], *runner) if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"{missing[0]} is not here")
+    source, made = Path(__file__).parent / "native_check.cpp", tmp_path / "check"
+    command = [*compiler, *build.FLAGS, f"-I{build.HERE}", str(source), "-o", str(made)]
+    subprocess.run(command, check=True)
+    done = subprocess.run([*runner, str(made)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "8 lanes, 0 faults\n")
 
 
 def test_threads_are_those_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:

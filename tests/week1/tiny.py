@@ -52,8 +52,6 @@ def weights(config: ModelConfig) -> dict[str, Any]:
 class Ops:
     """A table of operations in numpy, for the model under test. A rotation is told by its positions alone."""
 
-    project = finish = None  # the model's own
-
     @staticmethod
     def linear(x: mx.array, w: dict[str, mx.array]) -> mx.array:
         return mx.array(linear(f64(x), w), mx.float32)

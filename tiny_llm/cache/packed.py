@@ -5,6 +5,7 @@ copy in full width.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -71,6 +72,19 @@ class PackedPool(PagedPool):
         """Return the first `length` slots of a sequence in full width, (Hkv, length, D)."""
         found = Packed(*(gathered(part, table, length) for part in side))
         return found.unpacked(0, length, self.config.head_dim)
+
+    @property
+    def sides(self) -> list[Any]:
+        keys = [part for side, _ in self.packed for part in side]
+        values = [part for _, side in self.packed for part in side]
+        return keys + values
+
+    def take_in(self, buffers: list[mx.array]) -> None:
+        layers = len(self.packed)
+        parts = iter(buffers)
+        keys = [Packed(*islice(parts, 3)) for _ in range(layers)]
+        values = [Packed(*islice(parts, 3)) for _ in range(layers)]
+        self.packed = list(zip(keys, values, strict=True))
 
     @property
     def state(self) -> list[Any]:

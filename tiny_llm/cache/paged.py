@@ -22,6 +22,7 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.kernels.paged_attention import TWINS, Pages
 from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.ops import Ops
+from tiny_llm.model.places import Places
 
 SPARE = 128  # padding blocks allowed per group of decode rows; beyond that a second group is cheaper
 
@@ -137,9 +138,20 @@ class PagedPool:
         """Return a layer's keys and values as the operations in `paged` take them."""
         return self.keys[layer], self.values[layer]
 
+    def take_in(self, buffers: list[mx.array]) -> None:
+        """Replace the buffers by those that a step has written; they are in the order of `sides`."""
+        half = len(buffers) // 2
+        self.keys = buffers[:half]
+        self.values = buffers[half:]
+
     def sequence(self, layer: int, table: Sequence[int], length: int) -> tuple[mx.array, mx.array]:
         """Return one sequence's keys and values in their order, (Hkv, length, D) each."""
         return gathered(self.keys[layer], table, length), gathered(self.values[layer], table, length)
+
+    @property
+    def sides(self) -> list[Any]:
+        """The buffers of all layers' keys, then those of all layers' values."""
+        return self.keys + self.values
 
     @property
     def nbytes(self) -> int:
@@ -189,19 +201,39 @@ class PagedBatch:
         stale = self._half_filled() if pool.paged.reads_padding else []
         self._stale = mx.array(stale, mx.uint32)
         self._row = self._row_of_blocks()
-        if self._row is None:
-            self._place(lengths)
+        self._grouped_rows = False
 
-    def _place(self, lengths: Sequence[int]) -> None:
+    def place(self, num_tokens: int) -> Places | None:
+        """Open a step whose layers are one operation, if all sequences bring as many tokens; see `places.Placed`."""
+        if len(set(self.lengths)) != 1:
+            return None
+        tables = padded_tables(self.tables)
+        blocks, slots = slots_of(tables, self._positions, self.lengths, self.pool.block_size)
+        flat = blocks * self.pool.block_size + slots
+        return Places(
+            self.begin(num_tokens),
+            mx.array(flat.astype(np.int32)),
+            mx.array(self._ends),
+            self.pool.sides,
+            mx.array(tables),
+            self.pool.block_size,
+        )
+
+    def take_in(self, buffers: list[mx.array]) -> None:
+        """Replace the pool's buffers by those that such a step has written."""
+        self.pool.take_in(buffers)
+
+    def _group_rows(self) -> None:
         """Find each token's block and slot, and group the sequences."""
         padded = padded_tables(self.tables)
-        blocks, slots = slots_of(padded, self._positions, lengths, self.pool.block_size)
+        blocks, slots = slots_of(padded, self._positions, self.lengths, self.pool.block_size)
         self._blocks = mx.array(blocks.astype(np.uint32))  # the type of an index
         self._slots = mx.array(slots.astype(np.uint32))
-        longer = [i for i, length in enumerate(lengths) if length > 1]
-        self._decoding = longer[0] if longer else len(lengths)
+        longer = [i for i, length in enumerate(self.lengths) if length > 1]
+        self._decoding = longer[0] if longer else len(self.lengths)
         self._groups = self._grouped(padded)
         self._longer = mx.array(padded[self._decoding :])
+        self._grouped_rows = True
 
     def _row_of_blocks(self) -> int | None:
         """Return the first block of a single sequence whose blocks lie in a row; None for any other step."""
@@ -246,6 +278,8 @@ class PagedBatch:
             self.pool.blank(layer, self._stale)
         if self._row is not None:
             return self._attend_row(layer, q, k, v, self._row * self.pool.block_size)
+        if not self._grouped_rows:
+            self._group_rows()
         self.pool.write(layer, self._blocks, self._slots, k, v)
         parts = self._attend_decoding(layer, q)
         row = self._decoding

@@ -33,7 +33,9 @@ def load_model(path: Path, shape: ModelConfig, config: EngineConfig, dtype: mx.D
     ops = operations(config, unfused(PLAIN), dtype)
     weights = loader.load_weights(path, shape, dtype, ops.keeps_16_bits)
     ops.lay_out(weights, shape)
-    return Qwen3(shape, weights, ops)
+    make = ops.model or Qwen3
+    model: Qwen3 = make(shape, weights, ops)
+    return model
 
 
 def load_tokenizer(path: Path, shape: ModelConfig) -> Tokenizer:

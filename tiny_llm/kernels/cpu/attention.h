@@ -11,6 +11,7 @@
 constexpr int STRETCH = 256;     // keys that are looked at together
 constexpr int FEW_QUERIES = 4;   // up to so many, pieces are stretches of keys
 constexpr int QUERY_TOKENS = 64; // tokens of a piece with many queries
+constexpr int NUMBERS_AHEAD = 512;  // of a key or value, that are fetched ahead
 constexpr float LOWEST = -1e30f;
 
 // Keys or values in floats (kv_heads, slots, dim); `head_stride` numbers from one head to the next.
@@ -21,6 +22,17 @@ struct FloatRows {
   const float* row(int head, int64_t slot, int dim, float*) const { return numbers + head * head_stride + slot * dim; }
 };
 
+// The next LANES codes, each in a lane of its own.
+template <int BITS>
+inline Words spread_codes(const uint32_t* words) {
+  Words found, places;
+  for (int i = 0; i < LANES; i++) {
+    found[i] = words[i * BITS / 32];
+    places[i] = i * BITS % 32;
+  }
+  return found >> places & ((1u << BITS) - 1);
+}
+
 // The same in codes of 4 or 8 bits, with a scale and a bias for each group along dim.
 struct PackedRows {
   const uint32_t* codes;
@@ -30,14 +42,15 @@ struct PackedRows {
 
   // unpacked into `out`
   const float* row(int head, int64_t slot, int dim, float* out) const {
-    int codes_each = 32 / bits, groups = dim / group;
-    const uint32_t* words = codes + head * codes_stride + slot * (dim / codes_each);
+    int groups = dim / group;
+    const uint32_t* words = codes + head * codes_stride + slot * (dim * bits / 32);
     const float* scale = scales + head * scales_stride + slot * groups;
     const float* bias = biases + head * biases_stride + slot * groups;
-    uint32_t mask = (1u << bits) - 1;
     for (int g = 0; g < groups; g++)
-      for (int i = g * group; i < (g + 1) * group; i += codes_each)
-        for (int n = 0; n < codes_each; n++) out[i + n] = scale[g] * (float)(words[i / codes_each] >> (bits * n) & mask) + bias[g];
+      for (int i = g * group; i < (g + 1) * group; i += LANES) {
+        Words spread = bits == 4 ? spread_codes<4>(words + i / 8) : spread_codes<8>(words + i / 4);
+        store(out + i, to_floats(spread) * scale[g] + bias[g]);
+      }
     return out;
   }
 };
@@ -83,6 +96,23 @@ inline float dot(const float* a, const float* b, int size) {
   float total = sum(products);
   for (; i < size; i++) total += a[i] * b[i];
   return total;
+}
+
+// scores[i] = q · keys[i], LANES keys at a time
+inline void score_keys(const float* q, const float* const* keys, int length, int dim, float* scores) {
+  int i = 0;
+  for (; i + LANES <= length && dim % LANES == 0; i += LANES) {
+    Floats products[LANES] = {};
+    for (int d = 0; d < dim; d += LANES) {
+      Floats of_q = load(q + d);
+      for (int n = 0; n < LANES; n++) {
+        __builtin_prefetch(keys[i + n] + d + NUMBERS_AHEAD);
+        products[n] += of_q * load(keys[i + n] + d);
+      }
+    }
+    store(scores + i, sums(products));
+  }
+  for (; i < length; i++) scores[i] = dot(q, keys[i], dim);
 }
 
 inline void add_scaled(const float* x, float factor, int size, float* y) {
@@ -132,7 +162,10 @@ inline void mix_in_registers(const float* const* values, const float* weights, i
   for (int v = 0; v < VECTORS; v++) sums[v] = load(mixed + v * LANES);
   for (int i = 0; i < length; i++) {
     if (weights[i] == 0) continue;  // a slot that is not seen may hold anything, NaN too
-    for (int v = 0; v < VECTORS; v++) sums[v] += load(values[i] + v * LANES) * weights[i];
+    for (int v = 0; v < VECTORS; v++) {
+      __builtin_prefetch(values[i] + v * LANES + NUMBERS_AHEAD);
+      sums[v] += load(values[i] + v * LANES) * weights[i];
+    }
   }
   for (int v = 0; v < VECTORS; v++) store(mixed + v * LANES, sums[v]);
 }
@@ -174,7 +207,7 @@ inline void attend_stretch(const Heads& h, const Rows& keys, const Rows& values,
   for (int n = 0; n < mine.count * h.group(); n++) {
     int token = n / h.group();
     const float* q = mine.q + ((int64_t)token * h.heads + kv * h.group() + n % h.group()) * h.dim;
-    for (int i = 0; i < length; i++) scores[i] = dot(q, own.keys[i], h.dim);
+    score_keys(q, own.keys, length, h.dim, scores);
     mixtures[n] = {};
     soften(mine, token, h.window, begin, end, h.scale, scores, room, mixtures[n]);
     float* to = mixed + (int64_t)n * h.dim;

@@ -16,8 +16,11 @@ class ReadyRows {
       for (int m = 0; m < count; m++) rows[m] = {x + (int64_t)m * w.columns, nullptr};
       return;
     }
-    float place[8];
-    for (int n = 0; n < codes; n++) place[n] = n == codes - 1 ? 1.f : std::ldexp(1.f, -w.bits() * n);
+    Floats places;
+    for (int i = 0; i < LANES; i++) {
+      int n = i % codes;
+      places[i] = n == codes - 1 ? 1.f : std::ldexp(1.f, -w.bits() * n);
+    }
     x_.resize((int64_t)count * w.columns);
     sums_.resize((int64_t)count * groups);
     for (int m = 0; m < count; m++) {
@@ -28,7 +31,7 @@ class ReadyRows {
         Floats sum_of_lanes = {};
         for (int k = 0; k < w.group; k += LANES) sum_of_lanes += load(from + k);
         sums[g] = sum(sum_of_lanes);
-        for (int k = 0; k < w.group; k++) to[k] = from[k] * place[k % codes];
+        for (int k = 0; k < w.group; k += LANES) store(to + k, load(from + k) * places);
       }
       rows[m] = {x_.data() + (int64_t)m * w.columns, sums};
     }

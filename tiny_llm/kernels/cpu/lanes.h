@@ -74,6 +74,35 @@ inline float sum(Floats v) {
 #endif
 }
 
+// In each run of 2 · WIDTH lanes of the result: a's two halves of that run added up, then b's.
+template <int WIDTH>
+inline Floats add_halves(Floats a, Floats b) {
+  Ints low, high;
+  for (int i = 0; i < LANES; i++) {
+    bool of_b = i % (2 * WIDTH) >= WIDTH;
+    low[i] = i / (2 * WIDTH) * 2 * WIDTH + i % WIDTH + (of_b ? LANES : 0);
+    high[i] = low[i] + WIDTH;
+  }
+#if defined(__clang__)
+  Floats first, second;
+  for (int i = 0; i < LANES; i++) {
+    first[i] = low[i] < LANES ? a[low[i]] : b[low[i] - LANES];
+    second[i] = high[i] < LANES ? a[high[i]] : b[high[i] - LANES];
+  }
+  return first + second;
+#else
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+#endif
+}
+
+// Lane i of the result is the sum over v[i]. All LANES sums take as many steps as three or four calls of `sum`.
+template <int WIDTH = LANES / 2>
+inline Floats sums(Floats* v) {
+  for (int i = 0; i < WIDTH; i++) v[i] = add_halves<WIDTH>(v[i], v[i + WIDTH]);
+  if constexpr (WIDTH > 1) return sums<WIDTH / 2>(v);
+  return v[0];
+}
+
 inline float largest(Floats v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)v);

@@ -12,6 +12,7 @@
 #include "interleave.h"
 #include "layer.h"
 #include "native.h"
+#include "stack.h"
 
 namespace nb = nanobind;
 
@@ -155,6 +156,8 @@ class DecoderLayer {
     layer_.int8 = int8;
   }
 
+  const Layer& layer() const { return layer_; }
+
   nb::tuple project(const std::shared_ptr<DecoderLayer>& self, const mx::array& x, const mx::array& cos, const mx::array& sin) const {
     const Shape& s = layer_.shape;
     expect("x", x, mx::float32, 2, {s.hidden});
@@ -279,6 +282,169 @@ mx::array paged_attention(const Heads& heads, std::vector<mx::array> inputs, con
   })[0];
 }
 
+// ---- a whole step ----
+
+using Layers = std::vector<std::shared_ptr<DecoderLayer>>;
+
+// A cache's buffers between the operation that writes them and the arrays that stand for them afterwards.
+using Written = std::shared_ptr<std::vector<mx::array>>;
+
+PackedSlots packed_slots(const View* of, int dim) {
+  int group = dim / of[1].shape.back(), bits = 32 * of[0].shape.back() / dim;
+  return {(uint32_t*)of[0].data, (float*)of[1].data, (float*)of[2].data, of[0].strides[0], of[1].strides[0], of[2].strides[0], bits, group};
+}
+
+// What a step's layers are: the same in every step.
+struct StackShape {
+  Layers layers;
+  std::vector<int> windows;
+  float scale;
+};
+
+// `in`: x, cos, sin, slots, ends, tables where `block` is not 0, the mask where there is one
+void run_stack(const StackShape& stack, int block, bool masked, const Inputs& in, const std::vector<View>& buffers, float* y) {
+  int tokens = in[0].shape[0], sequences = in[4].shape[0];
+  const bool* mask = masked ? in.back().as<bool>() : nullptr;
+  Step step = {tokens, in[3].as<int32_t>(), {}};
+  for (int i = 0; i < sequences; i++) {
+    const int32_t* table = block ? in[5].as<int32_t>() + (int64_t)i * in[5].shape[1] : nullptr;
+    step.sequences.push_back({nullptr, nullptr, tokens / sequences, in[4].as<int32_t>()[i], {table, block}, mask});
+  }
+  std::vector<const Layer*> layers;
+  for (const auto& layer : stack.layers) layers.push_back(&layer->layer());
+  size_t count = layers.size(), half = buffers.size() / 2;
+  const float *x = in[0].floats(), *cos = in[1].floats(), *sin = in[2].floats();
+  if (half == count) {
+    std::vector<FloatSlots> keys, values;
+    for (size_t i = 0; i < count; i++) {
+      keys.push_back({(float*)buffers[i].data, buffers[i].strides[0]});
+      values.push_back({(float*)buffers[half + i].data, buffers[half + i].strides[0]});
+    }
+    run_layers(*pool, layers, stack.windows, stack.scale, keys, values, cos, sin, step, x, y);
+  } else {
+    std::vector<PackedSlots> keys, values;
+    for (size_t i = 0; i < count; i++) {
+      keys.push_back(packed_slots(&buffers[3 * i], layers[0]->shape.dim));
+      values.push_back(packed_slots(&buffers[half + 3 * i], layers[0]->shape.dim));
+    }
+    run_layers(*pool, layers, stack.windows, stack.scale, keys, values, cos, sin, step, x, y);
+  }
+}
+
+// All layers as one operation with one output, the last layer's. It writes the cache's buffers, its last inputs, in place
+// where nobody else holds them; `Buffer` then stands for each. (MLX lets no operation with several outputs do that.)
+class Stack : public mx::Primitive {
+ public:
+  Stack(mx::Stream stream, std::shared_ptr<StackShape> shape, int block, bool masked, Written written)
+      : Primitive(stream), shape_(std::move(shape)), block_(block), masked_(masked), written_(std::move(written)) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    size_t numbers = 5 + (block_ > 0) + masked_;
+    outputs[0].set_data(mx::allocator::malloc(outputs[0].nbytes()));
+    Inputs in;
+    for (size_t i = 0; i < numbers; i++) in.push_back(view_of(inputs[i]));
+    std::vector<View> buffers, shared;
+    std::vector<char*> copies;
+    for (size_t i = numbers; i < inputs.size(); i++) {
+      mx::array out(inputs[i].shape(), inputs[i].dtype(), nullptr, {});
+      if (inputs[i].is_donatable() && inputs[i].flags().row_contiguous) {
+        out.copy_shared_buffer(inputs[i]);
+      } else {
+        out.set_data(mx::allocator::malloc(out.nbytes()));
+        shared.push_back(view_of(inputs[i]));
+        copies.push_back(out.data<char>());
+      }
+      buffers.push_back(view_of(out));
+      written_->push_back(std::move(out));
+    }
+    auto task = [shape = shape_, block = block_, masked = masked_, in = std::move(in), buffers = std::move(buffers), shared = std::move(shared),
+                 copies = std::move(copies), y = outputs[0].data<float>()]() mutable {
+      std::vector<std::vector<char>> rows(in.size());
+      for (size_t i = 0; i < in.size(); i++)
+        if (!in[i].in_rows(0)) put_in_rows(in[i], rows[i]);
+      for (size_t i = 0; i < shared.size(); i++) copy_axes(shared[i], 0, shared[i].data, copies[i]);
+      run_stack(*shape, block, masked, in, buffers, y);
+    };
+    mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
+  }
+
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override { throw std::runtime_error("a CPU kernel was called on a GPU"); }
+
+  const char* name() const override { return "Stack"; }
+
+ private:
+  std::shared_ptr<StackShape> shape_;
+  int block_;
+  bool masked_;
+  Written written_;
+};
+
+// Buffer `index` after a `Stack`, whose output is the input here: the same memory.
+class Buffer : public mx::Primitive {
+ public:
+  Buffer(mx::Stream stream, Written written, size_t index) : Primitive(stream), written_(std::move(written)), index_(index) {}
+
+  void eval_cpu(const std::vector<mx::array>&, std::vector<mx::array>& outputs) override {
+    outputs[0].copy_shared_buffer((*written_)[index_]);
+    (*written_)[index_] = mx::array(0);  // from here on the output alone holds the memory
+  }
+
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override { throw std::runtime_error("a CPU kernel was called on a GPU"); }
+
+  const char* name() const override { return "Buffer"; }
+
+ private:
+  Written written_;
+  size_t index_;
+};
+
+// The layers of a model, to be run as one operation.
+class LayerStack {
+ public:
+  LayerStack(const nb::list& layers, const nb::list& windows, float scale) : shape_(std::make_shared<StackShape>()) {
+    shape_->scale = scale;
+    for (nb::handle layer : layers) shape_->layers.push_back(nb::cast<std::shared_ptr<DecoderLayer>>(layer));
+    for (nb::handle window : windows) shape_->windows.push_back(nb::cast<int>(window));
+  }
+
+  // Returns y and the buffers with the new tokens. `buffers`: of all layers' keys, then of all layers' values.
+  nb::tuple run(const mx::array& x, const mx::array& cos, const mx::array& sin, const mx::array& slots, const mx::array& ends,
+                const std::optional<mx::array>& tables, const std::optional<mx::array>& mask, int block, const nb::list& buffers) const {
+    const Shape& s = shape_->layers[0]->layer().shape;
+    int tokens = x.shape(0), sequences = ends.shape(0);
+    expect("x", x, mx::float32, 2, {s.hidden});
+    expect("cos", cos, mx::float32, 2, {tokens, s.dim / 2});
+    expect("slots", slots, mx::int32, 1, {tokens});
+    expect("ends", ends, mx::int32, 1, {});
+    std::vector<mx::array> inputs = {x, cos, sin, slots, ends};
+    if (tables) {
+      expect("tables", *tables, mx::int32, 2, {});
+      inputs.push_back(*tables);
+    }
+    if (mask) {
+      expect("mask", *mask, mx::bool_, 2, {});
+      inputs.push_back(*mask);
+    }
+    size_t count = nb::len(buffers), layers = shape_->layers.size();
+    bool fits = sequences > 0 && tokens % sequences == 0 && (count == 2 * layers || count == 6 * layers);
+    if (!fits) throw std::invalid_argument("stack: sequences or buffers that do not fit the layers");
+    for (nb::handle buffer : buffers) inputs.push_back(nb::cast<const mx::array&>(buffer));
+    auto stream = mx::default_stream(mx::Device::cpu);
+    auto written = std::make_shared<std::vector<mx::array>>();
+    auto stack = std::make_shared<Stack>(stream, shape_, tables ? block : 0, mask.has_value(), written);
+    mx::array y({tokens, s.hidden}, mx::float32, stack, std::move(inputs));
+    nb::list after;
+    for (size_t i = 0; i < count; i++) {
+      const mx::array& before = nb::cast<const mx::array&>(buffers[i]);
+      after.append(mx::array(before.shape(), before.dtype(), std::make_shared<Buffer>(stream, written, i), {y}));
+    }
+    return nb::make_tuple(y, after);
+  }
+
+ private:
+  std::shared_ptr<StackShape> shape_;
+};
+
 }  // namespace
 
 NB_MODULE(MODULE, m) {
@@ -303,6 +469,7 @@ NB_MODULE(MODULE, m) {
       .def("sample", [](const DecoderLayer&) { return nb::bytes("", 0); })  // its matrices have theirs
       .def("project", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& cos, const mx::array& sin) { return l->project(l, x, cos, sin); })
       .def("finish", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& attended) { return l->finish(l, x, attended); });
+  nb::class_<LayerStack>(m, "LayerStack").def(nb::init<const nb::list&, const nb::list&, float>()).def("run", &LayerStack::run, nb::arg("x"), nb::arg("cos"), nb::arg("sin"), nb::arg("slots"), nb::arg("ends"), nb::arg("tables").none(), nb::arg("mask").none(), nb::arg("block_size"), nb::arg("buffers"));
   m.def("norm", &norm);
   m.def("attend", [](const mx::array& q, const nb::list& slots, float scale, int window, const std::optional<mx::array>& mask) {
     std::vector<mx::array> inputs = with_slots(q, slots);

@@ -38,6 +38,8 @@ struct View {
   const float* floats() const { return as<float>(); }
 };
 
+inline View view_of(const mx::array& x) { return {x.data<char>(), x.shape(), x.strides(), x.itemsize()}; }
+
 using Inputs = std::vector<View>;
 using Outputs = std::vector<float*>;
 using Work = std::function<void(const Inputs&, const Outputs&)>;
@@ -72,8 +74,7 @@ class Native : public mx::Primitive {
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     Inputs from;
     Outputs to;
-    for (const mx::array& x : inputs)
-      from.push_back({x.data<char>(), x.shape(), x.strides(), x.itemsize()});
+    for (const mx::array& x : inputs) from.push_back(view_of(x));
     for (mx::array& y : outputs) {
       y.set_data(mx::allocator::malloc(y.nbytes()));
       to.push_back(y.data<float>());

@@ -1,10 +1,11 @@
-"""The table of operations with the CPU kernels in it.
+"""The table of operations with the CPU kernels in it, and the model that does a whole step as one of them.
 
 `lay_out` puts a model's matrices into the order in which the kernels read them. A weight is then {"cpu": matrix}, and a
 layer has {"cpu": layer} beside its weights. All activations are float32.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +14,11 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.kernels.paged_attention import PACKED_TWINS, TWINS, Pages
 from tiny_llm.model.cached_attention import Packed
 from tiny_llm.model.ops import Ops, Weight, quantization_of
+from tiny_llm.model.places import Placed
+from tiny_llm.model.qwen3 import Attends, Qwen3
 from tiny_llm.model.rope import Rotation
+
+STACKED_TOKENS = 64  # of a step whose layers are one operation; with more, what is between layers takes no time
 
 
 def with_native(ops: Ops, module: Any, int8: bool) -> Ops:
@@ -61,10 +66,45 @@ def with_native(ops: Ops, module: Any, int8: bool) -> Ops:
         paged_packed=PACKED_TWINS._replace(decode=packed_decode, reads_padding=False),
         lay_out=lambda weights, config: lay_out(weights, config, module, int8),
         keeps_16_bits=True,
-        project=project,
-        finish=finish,
+        model=partial(NativeQwen3, module=module),
         kernels="cpu",
     )
+
+
+class NativeQwen3(Qwen3):
+    """A `Qwen3` whose layers are one operation in steps of few tokens, over a cache that tells its buffers."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Any], ops: Ops, module: Any):
+        super().__init__(config, weights, ops)
+        self._project = project
+        self._finish = finish
+        layers = [layer["cpu"] for layer in weights["layers"]]
+        windows = [config.window_of(i) or 0 for i in range(len(layers))]
+        self._stack = module.LayerStack(layers, windows, config.head_dim**-0.5)
+
+    def hidden_states(self, tokens: mx.array, cache: Attends) -> mx.array:
+        """Return the last layer's output, before the final norm: (T, hidden)."""
+        count = tokens.shape[0]
+        placed = cache if count <= STACKED_TOKENS and isinstance(cache, Placed) else None
+        places = placed.place(count) if placed else None
+        if placed is None or places is None:
+            return super().hidden_states(tokens, cache)
+        x = self.ops.embedding(tokens, self.weights["embed_tokens"], self.config.hidden_size)
+        rotation = self.rope.at(places.positions)
+        y: mx.array
+        y, written = self._stack.run(
+            x,
+            rotation.cos,
+            rotation.sin,
+            places.slots,
+            places.ends,
+            places.tables,
+            places.mask,
+            places.block_size,
+            places.buffers,
+        )
+        placed.take_in(written)
+        return y
 
 
 def embedding(tokens: mx.array, w: Weight, hidden_size: int) -> mx.array:

@@ -12,12 +12,14 @@ inline void store_block(const Weight& w, int block, Floats total, float* y) {
   for (int i = 0; i < lanes; i++) y[row + i] = total[i] + (w.bias ? w.bias[row + i] : 0.f);
 }
 
-// f(begin, end) for parts of the blocks: as many parts as keep all threads busy, none so small that handing it over costs
+constexpr int64_t WEIGHTS_OF_A_PART = 1 << 20;  // at least so many, so that handing parts over costs little
+
+// f(begin, end) for parts of the blocks: as many for each thread, several where W is large, for a thread may be held up
 template <class F>
 inline void each_blocks(Pool& pool, const Weight& w, const F& f) {
-  int most = std::min(w.blocks(), 64);
-  int worth = (int)std::min<int64_t>(64, (int64_t)w.rows * w.columns >> 17);
-  int parts = std::min(most, std::max(pool.threads(), worth));
+  int64_t weights = (int64_t)w.rows * w.columns;
+  int of_a_thread = (int)std::clamp<int64_t>(weights / WEIGHTS_OF_A_PART / pool.threads(), 1, 16);
+  int parts = std::min(w.blocks(), pool.threads() * of_a_thread);
   pool.each(parts, [&](int i) { f(part(w.blocks(), i, parts), part(w.blocks(), i + 1, parts)); });
 }
 
