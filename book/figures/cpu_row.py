@@ -14,9 +14,9 @@ FORMATS = (("float32", 32.0), ("16 bits", 16.0), ("8 bits, groups of 64", 8.5), 
 def lanes() -> Drawing:
     """Eight rows of words as MLX stores them, and as the kernel reads them."""
     alt = (
-        "Above: a matrix of eight rows, each of its words beside the next, one row after the other. Below, the order in "
-        "which the kernel reads: the first words of all eight rows, then the second words of all eight rows, and so on. "
-        "Eight words are one vector; it meets eight numbers of x, each of which is the same for all rows."
+        "Above: a matrix of eight rows as MLX stores it, one row after the other. Below, the order in which the kernel "
+        "reads: the first words of all eight rows, then the second words of all eight rows, and so on. Eight words are "
+        "one vector; it meets eight numbers of x, each of which is the same for all rows."
     )
     drawing = Drawing("cpu-lanes", 680, 216, "Eight rows side by side", alt)
     cell = 20.0
@@ -39,7 +39,8 @@ def lanes() -> Drawing:
         middle = begin + cell * ROWS / 2
         drawing.line([(middle, 158), (middle, 136)], GREY, 1.2, True)
         drawing.text(middle, 170, f"x[{8 * word}] … x[{8 * word + 7}]", 11)
-    drawing.text(8, 200, "Numbers are rows, colours are columns: one word holds eight columns of 4 bits.", 11, "start", GREY)
+    legend = "Numbers are rows, colours are columns: one word holds eight columns of 4 bits."
+    drawing.text(8, 200, legend, 11, "start", GREY)
     return drawing
 
 
@@ -53,9 +54,10 @@ def place() -> Drawing:
         (word & 15 << 28, (7,), "masked with 15 · 16⁷", "as a signed number: -16⁷"),
     )
     alt = (
-        f"The word {word:08X} holds the codes 8 to 15. Masked with 15 times 16 cubed, code 3 stays at its place: 11 times "
-        "16 cubed; its number of x is divided by 16 cubed. The last code is shifted down by 28 to be 15. Masked at its place "
-        "it would have the highest bit set, which a signed number takes for its sign: minus 16 to the seventh."
+        f"The word {word:08X} holds the codes 8 to 15. Masked with 15 times 16 cubed, code 3 stays at its place: 11 "
+        "times 16 cubed; its number of x is divided by 16 cubed. The last code is shifted down by 28 to be 15. Masked "
+        "at its place it would have the highest bit set, which a signed number takes for its sign: minus 16 to the "
+        "seventh."
     )
     drawing = Drawing("cpu-place", 680, 190, "A code counts as much as its place", alt)
     for i in range(8):
@@ -76,9 +78,9 @@ def read_bytes() -> Drawing:
     """What a token reads of Qwen3-0.6B in each format, and how many tokens that allows."""
     weights = matrix_weights(QWEN3_06B)
     bars = [(name, weights * bits / 8 / 1e9) for name, bits in FORMATS]
-    alt = f"Gigabytes of weights that a token of Qwen3-0.6B reads, and tokens per second at {BANDWIDTH} GB/s. " + " ".join(
-        f"{name}: {size:.2f} GB, {BANDWIDTH / size:.0f}." for name, size in bars
-    )
+    alt = f"Gigabytes of weights that a token of Qwen3-0.6B reads, and tokens per second at {BANDWIDTH} GB/s."
+    for name, size in bars:
+        alt += f" {name}: {size:.2f} GB, {BANDWIDTH / size:.0f}."
     drawing = Drawing("cpu-bytes", 680, 30 + 36 * len(bars), "What a token reads", alt)
     scale = 290 / bars[0][1]
     for i, (name, size) in enumerate(bars):

@@ -321,6 +321,18 @@ def test_a_trial_that_fails_is_remembered(
     assert str(error.value) == f"a trial of the compiled kernels, with code/week2/row.h, failed: {complaint}"
 
 
+def test_pytest_on_the_learners_row(checkout: Path) -> None:
+    """The tests' own files must not import the engine before the learner's files take its place."""
+    mine(checkout, (" + s.bias * x.sums[group]", ""))
+    options = ["-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "-n0"]
+    command = [sys.executable, "-m", "pytest", *options, str(ROOT / TASK.test), "--code", "mine"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=checkout, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert "yours: the same product on a CPU · reference: the rest" in done.stdout
+    assert 'matches the mistake "the bias is forgotten"' in done.stdout
+
+
 def test_reset_diff_and_place(checkout: Path, run: Run) -> None:
     path = mine(checkout)
     assert run("course", "test", "w2.11.1").out == "passed  w2.11.1 row_product\n"

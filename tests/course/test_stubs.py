@@ -63,9 +63,10 @@ def test_without_markers_it_is_the_source() -> None:
     assert markers.without_markers(SOURCE, "area.py") == plain
 
 
-def test_markers_of_metal() -> None:
+@pytest.mark.parametrize("name", ["add.metal", "add.h"])
+def test_markers_of_metal_and_of_c(name: str) -> None:
     source = "kernel void f() {\n  // TASK w2.3.1: add\n  o[i] = a[i] + b[i];\n  // END TASK\n}\n"
-    assert markers.stub(source, "add.metal") == (
+    assert markers.stub(source, name) == (
         'kernel void f() {\n  // YOUR CODE (w2.3.1): add\n#error "NotDone: w2.3.1"\n}\n'
     )
 
@@ -107,7 +108,8 @@ def test_stale_names_changed_missing_and_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "week1" / "rope.py").write_text("x = 1\n")
     (tmp_path / "week1" / "stop.py").unlink()
     (tmp_path / "week1" / "more.py").write_text("")
-    assert stubs.stale(tmp_path) == ["week1/more.py", "week1/rope.py", "week1/stop.py"]
+    (tmp_path / "week2" / "few.h").write_text("")
+    assert stubs.stale(tmp_path) == ["week1/more.py", "week1/rope.py", "week1/stop.py", "week2/few.h"]
 
 
 def test_one_byte_is_enough(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""A cache of compiled kernels for the tests; where there is no compiler there is nothing to test."""
+"""A cache of compiled kernels for the tests; where there is no compiler there is nothing to test.
+
+The engine is imported within functions: pytest reads this file before --code puts a learner's files in its place.
+"""
 
 import os
 import shutil
@@ -9,11 +12,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from tiny_llm.kernels.sim import Simulator, compiler, metal_kernel
-
 
 @pytest.fixture(scope="session")
 def kernel_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from tiny_llm.kernels.sim import compiler
+
     try:
         compiler.compiler()
     except ValueError as error:
@@ -56,6 +59,7 @@ Run = Callable[..., list[mx.array]]
 @pytest.fixture
 def run() -> Run:
     """run(body, inputs, …): one launch of a kernel `probe` with inputs x0, x1, … and output `out`, checked."""
+    from tiny_llm.kernels.sim import Simulator, metal_kernel
 
     def launch(
         body: str,
@@ -66,7 +70,7 @@ def run() -> Run:
         dtype: mx.Dtype = mx.float32,
         header: str = "",
         template: Sequence[tuple[str, Any]] = (),
-        simulator: Simulator | None = None,
+        simulator: Any = None,
         **options: Any,
     ) -> list[mx.array]:
         atomic = options.pop("atomic_outputs", False)

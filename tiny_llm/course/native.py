@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -151,18 +151,12 @@ class Native(ModuleType):
     def row_product(self, w: CodedRows, block: int, x: npt.NDArray[np.float32], lanes: int) -> mx.array:
         """The product of rows `block · lanes …` with x (columns), as the header computes it on vectors of `lanes`."""
         program = self._program(lanes)
-        rows, columns = w.codes.shape
-        group = columns // w.scales.shape[1]
-        facts = (w.bits, FORMATS[w.scales.dtype], rows, columns, group, block, lanes, self.version, SECONDS)
-        ready = x.astype(np.float32) * places(w.bits, columns)
-        sums = x.astype(np.float64).reshape(-1, group).sum(axis=1).astype(np.float32)
-        arrays = (w.numbers(lanes), w.scalings(lanes), ready, sums)
-        data = struct.pack("9i", *facts) + b"".join(array.tobytes() for array in arrays)
+        data = message(w, block, x, lanes, self.version)
         done = subprocess.run([program], input=data, capture_output=True, check=False, timeout=SECONDS + 10)
         if done.returncode or len(done.stdout) != 4 * lanes:
-            words = columns * w.bits // 32 * lanes
-            values = {"block": block, "first": block * words, "last": (block + 1) * words - 1, "seconds": SECONDS}
-            raise fault(done, program, values)
+            words = w.codes.shape[1] * w.bits // 32 * lanes
+            last = (block + 1) * words - 1
+            raise fault(done, program, {"block": block, "first": block * words, "last": last, "seconds": SECONDS})
         return mx.array(np.frombuffer(done.stdout, np.float32))
 
     def _program(self, lanes: int) -> Path:
@@ -174,6 +168,17 @@ class Native(ModuleType):
         for task in learner.undone(text, Path(self.of.source)):
             raise NotDone(task)
         return compiled(text, widths()[lanes])
+
+
+def message(w: CodedRows, block: int, x: npt.NDArray[np.float32], lanes: int, version: int) -> bytes:
+    """What watch.cpp reads: a Job, words, scalings, and x as `Ready` wants it."""
+    rows, columns = w.codes.shape
+    group = columns // w.scales.shape[1]
+    job = struct.pack("9i", w.bits, FORMATS[w.scales.dtype], rows, columns, group, block, lanes, version, SECONDS)
+    ready = x.astype(np.float32) * places(w.bits, columns)
+    sums = x.astype(np.float64).reshape(-1, group).sum(axis=1)
+    arrays = (w.numbers(lanes), w.scalings(lanes), ready, sums.astype(np.float32))
+    return job + b"".join(array.tobytes() for array in arrays)
 
 
 def places(bits: int, columns: int) -> npt.NDArray[np.float32]:
@@ -220,34 +225,34 @@ def together(texts: Sequence[str]) -> str:
 
 def compiled(text: str, tuned: tuple[str, ...]) -> Path:
     """The program that runs a header's text, from the cache directory. Raises NativeError with the compiler's words."""
-    tools = importlib.import_module("tiny_llm.kernels.sim.compiler")
+    compiler = Path(importlib.import_module("tiny_llm.kernels.sim.compiler").compiler())
     kernels = source_path("tiny_llm/kernels/cpu")
-    facts = (text, FLAGS, tuned, tools.compiler(), Path(tools.compiler()).stat().st_mtime_ns)
-    digest = hashlib.sha256(repr(facts).encode())
+    digest = hashlib.sha256(repr((text, FLAGS, tuned, compiler, compiler.stat().st_mtime_ns)).encode())
     for path in (*sorted(CPP.iterdir()), *sorted(kernels.glob("*.h"))):
         digest.update(path.read_bytes())
     program = cache_dir() / "course" / digest.hexdigest()[:24]
-    if program.exists():
-        return program
-    program.parent.mkdir(parents=True, exist_ok=True)
-    fixed = () if sys.platform == "darwin" else ("-fno-pie", "-no-pie")  # addresses are those of the file
-    with tempfile.TemporaryDirectory(dir=program.parent) as making:
-        (Path(making) / HEADER).write_text(text, encoding="utf-8")
-        watcher, exercise, made = (Path(making) / name for name in ("watch.o", "row.o", "program"))
-        command = [tools.compiler(), *FLAGS, *fixed]
-        watched = ["-fsanitize=thread"]  # a call at each access to memory, which watch.cpp receives
-        folders = [f"-I{making}", f"-I{kernels}"]
-        steps = (
-            [*command, "-c", CPP / "watch.cpp", "-o", watcher],
-            [*command, *watched, *tuned, *folders, "-c", CPP / "row.cpp", "-o", exercise],
-            [*command, watcher, exercise, "-o", made],
-        )
-        for step in steps:
-            done = subprocess.run([str(word) for word in step], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise NativeError(f"{HEADER} does not compile:\n{first_errors(done.stderr, text)}", [])
-        os.replace(made, program)
+    if not program.exists():
+        program.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=program.parent) as folder:
+            making = Path(folder)
+            (making / HEADER).write_text(text, encoding="utf-8")
+            for step in steps(compiler, tuned, kernels, making):
+                done = subprocess.run([str(word) for word in step], capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise NativeError(f"{HEADER} does not compile:\n{first_errors(done.stderr, text)}", [])
+            os.replace(making / "program", program)
     return program
+
+
+def steps(compiler: Path, tuned: tuple[str, ...], kernels: Path, making: Path) -> Iterator[Sequence[object]]:
+    """The commands that make `making`/program of the header that lies there."""
+    fixed = () if sys.platform == "darwin" else ("-fno-pie", "-no-pie")  # addresses are those of the file
+    command = [compiler, *FLAGS, *fixed]
+    watched = "-fsanitize=thread"  # a call at each access to memory, which watch.cpp receives
+    folders = [f"-I{making}", f"-I{kernels}"]
+    yield [*command, "-c", CPP / "watch.cpp", "-o", making / "watch.o"]
+    yield [*command, watched, *tuned, *folders, "-c", CPP / "row.cpp", "-o", making / "row.o"]
+    yield [*command, making / "watch.o", making / "row.o", "-o", making / "program"]
 
 
 def compile_header(path: Path) -> None:
