@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
 from tiny_llm.model.attention import causal_attention
 from tiny_llm.model.cached_attention import PagedOps, masked_attention, packed_attention
@@ -96,7 +97,10 @@ class Ops(NamedTuple):
     packed_attention: Callable[..., mx.array] = packed_attention
     paged: PagedOps | None = None  # of a pool in full width; None: the plain twins
     paged_packed: PagedOps | None = None  # of a pool in few bits; None: the plain twins
-    lay_out: Callable[[dict[str, Any]], None] = lambda weights: None  # as `linear` reads them fastest
+    lay_out: Callable[[dict[str, Any], ModelConfig], None] = lambda weights, config: None  # as `linear` reads fastest
+    keeps_16_bits: bool = False  # `linear` reads matrices of 16 bits, whatever activations have
+    project: Callable[..., Any] | None = None  # a layer's two functions as one operation each; None: `Qwen3`'s own
+    finish: Callable[..., Any] | None = None
     kernels: str | None = None  # the back end of our own kernels, where the table has them
 
 

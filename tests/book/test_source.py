@@ -37,7 +37,7 @@ def test_every_anchor_is_used_and_whole() -> None:
     for page in pages.pages():
         for path, anchor in includes(page):
             used[(page.parent / path).resolve()] += [anchor] if anchor else []
-    for path in sorted(p for p in (ROOT / "tiny_llm").rglob("*") if p.suffix in (".py", ".metal")):
+    for path in sorted(p for p in (ROOT / "tiny_llm").rglob("*") if p.suffix in (".py", ".metal", ".h", ".cpp")):
         text = text_of(path)
         names = re.findall(r"(?:#|//) ANCHOR: ([\w-]+)$", text, re.MULTILINE)
         assert sorted(names) == sorted(used.get(path, [])), path

@@ -16,7 +16,7 @@ from tiny_llm.course.catalog import course, read_source
 from tiny_llm.course.kernel import Launchers
 from tiny_llm.course.overlay import Overlay, engine_anew
 
-KERNELS = [task for task in course().tasks if task.is_kernel]
+KERNELS = [task for task in course().tasks if task.is_kernel and not task.is_native]
 
 
 @pytest.fixture(autouse=True)

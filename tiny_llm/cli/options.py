@@ -134,8 +134,12 @@ class EngineOptions:
             overlay = install(self.code)
             lesson = overlay.runs_lesson
             print(overlay, file=sys.stderr, flush=True)
-            if overlay.own_kernels and self.kernels is None:
+            if overlay.own_kernels and self.kernels not in ("metal", "cuda", "sim"):
                 print(f"{', '.join(overlay.own_kernels)}: not in use; --kernels sim runs them", file=sys.stderr)
+            if overlay.own_native and self.kernels != "cpu":
+                print(f"{', '.join(overlay.own_native)}: not in use; --kernels cpu runs it", file=sys.stderr)
+            if self.kernels == "cpu":
+                overlay.compile_headers()
         if self.model is not None:
             note(f"loading {self.model} …")
         from tiny_llm.engine import llm

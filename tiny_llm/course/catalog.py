@@ -36,7 +36,13 @@ class Task:
 
     @property
     def is_kernel(self) -> bool:
-        return self.source.endswith(learner.METAL)
+        """Whether its file is compiled: a Metal kernel, or a header of the CPU's kernels."""
+        return self.source.endswith(learner.COMPILED)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether its file is a header of the CPU's kernels."""
+        return self.source.endswith(learner.HEADER)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Checker:
         found = self._raised(got) if isinstance(got, Raised) else difference(got, want, axes.split(), dtype, terms)
         if not found:
             return
-        name = next(self._named(), None)
+        name = None if isinstance(got, Raised) and kernel.is_unreadable(got.error) else next(self._named(), None)
         if name:
             found[1] += f' — matches the mistake "{name}"'
         lines = [f"{self.task.id} {what or self.task.symbol}: {found[0]}", *found[1:]]

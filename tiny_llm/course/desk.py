@@ -83,7 +83,7 @@ class Desk:
             return f"{learner.short(path)} (missing: `tiny-llm course reset {path.name}` makes it)"
         text = learner.read(path)
         marked = [i for i, line in enumerate(text.splitlines(), 1) if f"YOUR CODE ({task.id})" in line]
-        kernel = path.suffix == learner.METAL
+        kernel = path.suffix in learner.COMPILED
         node = None if marked or kernel else learner.find(learner.parse(text, path), task.symbol)
         return f"{learner.short(path)}:{marked[0] if marked else node.lineno if node else 1}"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tiny_llm.course import NotDone, learner, markers
 from tiny_llm.course.catalog import Task, read_source
+from tiny_llm.course.native import Native
 
 SECONDS = 5.0  # for a launch; the tests' arrays are small
 UNDONE = re.compile(r"NotDone: (w\d+\.\d+\.\d+)")  # as the compiler repeats it
@@ -64,7 +65,9 @@ class Launchers(ModuleType):
 
 
 def under_test(task: Task) -> ModuleType:
-    """What a task's tests call: its module as it is imported now, or the launchers of the kernels."""
+    """What a task's tests call: its module as it is imported now, the kernels' launchers, or a compiled header."""
+    if task.is_native:
+        return Native(task)
     return Launchers(task) if task.is_kernel else importlib.import_module(task.module)
 
 
@@ -96,6 +99,11 @@ def signature(error: Exception) -> list[tuple[str, str, str]]:
     """What is found, without the places where: equal for the same mistake in other words."""
     findings = getattr(error, "findings", [])
     return sorted({(f.kind, re.sub(r"variable `\w+`|\d+", "", f.text), f.remedy) for f in findings})
+
+
+def is_unreadable(error: Exception) -> bool:
+    """Whether it is the compiler's: none of the catalogued mistakes is one."""
+    return getattr(error, "findings", None) == []
 
 
 def lesson(error: Exception, path: Path | None) -> list[str] | None:

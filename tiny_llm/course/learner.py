@@ -7,7 +7,8 @@ from pathlib import Path
 from tiny_llm.course import CourseError
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-METAL = ".metal"  # a kernel's file: its functions are not told apart, the file is one
+METAL, HEADER = ".metal", ".h"
+COMPILED = (METAL, HEADER)  # a kernel's file: its functions are not told apart, the file is one
 NOT_DONE = re.compile(r'^[ \t]*#error "NotDone: (w\d+\.\d+\.\d+)"[ \t]*$', re.MULTILINE)
 
 
@@ -23,7 +24,7 @@ def parse(text: str, path: Path) -> ast.Module:
 
 def undone(text: str, path: Path) -> set[str]:
     """The ids in `raise NotDone("…")`, or `#error "NotDone: …"`. Raises CourseError as `parse` does."""
-    if path.suffix == METAL:
+    if path.suffix in COMPILED:
         return set(NOT_DONE.findall(text))
     return {
         argument.value
@@ -57,7 +58,7 @@ def extent(node: Function) -> slice:
 
 def function_lines(text: str, symbol: str, path: Path) -> list[str]:
     """The source of one function. Raises CourseError where it is not there."""
-    if path.suffix == METAL:
+    if path.suffix in COMPILED:
         return text.splitlines()
     node = find(parse(text, path), symbol)
     if node is None:
@@ -67,7 +68,7 @@ def function_lines(text: str, symbol: str, path: Path) -> list[str]:
 
 def with_function(text: str, symbol: str, new: list[str], path: Path) -> str:
     """`text` with one function replaced."""
-    if path.suffix == METAL:
+    if path.suffix in COMPILED:
         return "\n".join(new) + "\n"
     node = find(parse(text, path), symbol)
     if node is None:

@@ -1,4 +1,4 @@
-"""Exercises as regions of the engine's sources, marked by comments ("//" instead of "#" in .metal files):
+"""Exercises as regions of the engine's sources, marked by comments ("//" instead of "#" in Metal and C++):
 
     # TASK w1.1.2: scores, mask, softmax, weighted sum
     …solution…
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tiny_llm.course import CourseError
+from tiny_llm.course.learner import COMPILED
 
 TASK = re.compile(r"(\s*)(?:#|//) TASK (w\d+\.\d+\.\d+): (.*\S)")
 END = re.compile(r"(\s*)(?:#|//) END TASK")
@@ -89,13 +90,13 @@ def stub(text: str, name: str, only: str | None = None) -> str:
     for region in reversed(chosen):
         lines[region.start : region.end + 1] = _undone(region, name)
     out = "\n".join(line for line in lines if not ANCHOR.match(line)) + "\n"
-    if chosen and not name.endswith(".metal"):
+    if chosen and not name.endswith(COMPILED):
         out = _with_import(out, name)
     return out
 
 
 def _undone(region: Region, name: str) -> list[str]:
-    if name.endswith(".metal"):
+    if name.endswith(COMPILED):
         return [f"{region.indent}// YOUR CODE ({region.task}): {region.title}", f'#error "NotDone: {region.task}"']
     lines = (f"# YOUR CODE ({region.task}): {region.title}", f'raise NotDone("{region.task}")')
     return [region.indent + line for line in lines]

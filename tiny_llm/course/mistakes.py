@@ -11,6 +11,7 @@ from types import CodeType, ModuleType
 from tiny_llm.course import CourseError, markers, toml
 from tiny_llm.course.catalog import Task, read_source, source_path
 from tiny_llm.course.kernel import Launchers
+from tiny_llm.course.native import Native, together
 
 
 @functools.cache
@@ -43,7 +44,9 @@ def mistaken_source(task: Task, name: str) -> str:
 def as_module(text: str, task: Task) -> ModuleType:
     """A module of the task's own name, made from other source text; it is not entered among the imported ones.
 
-    For a `.metal` text the launchers that run it."""
+    For a `.metal` text the launchers that run it, for a header's what compiles and runs it."""
+    if task.is_native:
+        return Native(task, text)
     if task.is_kernel:
         return Launchers(task, text)
     module = ModuleType(task.module)
@@ -60,4 +63,7 @@ def compiled(text: str, module: str) -> CodeType:
 
 
 def mistaken(task: Task, name: str) -> ModuleType:
+    if task.is_native:
+        texts = [mistaken_source(task, other) for other in names(task)]
+        return Native(task, together(texts), names(task).index(name))
     return as_module(mistaken_source(task, name), task)

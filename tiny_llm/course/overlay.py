@@ -19,10 +19,11 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import tiny_llm
-from tiny_llm.course import CourseError, kernel, learner
+from tiny_llm.course import CourseError, kernel, learner, native
 from tiny_llm.course.catalog import Course, Task, course, module_of, read_source, source_path
 
 LAUNCH = "tiny_llm.kernels.launch"  # asks for other sources of its kernels
+BUILD = "tiny_llm.kernels.cpu.build"  # and for other headers of the CPU's
 STAYS = {"", "_blas", "cli", "config", "course", "doctor", "pocket", "train", "views"}  # hold no learner's code
 
 
@@ -37,18 +38,28 @@ class Overlay(MetaPathFinder, Loader):
         present = {file: code / file for file in self.course.files if (code / file).is_file()}
         if not present:
             raise CourseError(f"{code}: none of the course's files is here, such as {next(iter(self.course.files))}")
-        sources = {path: self.course.files[file] for file, path in present.items()}
-        self.paths = {module_of(source): path for path, source in sources.items() if path.suffix != learner.METAL}
+        modules = {file: path for file, path in present.items() if path.suffix == ".py"}
+        self.paths = {module_of(self.course.files[file]): path for file, path in modules.items()}
         self.undone = {task.id for task in self.course.tasks if task.file not in present}
         for path in present.values():
             self.undone |= learner.undone(learner.read(path), path)
         self.borrowed = self.undone | set(skipped)
         self.kernels = [path for path in present.values() if path.suffix == learner.METAL]
         for path in self.kernels:
-            tasks = {task.id for task in self.course.of_file(path.relative_to(code).as_posix())}
+            tasks = self._tasks(path)
             self.borrowed |= tasks if tasks & (self.borrowed - self.undone) else set()
         if self.kernels:
             self.paths[LAUNCH] = source_path("tiny_llm/kernels/launch.py")
+        self.headers = [path for path in present.values() if path.suffix == learner.HEADER and self._is_own(path)]
+        if self.headers:
+            self.paths[BUILD] = source_path("tiny_llm/kernels/cpu/build.py")
+
+    def _tasks(self, path: Path) -> set[str]:
+        """The ids of a file's tasks."""
+        return {task.id for task in self.course.of_file(path.relative_to(self.code).as_posix())}
+
+    def _is_own(self, path: Path) -> bool:
+        return not self._tasks(path) & self.borrowed
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in self.paths:
@@ -71,6 +82,8 @@ class Overlay(MetaPathFinder, Loader):
             raise CourseError(f"{place(error, path) or learner.short(path)}: {describe(error)}") from error
         if module.__name__ == LAUNCH:
             module.replaced.update(self._sources(module))
+        if module.__name__ == BUILD:
+            module.replaced.update({header.name: header for header in self.headers})
         mine = [task for task in self.course.tasks if task.module == module.__name__]
         for task in mine:
             check_presence(module, task, path)
@@ -88,9 +101,22 @@ class Overlay(MetaPathFinder, Loader):
 
     @property
     def own_kernels(self) -> list[str]:
-        """The kernels of which a part is the learner's."""
-        done = [task.symbol for task in self.course.tasks if task.is_kernel and task.id not in self.borrowed]
-        return list(dict.fromkeys(done))
+        """The Metal kernels of which a part is the learner's."""
+        return self._own(native=False)
+
+    @property
+    def own_native(self) -> list[str]:
+        """The functions of the CPU's kernels that are the learner's."""
+        return self._own(native=True)
+
+    def _own(self, native: bool) -> list[str]:
+        mine = [task for task in self.course.tasks if task.is_kernel and task.id not in self.borrowed]
+        return list(dict.fromkeys(task.symbol for task in mine if task.is_native == native))
+
+    def compile_headers(self) -> None:
+        """Compile the learner's headers alone, which takes a second. Raises CourseError where one can't be."""
+        for path in self.headers:
+            native.compile_header(path)
 
     @property
     def runs_lesson(self) -> bool:

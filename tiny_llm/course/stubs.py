@@ -18,7 +18,8 @@ def stale(code: Path) -> list[str]:
     """The files below `code` that are not, byte for byte, what `generate` makes."""
     expected = generate()
     weeks = {Path(file).parts[0] for file in expected}
-    files = (path for week in weeks for path in (code / week).rglob("*") if path.suffix in (".py", learner.METAL))
+    kinds = (".py", *learner.COMPILED)
+    files = (path for week in weeks for path in (code / week).rglob("*") if path.suffix in kinds)
     there = {path.relative_to(code).as_posix() for path in files}
     different = {file for file, text in expected.items() if _bytes(code / file) != text.encode()}
     return sorted(different | (there - expected.keys()))

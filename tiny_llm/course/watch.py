@@ -48,7 +48,7 @@ class LearnerFiles(DefaultFilter):
         super().__init__(ignore_paths=[str(code / SAVED)])
 
     def __call__(self, change: object, path: str) -> bool:
-        return path.endswith((".py", ".metal")) and super().__call__(change, path)  # type: ignore[arg-type]
+        return path.endswith((".py", *learner.COMPILED)) and super().__call__(change, path)  # type: ignore[arg-type]
 
 
 def test(desk: Desk) -> None:

@@ -215,7 +215,8 @@ def _try(path: Path, fault: Path) -> None:
     else:
         if tried.returncode == 0:
             return
-        last = (tried.stderr.strip().splitlines() or [f"exit {tried.returncode}"])[-1]
+        ended = f"it crashed, signal {-tried.returncode}" if tried.returncode < 0 else f"exit {tried.returncode}"
+        last = (tried.stderr.strip().splitlines() or [ended])[-1]
     learners = "".join(f", with {header},".replace(f"{Path.cwd()}/", "") for header in replaced.values())
     fault.write_text(f"a trial of the compiled kernels{learners} failed: {last}")
     raise NoKernelsError(fault.read_text())

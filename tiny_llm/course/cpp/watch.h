@@ -1,0 +1,10 @@
+// What the two parts of a check share: the exercise, which is compiled with a call at each access, and the watcher.
+#pragma once
+#include <stdint.h>
+
+struct Job {
+  int32_t bits, scaling, rows, columns, group, block, lanes, version, seconds;
+};
+
+// Write LANES floats to `out`.
+extern "C" void run_block(const Job& job, const void* numbers, const void* scalings, const float* x, const float* sums, float* out);
