@@ -87,7 +87,7 @@ def test_a_local_directory_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("name", ["./none", "../none", "/none/here", "~/none", "~nobody-of-this-name/x", "./a/b"])
 def test_a_missing_path_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=rf"{name}: expected a model directory, found nothing there"):
+    with pytest.raises(ValueError, match=rf"{name}: expected a model directory or a GGUF file, found nothing there"):
         hub.resolve(name)
 
 
@@ -95,9 +95,12 @@ def test_a_missing_path_is_named(name: str, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", r"model: expected a directory, an alias or a hub name, found nothing"),
+        ("", r"model: expected a directory, a GGUF file, an alias or a hub name, found nothing"),
         ("  ", r"model: expected a directory"),
-        ("qwen3-0.6", r"qwen3-0.6: expected a directory, a hub name such as .*, or an alias such as qwen3-0.6b, "),
+        (
+            "qwen3-0.6",
+            r"qwen3-0.6: expected a directory, a GGUF file, a hub name such as .*, or an alias such as qwen3-0.6b, ",
+        ),
         ("a/b/c", r"a/b/c: expected a directory"),
         ("Qwen/", r"Qwen/: expected a directory"),
         ("x y/z", r"x y/z: expected a directory"),
@@ -111,10 +114,23 @@ def test_a_name_that_is_none_is_refused(name: str, message: str) -> None:
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_a_file_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"model.gguf: expected a model directory, found a file"):
-        hub.resolve(str(tmp_path / "model.gguf"))
+def test_a_gguf_file_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without the ending, as Ollama keeps them under their digests."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.gguf", "sha256-" + "a" * 64):
+        (tmp_path / name).write_bytes(b"GGUF")
+        assert hub.resolve(name) == Path(name)
+        assert hub.resolve(str(tmp_path / name)) == tmp_path / name
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"weights.safetensors: expected a model directory or a GGUF file, found anoth"
+    ):
+        hub.resolve("weights.safetensors")
+    for name in ("none.gguf", "folder/none.GGUF"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: expected a model directory or a GGUF file, found nothing there"
+        ):
+            hub.resolve(name)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiny_llm.config.fields import require
+from tiny_llm.model.files import is_gguf
 from tiny_llm.model.safetensors import INDEX, weight_files
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ class LocalModel:
 
 
 def resolve(name: str, *, progress: bool = True) -> Path:
-    """Return the directory of a model: a local one, or the downloaded copy, which is downloaded first if missing.
+    """Return a model's directory or GGUF file: a local one, or the downloaded copy, which is downloaded if missing.
 
-    Raises ValueError if there is no such directory or model, or the Hub cannot be reached.
+    Raises ValueError if there is no such path or model, or the Hub cannot be reached.
     """
     local = local_path(name)
     if local is not None:
@@ -61,15 +62,16 @@ def resolve(name: str, *, progress: bool = True) -> Path:
 
 
 def local_path(name: str) -> Path | None:
-    """Return the directory that `name` names; None if `name` looks like an alias or a repository."""
-    require(bool(name.strip()), "model: expected a directory, an alias or a hub name, found nothing")
+    """Return the directory or GGUF file of that name; None if `name` looks like an alias or a repository."""
+    require(bool(name.strip()), "model: expected a directory, a GGUF file, an alias or a hub name, found nothing")
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         return Path(path)
     if os.path.exists(path):
-        raise ValueError(f"{name}: expected a model directory, found a file")
-    if name.startswith((".", "/", "~")):
-        raise ValueError(f"{name}: expected a model directory, found nothing there")
+        require(is_gguf(Path(path)), f"{name}: expected a model directory or a GGUF file, found another file")
+        return Path(path)
+    if name.startswith((".", "/", "~")) or name.lower().endswith(".gguf"):
+        raise ValueError(f"{name}: expected a model directory or a GGUF file, found nothing there")
     return None
 
 
@@ -80,7 +82,8 @@ def repo_of(name: str) -> str:
         return repo
     close = difflib.get_close_matches(name.lower(), ALIASES, n=3) or list(ALIASES)
     raise ValueError(
-        f"{name}: expected a directory, a hub name such as Qwen/Qwen3-0.6B, or an alias such as {', '.join(close)}"
+        f"{name}: expected a directory, a GGUF file, a hub name such as Qwen/Qwen3-0.6B, or an alias such as "
+        f"{', '.join(close)}"
     )
 
 

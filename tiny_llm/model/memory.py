@@ -10,7 +10,8 @@ import mlx.core as mx
 from tiny_llm import _machine
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.fused import QUERY_TILE
-from tiny_llm.model.safetensors import FLOATS, WIDTHS, TensorEntry, read_entries
+from tiny_llm.model.safetensors import FLOATS, WIDTHS, TensorEntry
+from tiny_llm.model.source import ModelSource, open_source
 
 PREFILL = 2048  # tokens of a prompt that are computed at once, at most
 GB = 1e9
@@ -35,13 +36,15 @@ CacheCost = tuple[Callable[[int], int], int | None]
 
 
 def estimate_bytes(
-    directory: Path, config: ModelConfig, dtype: mx.Dtype | None, context: int, cache: CacheCost | None = None
+    model: Path | ModelSource, config: ModelConfig, dtype: mx.Dtype | None, context: int, cache: CacheCost | None = None
 ) -> MemoryBytes:
     """Return the memory for loading a model and computing `context` tokens, from the files' headers alone.
 
     `dtype` as in `load_weights`. Raises ValueError for broken files.
     """
-    entries = read_entries(directory, config.tie_word_embeddings)
+    source = open_source(model)
+    dtype = dtype or source.dtype
+    entries = source.entries(config.tie_word_embeddings)
     width = _width(entries, dtype)
     slots = context
     if cache is None:
@@ -114,7 +117,7 @@ def available_bytes() -> int | None:
 
 
 def check_memory(
-    directory: Path,
+    model: Path | ModelSource,
     config: ModelConfig,
     dtype: mx.Dtype | None,
     context: int,
@@ -122,7 +125,8 @@ def check_memory(
     cache: CacheCost | None = None,
 ) -> MemoryBytes:
     """Return the estimate if it fits into `available` bytes (None asks the system). Raises ValueError with advice."""
-    need = estimate_bytes(directory, config, dtype, context, cache)
+    source = open_source(model)
+    need = estimate_bytes(source, config, dtype, context, cache)
     if available is None:
         available = available_bytes()
     if available is None or need.total <= available:
@@ -133,7 +137,7 @@ def check_memory(
     if fits >= 1:
         advice = f"set --max-context {fits} or less, or {advice}"
     raise ValueError(
-        f"{directory}: needs about {need.total / GB:.1f} GB (weights {need.weights / GB:.1f}, KV cache for {context} "
+        f"{source.path}: needs about {need.total / GB:.1f} GB (weights {need.weights / GB:.1f}, KV cache for {context} "
         f"tokens {need.kv_cache / GB:.1f}, working room {need.working / GB:.1f}), but only {available / GB:.1f} GB "
         f"of memory are free: {advice}"
     )
