@@ -45,17 +45,21 @@ def download(model: Name) -> None:
 
 @models.command()
 def convert(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or smollm2-135m where it is installed.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to make.")],
 ) -> None:
     """Write the model of a GGUF file as a directory that MLX's programs read; packed weights stay as they are."""
+    from tiny_llm.model.hub import local_path, packaged
     from tiny_llm.quantize.write import convert
 
     with usage("FILE"):
-        check_text(str(file), "file")
+        check_text(file, "file")
+        found = local_path(file) or packaged(file)
+        if found is None:
+            raise ValueError(f"{file}: expected a GGUF file, found nothing of that name")
     with usage("--out"):
         check_text(str(out), "directory")
-    convert(file, out)
+    convert(found, out)
     print(out)
 
 
