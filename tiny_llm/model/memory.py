@@ -107,7 +107,7 @@ def _loaded(entry: TensorEntry, dtype: mx.Dtype | None) -> int:
 
 
 def _laid_out(entry: TensorEntry, config: ModelConfig) -> int:
-    """Return the bytes of a tensor for the CPU kernels: as stored, but codes of 2 and 3 bits take 4, those of 6 take 8."""
+    """Return the bytes of a tensor for the CPU kernels: codes of 2 and 3 bits take 4 there, those of 6 take 8."""
     size = entry.end - entry.begin
     bits = config.quantization.bits if config.quantization else 0
     if entry.dtype in FLOATS or bits not in (2, 3, 6):
