@@ -71,15 +71,21 @@ def logits_of(path: Path, tokens: list[int], ops: str = "fused") -> mx.array:
     return model(mx.array(tokens), RecomputeCache(model.config, model.ops))
 
 
+def read(folder: Path, stored: Stored) -> dict[str, mx.array]:
+    """The arrays of a tensor that lies behind some other bytes in a file."""
+    (folder / "blocks").write_bytes(bytes(64) + stored.data + bytes(64))
+    assert isinstance(stored.kind, str)
+    return read_blocks(folder / "blocks", 64, len(stored.data), BLOCKS[TYPES[stored.kind]])
+
+
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_numbers_of_a_type_are_those_of_its_description(kind: str) -> None:
+def test_the_numbers_of_a_type_are_those_of_its_description(tmp_path: Path, kind: str) -> None:
     """For packed types values, scales and biases give them; nothing but the scales of the K types is rounded."""
     stored = pack(kind, np.random.default_rng(0).standard_normal((6, 512)))
     if kind.startswith("Q"):
         stored = Stored(kind, (6, 512), random_blocks(kind, 6 * 512, 1.0))
-    raw = np.frombuffer(stored.data, np.uint8)
     own = BLOCKS[TYPES[kind]]
-    found = read_blocks(raw, own)
+    found = read(tmp_path, stored)
     weight = found["weight"].reshape(6, -1)
     if own.bits:
         scales, biases = (found[name].reshape(6, -1).astype(mx.float32) for name in ("scales", "biases"))
@@ -94,20 +100,19 @@ def test_packed_arrays_are_those_of_mlx(tmp_path: Path, kind: str) -> None:
     numbers = np.random.default_rng(1).standard_normal((7, 96))
     file = write_gguf(tmp_path / "x.gguf", {"general.architecture": "llama"}, {"a.weight": pack(kind, numbers)})
     theirs = mx.load(str(file))
-    raw = np.frombuffer(pack(kind, numbers).data, np.uint8)
-    found = {f"a.{name}": array for name, array in read_blocks(raw, BLOCKS[TYPES[kind]]).items()}
+    found = {f"a.{name}": array for name, array in read(tmp_path, pack(kind, numbers)).items()}
     assert found.keys() == theirs.keys()
     for name, array in found.items():
         assert array.dtype == theirs[name].dtype
         assert mx.array_equal(array.reshape(7, -1), theirs[name]).item()
 
 
-def test_large_tensors_are_unpacked_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = pack("Q4_1", np.random.default_rng(2).standard_normal((50, 64)))
-    raw = np.frombuffer(stored.data, np.uint8)
-    whole = read_blocks(raw, BLOCKS[3])
-    monkeypatch.setattr("tiny_llm.model.gguf_blocks.STRIP", 7 * 20)
-    parts = read_blocks(raw, BLOCKS[3])
+@pytest.mark.parametrize("kind", ["F16", "Q4_1", "Q6_K"])
+def test_large_tensors_are_read_in_strips(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = pack(kind, np.random.default_rng(2).standard_normal((50, 256)))
+    whole = read(tmp_path, stored)
+    monkeypatch.setattr("tiny_llm.model.gguf_blocks.STRIP", 1000)
+    parts = read(tmp_path, stored)
     assert all(mx.array_equal(parts[name], whole[name]).item() for name in whole)
 
 
@@ -340,12 +345,19 @@ def test_tensors_that_the_model_has_not_are_named(tmp_path: Path) -> None:
     for name in ("blk.0.ffn_gate_exps.weight", "cls.output.weight", "v.patch_embd.weight", "x", "blk.0.attn_q.scale"):
         extra = {name: pack("F32", np.ones((2, 4)))}
         with pytest.raises(
-            ValueError, match=rf"model.gguf: {name}: expected no such tensor in a model of llama, qwen2"
+            ValueError, match=rf"model.gguf: {name}: expected no such tensor in a qwen3, found it; take"
         ):
             open_source(make_twins(tmp_path, "qwen3", {"": "F16"}, extra=extra).file)
     packed = {"blk.0.attn_q.bias": pack("Q8_0", np.ones(128))}
     with pytest.raises(ValueError, match=r"self_attn.q_proj.bias: expected floats, found Q8_0 of shape \[128\]"):
         open_source(make_twins(tmp_path, "qwen3", {"": "F16"}, extra=packed).file)
+
+
+def test_another_architecture_is_named_before_its_tensors(tmp_path: Path) -> None:
+    tensors = {"blk.0.attn_qkv.weight": pack("F16", np.ones((2, 4)))}
+    file = write_gguf(tmp_path / "x.gguf", {"general.architecture": "phi3"}, tensors)
+    with pytest.raises(ValueError, match=r'general.architecture: expected one of llama, qwen2, qwen3, found "phi3"'):
+        open_source(file)
 
 
 def test_tables_of_old_files_are_left_out(tmp_path: Path) -> None:

@@ -350,7 +350,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(whole: bytes, place: Path
     source = open_source(place)
     config = load_config(source)
     place.write_bytes(whole[:3000])
-    with pytest.raises(ValueError, match=r"model.gguf: \w+.*: expected \d+ bytes, found \d+: the file has changed"):
+    with pytest.raises(
+        ValueError, match=r"model.gguf: expected \d+ bytes from byte \d+ on, found less: the file has ch"
+    ):
         load_weights(source, config)
 
 

@@ -286,7 +286,10 @@ BAD = [
     ({"merges": ["q zzz"]}, r"tokenizer.ggml.merges: expected merges of the tokens, found: .*"),
     ({"eos_token_id": 320}, r"tokenizer.ggml.eos_token_id: expected an integer from 0 to 319, found 320"),
     ({"bos_token_id": "x", "add_bos_token": True}, r"tokenizer.ggml.bos_token_id: expected an integer .*, found \"x\""),
-    ({"add_bos_token": True}, r"tokenizer.ggml.bos_token_id: expected an id, found nothing beside add_bos_token"),
+    (
+        {"add_bos_token": True},
+        r"tokenizer.ggml.bos_token_id: expected an id, because add_bos_token is true, found 'nothing'",
+    ),
     ({"add_bos_token": 3}, r"tokenizer.ggml.add_bos_token: expected true or false, found 3"),
 ]
 

@@ -18,7 +18,7 @@ import tokenizers
 from tiny_llm.config.fields import JsonFields, require
 from tiny_llm.model.files import write_json
 from tiny_llm.model.gguf_blocks import GROUP, read_blocks
-from tiny_llm.model.gguf_config import ARCHITECTURES, DTYPES, FACTORS, float_type, hf_config, hf_names
+from tiny_llm.model.gguf_config import ARCHITECTURES, FACTORS, architecture, float_type, hf_config, hf_names
 from tiny_llm.model.gguf_header import GgufTensor, read_gguf_header
 from tiny_llm.model.gguf_tokenizer import (
     Vocabulary,
@@ -49,7 +49,7 @@ class GgufFile:
         self.path = path
         self.header = read_gguf_header(path)
         self.names = hf_names(self.header)
-        self.dtype: mx.Dtype | None = DTYPES[float_type(self.header)]
+        self.dtype: mx.Dtype | None = float_type(self.header)
         factors: list[float] | None = None
         if FACTORS in self.header.tensors:
             factors = np.array(self._read(FACTORS)["weight"]).tolist()
@@ -109,15 +109,10 @@ class GgufFile:
     def _read(self, own: str) -> dict[str, mx.array]:
         """Read a tensor: {"weight", "scales", "biases"} if it is packed, or {"weight"}, evaluated."""
         tensor = self.header.tensors[own]
-        raw = np.fromfile(self.path, np.uint8, tensor.size, offset=tensor.begin)
-        if raw.size < tensor.size:
-            raise ValueError(
-                f"{self.path}: {own}: expected {tensor.size} bytes, found {raw.size}: the file has changed"
-            )
         rows = tensor.shape[:-1]
-        heads = 0 if own == FACTORS else self._heads_to_turn(own)
+        heads = self._heads_to_turn(own)
         parts = {}
-        for name, array in read_blocks(raw, tensor.kind).items():
+        for name, array in read_blocks(self.path, tensor.begin, tensor.size, tensor.kind).items():
             array = array.reshape(*rows, -1)
             if heads:
                 require(
@@ -131,11 +126,11 @@ class GgufFile:
 
     def _heads_to_turn(self, own: str) -> int:
         """Return the number of heads in a tensor whose rotary pairs are side by side, 0 for any other tensor."""
-        if not ARCHITECTURES[self._config["model_type"]].pairs:
-            return 0
         stem = own.split(".")[-2]
         keys = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
-        return int(self._config[keys[stem]]) if stem in keys else 0
+        if stem not in keys or not ARCHITECTURES[architecture(self.header)].pairs:
+            return 0
+        return int(self._config[keys[stem]])
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -175,13 +170,13 @@ class GgufFile:
         """Name the types that take more memory than in the file, because MLX's format lacks them."""
         here: Counter[str] = Counter()
         there: Counter[str] = Counter()
-        for name, entry in self._entries.items():
-            kind = self.header.tensors[self._places[name]].kind
-            if kind.grows_to:
-                here[f"{kind.name} {kind.grows_to}"] += entry.end
-        for own in self.names:
-            kind = self.header.tensors[own].kind
-            there[f"{kind.name} {kind.grows_to}"] += self.header.tensors[own].size
+        for own, name in self.names.items():
+            tensor = self.header.tensors[own]
+            form = f"{tensor.kind.name} {tensor.kind.grows_to}"
+            if tensor.kind.grows_to:
+                entries = self._entries_of(tensor, name)
+                here[form] += sum(entry.end for entry in entries.values())
+                there[form] += tensor.size
         listed = [f"{form} {size / MB:,.0f} MB instead of {there[form] / MB:,.0f}" for form, size in here.most_common()]
         if listed:
             warnings.warn(f"{self.path}: takes more memory than the file: {', '.join(listed)}", stacklevel=4)

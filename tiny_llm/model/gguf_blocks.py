@@ -8,6 +8,7 @@ scale for 16 numbers, which MLX's format has not, so its numbers become float16.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -46,17 +47,25 @@ class BlockType(NamedTuple):
     grows_to: str = ""
 
 
-def read_blocks(raw: Bytes, kind: BlockType) -> dict[str, mx.array]:
-    """Return the numbers of the blocks `raw`, flat: {"weight", "scales", "biases"} if they are packed, or {"weight"}.
+def read_blocks(path: Path, begin: int, size: int, kind: BlockType) -> dict[str, mx.array]:
+    """Return the numbers of `size` bytes of blocks from byte `begin` on, flat and evaluated.
 
-    They are unpacked in strips, so that little memory is needed beside the result.
+    {"weight", "scales", "biases"} if they are packed, or {"weight"}. Blocks are read and unpacked in strips, so that
+    little memory is needed beside the result. Raises ValueError where the file ends.
     """
-    blocks = raw.reshape(-1, kind.size)
-    strip = max(1, STRIP // kind.size)
     parts: dict[str, list[mx.array]] = {}
-    for begin in range(0, len(blocks), strip):
-        for name, array in _unpacked(blocks[begin : begin + strip], kind).items():
-            parts.setdefault(name, []).append(array)
+    strip = max(1, STRIP // kind.size) * kind.size
+    with path.open("rb") as file:
+        file.seek(begin)
+        for done in range(0, size, strip):
+            count = min(strip, size - done)
+            raw = np.fromfile(file, np.uint8, count)
+            if len(raw) < count:
+                raise ValueError(
+                    f"{path}: expected {size} bytes from byte {begin} on, found less: the file has changed"
+                )
+            for name, array in _unpacked(raw.reshape(-1, kind.size), kind).items():
+                parts.setdefault(name, []).append(array)
     whole = {}
     for name in list(parts):
         arrays = parts.pop(name)
@@ -78,7 +87,7 @@ def _unpacked(blocks: Bytes, kind: BlockType) -> dict[str, mx.array]:
     if kind.floats is not None:
         return {"weight": mx.array(kind.floats(blocks).astype(np.float16).reshape(-1))}
     flat = mx.array(blocks.reshape(-1))
-    return {"weight": flat.view(FLOATS[kind.dtype])}
+    return {"weight": flat.view(DTYPES[kind.dtype])}
 
 
 def _half(blocks: Bytes, place: int) -> Floats:
@@ -170,7 +179,7 @@ def _q6_k(blocks: Bytes) -> Floats:
     return scaled * _half(blocks, 208)
 
 
-FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 BLOCKS = {  # by the number that the format gives a type
     0: BlockType("F32", 1, 4, dtype="F32"),
     1: BlockType("F16", 1, 2),

@@ -13,7 +13,7 @@ from tiny_llm.config import RopeConfig
 from tiny_llm.config.check import check_rules
 from tiny_llm.config.fields import JsonFields, expect, require
 from tiny_llm.config.gguf_keys import GGUF_RULES
-from tiny_llm.model.gguf_blocks import GROUP
+from tiny_llm.model.gguf_blocks import DTYPES, GROUP
 from tiny_llm.model.gguf_header import GgufHeader, GgufTensor
 from tiny_llm.model.rope import inverse_frequencies
 
@@ -51,12 +51,16 @@ ARCHITECTURES = {
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),
 }
-DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
-TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def architecture(header: GgufHeader) -> str:
+    """Return the name of the architecture. Raises ValueError for unknown ones."""
+    return str(header.metadata.choice("general.architecture", tuple(ARCHITECTURES)))
 
 
 def hf_names(header: GgufHeader) -> dict[str, str]:
     """Return the Hugging Face name of each tensor that the model uses. Raises ValueError for unknown tensors."""
+    arch = architecture(header)
     names = {}
     for name in header.tensors:
         if UNUSED.fullmatch(name):
@@ -65,22 +69,22 @@ def hf_names(header: GgufHeader) -> dict[str, str]:
         layer, stem, kind = found.groups() if found else (None, "", "")
         path = OUTSIDE.get(stem) if layer is None else IN_LAYER.get(stem)
         if path is None:
-            known = ", ".join(ARCHITECTURES)
+            where = f"{header.metadata.source}: {name:.100}"
             raise ValueError(
-                f"{header.metadata.source}: {name:.100}: expected no such tensor in a model of {known}, found it; take "
-                "a plain model of these"
+                f"{where}: expected no such tensor in a {arch}, found it; take a plain model of the family"
             )
         prefix = "" if layer is None else f"model.layers.{layer}."
         names[name] = f"{prefix}{path}.{kind}"
     return names
 
 
-def float_type(header: GgufHeader) -> str:
-    """Return the type of most of the model's numbers: F32, F16 or BF16. Packed numbers count by their scales, F16."""
-    sizes: Counter[str] = Counter()
+def float_type(header: GgufHeader) -> mx.Dtype:
+    """Return the type of most of the model's numbers. Packed numbers count by their scales, as float16."""
+    sizes: Counter[str] = Counter(F16=0)
     for tensor in header.tensors.values():
         sizes[tensor.kind.dtype] += prod(tensor.shape)
-    return sizes.most_common(1)[0][0] if sizes else "F16"
+    [(name, _)] = sizes.most_common(1)
+    return DTYPES[name]
 
 
 def hf_config(header: GgufHeader, names: Mapping[str, str], factors: Sequence[float] | None) -> dict[str, Any]:
@@ -89,7 +93,7 @@ def hf_config(header: GgufHeader, names: Mapping[str, str], factors: Sequence[fl
     Raises ValueError naming file, key, expected and found.
     """
     fields = header.metadata
-    arch = fields.choice("general.architecture", tuple(ARCHITECTURES))
+    arch = architecture(header)
     _check_keys(fields, arch)
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[arch].head],
@@ -103,7 +107,7 @@ def hf_config(header: GgufHeader, names: Mapping[str, str], factors: Sequence[fl
         "rms_norm_eps": fields.number(f"{arch}.attention.layer_norm_rms_epsilon"),
         "rope_theta": fields.number(f"{arch}.rope.freq_base", 10000.0, low=1.0),
         "tie_word_embeddings": HEAD not in header.tensors,
-        "torch_dtype": TORCH[float_type(header)],
+        "torch_dtype": str(float_type(header)).removeprefix("mlx.core."),
     }
     config |= _heads(fields, arch, config["hidden_size"])
     if arch != "qwen2":

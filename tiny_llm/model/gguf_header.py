@@ -217,11 +217,13 @@ class _HeaderReader:
     def _texts(self, count: int, where: str) -> list[str]:
         texts = []
         for _ in range(count):
-            self._check(LENGTH.size, where)
-            (length,) = LENGTH.unpack_from(self.data, self.at)
             begin = self.at + LENGTH.size
+            if begin > self.end:
+                self._check(LENGTH.size, where)
+            (length,) = LENGTH.unpack_from(self.data, self.at)
             self.at = begin
-            self._check(length, where)
+            if begin + length > self.end:
+                self._check(length, where)
             self.at += length
             texts.append(self._decoded(self.data[begin : self.at], where))
         return texts

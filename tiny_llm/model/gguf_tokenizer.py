@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from tiny_llm.config.fields import JsonFields, expect, require
+from tiny_llm.config.fields import JsonFields, expect
 
 GGML = "tokenizer.ggml"
-SPECIAL = {  # the names of tokenizer_config.json, and their keys in the file
-    "bos_token": f"{GGML}.bos_token_id",
-    "eos_token": f"{GGML}.eos_token_id",
-    "unk_token": f"{GGML}.unknown_token_id",
-    "pad_token": f"{GGML}.padding_token_id",
+SPECIAL = {  # the names of tokenizer_config.json, and those of the file
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
 }
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 ENDING = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")  # llama.cpp ends there, too
@@ -140,7 +140,8 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
     merges = []
     for merge in vocabulary.values("merges", str):
         left, _, right = merge.partition(" ")
-        vocabulary.check(bool(left and right), "merges", "two tokens with a space between them", merge)
+        if not (left and right):
+            vocabulary.check(False, "merges", "two tokens with a space between them", merge)
         merges.append((left, right))
     ids = vocabulary.ids(TokenType.UNUSED)
     backend = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=splitting.whole))
@@ -195,20 +196,19 @@ def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
 def _add_ends(backend: tokenizers.Tokenizer, vocabulary: Vocabulary, begins: bool) -> None:
     """Let the tokenizer put bos_token before a plain text and eos_token behind it, where the file wants that."""
-    fields = vocabulary.fields
     parts = ["$A"]
     used = []
-    wanted = {"bos": fields.flag(f"{GGML}.add_bos_token", begins), "eos": fields.flag(f"{GGML}.add_eos_token", False)}
-    for name, is_wanted in wanted.items():
+    for name, default in (("bos", begins), ("eos", False)):
+        key = f"{GGML}.add_{name}_token"
         number = vocabulary.special(f"{name}_token_id")
-        if not is_wanted or (number is None and f"{GGML}.add_{name}_token" not in fields.data):
+        if not vocabulary.fields.flag(key, default and number is not None):
             continue
-        key = f"{GGML}.{name}_token_id"
-        require(number is not None, f"{fields.source}: {key}: expected an id, found nothing beside add_{name}_token")
-        assert number is not None
+        if number is None:
+            vocabulary.check(False, f"{name}_token_id", f"an id, because add_{name}_token is true", "nothing")
+            continue
         token = vocabulary.tokens[number]
-        parts = [token, *parts] if name == "bos" else [*parts, token]
         used.append((token, number))
+        parts.insert(0 if name == "bos" else len(parts), token)
     if used:
         backend.post_processor = processors.TemplateProcessing(single=parts, special_tokens=used)
 
@@ -216,8 +216,8 @@ def _add_ends(backend: tokenizers.Tokenizer, vocabulary: Vocabulary, begins: boo
 def tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
     """Return the tokenizer_config.json of the model."""
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    for name in SPECIAL:
-        number = vocabulary.special(SPECIAL[name].removeprefix(f"{GGML}."))
+    for name, own in SPECIAL.items():
+        number = vocabulary.special(own)
         if number is not None:
             config[name] = vocabulary.tokens[number]
     return config

@@ -29,8 +29,7 @@ class ModelSource(Protocol):
     """The files of a model. Their errors are ValueErrors that name the file, the key, expected and found."""
 
     path: Path
-    dtype: mx.Dtype | None
-    """The type to compute in where none is asked for; None: that of each array."""
+    dtype: mx.Dtype | None  # to compute in where no type is asked for; None: that of each array
 
     def json(self, name: str, *, optional: bool = False) -> JsonFields:
         """Return config.json, generation_config.json or tokenizer_config.json; empty if `optional` and missing."""
@@ -44,7 +43,7 @@ class ModelSource(Protocol):
     def entries(self, tied: bool) -> dict[str, TensorEntry]:
         """Return the type, shape and size of each array by its Hugging Face name, from the headers alone.
 
-        StoredArrays that no model uses are left out, and the head if it is `tied` to the embedding.
+        Arrays that no model uses are left out, and the head if it is `tied` to the embedding.
         """
 
     def where(self, name: str) -> str:
