@@ -19,8 +19,9 @@ from tests.support import make_model
 from tiny_llm.cache import paged
 from tiny_llm.cache.choose import num_blocks_for, slot_bytes
 from tiny_llm.cache.packed import PackedPool
-from tiny_llm.cache.paged import PagedBatch, PagedPool, groups_of
+from tiny_llm.cache.paged import PagedBatch, PagedPool
 from tiny_llm.cache.recompute import RecomputeCache
+from tiny_llm.cache.tables import groups_of
 from tiny_llm.cache.view import View
 from tiny_llm.config import EngineConfig
 from tiny_llm.engine.request import SequenceId, Share
