@@ -3,12 +3,14 @@
     python bench/week2.py [--chapter 2.2] [--code mine] [--json] [--rounds 3] [--write]
 
 As bench/week1.py does it. Kernels are counted in the simulator where there is no GPU: the bytes that they ask device
-memory for, beside those that must be moved; a chip's time follows from its bandwidth.
+memory for, beside those that must be moved; a chip's time follows from its bandwidth. The bound of chapter 2.11 is the
+time in which as many bytes are read, measured in turns with the product; without CPU kernels it has no table.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -18,7 +20,7 @@ import tiny_llm  # noqa: E402, F401  activates the BLAS  # isort: skip
 import mlx.core as mx  # noqa: E402
 
 from bench.cache import costs, decoding  # noqa: E402
-from bench.week1 import Case, Count, Makers, main, random, tokens  # noqa: E402
+from bench.week1 import Case, Count, Makers, main, random, seconds, tokens  # noqa: E402
 
 
 def traffic(name: str, launch: Callable[..., object], *arguments: object) -> Count:
@@ -111,6 +113,39 @@ def decode_parts() -> Iterator[Count]:
     yield traffic("merging 4 parts of 14 heads", kernels.merge_attention, *parts_arguments(mx.float16, 14, 4, 128))
 
 
+def cpu_rows() -> Iterator[Count]:
+    """One row of x times a matrix of 64 million weights, by the CPU kernels."""
+    from tiny_llm.kernels.cpu.build import kernels
+
+    module = kernels()
+    weight, x = random(16384, 4096), random(1, 4096)
+    halves = weight.astype(mx.bfloat16)
+    mx.eval(weight, halves, x)
+    makers: dict[str, Callable[[], object]] = {
+        "float32": lambda: module.Matrix(module.Arena(), weight, None),
+        "16 bits": lambda: module.Matrix(module.Arena(), halves, None),
+    }
+    for bits in (8, 4):
+        packed = mx.quantize(halves, group_size=64, bits=bits)
+        mx.eval(packed)
+        makers[f"{bits} bits"] = lambda p=packed, b=bits: module.Matrix(module.Arena(), *p, None, 4096, b)
+    for name, make in makers.items():
+        matrix = make()
+        yield in_turns(name, lambda m=matrix: m.product(x, False), module, matrix.nbytes)
+    yield in_turns("4 bits, int8 activations", lambda: matrix.product(x, True), module, matrix.nbytes)
+    arrays = (x, *packed)
+    yield in_turns("4 bits, MLX", lambda: mx.quantized_matmul(*arrays, group_size=64, bits=4), module, matrix.nbytes)
+
+
+def in_turns(name: str, call: Callable[[], object], module: Any, size: int) -> Count:
+    """Milliseconds of a call, the best of some, and of reading `size` bytes, each round beside the other's."""
+    best, fastest = float("inf"), 0.0
+    for _ in range(9):
+        best = min(best, seconds(call, 1))
+        fastest = max(fastest, *(module.read_speed(size) for _ in range(4)))
+    return Count(name, lambda: best * 1e3, size / fastest / 1e6, "milliseconds")
+
+
 MAKERS: Makers = {
     "2.1": measuring,
     "2.2": first_kernel,
@@ -122,6 +157,7 @@ MAKERS: Makers = {
     "2.8": matrices,
     "2.9": flash,
     "2.10": decode_parts,
+    "2.11": cpu_rows,
 }
 
 

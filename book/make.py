@@ -40,6 +40,7 @@ DRAWINGS = (  # modules in figures/
     "matrices",
     "flash",
     "decode_parts",
+    "cpu_row",
     "serving_map",
     "scheduling",
     "paging",
@@ -70,17 +71,30 @@ def made() -> dict[Path, str]:
 def contracts(chapter: str, files: Mapping[str, str]) -> str:
     """Signature and docstring of each task of a chapter, as in the learner's file, anchored like w1-1-1.
 
-    For a kernel those of its launcher.
+    For a kernel those of its launcher, for a function in C++ its comment and declaration.
     """
     parts = []
     for task in course().chapter(chapter):
+        name = task.id.replace(".", "-")
+        if task.is_native:
+            parts += [f"# ANCHOR: {name}", *declaration(files[task.file], task.symbol), f"# ANCHOR_END: {name}"]
+            continue
         text = launcher_source(task.symbol) if task.is_kernel else files[task.file]
         function = learner.find(learner.parse(text, Path(task.file).with_suffix(".py")), task.symbol)
         assert function, task.symbol
         lines = text.splitlines()[function.lineno - 1 : function.body[0].end_lineno]
-        name = task.id.replace(".", "-")
         parts += [f"# ANCHOR: {name}", textwrap.dedent("\n".join(lines)), f"# ANCHOR_END: {name}"]
     return "\n".join(parts) + "\n"
+
+
+def declaration(text: str, symbol: str) -> list[str]:
+    """The comment above a function in C++, and the function without its body."""
+    lines = text.splitlines()
+    end = next(i for i, line in enumerate(lines) if f" {symbol}(" in line)
+    begin = end
+    while lines[begin - 1].startswith(("//", "template")):
+        begin -= 1
+    return [*lines[begin:end], lines[end].removesuffix(" {") + ";"]
 
 
 def launcher_source(symbol: str) -> str:

@@ -40,6 +40,7 @@ TITLES = {
     "2.8": "weights times many tokens",
     "2.9": "attention over a prompt",
     "2.10": "attention of one token",
+    "2.11": "weights times one token, on a CPU",
 }
 CACHE = "KV cache"
 FASTER = {  # the boxes that a chapter of week 2 makes faster or smaller
@@ -53,6 +54,7 @@ FASTER = {  # the boxes that a chapter of week 2 makes faster or smaller
     "2.8": {"q, k, v", "o, add", "SwiGLU", "down, add"},
     "2.9": {"attention"},
     "2.10": {"attention", CACHE},
+    "2.11": {"q, k, v", "o, add", "SwiGLU", "down, add", "norm, head"},
 }
 
 

@@ -117,7 +117,12 @@ FAULTS = [  # what the learner wrote in place of what, the kind, the line that i
         "before those of block 0",
     ),
     (("words += LANES", "words += LANES / 2"), "a word is read again", "Words v", "of which some were read before"),
-    (("group++", "group += 0"), "does not end", "", "was still running after 1 s"),
+    (
+        ("Floats total = {};", "Floats total = {}; for (volatile int i = 0;; i++) {}"),
+        "does not end",
+        "Floats total",
+        "was still running after 1 s",
+    ),
     (
         ("Floats total = {};", "Floats total = {}; *(volatile int*)8 = 1;"),
         "crashes",

@@ -16,9 +16,11 @@ constexpr int LANES = 16;
 constexpr int LANES = 8;  // one vector of AVX2, two of NEON
 #endif
 
+// ANCHOR: vectors
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+// ANCHOR_END: vectors
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 struct float16 {

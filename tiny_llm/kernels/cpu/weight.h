@@ -31,10 +31,12 @@ struct Weight {
   bool is_packed() const { return format == Format::Codes4 || format == Format::Codes8; }
 };
 
+// ANCHOR: ahead
 constexpr int AHEAD = 32;  // vectors that are fetched ahead, so that memory works while the processor computes
 
 template <class Number>
 inline void fetch_ahead(const Number* p) { __builtin_prefetch(p + AHEAD * LANES); }
+// ANCHOR_END: ahead
 
 [[gnu::always_inline]] inline Floats load_number(const void* p, int64_t at, Format format) {
   if (format == Format::Float32) return load((const float*)p + at);
