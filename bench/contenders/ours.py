@@ -9,12 +9,12 @@ from tiny_llm import SamplingParams, load  # activates the BLAS, so before mlx  
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 from process import Job, main, timed, total_speed
 
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig
 from tiny_llm.engine.llm import LLM
+from tiny_llm.model.fingerprint import leaves
 
 
 def open_model(job: Job) -> LLM:
@@ -46,7 +46,7 @@ def weight_bytes(llm: LLM) -> int:
     weights = dict(llm.model.weights)
     if "lm_head" in weights:
         weights.pop("embed_tokens")
-    return sum(array.nbytes for _, array in tree_flatten(weights))
+    return sum(getattr(leaf, "nbytes", 0) for _, leaf in leaves(weights, ""))
 
 
 def batch(job: Job) -> Job:
