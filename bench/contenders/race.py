@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Race:
         results: dict[str, list[Result]] = {contender.name: [] for contender in running}
         for i in range(rounds or self.rounds):
             for contender in list(running)[:: -1 if i % 2 else 1]:
-                result = self._result(contender, job)
+                result = self.attempt(contender.name, job["job"], partial(contender.run, job))
                 if result is None:
                     running.remove(contender)
                     del results[contender.name]
@@ -70,12 +71,19 @@ class Race:
                     results[contender.name].append(result)
         return results
 
-    def _result(self, contender: Contender, job: Mapping[str, Any]) -> Result | None:
+    def attempt(self, name: str, what: str, call: Callable[[], Result]) -> Result | None:
+        """Return what `call` gives and say on stderr how long it took; None, with the contender left out, if it fails.
+
+        It fails by raising RuntimeError.
+        """
+        begin = time.perf_counter()
         try:
-            return contender.run(job)
+            result = call()
         except RuntimeError as error:
-            self.leave_out(contender.name, str(error))
+            self.leave_out(name, str(error))
             return None
+        print(f"{what}, {name}: {time.perf_counter() - begin:.1f} s", file=sys.stderr)
+        return result
 
     def leave_out(self, name: str, reason: str) -> None:
         self.left_out[name] = reason
@@ -107,8 +115,11 @@ def rows_of(pairs: Iterable[Pair], results: Mapping[str, Sequence[Result]]) -> l
     return [row for pair in pairs for row in pair.row(results)]
 
 
-def first_output(command: Sequence[str], threads: int) -> float:
-    """Return the seconds from the start of a process to the first byte that it writes to stdout."""
+def first_output(command: Sequence[str], threads: int) -> Result:
+    """Return the seconds from the start of a process to the first byte that it writes to stdout.
+
+    Raises RuntimeError with the last line of what the process complained of.
+    """
     begin = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(threads), bufsize=0
@@ -119,4 +130,4 @@ def first_output(command: Sequence[str], threads: int) -> float:
     if not byte.strip() or process.returncode:
         lines = complaint.decode().strip().splitlines() or ["it wrote nothing"]
         raise RuntimeError(lines[-1])
-    return seconds
+    return {"seconds": seconds}
