@@ -112,8 +112,9 @@ def _write_model(
 def _quantized(source: ModelSource, plan: QuantizationConfig) -> Iterator[tuple[str, mx.array]]:
     """Yield the names and tensors of the quantized model, evaluated one by one."""
     known = {matrix.path for matrix in matrices(source)}
-    is_float16 = source.dtype is not None and source.dtype == mx.float16
-    half = mx.float16 if is_float16 else mx.bfloat16
+    half = mx.bfloat16
+    if source.dtype is not None and source.dtype == mx.float16:
+        half = mx.float16
     entries = source.entries(load_config(source).tie_word_embeddings)
     arrays = source.arrays()
     for name in sorted(entries, key=lambda name: (entries[name].file, name)):
