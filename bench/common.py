@@ -13,6 +13,7 @@ class Row:
     """Medians of both sides; `ratio` is ours / peer, the median over the rounds, and `spread` its interquartile range.
 
     Whether a high ratio is good depends on the unit: tok/s yes, time and memory no. None where there is no peer.
+    `target` says what the figures are to reach, where something was promised.
     """
 
     case: str
@@ -21,6 +22,7 @@ class Row:
     peer: float | None
     ratio: float | None
     spread: float | None
+    target: str | None = None
 
 
 def race(
@@ -53,13 +55,15 @@ def race_many(
         for engine, figures in ((ours, mine), (peer, theirs))[:: -1 if i % 2 else 1]:
             figures.append(engine())
     figures_of = zip(cases, zip(*mine, strict=True), zip(*theirs, strict=True), strict=True)
-    return [_row(case, unit, a, b) for (case, unit), a, b in figures_of]
+    return [paired(case, unit, a, b) for (case, unit), a, b in figures_of]
 
 
-def _row(case: str, unit: str, ours: Sequence[float], peer: Sequence[float]) -> Row:
+def paired(case: str, unit: str, ours: Sequence[float], peer: Sequence[float], target: str | None = None) -> Row:
+    """Make the row of figures that both sides took in the same rounds."""
     ratios = [a / b for a, b in zip(ours, peer, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Row(case, unit, statistics.median(ours), statistics.median(peer), statistics.median(ratios), high - low)
+    ratio = statistics.median(ratios)
+    return Row(case, unit, statistics.median(ours), statistics.median(peer), ratio, high - low, target)
 
 
 def microseconds(call: Callable[[], object], least: float = 0.01) -> Callable[[], float]:
@@ -76,19 +80,26 @@ def microseconds(call: Callable[[], object], least: float = 0.01) -> Callable[[]
 
 
 def report(rows: Sequence[Row], as_json: bool, **facts: object) -> None:
-    """Print {"rows": [{"case", "unit", "ours", "peer", "ratio", "spread"}], facts…}, or a table and the facts."""
+    """Print {"rows": [{"case", "unit", "ours", "peer", "ratio", "spread", "target"}], facts…}, or a table and facts."""
     if as_json:
         print(json.dumps({"rows": [asdict(row) for row in rows], **facts}, indent=1, ensure_ascii=False))
         return
-    width = max(len(row.case) for row in rows)
-    print(f"{'case':{width}} {'unit':>6} {'ours':>11} {'peer':>11} {'ours/peer':>9} {'spread':>7}")
+    width = max((len(row.case) for row in rows), default=4)
+    targets = "  target" if any(row.target for row in rows) else ""
+    print(f"{'case':{width}} {'unit':>6} {'ours':>11} {'peer':>11} {'ours/peer':>9} {'spread':>7}{targets}")
     for row in rows:
-        ours, peer, ratio, spread = (
-            "-" if x is None else f"{x:.{4 if row.unit == 'ppl' else 2}f}"
-            for x in (row.ours, row.peer, row.ratio, row.spread)
-        )
-        print(f"{row.case:{width}} {row.unit:>6} {ours:>11} {peer:>11} {ratio:>9} {spread:>7}")
+        ours, peer, ratio, spread = (_digits(x, row.unit) for x in (row.ours, row.peer, row.ratio, row.spread))
+        line = f"{row.case:{width}} {row.unit:>6} {ours:>11} {peer:>11} {ratio:>9} {spread:>7}  {row.target or ''}"
+        print(line.rstrip())
     print(", ".join(f"{name}: {value}" for name, value in facts.items()))
+
+
+def _digits(figure: float | None, unit: str) -> str:
+    if figure is None:
+        return "-"
+    if 0 < abs(figure) < 0.001:
+        return f"{figure:.1e}"
+    return f"{figure:.{4 if unit == 'ppl' else 2}f}"
 
 
 def arguments(description: str, rounds: int) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tiny_llm.config.gguf_keys import GGUF_RULES
 from tiny_llm.config.keys import REFUSED, SAMPLING_IN_CONFIG, TABLES, Rule
 
 
@@ -11,6 +12,7 @@ def tables() -> dict[str, str]:
     made["keys-config.md"] += (
         f"| all keys of `generation_config.json` but those above | {verdict(SAMPLING_IN_CONFIG)} |\n"
     )
+    made["keys-gguf.md"] = markdown(GGUF_RULES)
     return made
 
 

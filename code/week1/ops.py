@@ -99,8 +99,7 @@ class Ops(NamedTuple):
     paged_packed: PagedOps | None = None  # of a pool in few bits; None: the plain twins
     lay_out: Callable[[dict[str, Any], ModelConfig], None] = lambda weights, config: None  # as `linear` reads fastest
     keeps_16_bits: bool = False  # `linear` reads matrices of 16 bits, whatever activations have
-    project: Callable[..., Any] | None = None  # a layer's two functions as one operation each; None: `Qwen3`'s own
-    finish: Callable[..., Any] | None = None
+    model: Callable[..., Any] | None = None  # makes a `Qwen3` that goes with this table; None: `Qwen3` itself
     kernels: str | None = None  # the back end of our own kernels, where the table has them
 
 

@@ -36,8 +36,8 @@ class Qwen3:
         self.weights = weights
         self.ops = ops
         self.rope = Rope(config.rope, config.head_dim)
-        self._project = ops.project or ops.compile(self.project)
-        self._finish = ops.finish or ops.compile(self.finish)
+        self._project = ops.compile(self.project)
+        self._finish = ops.compile(self.finish)
 
     def __call__(self, tokens: mx.array, cache: Attends, rows: mx.array | slice | None = None) -> mx.array:
         """Return the logits after each of the tokens (T,), or only after the tokens at `rows`: (T or rows, vocab)."""

@@ -17,12 +17,14 @@ import numpy.typing as npt
 from mlx.utils import tree_map
 
 from tiny_llm.cache.scattered import ScatteredBatch
+from tiny_llm.cache.tables import groups_of, padded_tables
 from tiny_llm.cache.view import Span
 from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
 from tiny_llm.kernels.paged_attention import TWINS, Pages
 from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.ops import Ops
+from tiny_llm.model.places import Places
 
 SPARE = 128  # padding blocks allowed per group of decode rows; beyond that a second group is cheaper
 
@@ -136,9 +138,20 @@ class PagedPool:
         """Return a layer's keys and values as the operations in `paged` take them."""
         return self.keys[layer], self.values[layer]
 
+    def take_in(self, buffers: list[mx.array]) -> None:
+        """Replace the buffers by those that a step has written; they are in the order of `sides`."""
+        half = len(buffers) // 2
+        self.keys = buffers[:half]
+        self.values = buffers[half:]
+
     def sequence(self, layer: int, table: Sequence[int], length: int) -> tuple[mx.array, mx.array]:
         """Return one sequence's keys and values in their order, (Hkv, length, D) each."""
         return gathered(self.keys[layer], table, length), gathered(self.values[layer], table, length)
+
+    @property
+    def sides(self) -> list[Any]:
+        """The buffers of all layers' keys, then those of all layers' values."""
+        return self.keys + self.values
 
     @property
     def nbytes(self) -> int:
@@ -188,19 +201,39 @@ class PagedBatch:
         stale = self._half_filled() if pool.paged.reads_padding else []
         self._stale = mx.array(stale, mx.uint32)
         self._row = self._row_of_blocks()
-        if self._row is None:
-            self._place(lengths)
+        self._grouped_rows = False
 
-    def _place(self, lengths: Sequence[int]) -> None:
+    def place(self, num_tokens: int) -> Places | None:
+        """Open a step whose layers are one operation, if all sequences bring as many tokens; see `places.Placed`."""
+        if len(set(self.lengths)) != 1:
+            return None
+        tables = padded_tables(self.tables)
+        blocks, slots = slots_of(tables, self._positions, self.lengths, self.pool.block_size)
+        flat = blocks * self.pool.block_size + slots
+        return Places(
+            self.begin(num_tokens),
+            mx.array(flat.astype(np.int32)),
+            mx.array(self._ends),
+            self.pool.sides,
+            mx.array(tables),
+            self.pool.block_size,
+        )
+
+    def take_in(self, buffers: list[mx.array]) -> None:
+        """Replace the pool's buffers by those that such a step has written."""
+        self.pool.take_in(buffers)
+
+    def _group_rows(self) -> None:
         """Find each token's block and slot, and group the sequences."""
         padded = padded_tables(self.tables)
-        blocks, slots = slots_of(padded, self._positions, lengths, self.pool.block_size)
+        blocks, slots = slots_of(padded, self._positions, self.lengths, self.pool.block_size)
         self._blocks = mx.array(blocks.astype(np.uint32))  # the type of an index
         self._slots = mx.array(slots.astype(np.uint32))
-        longer = [i for i, length in enumerate(lengths) if length > 1]
-        self._decoding = longer[0] if longer else len(lengths)
+        longer = [i for i, length in enumerate(self.lengths) if length > 1]
+        self._decoding = longer[0] if longer else len(self.lengths)
         self._groups = self._grouped(padded)
         self._longer = mx.array(padded[self._decoding :])
+        self._grouped_rows = True
 
     def _row_of_blocks(self) -> int | None:
         """Return the first block of a single sequence whose blocks lie in a row; None for any other step."""
@@ -245,6 +278,8 @@ class PagedBatch:
             self.pool.blank(layer, self._stale)
         if self._row is not None:
             return self._attend_row(layer, q, k, v, self._row * self.pool.block_size)
+        if not self._grouped_rows:
+            self._group_rows()
         self.pool.write(layer, self._blocks, self._slots, k, v)
         parts = self._attend_decoding(layer, q)
         row = self._decoding
@@ -319,32 +354,3 @@ def gathered(pool: mx.array, table: Sequence[int], length: int) -> mx.array:
     """Return the first `length` slots of a sequence in order, (Hkv, length, D). pool (Hkv, num_blocks, block, D)."""
     # YOUR CODE (w3.3.4): a sequence's slots as one array
     raise NotDone("w3.3.4")
-
-
-def padded_tables(tables: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
-    """Return block tables as one array (R, M).
-
-    A short table is padded with its own last block: no sequence reads a block of another.
-    """
-    width = max(map(len, tables), default=0)
-    rows = []
-    for table in tables:
-        padding = [table[-1]] * (width - len(table))
-        rows.append([*table, *padding])
-    return np.array(rows, np.int32).reshape(len(tables), width)
-
-
-def groups_of(widths: Sequence[int], spare: int) -> list[tuple[int, int]]:
-    """Cut rows into runs (begin, end) in which padding every row to the widest costs at most `spare` in all."""
-    found = []
-    begin = widest = total = 0
-    for i, width in enumerate(widths):
-        widest = max(widest, width)
-        total += width
-        if widest * (i + 1 - begin) - total > spare:
-            found.append((begin, i))
-            begin = i
-            widest = total = width
-    if begin < len(widths):
-        found.append((begin, len(widths)))
-    return found

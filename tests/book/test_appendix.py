@@ -11,6 +11,7 @@ import pytest
 
 from tests.book import pages
 from tests.book.pages import FENCE, ROOT, SRC, text_of
+from tiny_llm.config.gguf_keys import GGUF_RULES
 from tiny_llm.config.keys import CONFIG, TABLES
 
 REFERENCE = {"a-2-keys"}  # pages to look things up in, not to read through
@@ -111,7 +112,7 @@ def test_the_card_is_the_shipped_models() -> None:
 def test_the_page_of_keys_has_every_key_of_every_table() -> None:
     """A table of the engine that the page does not print would be a rule that nobody can look up."""
     page = pages.expanded(SRC / "appendix" / "a-2-keys.md")
-    for name, rules in TABLES.items():
+    for name, rules in {**TABLES, "GGUF": GGUF_RULES}.items():
         section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         printed = {re.sub("`", "", row[0]).replace(", ", " "): row[1] for row in rows(section)}
         for rule in rules:

@@ -19,8 +19,9 @@ from tests.support import make_model
 from tiny_llm.cache import paged
 from tiny_llm.cache.choose import num_blocks_for, slot_bytes
 from tiny_llm.cache.packed import PackedPool
-from tiny_llm.cache.paged import PagedBatch, PagedPool, groups_of
+from tiny_llm.cache.paged import PagedBatch, PagedPool
 from tiny_llm.cache.recompute import RecomputeCache
+from tiny_llm.cache.tables import groups_of
 from tiny_llm.cache.view import View
 from tiny_llm.config import EngineConfig
 from tiny_llm.engine.request import SequenceId, Share
@@ -112,8 +113,8 @@ def test_nobody_meets_a_neighbours_nan(model: Qwen3) -> None:
     for layer in range(model.config.num_hidden_layers):
         pool.values[layer][:, mx.array([0, 1, 2, 6])] = mx.nan
     batch = PagedBatch(pool, [[0, 1, 2, 6], [3, 5]], [14, 5], [1, 1])
-    assert len(batch._groups) == 1
     logits = model(mx.array([7, tokens[5]]), batch)
+    assert len(batch._groups) == 1
     assert mx.isnan(logits[0]).all()
     close(logits[1], whole(model, tokens)[5])
 
@@ -153,8 +154,8 @@ def test_thirty_rows_of_very_different_lengths(model: Qwen3) -> None:
     some = [i for i, n in enumerate(filled) if n]
     model.hidden_states(row, PagedBatch(pool, [tables[i] for i in some], [0] * len(some), [filled[i] for i in some]))
     batch = PagedBatch(pool, tables, filled, [1] * len(sequences))
-    assert len(batch._groups) > 2
     logits = model(mx.array([tokens[-1] for tokens in sequences]), batch)
+    assert len(batch._groups) > 2
     for tokens, row in zip(sequences, logits, strict=True):
         close(row, whole(model, tokens)[-1])
 
@@ -269,7 +270,7 @@ def test_a_plain_decode_enters_the_cache_and_its_twin_only(model: Qwen3) -> None
         pool.copy_blocks([])
 
     step()  # traces what is compiled
-    assert files_entered(step) == {"cache/paged.py", "kernels/paged_attention.py"}
+    assert files_entered(step) == {"cache/paged.py", "cache/tables.py", "kernels/paged_attention.py"}
 
 
 @pytest.mark.parametrize("back_end", ["plain", "sim"])

@@ -69,7 +69,10 @@ def test_prompt_longer_than_the_context(run: Run, model_dir: Path) -> None:
 def test_missing_model_directory(run: Run, tmp_path: Path) -> None:
     missing = str(tmp_path / "nothing")
     result = run("generate", "hi", "--model", missing)
-    assert (result.code, result.err) == (1, f"error: {missing}: expected a model directory, found nothing there\n")
+    assert (result.code, result.err) == (
+        1,
+        f"error: {missing}: expected a model directory or a GGUF file, found nothing there\n",
+    )
 
 
 @pytest.mark.parametrize(

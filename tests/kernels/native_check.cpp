@@ -66,7 +66,8 @@ void check_halves() {
   half[0] = 1;
   expect(load((float16*)half)[0] == std::ldexp(1.f, -24), "the smallest float16", load((float16*)half)[0]);
   for (int i = 0; i < LANES; i++) half[i] = 0x3f80 + i;
-  for (int i = 0; i < LANES; i++) expect(load((bfloat16*)half)[i] == 1 + i / 128.f, "bfloat16", load((bfloat16*)half)[i]);
+  for (int i = 0; i < LANES; i++)
+    expect(load((bfloat16*)half)[i] == 1 + i / 128.f, "bfloat16", load((bfloat16*)half)[i]);
 }
 
 void check_exp() {
@@ -78,7 +79,8 @@ void check_exp() {
 
 void check_attention(int dim, int slots, int count) {
   const int heads = 4, kv_heads = 2;
-  std::vector<float> q = numbers(count * heads * dim), k = numbers(kv_heads * slots * dim), v = numbers(k.size()), out(q.size());
+  std::vector<float> q = numbers(count * heads * dim), k = numbers(kv_heads * slots * dim), v = numbers(k.size()),
+                     out(q.size());
   Heads shape = {heads, kv_heads, dim, 0, 0.3f};
   FloatRows keys = {k.data(), (int64_t)slots * dim}, values = {v.data(), (int64_t)slots * dim};
   attend(pool, shape, keys, values, {{q.data(), out.data(), count, slots, {nullptr, 1}, nullptr}});

@@ -19,7 +19,7 @@ from tests.support import make_model
 from tiny_llm import doctor
 from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.engine.llm import LLM, load
-from tiny_llm.kernels.cpu import build
+from tiny_llm.kernels.cpu import build, native
 from tiny_llm.kernels.table import describe_operations, operations
 from tiny_llm.model import fused
 from tiny_llm.model.cached_attention import Packed
@@ -277,6 +277,74 @@ def test_the_model_has_the_same_logits(model_dir: Path, kind: str) -> None:
     few_bits = "bits" in kind  # there a number of the cache may round to the next code
     assert np.median(far) < (3e-3 if few_bits else 3e-6)
     assert far.max() < (1.0 if few_bits else 3e-5)
+
+
+# ---- a step as one operation ----
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_a_fork_goes_its_own_way(kind: str, tmp_path: Path) -> None:
+    """Steps write buffers in place, but never those that another cache reads as well."""
+    config = EngineConfig(kernels="cpu", **CACHES[kind])
+    llm = load(make_model(tmp_path / "model", **WIDE), config=config)
+    text = prompt(26)
+
+    def after(tokens: list[int], cache: Any) -> np.ndarray:
+        rows = [llm.model(mx.array([token]), cache) for token in tokens]
+        mx.eval(rows, cache.state)
+        return np.array(mx.concatenate(rows))
+
+    def filled() -> Any:
+        llm.forget()
+        cache = llm.kept()[0]
+        mx.eval(llm.model(mx.array(text[:12]), cache), cache.state)
+        after(text[12:14], cache)  # now there is room, and steps are one operation
+        return cache
+
+    one, other = filled(), None
+    other = one.fork()
+    first, second = after([5, 6, 7], one), after([8, 9, 10], other)
+    third = after([11], one)
+    alone = filled()
+    np.testing.assert_array_equal(first, after([5, 6, 7], alone))
+    np.testing.assert_array_equal(third, after([11], alone))
+    np.testing.assert_array_equal(second, after([8, 9, 10], filled()))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_cached_numbers_are_packed_as_mlx_packs_them(bits: int, tmp_path: Path) -> None:
+    """By single steps, which pack natively, and as a prompt, which MLX packs."""
+    path = make_model(tmp_path / "model", num_hidden_layers=1, **WIDE)
+    llm = load(path, config=EngineConfig(kernels="cpu", cache="quantized", kv_bits=bits))
+    text = prompt(40)
+    states = []
+    for cut in (40, 2):
+        llm.forget()
+        cache = llm.kept()[0]
+        mx.eval(llm.model(mx.array(text[:cut]), cache), cache.state)
+        for token in text[cut:]:
+            mx.eval(llm.model(mx.array([token]), cache), cache.state)
+        states.append([array[:, :40] for array in cache.state])
+    unpacked = []
+    for codes, scales, biases in (state[:3] for state in states):
+        unpacked.append(mx.dequantize(codes, scales, biases, group_size=32, bits=bits))
+    step = mx.abs(states[0][1]).max()  # the distance of two codes
+    assert mx.abs(unpacked[0] - unpacked[1]).max() <= step * 1.01
+    assert mx.mean(states[0][0] == states[1][0]) > 0.95
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_steps_of_many_requests_are_those_of_the_layers_one_by_one(bits: int | None, tmp_path: Path) -> None:
+    path = make_model(tmp_path / "model", **WIDE)
+    settings = {"cache": "quantized", "kv_bits": bits} if bits else {}
+    texts = []
+    for most in (64, 0):
+        llm = load(path, config=EngineConfig(kernels="cpu", **settings))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "STACKED_TOKENS", most)
+            answers = llm.generate([prompt(n) for n in (3, 40, 17, 22)], SamplingParams(temperature=0, max_tokens=30))
+        texts.append([answer.tokens for answer in answers])
+    assert texts[0] == texts[1]
 
 
 def test_int8_is_near(tmp_path: Path) -> None:

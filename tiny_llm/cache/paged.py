@@ -17,6 +17,7 @@ import numpy.typing as npt
 from mlx.utils import tree_map
 
 from tiny_llm.cache.scattered import ScatteredBatch
+from tiny_llm.cache.tables import groups_of, padded_tables
 from tiny_llm.cache.view import Span
 from tiny_llm.config import ModelConfig
 from tiny_llm.kernels.paged_attention import TWINS, Pages
@@ -360,32 +361,3 @@ def gathered(pool: mx.array, table: Sequence[int], length: int) -> mx.array:
     heads, _, _, dim = pool.shape
     return pool[:, mx.array(list(table))].reshape(heads, -1, dim)[:, :length]
     # END TASK
-
-
-def padded_tables(tables: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
-    """Return block tables as one array (R, M).
-
-    A short table is padded with its own last block: no sequence reads a block of another.
-    """
-    width = max(map(len, tables), default=0)
-    rows = []
-    for table in tables:
-        padding = [table[-1]] * (width - len(table))
-        rows.append([*table, *padding])
-    return np.array(rows, np.int32).reshape(len(tables), width)
-
-
-def groups_of(widths: Sequence[int], spare: int) -> list[tuple[int, int]]:
-    """Cut rows into runs (begin, end) in which padding every row to the widest costs at most `spare` in all."""
-    found = []
-    begin = widest = total = 0
-    for i, width in enumerate(widths):
-        widest = max(widest, width)
-        total += width
-        if widest * (i + 1 - begin) - total > spare:
-            found.append((begin, i))
-            begin = i
-            widest = total = width
-    if begin < len(widths):
-        found.append((begin, len(widths)))
-    return found

@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from tiny_llm.config.fields import require
-from tiny_llm.model.directory import read_bytes
+from tiny_llm.model.files import read_bytes
 from tiny_llm.model.safetensors import read_header
 
 DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32"}

@@ -101,7 +101,7 @@ def profile(file: File) -> None:
 @kernels.command()
 def roofline(
     model: Annotated[
-        str | None, option("A model directory, hub name or alias; the small one inside if not set.")
+        str | None, option("A model directory, GGUF file, hub name or alias; the small one inside if not set.")
     ] = None,
     context: Annotated[int, typer.Option(min=1, max=10**9, help="Tokens of each sequence.")] = 1024,
     rows: Annotated[int, typer.Option(min=1, max=10**6, help="Sequences that get a token in one step.")] = 1,

@@ -1,16 +1,19 @@
-"""`tiny-llm models`: which models are on this machine; download and remove them."""
+"""`tiny-llm models`: which models are on this machine; download, convert and remove them."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tiny_llm.cli.errors import usage
+from tiny_llm.cli.inputs import check_text
 from tiny_llm.cli.options import option
 from tiny_llm.cli.terminal import print_json, size, table
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="An alias or a hub name such as Qwen/Qwen3-0.6B.")]
 
-models = typer.Typer(help="List, download and remove models.", rich_markup_mode=None, no_args_is_help=True)
+models = typer.Typer(help="List, download, convert and remove models.", rich_markup_mode=None, no_args_is_help=True)
 
 
 @models.command("list")
@@ -38,6 +41,26 @@ def download(model: Name) -> None:
     from tiny_llm.model.hub import download
 
     print(download(model, progress=sys.stderr.isatty()))
+
+
+@models.command()
+def convert(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or smollm2-135m where it is installed.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to make.")],
+) -> None:
+    """Write the model of a GGUF file as a directory that MLX's programs read; packed weights stay as they are."""
+    from tiny_llm.model.hub import local_path, packaged
+    from tiny_llm.quantize.write import convert
+
+    with usage("FILE"):
+        check_text(file, "file")
+        found = local_path(file) or packaged(file)
+        if found is None:
+            raise ValueError(f"{file}: expected a GGUF file, found nothing of that name")
+    with usage("--out"):
+        check_text(str(out), "directory")
+    convert(found, out)
+    print(out)
 
 
 @models.command()

@@ -70,7 +70,7 @@ class EngineOptions:
     """Which model, and how it runs."""
 
     model: Annotated[
-        str | None, option("A directory, a hub name or an alias (see `tiny-llm models list`).", "--model", "-m")
+        str | None, option("A directory, GGUF file, hub name or alias (see `tiny-llm models list`).", "--model", "-m")
     ] = None
     ops: Annotated[
         Literal["fused", "plain"] | None, option("Fastest or readable implementation of each operation.")
@@ -123,7 +123,7 @@ class EngineOptions:
         config = self.config()
         if self.model is not None and not self.model.strip():
             raise typer.BadParameter(
-                "the name is empty; give a directory, a hub name or an alias", param_hint="--model"
+                "the name is empty; give a directory, a GGUF file, a hub name or an alias", param_hint="--model"
             )
         with usage("--model"):
             check_text(self.model or "", "model")

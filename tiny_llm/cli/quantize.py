@@ -70,7 +70,10 @@ class Precision:
 
 @with_options
 def quantize(
-    model: Annotated[str, typer.Argument(help="A directory, a hub name, an alias, or pocket for the model inside.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A directory, a dense GGUF file, a hub name, an alias, or pocket for the model inside."),
+    ],
     precision: Precision,
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to make.")],
     tokens: Annotated[
@@ -129,12 +132,13 @@ def perplexity(llm: "LLM", tokens: int) -> float | None:
     return perplexity(llm.model, texts(llm, "test", tokens), lambda: RecomputeCache(llm.config, llm.model.ops))
 
 
-def stored_bytes(directory: Path) -> int:
-    """All tensors of a model directory."""
+def stored_bytes(path: Path) -> int:
+    """All tensors of a model."""
     from tiny_llm.model.directory import load_config
-    from tiny_llm.model.safetensors import read_entries
+    from tiny_llm.model.source import open_source
 
-    entries = read_entries(directory, load_config(directory).tie_word_embeddings)
+    source = open_source(path)
+    entries = source.entries(load_config(source).tie_word_embeddings)
     return sum(entry.end - entry.begin for entry in entries.values())
 
 

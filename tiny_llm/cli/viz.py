@@ -26,7 +26,7 @@ Out = Annotated[
 ExercisesFolder = Annotated[
     str | None, option("Run on the course's exercises: mine for code/, or another folder.", "--code")
 ]
-Model = Annotated[str | None, option("A directory, a hub name or an alias; the small model inside if not given.")]
+Model = Annotated[str | None, option("A directory, GGUF file, hub name or alias; the small model inside if not given.")]
 PromptText = Annotated[str | None, option("Text to run through the model.")]
 
 viz = typer.Typer(help="Draw what happens inside: masks, rotations, samplers, differences.", no_args_is_help=True)

@@ -23,7 +23,12 @@ def check_keys(fields: JsonFields, table: str) -> None:
 
     Raises ValueError naming file, key, value and remedy.
     """
-    rules, unknown = rules_of(table), []
+    check_rules(fields, rules_of(table))
+
+
+def check_rules(fields: JsonFields, rules: Mapping[str, Rule]) -> None:
+    """Do the same by the rule of each key."""
+    unknown = []
     for key, value in fields.data.items():
         if value is None:
             continue
@@ -37,7 +42,7 @@ def check_keys(fields: JsonFields, table: str) -> None:
         warnings.warn(
             f"{fields.source}: unknown keys have no effect: {', '.join(unknown):.300}; "
             "if the model depends on one of them, its answers will be wrong",
-            stacklevel=2,
+            stacklevel=3,
         )
 
 

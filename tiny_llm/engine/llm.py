@@ -22,7 +22,7 @@ from tiny_llm.engine.answers import Completion as Completion
 from tiny_llm.engine.answers import Stats as Stats
 from tiny_llm.engine.embed import Pooling, Vectors, embed
 from tiny_llm.engine.lesson import Lesson
-from tiny_llm.engine.loading import dtype_of, load_model, load_tokenizer
+from tiny_llm.engine.loading import choose_operations, dtype_of, load_model, load_tokenizer
 from tiny_llm.engine.loop import Loop, Output
 from tiny_llm.engine.offline import loop_for, run_all
 from tiny_llm.engine.prompt import Prompt, RequestBuilder, encode_prompt, many
@@ -32,6 +32,7 @@ from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model import hub, loader
 from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.model.source import open_source
 from tiny_llm.model.tokenizer import Tokenizer
 
 MOST_ANSWERS = 128  # of a single prompt: SamplingParams allows no more
@@ -39,7 +40,7 @@ POCKET = Path(__file__).parent.parent / "pocket" / "weights" / "target"
 
 
 def load(model: str | Path | None = None, *, config: EngineConfig | None = None, lesson: bool = False) -> "LLM":
-    """Load a model directory, a hub name or an alias such as "qwen3-0.6b"; None loads the model inside the package.
+    """Load a model directory, a GGUF file, a hub name or an alias such as "qwen3-0.6b"; None loads the model inside.
 
     `lesson`: answer single prompts by the plain loop of `decode.generate`, see `LLM`. Raises ValueError for an unknown
     model, broken files, and a model that does not fit into memory.
@@ -53,14 +54,17 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None,
             "such as --model qwen3-0.6b (`tiny-llm models list` shows them)"
         )
     path = POCKET if model is None else hub.resolve(str(model))
-    shape = loader.load_config(path)
+    source = open_source(path)
+    shape = loader.load_config(source)
     context = shape.context(config.max_context)
     dtype = dtype_of(config)
     cache = partial(slot_bytes, shape, config), slots_at_most(config)
-    loader.check_memory(path, shape, dtype, context if config.max_context else min(context, 4096), cache=cache)
-    qwen = load_model(path, shape, config, dtype)
-    defaults = loader.load_generation_defaults(path, context)
-    tokenizer = load_tokenizer(path, shape)
+    ops = choose_operations(config, dtype)
+    expected = context if config.max_context else min(context, 4096)
+    loader.check_memory(source, shape, dtype, expected, cache=cache, keep_16_bits=ops.keeps_16_bits)
+    qwen = load_model(source, shape, ops, dtype)
+    defaults = loader.load_generation_defaults(source, context)
+    tokenizer = load_tokenizer(source, shape)
     return LLM(qwen, tokenizer, path=path, config=config, defaults=defaults, lesson=lesson)
 
 

@@ -1,7 +1,6 @@
 """Load the parts of a model: its weights on operations that suit this machine, and its tokenizer."""
 
 import warnings
-from pathlib import Path
 from typing import cast
 
 import mlx.core as mx
@@ -11,8 +10,9 @@ from tiny_llm.config import EngineConfig, ModelConfig
 from tiny_llm.config.fields import require
 from tiny_llm.kernels.table import operations
 from tiny_llm.model import loader
-from tiny_llm.model.ops import PLAIN
+from tiny_llm.model.ops import PLAIN, Ops
 from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.model.source import ModelSource
 from tiny_llm.model.tokenizer import Tokenizer
 from tiny_llm.quantize.affine import unfused
 
@@ -27,22 +27,28 @@ def dtype_of(config: EngineConfig) -> mx.Dtype | None:
     return None if mx.default_device() == mx.gpu else mx.float32
 
 
-def load_model(path: Path, shape: ModelConfig, config: EngineConfig, dtype: mx.Dtype | None) -> Qwen3:
-    """Read the weights and choose the operations. Raises ValueError where the files are broken."""
+def choose_operations(config: EngineConfig, dtype: mx.Dtype | None) -> Ops:
+    """Choose the operations for this machine. Raises ValueError for settings that can't be had here."""
     _check_compiler()
-    ops = operations(config, unfused(PLAIN), dtype)
-    weights = loader.load_weights(path, shape, dtype, ops.keeps_16_bits)
+    return operations(config, unfused(PLAIN), dtype)
+
+
+def load_model(source: ModelSource, shape: ModelConfig, ops: Ops, dtype: mx.Dtype | None) -> Qwen3:
+    """Read the weights and lay them out for the operations. Raises ValueError where the files are broken."""
+    weights = loader.load_weights(source, shape, dtype, ops.keeps_16_bits)
     ops.lay_out(weights, shape)
     make = ops.model or Qwen3
     model: Qwen3 = make(shape, weights, ops)
     return model
 
 
-def load_tokenizer(path: Path, shape: ModelConfig) -> Tokenizer:
+def load_tokenizer(source: ModelSource, shape: ModelConfig) -> Tokenizer:
     """Read the tokenizer. Raises ValueError for broken files, and for end tokens outside the model's vocabulary."""
-    tokenizer = Tokenizer.from_dir(path)
+    tokenizer = Tokenizer.from_dir(source)
     strange = sorted(token for token in tokenizer.eos_token_ids if token >= shape.vocab_size)
-    require(not strange, f"{path}: eos_token_id: expected ids below vocab_size ({shape.vocab_size}), found {strange}")
+    require(
+        not strange, f"{source.path}: eos_token_id: expected ids below vocab_size ({shape.vocab_size}), found {strange}"
+    )
     return tokenizer
 
 

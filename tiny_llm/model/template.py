@@ -14,7 +14,7 @@ from jinja2 import Template
 from tiny_llm.config.fields import JsonFields, require
 from tiny_llm.model.allowance import CURRENT, OBJECT, Allowance, LimitError
 from tiny_llm.model.controls import Controls, Marker, unused_character
-from tiny_llm.model.directory import read_bytes
+from tiny_llm.model.files import read_bytes
 from tiny_llm.model.messages import Copy, Mark, checked_messages, checked_tools
 from tiny_llm.model.rendered import Rendered
 from tiny_llm.model.template_sandbox import Environment, RefusalError

@@ -20,10 +20,11 @@ from tokenizers import pre_tokenizers
 
 from tiny_llm.config.fields import JsonFields, as_text
 from tiny_llm.model.controls import Controls
-from tiny_llm.model.directory import eos_ids, read_bytes, read_json
+from tiny_llm.model.directory import eos_ids
 from tiny_llm.model.length import LeastTokens
 from tiny_llm.model.rendered import Rendered
-from tiny_llm.model.template import ChatTemplates, read_templates
+from tiny_llm.model.source import ModelSource, open_source
+from tiny_llm.model.template import ChatTemplates
 from tiny_llm.model.tokenizer_keys import check_tokenizer_config
 
 
@@ -39,7 +40,7 @@ class TooLongError(ValueError):
 class Tokenizer:
     """A model's tokenizer.
 
-    `templates`: its chat templates by name. `special`: the texts of bos_token and the like. `source`: its directory.
+    `templates`: its chat templates by name. `special`: the texts of bos_token and the like. `source`: its path.
     """
 
     backend: tokenizers.Tokenizer
@@ -49,24 +50,20 @@ class Tokenizer:
     source: str = "tokenizer"
 
     @classmethod
-    def from_dir(cls, directory: Path) -> "Tokenizer":
-        """Read tokenizer.json, tokenizer_config.json and the templates. Raises ValueError naming the broken file."""
-        file = directory / "tokenizer.json"
-        data = read_bytes(file)
-        try:
-            backend = tokenizers.Tokenizer.from_buffer(data)
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{file}: expected a tokenizer, found something else: {error}") from error
+    def from_dir(cls, model: Path | ModelSource) -> "Tokenizer":
+        """Read a model's tokenizer, its settings and the templates. Raises ValueError naming the broken file."""
+        source = open_source(model)
+        backend = source.tokenizer()
         backend.no_truncation()
         backend.no_padding()
-        fields = read_json(directory / "tokenizer_config.json", optional=True)
+        fields = source.json("tokenizer_config.json", optional=True)
         check_tokenizer_config(fields, backend)
         special = _special_tokens(fields)
-        eos = eos_ids(directory)
+        eos = eos_ids(source)
         if eos is None:
             token = backend.token_to_id(special.get("eos_token", ""))
             eos = frozenset() if token is None else frozenset([token])
-        return cls(backend, eos, read_templates(directory, fields), special, str(directory))
+        return cls(backend, eos, source.templates(), special, str(source.path))
 
     @property
     def vocab_size(self) -> int:

@@ -1,4 +1,4 @@
-"""Plan how many bits each matrix of a model directory gets."""
+"""Plan how many bits each matrix of a model gets."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,8 @@ from tiny_llm.config import QuantizationConfig
 from tiny_llm.config.fields import require
 from tiny_llm.config.model import GROUP_SIZES
 from tiny_llm.model.directory import load_config
-from tiny_llm.model.safetensors import FLOATS, read_entries
+from tiny_llm.model.safetensors import FLOATS
+from tiny_llm.model.source import ModelSource, open_source
 from tiny_llm.quantize.affine import check_format, either
 
 Predicate = Literal["all", "body"]
@@ -29,20 +30,21 @@ class Matrix(NamedTuple):
         return self.rows * self.columns
 
 
-def matrices(directory: Path) -> list[Matrix]:
+def matrices(model: Path | ModelSource) -> list[Matrix]:
     """Return the matrices that can be quantized. Raises ValueError for a quantized model and for broken files."""
-    config = load_config(directory)
-    entries = read_entries(directory, config.tie_word_embeddings)
+    source = open_source(model)
+    config = load_config(source)
+    entries = source.entries(config.tie_word_embeddings)
     if config.quantization or any(name.endswith(".scales") for name in entries):
         bits = f"to {config.quantization.bits} bits " if config.quantization else ""
-        raise ValueError(f"{directory}: expected a dense model, found one quantized {bits}already: take its original")
+        raise ValueError(f"{source.path}: expected a dense model, found one quantized {bits}already: take its original")
     found = []
     for name, entry in sorted(entries.items()):
         is_matrix = len(entry.shape) == 2 and entry.dtype in FLOATS
         if is_matrix and name.endswith(".weight"):
             path = name.removesuffix(".weight")
             found.append(Matrix(path, *entry.shape))
-    require(bool(found), f"{directory}: expected matrices to quantize, found none")
+    require(bool(found), f"{source.path}: expected matrices to quantize, found none")
     return found
 
 

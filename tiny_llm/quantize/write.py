@@ -1,30 +1,28 @@
-"""Write a quantized copy of a dense model directory, in the format that MLX's programs read.
+"""Write a model directory in the format that MLX's programs read: a quantized copy of a dense model, or a GGUF file's.
 
 The new directory is written beside its place under another name, and moved there when it is complete and checked. After
 a failure the old directory is still there.
 """
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from tiny_llm.config import QuantizationConfig
 from tiny_llm.config.fields import require
-from tiny_llm.model.directory import load_config, read_json
-from tiny_llm.model.safetensors import INDEX, read_entries, read_header
-from tiny_llm.model.template import DIRECTORY as TEMPLATES
+from tiny_llm.model.directory import load_config
+from tiny_llm.model.files import read_json, write_json
+from tiny_llm.model.gguf import GgufFile
+from tiny_llm.model.safetensors import INDEX, read_header
+from tiny_llm.model.source import ModelSource, open_source
 from tiny_llm.quantize.affine import check_fit
 from tiny_llm.quantize.plan import as_json, matrices, settings_of
 
 SHARD = 5 * 10**9  # bytes of a file at most, as on the Hub
-COPIED = ("*.json", "*.jinja", f"{TEMPLATES}/*.jinja", "*.txt", "*.jsonl", "*.tiktoken", "tokenizer.model", "LICENSE*")
-REWRITTEN = ("config.json", INDEX)
 
 
 def check_place(source: Path, out: Path, overwrite: bool) -> None:
@@ -47,49 +45,89 @@ def _is_replaceable(directory: Path) -> bool:
     return "quantization" in config.data or not any(directory.iterdir())
 
 
-def write_quantized(source: Path, out: Path, plan: QuantizationConfig, *, overwrite: bool = False) -> None:
-    """Quantize a model directory by `plan` and write it, with its tokenizer and other small files, to `out`.
+def write_quantized(model: Path | ModelSource, out: Path, plan: QuantizationConfig, *, overwrite: bool = False) -> None:
+    """Quantize a model by `plan` and write it, with its tokenizer and other small files, to `out`.
 
-    Weights stored in float32 become bfloat16 first: scales have the weights' type, and float32 scales would make 5 bits
-    a weight out of 4. Raises ValueError for what `check_place` and `matrices` refuse and for weights that are not
-    finite, OSError if a file cannot be written.
+    Weights stored in float32 become bfloat16 first, or float16 among others in float16: scales have the weights' type,
+    and float32 scales would make 5 bits a weight out of 4. Raises ValueError for what `check_place` and `matrices`
+    refuse and for weights that are not finite, OSError if a file cannot be written.
     """
-    check_place(source, out, overwrite)
+    source = open_source(model)
+    check_place(source.path, out, overwrite)
+    config = dict(source.json("config.json").data)
+    for key in ("torch_dtype", "dtype"):
+        if config.get(key) == "float32":
+            config[key] = "bfloat16"
+    config["quantization"] = config["quantization_config"] = as_json(plan)
+    _write_model(source, out, config, _quantized(source, plan))
+
+
+def convert(file: Path, out: Path) -> None:
+    """Write the model of a GGUF file to the directory `out`, packed weights as they are.
+
+    Norms in float32 become float16 or bfloat16, like the rest of the model, where that does not round them: other
+    programs would compute in float32 otherwise. Raises ValueError for a broken file and a place that is taken, OSError
+    if a file cannot be written.
+    """
+    require(not file.is_dir(), f"{file}: expected a GGUF file to convert, found a directory, which needs no conversion")
+    require(not out.exists(), f"{out}: expected no such directory yet, found one: name another or remove it")
+    source = GgufFile(file)
+    check_place(source.path, out, overwrite=False)
+    _write_model(source, out, dict(source.json("config.json").data), _converted(source))
+
+
+def _converted(source: ModelSource) -> Iterator[tuple[str, mx.array]]:
+    """Yield the names and arrays of a model, evaluated one by one."""
+    entries = source.entries(load_config(source).tie_word_embeddings)
+    arrays = source.arrays()
+    for name in entries:
+        array = arrays.pop(name)
+        if array.dtype == mx.float32 and array.ndim == 1 and source.dtype is not None:
+            narrow = array.astype(source.dtype)
+            if mx.array_equal(narrow.astype(mx.float32), array):
+                array = narrow
+        mx.eval(array)
+        yield name, array
+
+
+def _write_model(
+    source: ModelSource, out: Path, config: Mapping[str, object], tensors: Iterator[tuple[str, mx.array]]
+) -> None:
+    """Write weights, configuration and the small files of `source` to `out`, whole or not at all."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(out)) from error
     try:
-        _write_weights(new, _quantized(source, plan))
-        _write_rest(source, new, plan)
+        _write_weights(new, tensors)
+        write_json(new / "config.json", config)
+        source.write_rest(new)
         new.chmod(0o755)
         _move(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _quantized(source: Path, plan: QuantizationConfig) -> Iterator[tuple[str, mx.array]]:
+def _quantized(source: ModelSource, plan: QuantizationConfig) -> Iterator[tuple[str, mx.array]]:
     """Yield the names and tensors of the quantized model, evaluated one by one."""
-    config = load_config(source)
     known = {matrix.path for matrix in matrices(source)}
-    entries = read_entries(source, config.tie_word_embeddings)
-    files = {entry.file for entry in entries.values()}
-    for file in sorted(files):
-        loaded = mx.load(str(file))
-        assert isinstance(loaded, dict)
-        names = [name for name in entries if entries[name].file == file]
-        for name in sorted(names):
-            array = loaded.pop(name)
-            if array.dtype == mx.float32:
-                array = array.astype(mx.bfloat16)
-            path = name.removesuffix(".weight")
-            own = None
-            if path in known and path != name:
-                own = settings_of(plan, path)
-            tensors = {name: array} if own is None else _packed(array, own, path)
-            mx.eval(tensors)
-            yield from tensors.items()
+    half = mx.bfloat16
+    if source.dtype is not None and source.dtype == mx.float16:
+        half = mx.float16
+    entries = source.entries(load_config(source).tie_word_embeddings)
+    arrays = source.arrays()
+    for name in sorted(entries, key=lambda name: (entries[name].file, name)):
+        array = arrays.pop(name)
+        if array.dtype == mx.float32:
+            array = array.astype(half)
+        path = name.removesuffix(".weight")
+        own = None
+        if path in known and path != name:
+            own = settings_of(plan, path)
+        tensors = {name: array} if own is None else _packed(array, own, path)
+        mx.eval(tensors)
+        yield from tensors.items()
 
 
 def _packed(matrix: mx.array, own: QuantizationConfig, path: str) -> dict[str, mx.array]:
@@ -126,7 +164,7 @@ def _write_weights(directory: Path, tensors: Iterator[tuple[str, mx.array]]) -> 
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         _shard(directory, i).rename(directory / file)
         weight_map |= dict.fromkeys(names, file)
-    _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _shard(directory: Path, number: int) -> Path:
@@ -141,28 +179,6 @@ def _write_shard(file: Path, tensors: dict[str, mx.array]) -> None:
         place = file.parent.parent
         raise OSError(f"{place}: weights can't be written there: {error} Is the disk full?") from error
     read_header(file)  # finds a file that is cut off because the disk was full
-
-
-def _write_rest(source: Path, directory: Path, plan: QuantizationConfig) -> None:
-    """Write the configuration with the plan in it, and copies of the tokenizer's and all other small files."""
-    config = dict(read_json(source / "config.json").data)
-    table = as_json(plan)
-    for key in ("torch_dtype", "dtype"):
-        if config.get(key) == "float32":
-            config[key] = "bfloat16"
-    _write_json(directory / "config.json", config | {"quantization": table, "quantization_config": table})
-    for pattern in COPIED:
-        for file in source.glob(pattern):
-            if not file.is_file() or file.name in REWRITTEN:
-                continue
-            copy = directory / file.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
-
-
-def _write_json(file: Path, data: Any) -> None:
-    text = json.dumps(data, indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")
 
 
 def _move(new: Path, out: Path) -> None:

@@ -1,5 +1,6 @@
-// Attention of queries to keys: a piece is some queries of one K/V head and a stretch of its keys or, for many queries, all
-// of its keys, stretch by stretch. The softmax carries its maximum and its sum along (FlashAttention, FlashDecoding).
+// Attention of queries to keys: a piece is some queries of one K/V head and a stretch of its keys or, for many queries,
+// all of its keys, stretch by stretch. The softmax carries its maximum and its sum along (FlashAttention,
+// FlashDecoding).
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -8,9 +9,9 @@
 #include "many_rows.h"
 #include "pool.h"
 
-constexpr int STRETCH = 256;     // keys that are looked at together
-constexpr int FEW_QUERIES = 4;   // up to so many, pieces are stretches of keys
-constexpr int QUERY_TOKENS = 64; // tokens of a piece with many queries
+constexpr int STRETCH = 256;        // keys that are looked at together
+constexpr int FEW_QUERIES = 4;      // up to so many, pieces are stretches of keys
+constexpr int QUERY_TOKENS = 64;    // tokens of a piece with many queries
 constexpr int NUMBERS_AHEAD = 512;  // of a key or value, that are fetched ahead
 constexpr float LOWEST = -1e30f;
 
@@ -127,9 +128,10 @@ inline void scale_by(float factor, int size, float* y) {
 
 inline int padded(int n, int to) { return (n + to - 1) / to * to; }
 
-// Scores of keys begin … end - 1, `room` of them with padding, become e^(score - top), those that the token can't see 0.
-// Returns the factor by which what was summed up before shrinks.
-inline float soften(const Queries& mine, int token, int window, int begin, int end, float scale, float* scores, int room, Mixture& mixture) {
+// Scores of keys begin … end - 1, `room` of them with padding, become e^(score - top), those that the token can't see
+// 0. Returns the factor by which what was summed up before shrinks.
+inline float soften(const Queries& mine, int token, int window, int begin, int end, float scale, float* scores,
+                    int room, Mixture& mixture) {
   int first = std::max(begin, mine.first(token, window)) - begin, last = std::min(end, mine.last(token)) - begin;
   for (int i = 0; i < first; i++) scores[i] = LOWEST;
   for (int i = std::max(last, 0); i < room; i++) scores[i] = LOWEST;
@@ -189,15 +191,18 @@ inline Buffers& buffers() {
 
 // where the keys begin … end - 1 of a head lie, unpacked if need be
 template <class Rows>
-inline void find_rows(const Rows& rows, const Slots& slots, int head, int dim, int begin, int end, std::vector<float>& unpacked, const float** found) {
+inline void find_rows(const Rows& rows, const Slots& slots, int head, int dim, int begin, int end,
+                      std::vector<float>& unpacked, const float** found) {
   unpacked.resize((size_t)STRETCH * dim);
-  for (int i = 0; i < end - begin; i++) found[i] = rows.row(head, slots.at(begin + i), dim, unpacked.data() + (int64_t)i * dim);
+  for (int i = 0; i < end - begin; i++)
+    found[i] = rows.row(head, slots.at(begin + i), dim, unpacked.data() + (int64_t)i * dim);
 }
 
 // ---- few queries: a piece is one stretch, its mixtures are merged with the other pieces' ----
 
 template <class Rows>
-inline void attend_stretch(const Heads& h, const Rows& keys, const Rows& values, const Queries& mine, int kv, int begin, int end, Mixture* mixtures, float* mixed) {
+inline void attend_stretch(const Heads& h, const Rows& keys, const Rows& values, const Queries& mine, int kv, int begin,
+                           int end, Mixture* mixtures, float* mixed) {
   Buffers& own = buffers();
   int length = end - begin, room = padded(length, LANES);
   own.scores.resize(room);
@@ -222,7 +227,8 @@ struct Piece {
 };
 
 // the mixtures of pieces `from` … `to` - 1, all of one sequence and head, into its output
-inline void merge(const Heads& h, const Queries& mine, const Piece* from, const Piece* to, const Mixture* mixtures, const float* mixed) {
+inline void merge(const Heads& h, const Queries& mine, const Piece* from, const Piece* to, const Mixture* mixtures,
+                  const float* mixed) {
   for (int n = 0; n < mine.count * h.group(); n++) {
     Mixture all;
     for (const Piece* p = from; p < to; p++) all.top = std::max(all.top, mixtures[p->at + n].top);
@@ -238,7 +244,8 @@ inline void merge(const Heads& h, const Queries& mine, const Piece* from, const 
 }
 
 template <class Rows>
-inline void attend_few(Pool& pool, const Heads& h, const Rows& keys, const Rows& values, const std::vector<Queries>& sequences) {
+inline void attend_few(Pool& pool, const Heads& h, const Rows& keys, const Rows& values,
+                       const std::vector<Queries>& sequences) {
   static thread_local std::vector<Piece> pieces;
   static thread_local std::vector<Mixture> mixtures;
   static thread_local std::vector<float> mixed;
@@ -246,7 +253,8 @@ inline void attend_few(Pool& pool, const Heads& h, const Rows& keys, const Rows&
   int64_t at = 0;
   for (int s = 0; s < (int)sequences.size(); s++)
     for (int kv = 0; kv < h.kv_heads; kv++)
-      for (int begin = sequences[s].first(0, h.window); begin < sequences[s].end; begin += STRETCH, at += (int64_t)sequences[s].count * h.group())
+      for (int begin = sequences[s].first(0, h.window); begin < sequences[s].end;
+           begin += STRETCH, at += (int64_t)sequences[s].count * h.group())
         pieces.push_back({s, kv, begin, std::min(sequences[s].end, begin + STRETCH), at});
   mixtures.resize(at);
   mixed.resize(at * h.dim);
@@ -275,7 +283,8 @@ inline void turn(const float* const* keys, int length, int dim, float* tiles) {
 
 // Tokens begin … end - 1 of a sequence, one K/V head.
 template <class Rows>
-inline void attend_tokens(const Heads& h, const Rows& keys, const Rows& values, const Queries& mine, int kv, int begin, int end) {
+inline void attend_tokens(const Heads& h, const Rows& keys, const Rows& values, const Queries& mine, int kv, int begin,
+                          int end) {
   Buffers& own = buffers();
   int rows = (end - begin) * h.group(), width = padded(h.dim, 2 * LANES);
   std::vector<Mixture> mixtures(rows);
@@ -284,7 +293,9 @@ inline void attend_tokens(const Heads& h, const Rows& keys, const Rows& values, 
   own.turned.resize((size_t)STRETCH * (h.dim + width));
   float *tiles = own.turned.data(), *wide = tiles + (int64_t)STRETCH * h.dim;
   auto token_of = [&](int row) { return begin + row / h.group(); };
-  auto offset_of = [&](int row) { return ((int64_t)token_of(row) * h.heads + kv * h.group() + row % h.group()) * h.dim; };
+  auto offset_of = [&](int row) {
+    return ((int64_t)token_of(row) * h.heads + kv * h.group() + row % h.group()) * h.dim;
+  };
   for (int from = mine.first(begin, h.window), last = mine.last(end - 1); from < last; from += STRETCH) {
     int to = std::min(last, from + STRETCH), length = to - from, room = padded(length, 2 * LANES);
     find_rows(keys, mine.slots, kv, h.dim, from, to, own.unpacked_keys, own.keys);
@@ -307,7 +318,8 @@ inline void attend_tokens(const Heads& h, const Rows& keys, const Rows& values, 
           for (int b = 0; b < 2; b++) store(own.scores.data() + m * STRETCH + key + b * LANES, sums[m][b]);
       }
       for (int m = 0; m < count; m++) {
-        float shrink = soften(mine, token_of(row + m), h.window, from, to, h.scale, own.scores.data() + m * STRETCH, room, mixtures[row + m]);
+        float shrink = soften(mine, token_of(row + m), h.window, from, to, h.scale, own.scores.data() + m * STRETCH,
+                              room, mixtures[row + m]);
         if (shrink != 1) scale_by(shrink, width, own.mixed.data() + (int64_t)(row + m) * width);
       }
       for (int d = 0; d < width; d += 2 * LANES) {
@@ -338,7 +350,10 @@ inline void attend_many(Pool& pool, const Heads& h, const Rows& keys, const Rows
 
 // all sequences with one token each, or one sequence with any number
 template <class Rows>
-inline void attend(Pool& pool, const Heads& h, const Rows& keys, const Rows& values, const std::vector<Queries>& sequences) {
-  if (sequences.size() == 1 && sequences[0].count > FEW_QUERIES) attend_many(pool, h, keys, values, sequences[0]);
-  else attend_few(pool, h, keys, values, sequences);
+inline void attend(Pool& pool, const Heads& h, const Rows& keys, const Rows& values,
+                   const std::vector<Queries>& sequences) {
+  if (sequences.size() == 1 && sequences[0].count > FEW_QUERIES)
+    attend_many(pool, h, keys, values, sequences[0]);
+  else
+    attend_few(pool, h, keys, values, sequences);
 }

@@ -91,20 +91,29 @@ inline void rows_product_of_floats(const Weight& w, int block, const Ready* x, F
 template <int M>
 inline void block_product(const Weight& w, int block, const Ready* x, Floats* total) {
   switch (w.format) {
-    case Format::Codes4: return M == 1 ? void(total[0] = row_product<4>(w, block, x[0])) : rows_product<4, M>(w, block, x, total);
-    case Format::Codes8: return M == 1 ? void(total[0] = row_product<8>(w, block, x[0])) : rows_product<8, M>(w, block, x, total);
-    case Format::Float32: return rows_product_of_floats<float, M>(w, block, x, total);
-    case Format::Float16: return rows_product_of_floats<float16, M>(w, block, x, total);
-    case Format::BFloat16: return rows_product_of_floats<bfloat16, M>(w, block, x, total);
+    case Format::Codes4:
+      return M == 1 ? void(total[0] = row_product<4>(w, block, x[0])) : rows_product<4, M>(w, block, x, total);
+    case Format::Codes8:
+      return M == 1 ? void(total[0] = row_product<8>(w, block, x[0])) : rows_product<8, M>(w, block, x, total);
+    case Format::Float32:
+      return rows_product_of_floats<float, M>(w, block, x, total);
+    case Format::Float16:
+      return rows_product_of_floats<float16, M>(w, block, x, total);
+    case Format::BFloat16:
+      return rows_product_of_floats<bfloat16, M>(w, block, x, total);
   }
 }
 
 // total[m] for `count` rows of x, up to FEW
 inline void block_product(const Weight& w, int block, const Ready* x, int count, Floats* total) {
   switch (count) {
-    case 1: return block_product<1>(w, block, x, total);
-    case 2: return block_product<2>(w, block, x, total);
-    case 3: return block_product<3>(w, block, x, total);
-    default: return block_product<4>(w, block, x, total);
+    case 1:
+      return block_product<1>(w, block, x, total);
+    case 2:
+      return block_product<2>(w, block, x, total);
+    case 3:
+      return block_product<3>(w, block, x, total);
+    default:
+      return block_product<4>(w, block, x, total);
   }
 }

@@ -1,5 +1,6 @@
 // The option of 8-bit activations: each group of 32 numbers of x is rounded to int8 with a factor of its own, and a
-// product of codes and int8 is exact in integers. Fewer instructions for each byte of W, an error of about 0.5 % of a product.
+// product of codes and int8 is exact in integers. Fewer instructions for each byte of W, an error of about 0.5 % of a
+// product.
 #pragma once
 #include <vector>
 
@@ -8,9 +9,9 @@
 constexpr int SPAN = 32;  // numbers of x that share a factor
 
 struct Int8Row {
-  const int8_t* x;      // in the order in which `dot4` meets the codes
-  const float* factors; // of each span
-  const float* sums;    // Σ x of each span, of the rounded numbers
+  const int8_t* x;       // in the order in which `dot4` meets the codes
+  const float* factors;  // of each span
+  const float* sums;     // Σ x of each span, of the rounded numbers
 };
 
 class Int8Rows {

@@ -23,8 +23,12 @@ typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 // ANCHOR_END: vectors
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
-struct float16 { uint16_t bits; };
-struct bfloat16 { uint16_t bits; };
+struct float16 {
+  uint16_t bits;
+};
+struct bfloat16 {
+  uint16_t bits;
+};
 
 template <class Vector, class Number>
 inline Vector load_as(const Number* p) {

@@ -73,7 +73,8 @@ inline Scratch& scratch() {
   return own;
 }
 
-inline void normed_product(Pool& pool, const Joined& w, bool int8, const float* norm, float eps, const float* x, int rows, float* y) {
+inline void normed_product(Pool& pool, const Joined& w, bool int8, const float* norm, float eps, const float* x,
+                           int rows, float* y) {
   std::vector<float>& normed = scratch().hidden;
   normed.resize((size_t)rows * w.columns);
   float* to = normed.data();
@@ -85,7 +86,8 @@ inline void normed_product(Pool& pool, const Joined& w, bool int8, const float* 
 }
 
 // x (T, hidden), cos and sin (T, dim/2) -> q (T, heads, dim), k and v (T, kv_heads, dim)
-inline void project(Pool& pool, const Layer& layer, const float* x, const float* cos, const float* sin, int rows, float* q, float* k, float* v) {
+inline void project(Pool& pool, const Layer& layer, const float* x, const float* cos, const float* sin, int rows,
+                    float* q, float* k, float* v) {
   const Shape& s = layer.shape;
   int all_heads = s.heads + 2 * s.kv_heads, half = s.dim / 2;
   std::vector<float>& wide = scratch().wide;
@@ -124,7 +126,8 @@ inline void finish(Pool& pool, const Layer& layer, const float* x, const float* 
     product(pool, layer.o, layer.int8, attended + (int64_t)from * s.heads * s.dim, count, middle);
     add(x + at, size, middle);
     normed_product(pool, layer.gate_up, layer.int8, layer.post_norm, s.eps, middle, count, gate_up);
-    each_row(pool, count, [&](int i) { swiglu(gate_up + (int64_t)i * 2 * s.inner, s.inner, inner + (int64_t)i * s.inner); });
+    each_row(pool, count,
+             [&](int i) { swiglu(gate_up + (int64_t)i * 2 * s.inner, s.inner, inner + (int64_t)i * s.inner); });
     product(pool, layer.down, layer.int8, inner, count, y + at);
     add(middle, size, y + at);
   }

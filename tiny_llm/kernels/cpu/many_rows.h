@@ -1,5 +1,5 @@
-// Many rows of x times W transposed: two blocks of W are unpacked to tiles that stay in the processor's first cache, and
-// the tiles meet the rows of x a few at a time.
+// Many rows of x times W transposed: two blocks of W are unpacked to tiles that stay in the processor's first cache,
+// and the tiles meet the rows of x a few at a time.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -10,7 +10,8 @@ constexpr int ROWS = LANES == 16 ? 8 : 6;  // rows of x whose sums fill the regi
 constexpr int DEPTH = 256;                 // columns of a tile, a multiple of every group
 
 // sums[m][tile] += Σ_k x[m][k] · tile[k]; vector k of a tile is at `tile + k · stride`
-inline void tile_product(const float* const x[ROWS], const float* first, const float* second, int stride, int depth, Floats sums[ROWS][2]) {
+inline void tile_product(const float* const x[ROWS], const float* first, const float* second, int stride, int depth,
+                         Floats sums[ROWS][2]) {
   Floats own[ROWS][2];
   for (int m = 0; m < ROWS; m++) own[m][0] = sums[m][0], own[m][1] = sums[m][1];
   for (int k = 0; k < depth; k++, first += stride, second += stride) {

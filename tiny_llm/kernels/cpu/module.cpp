@@ -35,19 +35,22 @@ Format format_of(const mx::array& x) {
 class Matrix {
  public:
   // Floats (rows, columns), evaluated and in row order.
-  Matrix(std::shared_ptr<Arena> arena, const mx::array& numbers, const std::optional<mx::array>& bias) : arena_(std::move(arena)) {
+  Matrix(std::shared_ptr<Arena> arena, const mx::array& numbers, const std::optional<mx::array>& bias)
+      : arena_(std::move(arena)) {
     Weight w = sized(numbers.shape(0), numbers.shape(1), format_of(numbers));
     int64_t size = (int64_t)w.blocks() * LANES * w.columns;
     void* to = arena_->take(size * bytes_of(w.format));
-    if (w.format == Format::Float32) interleave(*pool, numbers.data<float>(), (float*)to, w.rows, w.columns);
-    else interleave(*pool, numbers.data<uint16_t>(), (uint16_t*)to, w.rows, w.columns);
+    if (w.format == Format::Float32)
+      interleave(*pool, numbers.data<float>(), (float*)to, w.rows, w.columns);
+    else
+      interleave(*pool, numbers.data<uint16_t>(), (uint16_t*)to, w.rows, w.columns);
     w.numbers = to;
     add(w, bias);
   }
 
   // Codes as MLX packs them: (rows, columns · bits / 32) uint32, scales and biases (rows, groups).
-  Matrix(std::shared_ptr<Arena> arena, const mx::array& codes, const mx::array& scales, const mx::array& biases, const std::optional<mx::array>& bias,
-         int columns, int bits)
+  Matrix(std::shared_ptr<Arena> arena, const mx::array& codes, const mx::array& scales, const mx::array& biases,
+         const std::optional<mx::array>& bias, int columns, int bits)
       : arena_(std::move(arena)) {
     int wide = bits <= 4 ? 4 : 8;
     Weight w = sized(codes.shape(0), columns, wide == 4 ? Format::Codes4 : Format::Codes8);
@@ -58,8 +61,10 @@ class Matrix {
     w.numbers = to;
     w.scaling = format_of(scales);
     void* scalings = arena_->take(rows * w.groups() * 2 * bytes_of(w.scaling));
-    if (w.scaling == Format::Float32) interleave_scalings(w, scales.data<float>(), biases.data<float>(), (float*)scalings);
-    else interleave_scalings(w, scales.data<uint16_t>(), biases.data<uint16_t>(), (uint16_t*)scalings);
+    if (w.scaling == Format::Float32)
+      interleave_scalings(w, scales.data<float>(), biases.data<float>(), (float*)scalings);
+    else
+      interleave_scalings(w, scales.data<uint16_t>(), biases.data<uint16_t>(), (uint16_t*)scalings);
     w.scalings = scalings;
     add(w, bias);
   }
@@ -145,12 +150,14 @@ const float* kept(Arena& arena, const std::optional<mx::array>& x) {
 
 class DecoderLayer {
  public:
-  DecoderLayer(std::shared_ptr<Arena> arena, int heads, int kv_heads, int dim, float eps, bool int8, std::shared_ptr<Matrix> qkv, std::shared_ptr<Matrix> o,
-               std::shared_ptr<Matrix> gate_up, std::shared_ptr<Matrix> down, const mx::array& input_norm, const mx::array& post_norm,
+  DecoderLayer(std::shared_ptr<Arena> arena, int heads, int kv_heads, int dim, float eps, bool int8,
+               std::shared_ptr<Matrix> qkv, std::shared_ptr<Matrix> o, std::shared_ptr<Matrix> gate_up,
+               std::shared_ptr<Matrix> down, const mx::array& input_norm, const mx::array& post_norm,
                const std::optional<mx::array>& q_norm, const std::optional<mx::array>& k_norm)
       : arena_(arena) {
     layer_.shape = {qkv->joined().columns, down->joined().columns, heads, kv_heads, dim, eps};
-    layer_.qkv = qkv->joined(), layer_.o = o->joined(), layer_.gate_up = gate_up->joined(), layer_.down = down->joined();
+    layer_.qkv = qkv->joined(), layer_.o = o->joined(), layer_.gate_up = gate_up->joined(),
+    layer_.down = down->joined();
     layer_.input_norm = kept(*arena, input_norm), layer_.post_norm = kept(*arena, post_norm);
     layer_.q_norm = kept(*arena, q_norm), layer_.k_norm = kept(*arena, k_norm);
     layer_.int8 = int8;
@@ -158,7 +165,8 @@ class DecoderLayer {
 
   const Layer& layer() const { return layer_; }
 
-  nb::tuple project(const std::shared_ptr<DecoderLayer>& self, const mx::array& x, const mx::array& cos, const mx::array& sin) const {
+  nb::tuple project(const std::shared_ptr<DecoderLayer>& self, const mx::array& x, const mx::array& cos,
+                    const mx::array& sin) const {
     const Shape& s = layer_.shape;
     expect("x", x, mx::float32, 2, {s.hidden});
     int rows = x.shape(0);
@@ -192,7 +200,9 @@ mx::array norm(const mx::array& x, const mx::array& weight, float eps) {
   return lazy("Norm", {x.shape()}, {x, weight}, 2, [size, eps](const Inputs& in, const Outputs& out) {
     int rows = 1;
     for (size_t i = 0; i + 1 < in[0].shape.size(); i++) rows *= in[0].shape[i];
-    each_row(*pool, rows, [&](int row) { rms_norm(in[0].floats() + (int64_t)row * size, in[1].floats(), size, eps, out[0] + (int64_t)row * size); });
+    each_row(*pool, rows, [&](int row) {
+      rms_norm(in[0].floats() + (int64_t)row * size, in[1].floats(), size, eps, out[0] + (int64_t)row * size);
+    });
   })[0];
 }
 
@@ -229,7 +239,14 @@ FloatRows floats_of(const View& x) { return {x.floats(), x.strides[0]}; }
 
 PackedRows packed_of(const View& codes, const View& scales, const View& biases, int dim) {
   int group = dim / scales.shape.back(), bits = 32 * codes.shape.back() / dim;
-  return {codes.as<uint32_t>(), scales.floats(), biases.floats(), codes.strides[0], scales.strides[0], biases.strides[0], bits, group};
+  return {codes.as<uint32_t>(),
+          scales.floats(),
+          biases.floats(),
+          codes.strides[0],
+          scales.strides[0],
+          biases.strides[0],
+          bits,
+          group};
 }
 
 // q, then keys and values: an array each, or codes, scales and biases each
@@ -244,7 +261,8 @@ Heads heads_of(const std::vector<mx::array>& inputs, float scale, int window) {
   return {q.shape(1), inputs[1].shape(0), q.shape(2), window, scale};
 }
 
-// q (T, heads, dim) at the last T of the slots that keys and values (kv_heads, slots, …) hold. `inputs`: q, keys, values
+// q (T, heads, dim) at the last T of the slots that keys and values (kv_heads, slots, …) hold. `inputs`: q, keys,
+// values
 mx::array attention(const Heads& heads, std::vector<mx::array> inputs, const std::optional<mx::array>& mask) {
   mx::Shape shape = inputs[0].shape();
   int count = shape[0], slots = inputs[1].shape(1);
@@ -257,13 +275,16 @@ mx::array attention(const Heads& heads, std::vector<mx::array> inputs, const std
     const bool* mask = masked ? in[1].as<bool>() : nullptr;
     const View* of = in.data() + 1 + masked;
     std::vector<Queries> mine = {{in[0].floats(), out[0], count, slots, {nullptr, 1}, mask}};
-    if (packed) attend(*pool, heads, packed_of(of[0], of[1], of[2], heads.dim), packed_of(of[3], of[4], of[5], heads.dim), mine);
-    else attend(*pool, heads, floats_of(of[0]), floats_of(of[1]), mine);
+    if (packed)
+      attend(*pool, heads, packed_of(of[0], of[1], of[2], heads.dim), packed_of(of[3], of[4], of[5], heads.dim), mine);
+    else
+      attend(*pool, heads, floats_of(of[0]), floats_of(of[1]), mine);
   })[0];
 }
 
 // one query of each sequence, q (R, heads, dim), over blocks of a pool (kv_heads, blocks, block, …)
-mx::array paged_attention(const Heads& heads, std::vector<mx::array> inputs, const mx::array& tables, const mx::array& ends) {
+mx::array paged_attention(const Heads& heads, std::vector<mx::array> inputs, const mx::array& tables,
+                          const mx::array& ends) {
   mx::Shape shape = inputs[0].shape();
   int rows = shape[0], width = tables.shape(1), block = inputs[1].shape(2), row = heads.heads * heads.dim;
   bool packed = inputs.size() > 3;
@@ -274,11 +295,18 @@ mx::array paged_attention(const Heads& heads, std::vector<mx::array> inputs, con
     std::vector<Queries> all;
     for (int r = 0; r < rows; r++) {
       const int32_t* table = in[1].as<int32_t>() + (int64_t)r * width;
-      all.push_back({in[0].floats() + (int64_t)r * row, out[0] + (int64_t)r * row, 1, in[2].as<int32_t>()[r], {table, block}, nullptr});
+      all.push_back({in[0].floats() + (int64_t)r * row,
+                     out[0] + (int64_t)r * row,
+                     1,
+                     in[2].as<int32_t>()[r],
+                     {table, block},
+                     nullptr});
     }
     const View* of = in.data() + 3;
-    if (packed) attend(*pool, heads, packed_of(of[0], of[1], of[2], heads.dim), packed_of(of[3], of[4], of[5], heads.dim), all);
-    else attend(*pool, heads, floats_of(of[0]), floats_of(of[1]), all);
+    if (packed)
+      attend(*pool, heads, packed_of(of[0], of[1], of[2], heads.dim), packed_of(of[3], of[4], of[5], heads.dim), all);
+    else
+      attend(*pool, heads, floats_of(of[0]), floats_of(of[1]), all);
   })[0];
 }
 
@@ -291,7 +319,14 @@ using Written = std::shared_ptr<std::vector<mx::array>>;
 
 PackedSlots packed_slots(const View* of, int dim) {
   int group = dim / of[1].shape.back(), bits = 32 * of[0].shape.back() / dim;
-  return {(uint32_t*)of[0].data, (float*)of[1].data, (float*)of[2].data, of[0].strides[0], of[1].strides[0], of[2].strides[0], bits, group};
+  return {(uint32_t*)of[0].data,
+          (float*)of[1].data,
+          (float*)of[2].data,
+          of[0].strides[0],
+          of[1].strides[0],
+          of[2].strides[0],
+          bits,
+          group};
 }
 
 // What a step's layers are: the same in every step.
@@ -302,7 +337,8 @@ struct StackShape {
 };
 
 // `in`: x, cos, sin, slots, ends, tables where `block` is not 0, the mask where there is one
-void run_stack(const StackShape& stack, int block, bool masked, const Inputs& in, const std::vector<View>& buffers, float* y) {
+void run_stack(const StackShape& stack, int block, bool masked, const Inputs& in, const std::vector<View>& buffers,
+               float* y) {
   int tokens = in[0].shape[0], sequences = in[4].shape[0];
   const bool* mask = masked ? in.back().as<bool>() : nullptr;
   Step step = {tokens, in[3].as<int32_t>(), {}};
@@ -331,8 +367,9 @@ void run_stack(const StackShape& stack, int block, bool masked, const Inputs& in
   }
 }
 
-// All layers as one operation with one output, the last layer's. It writes the cache's buffers, its last inputs, in place
-// where nobody else holds them; `Buffer` then stands for each. (MLX lets no operation with several outputs do that.)
+// All layers as one operation with one output, the last layer's. It writes the cache's buffers, its last inputs, in
+// place where nobody else holds them; `Buffer` then stands for each. (MLX lets no operation with several outputs do
+// that.)
 class Stack : public mx::Primitive {
  public:
   Stack(mx::Stream stream, std::shared_ptr<StackShape> shape, int block, bool masked, Written written)
@@ -357,8 +394,8 @@ class Stack : public mx::Primitive {
       buffers.push_back(view_of(out));
       written_->push_back(std::move(out));
     }
-    auto task = [shape = shape_, block = block_, masked = masked_, in = std::move(in), buffers = std::move(buffers), shared = std::move(shared),
-                 copies = std::move(copies), y = outputs[0].data<float>()]() mutable {
+    auto task = [shape = shape_, block = block_, masked = masked_, in = std::move(in), buffers = std::move(buffers),
+                 shared = std::move(shared), copies = std::move(copies), y = outputs[0].data<float>()]() mutable {
       std::vector<std::vector<char>> rows(in.size());
       for (size_t i = 0; i < in.size(); i++)
         if (!in[i].in_rows(0)) put_in_rows(in[i], rows[i]);
@@ -368,7 +405,9 @@ class Stack : public mx::Primitive {
     mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
   }
 
-  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override { throw std::runtime_error("a CPU kernel was called on a GPU"); }
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error("a CPU kernel was called on a GPU");
+  }
 
   const char* name() const override { return "Stack"; }
 
@@ -382,14 +421,17 @@ class Stack : public mx::Primitive {
 // Buffer `index` after a `Stack`, whose output is the input here: the same memory.
 class Buffer : public mx::Primitive {
  public:
-  Buffer(mx::Stream stream, Written written, size_t index) : Primitive(stream), written_(std::move(written)), index_(index) {}
+  Buffer(mx::Stream stream, Written written, size_t index)
+      : Primitive(stream), written_(std::move(written)), index_(index) {}
 
   void eval_cpu(const std::vector<mx::array>&, std::vector<mx::array>& outputs) override {
     outputs[0].copy_shared_buffer((*written_)[index_]);
     (*written_)[index_] = mx::array(0);  // from here on the output alone holds the memory
   }
 
-  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override { throw std::runtime_error("a CPU kernel was called on a GPU"); }
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error("a CPU kernel was called on a GPU");
+  }
 
   const char* name() const override { return "Buffer"; }
 
@@ -408,8 +450,9 @@ class LayerStack {
   }
 
   // Returns y and the buffers with the new tokens. `buffers`: of all layers' keys, then of all layers' values.
-  nb::tuple run(const mx::array& x, const mx::array& cos, const mx::array& sin, const mx::array& slots, const mx::array& ends,
-                const std::optional<mx::array>& tables, const std::optional<mx::array>& mask, int block, const nb::list& buffers) const {
+  nb::tuple run(const mx::array& x, const mx::array& cos, const mx::array& sin, const mx::array& slots,
+                const mx::array& ends, const std::optional<mx::array>& tables, const std::optional<mx::array>& mask,
+                int block, const nb::list& buffers) const {
     const Shape& s = shape_->layers[0]->layer().shape;
     int tokens = x.shape(0), sequences = ends.shape(0);
     expect("x", x, mx::float32, 2, {s.hidden});
@@ -453,29 +496,45 @@ NB_MODULE(MODULE, m) {
   m.def("read_speed", &read_speed);
   nb::class_<Arena>(m, "Arena").def(nb::init<>());
   nb::class_<Matrix>(m, "Matrix")
-      .def(nb::init<std::shared_ptr<Arena>, const mx::array&, const std::optional<mx::array>&>(), nb::arg("arena"), nb::arg("numbers"), nb::arg("bias").none())
-      .def(nb::init<std::shared_ptr<Arena>, const mx::array&, const mx::array&, const mx::array&, const std::optional<mx::array>&, int, int>(), nb::arg("arena"),
-           nb::arg("codes"), nb::arg("scales"), nb::arg("biases"), nb::arg("bias").none(), nb::arg("columns"), nb::arg("bits"))
+      .def(nb::init<std::shared_ptr<Arena>, const mx::array&, const std::optional<mx::array>&>(), nb::arg("arena"),
+           nb::arg("numbers"), nb::arg("bias").none())
+      .def(nb::init<std::shared_ptr<Arena>, const mx::array&, const mx::array&, const mx::array&,
+                    const std::optional<mx::array>&, int, int>(),
+           nb::arg("arena"), nb::arg("codes"), nb::arg("scales"), nb::arg("biases"), nb::arg("bias").none(),
+           nb::arg("columns"), nb::arg("bits"))
       .def_prop_ro("nbytes", &Matrix::nbytes)
       .def("sample", &Matrix::sample)
-      .def("product", [](const std::shared_ptr<Matrix>& w, const mx::array& x, bool int8) { return w->product(w, x, int8); })
+      .def("product",
+           [](const std::shared_ptr<Matrix>& w, const mx::array& x, bool int8) { return w->product(w, x, int8); })
       .def("rows", [](const std::shared_ptr<Matrix>& w, const mx::array& tokens) { return w->rows(w, tokens); })
       .def("join", &Matrix::join);
   nb::class_<DecoderLayer>(m, "DecoderLayer")
-      .def(nb::init<std::shared_ptr<Arena>, int, int, int, float, bool, std::shared_ptr<Matrix>, std::shared_ptr<Matrix>, std::shared_ptr<Matrix>,
-                    std::shared_ptr<Matrix>, const mx::array&, const mx::array&, const std::optional<mx::array>&, const std::optional<mx::array>&>(),
-           nb::arg("arena"), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("dim"), nb::arg("eps"), nb::arg("int8"), nb::arg("qkv"), nb::arg("o"),
-           nb::arg("gate_up"), nb::arg("down"), nb::arg("input_norm"), nb::arg("post_norm"), nb::arg("q_norm").none(), nb::arg("k_norm").none())
+      .def(nb::init<std::shared_ptr<Arena>, int, int, int, float, bool, std::shared_ptr<Matrix>,
+                    std::shared_ptr<Matrix>, std::shared_ptr<Matrix>, std::shared_ptr<Matrix>, const mx::array&,
+                    const mx::array&, const std::optional<mx::array>&, const std::optional<mx::array>&>(),
+           nb::arg("arena"), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("dim"), nb::arg("eps"), nb::arg("int8"),
+           nb::arg("qkv"), nb::arg("o"), nb::arg("gate_up"), nb::arg("down"), nb::arg("input_norm"),
+           nb::arg("post_norm"), nb::arg("q_norm").none(), nb::arg("k_norm").none())
       .def("sample", [](const DecoderLayer&) { return nb::bytes("", 0); })  // its matrices have theirs
-      .def("project", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& cos, const mx::array& sin) { return l->project(l, x, cos, sin); })
-      .def("finish", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& attended) { return l->finish(l, x, attended); });
-  nb::class_<LayerStack>(m, "LayerStack").def(nb::init<const nb::list&, const nb::list&, float>()).def("run", &LayerStack::run, nb::arg("x"), nb::arg("cos"), nb::arg("sin"), nb::arg("slots"), nb::arg("ends"), nb::arg("tables").none(), nb::arg("mask").none(), nb::arg("block_size"), nb::arg("buffers"));
+      .def("project", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& cos,
+                         const mx::array& sin) { return l->project(l, x, cos, sin); })
+      .def("finish", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& attended) {
+        return l->finish(l, x, attended);
+      });
+  nb::class_<LayerStack>(m, "LayerStack")
+      .def(nb::init<const nb::list&, const nb::list&, float>())
+      .def("run", &LayerStack::run, nb::arg("x"), nb::arg("cos"), nb::arg("sin"), nb::arg("slots"), nb::arg("ends"),
+           nb::arg("tables").none(), nb::arg("mask").none(), nb::arg("block_size"), nb::arg("buffers"));
   m.def("norm", &norm);
-  m.def("attend", [](const mx::array& q, const nb::list& slots, float scale, int window, const std::optional<mx::array>& mask) {
-    std::vector<mx::array> inputs = with_slots(q, slots);
-    return attention(heads_of(inputs, scale, window), inputs, mask);
-  }, nb::arg("q"), nb::arg("slots"), nb::arg("scale"), nb::arg("window"), nb::arg("mask").none());
-  m.def("attend_pages", [](const mx::array& q, const nb::list& slots, const mx::array& tables, const mx::array& ends, float scale, int window) {
+  m.def(
+      "attend",
+      [](const mx::array& q, const nb::list& slots, float scale, int window, const std::optional<mx::array>& mask) {
+        std::vector<mx::array> inputs = with_slots(q, slots);
+        return attention(heads_of(inputs, scale, window), inputs, mask);
+      },
+      nb::arg("q"), nb::arg("slots"), nb::arg("scale"), nb::arg("window"), nb::arg("mask").none());
+  m.def("attend_pages", [](const mx::array& q, const nb::list& slots, const mx::array& tables, const mx::array& ends,
+                           float scale, int window) {
     std::vector<mx::array> inputs = with_slots(q, slots);
     return paged_attention(heads_of(inputs, scale, window), inputs, tables, ends);
   });

@@ -34,7 +34,9 @@ struct View {
   }
 
   template <class Number>
-  const Number* as() const { return (const Number*)data; }
+  const Number* as() const {
+    return (const Number*)data;
+  }
   const float* floats() const { return as<float>(); }
 };
 
@@ -101,7 +103,8 @@ class Native : public mx::Primitive {
 };
 
 // Float32 arrays of these shapes that `work` will fill from the inputs.
-inline std::vector<mx::array> lazy(const char* name, std::vector<mx::Shape> shapes, const std::vector<mx::array>& inputs, size_t as_rows, Work work) {
+inline std::vector<mx::array> lazy(const char* name, std::vector<mx::Shape> shapes,
+                                   const std::vector<mx::array>& inputs, size_t as_rows, Work work) {
   std::vector<mx::Dtype> dtypes(shapes.size(), mx::float32);
   auto stream = mx::default_stream(mx::Device::cpu);
   auto native = std::make_shared<Native>(stream, name, as_rows, std::move(work));
@@ -111,7 +114,10 @@ inline std::vector<mx::array> lazy(const char* name, std::vector<mx::Shape> shap
 inline std::string words(const mx::array& x) {
   std::string shape;
   for (int n : x.shape()) shape += (shape.empty() ? "" : ", ") + std::to_string(n);
-  std::string kind = x.dtype() == mx::float32 ? "float32" : x.dtype() == mx::float16 ? "float16" : x.dtype() == mx::bfloat16 ? "bfloat16" : "another type";
+  std::string kind = x.dtype() == mx::float32    ? "float32"
+                     : x.dtype() == mx::float16  ? "float16"
+                     : x.dtype() == mx::bfloat16 ? "bfloat16"
+                                                 : "another type";
   return "(" + shape + ") of " + kind;
 }
 
@@ -122,5 +128,6 @@ inline void expect(const char* name, const mx::array& x, mx::Dtype dtype, size_t
   if (fits) return;
   std::string wanted;
   for (int n : last) wanted += ", " + std::to_string(n);
-  throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(axes) + " axes, the last " + wanted.substr(wanted.size() > 1 ? 2 : 0) + ", found " + words(x));
+  throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(axes) + " axes, the last " +
+                              wanted.substr(wanted.size() > 1 ? 2 : 0) + ", found " + words(x));
 }

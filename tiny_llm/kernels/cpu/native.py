@@ -6,7 +6,7 @@ layer has {"cpu": layer} beside its weights. All activations are float32.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -85,9 +85,9 @@ class NativeQwen3(Qwen3):
     def hidden_states(self, tokens: mx.array, cache: Attends) -> mx.array:
         """Return the last layer's output, before the final norm: (T, hidden)."""
         count = tokens.shape[0]
-        placed = cache if count <= STACKED_TOKENS and isinstance(cache, Placed) else None
-        places = placed.place(count) if placed else None
-        if placed is None or places is None:
+        place = getattr(cache, "place", None)
+        places = place(count) if place and count <= STACKED_TOKENS else None
+        if places is None:
             return super().hidden_states(tokens, cache)
         x = self.ops.embedding(tokens, self.weights["embed_tokens"], self.config.hidden_size)
         rotation = self.rope.at(places.positions)
@@ -103,7 +103,7 @@ class NativeQwen3(Qwen3):
             places.block_size,
             places.buffers,
         )
-        placed.take_in(written)
+        cast(Placed, cache).take_in(written)
         return y
 
 

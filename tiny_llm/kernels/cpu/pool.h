@@ -40,8 +40,10 @@ class Pool {
     open_.notify_all();
     take();
     for (int i = 0; done_.load(std::memory_order_acquire) < pieces; i++) {
-      if (i < SPINS_OF_CALLER) pause_core();
-      else sched_yield();
+      if (i < SPINS_OF_CALLER)
+        pause_core();
+      else
+        sched_yield();
     }
   }
 
@@ -54,8 +56,10 @@ class Pool {
     for (;;) {
       uint64_t now = open_.load();
       for (int i = 0; (uint32_t)now == 0; now = open_.load()) {
-        if (i++ < SPINS) pause_core();
-        else open_.wait(now);
+        if (i++ < SPINS)
+          pause_core();
+        else
+          open_.wait(now);
       }
       take();
     }

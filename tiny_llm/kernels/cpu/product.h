@@ -48,7 +48,8 @@ inline void int8_rows(Pool& pool, const Weight& w, const float* x, int count, fl
   each_blocks(pool, w, [&](int begin, int end) {
     for (int block = begin; block < end; block++)
       for (int m = 0; m < count; m++) {
-        Floats total = w.format == Format::Codes4 ? int8_row_product<4>(w, block, rows[m]) : int8_row_product<8>(w, block, rows[m]);
+        Floats total = w.format == Format::Codes4 ? int8_row_product<4>(w, block, rows[m])
+                                                  : int8_row_product<8>(w, block, rows[m]);
         store_block(w, block, total, y + m * stride);
       }
   });
@@ -62,9 +63,12 @@ struct Joined {
 
 inline void product(Pool& pool, const Joined& joined, bool int8, const float* x, int count, float* y) {
   for (const Weight& w : joined.parts) {
-    if (int8 && w.is_packed() && count <= INT8_ROWS) int8_rows(pool, w, x, count, y, joined.rows);
-    else if (count <= FEW) few_rows(pool, w, x, count, y, joined.rows);
-    else many_rows(pool, w, x, count, y, joined.rows);
+    if (int8 && w.is_packed() && count <= INT8_ROWS)
+      int8_rows(pool, w, x, count, y, joined.rows);
+    else if (count <= FEW)
+      few_rows(pool, w, x, count, y, joined.rows);
+    else
+      many_rows(pool, w, x, count, y, joined.rows);
     y += w.rows;
   }
 }

@@ -1,5 +1,5 @@
-// All layers of a step in a row, for caches whose buffers it writes and reads itself: nothing between two layers has to be
-// handed over, which takes as long as a small layer's products.
+// All layers of a step in a row, for caches whose buffers it writes and reads itself: nothing between two layers has to
+// be handed over, which takes as long as a small layer's products.
 #pragma once
 #include <vector>
 
@@ -53,7 +53,8 @@ struct PackedSlots {
   PackedRows rows() const { return {codes, scales, biases, codes_stride, scales_stride, biases_stride, bits, group}; }
 };
 
-// The tokens of a step: `slots` (T,) says where each token's K and V go; `sequences` who sees what (q and out are set here).
+// The tokens of a step: `slots` (T,) says where each token's K and V go; `sequences` who sees what (q and out are set
+// here).
 struct Step {
   int tokens;
   const int32_t* slots;
@@ -62,9 +63,9 @@ struct Step {
 
 // x (T, hidden) -> y (T, hidden), the last layer's output
 template <class Slots>
-inline void run_layers(Pool& pool, const std::vector<const Layer*>& layers, const std::vector<int>& windows, float scale,
-                       const std::vector<Slots>& keys, const std::vector<Slots>& values, const float* cos, const float* sin,
-                       Step& step, const float* x, float* y) {
+inline void run_layers(Pool& pool, const std::vector<const Layer*>& layers, const std::vector<int>& windows,
+                       float scale, const std::vector<Slots>& keys, const std::vector<Slots>& values, const float* cos,
+                       const float* sin, Step& step, const float* x, float* y) {
   const Shape& s = layers[0]->shape;
   int tokens = step.tokens, wide = s.heads * s.dim, narrow = s.kv_heads * s.dim;
   std::vector<float> own((size_t)tokens * (2 * wide + 2 * narrow + s.hidden));
