@@ -181,7 +181,7 @@ def _nanobind() -> Path:
 
 
 def _compiled(making: Path) -> Path:
-    """Compile both sources at once and link them, in a folder. Raises NoKernelsError with the compiler's first words."""
+    """Compile both sources at once and link them, in a folder. Raises NoKernelsError with the compiler's words."""
     if sys.stderr.isatty():
         print("tiny-llm: compiling the CPU kernels, once for this machine (10 to 20 s)", file=sys.stderr)
     mlx, nanobind = _mlx(), _nanobind()
