@@ -328,7 +328,12 @@ def main() -> None:
         bench = prepare(gguf, folder, options.rounds)
         for name in options.without:
             bench.race.leave_out(name, "--without")
-        rows = [row for name in options.cases for row in CASES[name](bench)]
+        rows: list[Row] = []
+        for name in options.cases:
+            found = CASES[name](bench)
+            rows += found
+            for row in found:  # at once, since all cases take long
+                print(row, file=sys.stderr)
         report(rows, options.json, **dict(facts(bench)))
 
 

@@ -62,7 +62,7 @@ def made() -> dict[Path, str]:
     taught = {src / "contracts" / f"{chapter}.txt": contracts(chapter, files) for chapter in exercises}
     tables = {
         src / "tables" / name: text
-        for module in ("copying", "keys")
+        for module in ("copying", "keys", "real_models")
         for name, text in importlib.import_module(module).tables().items()
     }
     return pictures | asked | taught | tables

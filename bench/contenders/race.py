@@ -15,6 +15,7 @@ from bench.common import Row, paired
 
 HERE = Path(__file__).parent
 OURS, MLX_LM, LLAMA_CPP = "ours.py", "mlx_lm_peer.py", "llama_cpp_peer.py"
+ATTEMPTS = 2
 Result = dict[str, Any]
 
 
@@ -80,16 +81,20 @@ class Race:
     def attempt(self, name: str, what: str, call: Callable[[], Result]) -> Result | None:
         """Return what `call` gives and say on stderr how long it took; None, with the contender left out, if it fails.
 
-        It fails by raising RuntimeError.
+        It fails by raising RuntimeError, two times: a process may have been stopped from outside.
         """
-        begin = time.perf_counter()
-        try:
-            result = call()
-        except RuntimeError as error:
-            self.leave_out(name, str(error))
-            return None
-        print(f"{what}, {name}: {time.perf_counter() - begin:.1f} s", file=sys.stderr)
-        return result
+        reason = ""
+        for _ in range(ATTEMPTS):
+            begin = time.perf_counter()
+            try:
+                result = call()
+            except RuntimeError as error:
+                reason = str(error)
+                continue
+            print(f"{what}, {name}: {time.perf_counter() - begin:.1f} s", file=sys.stderr)
+            return result
+        self.leave_out(name, reason)
+        return None
 
     def leave_out(self, name: str, reason: str) -> None:
         self.left_out[name] = reason

@@ -1,6 +1,7 @@
 """Reading the book's Markdown: pages, includes, headings, blocks, and the commands whose output they show."""
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,7 +165,7 @@ def solve(folder: Path, task: Task, source: str) -> None:
 
 def run(command: str, folder: Path) -> str:
     """What a `tiny-llm …` command prints, on stdout and stderr."""
-    program, *arguments = command.split()
+    program, *arguments = shlex.split(command)
     assert program == "tiny-llm", f"{command}: only tiny-llm is run"
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tiny_llm.cli import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True)
