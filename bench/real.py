@@ -63,9 +63,9 @@ from bench.contenders.race import (
     first_output,
     rows_of,
 )
-from tiny_llm.engine.loading import load_tokenizer
 from tiny_llm.model.hub import packaged
-from tiny_llm.model.loader import load_config
+from tiny_llm.model.source import open_source
+from tiny_llm.model.tokenizer import Tokenizer
 
 CORES = _blas.available_cores()
 ONE = ", 1 thread"
@@ -164,7 +164,7 @@ class Bench:
 
     def chats(self, count: int) -> list[list[int]]:
         """Return the prompts of some questions, spread over the list."""
-        tokenizer = load_tokenizer(self.packed, load_config(self.packed))
+        tokenizer = Tokenizer.from_dir(open_source(self.gguf))
         chosen = QUESTIONS[:: len(QUESTIONS) // count][:count]
         return [tokenizer.encode(tokenizer.render([{"role": "user", "content": question}])) for question in chosen]
 
@@ -184,7 +184,7 @@ def make_contenders(gguf: Path, packed: Path, dense: Path, llama: str | None) ->
     ]
     if find_spec("mlx_lm"):
         peer = Contender("mlx-lm", MLX_LM, dense, CORES)
-        found += [peer, replace(peer, name="mlx-lm packed", model=packed)]
+        found += [peer, replace(peer, name="mlx-lm packed", model=packed, rounds=2)]
     if llama:
         peer = Contender("llama.cpp", LLAMA_CPP, gguf, CORES, python=llama)
         found += [peer, replace(peer, name="llama.cpp" + ONE, threads=1)]
@@ -311,6 +311,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each contender (default: %(default)s)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="NAME", help="contenders to leave out, as in a case"
+    )
     parser.add_argument("--keep", type=Path, help="folder for the converted models; default: a temporary one")
     options = parser.parse_args()
     if options.rounds < 2:
@@ -323,6 +326,8 @@ def main() -> None:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         bench = prepare(gguf, folder, options.rounds)
+        for name in options.without:
+            bench.race.leave_out(name, "--without")
         rows = [row for name in options.cases for row in CASES[name](bench)]
         report(rows, options.json, **dict(facts(bench)))
 

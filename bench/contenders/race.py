@@ -20,7 +20,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Contender:
-    """An engine with its settings; `script` runs its jobs in `python`."""
+    """An engine with its settings; `script` runs its jobs in `python`. A slow one runs in its first `rounds` only."""
 
     name: str
     script: str
@@ -29,6 +29,7 @@ class Contender:
     python: str = sys.executable
     settings: Mapping[str, Any] = field(default_factory=dict)
     paged: bool = False
+    rounds: int | None = None
 
     def run(self, job: Mapping[str, Any]) -> Result:
         """Run a job in a fresh process. Raises RuntimeError with the last line of what the process complained of."""
@@ -58,11 +59,16 @@ class Race:
     def run(
         self, contenders: Iterable[Contender], job: Mapping[str, Any], rounds: int | None = None
     ) -> dict[str, list[Result]]:
-        """Return each contender's results, one a round. The order alternates from round to round."""
+        """Return each contender's results, one a round. The order alternates from round to round.
+
+        `rounds`: None for all of the race's.
+        """
         running = [contender for contender in contenders if contender.name not in self.left_out]
         results: dict[str, list[Result]] = {contender.name: [] for contender in running}
         for i in range(rounds or self.rounds):
             for contender in list(running)[:: -1 if i % 2 else 1]:
+                if contender.rounds is not None and i >= contender.rounds:
+                    continue
                 result = self.attempt(contender.name, job["job"], partial(contender.run, job))
                 if result is None:
                     running.remove(contender)
@@ -105,8 +111,9 @@ class Pair:
         """Return the row, or nothing where a contender was left out."""
         if self.ours not in results or self.peer not in results:
             return []
-        ours, peer = ([each[self.figure] for each in results[name]] for name in (self.ours, self.peer))
-        if len(ours) == 1:
+        rounds = min(len(results[self.ours]), len(results[self.peer]))
+        ours, peer = ([each[self.figure] for each in results[name][:rounds]] for name in (self.ours, self.peer))
+        if rounds == 1:
             return [Row(self.case, self.unit, ours[0], peer[0], ours[0] / peer[0], None, self.target)]
         return [paired(self.case, self.unit, ours, peer, self.target)]
 

@@ -503,7 +503,13 @@ def test_a_build_that_crashes_is_tried_apart_and_remembered(tmp_path: Path) -> N
     first = kernels_in_a_process(tmp_path / "cache", CXX=crashing).stdout
     assert first.startswith("unavailable: a trial of the compiled kernels failed")
 
-    assert kernels_in_a_process(tmp_path / "cache", CXX=crashing).stdout == first
+    again = kernels_in_a_process(tmp_path / "cache", CXX=crashing).stdout
+    assert again.startswith(first.strip()) and "fault to try again" in again
+
+
+def test_a_folder_that_can_not_be_written_is_told() -> None:
+    found = kernels_in_a_process(Path("/dev/null/cache")).stdout
+    assert "can't be used: Not a directory; set TINY_LLM_CACHE to another folder" in found
 
 
 X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="for x86")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mlx.utils import tree_map
 
 from tiny_llm.cache.scattered import ScatteredBatch
-from tiny_llm.cache.tables import groups_of, padded_tables
+from tiny_llm.cache.tables import groups_of, half_filled, padded_tables
 from tiny_llm.cache.view import Span
 from tiny_llm.config import ModelConfig
 from tiny_llm.kernels.paged_attention import TWINS, Pages
@@ -199,7 +199,7 @@ class PagedBatch:
             assert len(table) >= width and max(table) < pool.num_blocks, (table, width)
             self.tables.append(list(table[:width]))
         self._positions = positions_of(starts, lengths)
-        stale = self._half_filled() if pool.paged.reads_padding else []
+        stale = half_filled(self.tables, starts, self._ends, pool.block_size) if pool.paged.reads_padding else []
         self._stale = mx.array(stale, mx.uint32)
         self._row = self._row_of_blocks()
         self._grouped_rows = False
@@ -257,16 +257,6 @@ class PagedBatch:
             windowed = pages if window is None else Pages.of(tables, ends, self.pool.shape, window)
             groups.append(Group(begin, end, pages, windowed))
         return groups
-
-    def _half_filled(self) -> list[int]:
-        """Return the blocks that this step begins and does not fill, behind whose tokens old numbers lie."""
-        size = self.pool.block_size
-        found = []
-        for table, start, end in zip(self.tables, self.starts, self._ends.tolist(), strict=True):
-            last = end - end % size  # the first slot of a block that is not filled
-            if start <= last < end:
-                found.append(table[-1])
-        return found
 
     def begin(self, num_tokens: int) -> mx.array:
         """Return the positions of all tokens, (T,) int32."""

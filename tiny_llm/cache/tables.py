@@ -33,3 +33,15 @@ def groups_of(widths: Sequence[int], spare: int) -> list[tuple[int, int]]:
     if begin < len(widths):
         found.append((begin, len(widths)))
     return found
+
+
+def half_filled(
+    tables: Sequence[Sequence[int]], starts: Sequence[int], ends: npt.NDArray[np.int32], block_size: int
+) -> list[int]:
+    """Return the blocks that a step begins and does not fill, behind whose tokens old numbers lie."""
+    found = []
+    for table, start, end in zip(tables, starts, ends.tolist(), strict=True):
+        last = end - end % block_size  # the first slot of a block that is not filled
+        if start <= last < end:
+            found.append(table[-1])
+    return found

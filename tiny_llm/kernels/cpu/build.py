@@ -60,17 +60,31 @@ def kernels() -> Any:
     Takes some ten seconds on their first use on a machine, when they are compiled, and a millisecond later.
     """
     place = folder()
+    try:
+        return imported(str(_built(place)))
+    except OSError as error:
+        raise NoKernelsError(
+            f"{place} can't be used: {error.strerror}; set TINY_LLM_CACHE to another folder"
+        ) from error
+
+
+def _built(place: Path) -> Path:
+    """Return the compiled library in a folder. One process compiles and tries it, and others wait for that one."""
     path = place / f"{NAME}.so"
+    if path.exists():
+        return path
     place.mkdir(parents=True, exist_ok=True)
     with (place / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         fault = place / "fault"
         if fault.exists():
-            raise NoKernelsError(fault.read_text())
+            raise NoKernelsError(f"{fault.read_text()} (remove {fault} to try again)")
         if not path.exists():
-            _compile(path)
-            _try(path, fault)
-    return imported(str(path))
+            with tempfile.TemporaryDirectory(dir=place) as making:
+                made = _compiled(Path(making))
+                _try(made, fault)
+                os.replace(made, path)
+    return path
 
 
 def imported(path: str) -> Any:
@@ -111,7 +125,7 @@ def folder() -> Path:
         compiler_file.stat().st_mtime_ns,
         sorted(processor()),
         version("mlx"),
-        version("nanobind"),
+        version(_nanobind().name),
         sysconfig.get_config_var("EXT_SUFFIX"),
         str(_mlx()),
     )
@@ -166,8 +180,8 @@ def _nanobind() -> Path:
     return Path(spec.origin).parent
 
 
-def _compile(path: Path) -> None:
-    """Compile both sources at once and link them. Raises NoKernelsError with the compiler's first words."""
+def _compiled(making: Path) -> Path:
+    """Compile both sources at once and link them, in a folder. Raises NoKernelsError with the compiler's words."""
     if sys.stderr.isatty():
         print("tiny-llm: compiling the CPU kernels, once for this machine (10 to 20 s)", file=sys.stderr)
     mlx, nanobind = _mlx(), _nanobind()
@@ -179,21 +193,20 @@ def _compile(path: Path) -> None:
     includes = [*learners, HERE, mlx / "include", *of_nanobind, python]
     tuned = "-march=native" if platform.machine() == "x86_64" else "-mcpu=native"
     flags = [*FLAGS, *DEFINES, tuned, *(f"-I{place}" for place in includes)]
-    with tempfile.TemporaryDirectory(dir=path.parent) as making:
-        sources = [nanobind / "src" / "nb_combined.cpp", HERE / "module.cpp"]
-        objects = [Path(making) / f"{source.stem}.o" for source in sources]
-        running = []
-        for source, made in zip(sources, objects, strict=True):
-            command = [compiler(), *flags, "-c", str(source), "-o", str(made)]
-            running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-        for process in running:
-            _check(process.communicate()[1], process.returncode)
-        library = mlx / "lib"
-        made = Path(making) / path.name
-        link = [compiler(), "-shared", "-pthread", *map(str, objects), f"-L{library}", "-lmlx", f"-Wl,-rpath,{library}"]
-        linked = subprocess.run([*link, "-o", str(made)], capture_output=True, text=True, check=False)
-        _check(linked.stderr, linked.returncode)
-        os.replace(made, path)
+    sources = [nanobind / "src" / "nb_combined.cpp", HERE / "module.cpp"]
+    objects = [making / f"{source.stem}.o" for source in sources]
+    running = []
+    for source, made in zip(sources, objects, strict=True):
+        command = [compiler(), *flags, "-c", str(source), "-o", str(made)]
+        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _check(process.communicate()[1], process.returncode)
+    library = mlx / "lib"
+    made = making / f"{NAME}.so"
+    link = [compiler(), "-shared", "-pthread", *map(str, objects), f"-L{library}", "-lmlx", f"-Wl,-rpath,{library}"]
+    linked = subprocess.run([*link, "-o", str(made)], capture_output=True, text=True, check=False)
+    _check(linked.stderr, linked.returncode)
+    return made
 
 
 def _check(words: str, code: int) -> None:

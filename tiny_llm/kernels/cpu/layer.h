@@ -21,6 +21,12 @@ struct Layer {
   bool int8;
 };
 
+// How many rows of x come next after `from`: shares of about the same size, for each reads all weights.
+inline int rows_at_once(int rows, int from) {
+  int shares = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+  return std::min(rows - from, (rows + shares - 1) / shares);
+}
+
 template <class F>
 inline void each_row(Pool& pool, int rows, const F& f) {
   int parts = rows < WORTH_THREADS ? 1 : std::min(rows, 4 * pool.threads());
@@ -91,8 +97,8 @@ inline void project(Pool& pool, const Layer& layer, const float* x, const float*
   const Shape& s = layer.shape;
   int all_heads = s.heads + 2 * s.kv_heads, half = s.dim / 2;
   std::vector<float>& wide = scratch().wide;
-  for (int from = 0; from < rows; from += ROWS_AT_ONCE) {
-    int count = std::min(ROWS_AT_ONCE, rows - from);
+  for (int from = 0, count; from < rows; from += count) {
+    count = rows_at_once(rows, from);
     wide.resize((size_t)count * layer.qkv.rows);
     float* qkv = wide.data();
     normed_product(pool, layer.qkv, layer.int8, layer.input_norm, s.eps, x + (int64_t)from * s.hidden, count, qkv);
@@ -117,8 +123,8 @@ inline void project(Pool& pool, const Layer& layer, const float* x, const float*
 inline void finish(Pool& pool, const Layer& layer, const float* x, const float* attended, int rows, float* y) {
   const Shape& s = layer.shape;
   Scratch& own = scratch();
-  for (int from = 0; from < rows; from += ROWS_AT_ONCE) {
-    int count = std::min(ROWS_AT_ONCE, rows - from);
+  for (int from = 0, count; from < rows; from += count) {
+    count = rows_at_once(rows, from);
     int64_t at = (int64_t)from * s.hidden, size = (int64_t)count * s.hidden;
     own.wide.resize((size_t)count * (2 * s.inner + s.hidden));
     own.inner.resize((size_t)count * s.inner);

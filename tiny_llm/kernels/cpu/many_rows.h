@@ -25,14 +25,22 @@ inline void tile_product(const float* const x[ROWS], const float* first, const f
   for (int m = 0; m < ROWS; m++) sums[m][0] = own[m][0], sums[m][1] = own[m][1];
 }
 
+// y[0 … lanes - 1] += sums; a whole vector at once where there are as many
+inline void add_lanes(Floats sums, int lanes, float* y) {
+  if (lanes == LANES) return store(y, load(y) + sums);
+  for (int i = 0; i < lanes; i++) y[i] += sums[i];
+}
+
 // y for blocks `block` and `block + 1` of W; row m of y begins at y + m · stride
 inline void tiles_product(const Weight& w, int block, const float* x, int count, float* y, int64_t stride) {
   static thread_local std::vector<float> tiles;
   tiles.resize(2 * DEPTH * LANES);
   bool has_second = block + 1 < w.blocks();
   float *first = tiles.data(), *second = has_second ? first + DEPTH * LANES : first;
-  int row = block * LANES;
-  int lanes[2] = {std::min(LANES, w.rows - row), has_second ? std::min(LANES, w.rows - row - LANES) : 0};
+  int row = block * LANES, end = std::min(w.rows, row + 2 * LANES);
+  int lanes[2] = {std::min(LANES, end - row), std::max(0, end - row - LANES)};
+  for (int m = 0; m < count; m++)
+    for (int i = row; i < end; i++) y[m * stride + i] = w.bias ? w.bias[i] : 0.f;
   for (int from = 0; from < w.columns; from += DEPTH) {
     int to = std::min(w.columns, from + DEPTH);
     unpack(w, block, from, to, first);
@@ -42,14 +50,11 @@ inline void tiles_product(const Weight& w, int block, const float* x, int count,
       for (int m = 0; m < ROWS; m++) rows[m] = x + (int64_t)std::min(begin + m, count - 1) * w.columns + from;
       Floats sums[ROWS][2] = {};
       tile_product(rows, first, second, LANES, to - from, sums);
-      for (int m = 0; m < std::min(ROWS, count - begin); m++)
-        for (int b = 0; b < 2; b++) {
-          float* out = y + (begin + m) * stride + row + b * LANES;
-          for (int i = 0; i < lanes[b]; i++) {
-            float before = from ? out[i] : w.bias ? w.bias[row + b * LANES + i] : 0.f;
-            out[i] = before + sums[m][b][i];
-          }
-        }
+      for (int m = 0; m < std::min(ROWS, count - begin); m++) {
+        float* out = y + (begin + m) * stride + row;
+        add_lanes(sums[m][0], lanes[0], out);
+        add_lanes(sums[m][1], lanes[1], out + LANES);
+      }
     }
   }
 }
