@@ -165,6 +165,13 @@ def test_another_x_is_refused(x: mx.array, module: Any) -> None:
         module.Matrix(module.Arena(), numbers(3, 64), None).product(x, False)
 
 
+def test_no_rows_and_strange_tokens(module: Any) -> None:
+    matrix = module.Matrix(module.Arena(), numbers(20, 64), None)
+    assert matrix.product(mx.zeros((0, 64)), False).shape == (0, 20)
+    rows = matrix.rows(mx.array([-1, 19, 20, 1 << 30, -21]))
+    assert mx.array_equal(rows[0], rows[1]) and mx.isnan(rows[2:]).all()
+
+
 # ---- attention ----
 
 
@@ -213,6 +220,22 @@ def test_attention_under_a_mask(count: int, module: Any) -> None:
     q = numbers(count, 4, 32, seed=2)
     got = module.attend(q, [k, v], 0.2, 0, mx.array(mask))
     assert error(got, attention64(q, k, v, 0.2, mask)) < 2e-6
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_nan_is_seen(count: int, module: Any) -> None:
+    """A model that computes NaN is told from its logits, so attention must not turn NaN into numbers."""
+    q, k = numbers(count, 4, 32), numbers(2, 20, 32, seed=1)
+    q[0, 1, 3] = mx.nan
+    assert mx.isnan(module.attend(q, [k, k], 0.2, 0, None)[0, 1]).all()
+    k[1, 2, 5] = mx.nan
+    assert mx.isnan(module.attend(q, [k, k], 0.2, 0, None)[0, 2:]).all()
+
+
+def test_other_types_are_refused(module: Any) -> None:
+    q, k = numbers(1, 4, 32), numbers(2, 20, 32).astype(mx.float16)
+    with pytest.raises(ValueError, match="expected keys and values in float32, found .* of float16"):
+        module.attend(q, [k, k], 0.2, 0, None)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -309,6 +332,55 @@ def test_a_fork_goes_its_own_way(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, after([5, 6, 7], alone))
     np.testing.assert_array_equal(third, after([11], alone))
     np.testing.assert_array_equal(second, after([8, 9, 10], filled()))
+
+
+def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | environment
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+
+
+ENDS = """
+import mlx.core as mx
+from tiny_llm.config import EngineConfig, SamplingParams
+from tiny_llm.engine.llm import load
+llm = load(config=EngineConfig(kernels="cpu"))
+stream = llm.stream("hello", SamplingParams(max_tokens=200, ignore_eos=True))
+for _ in range(3):
+    next(stream)
+"""
+DROPPED = """
+import mlx.core as mx
+from tiny_llm.config import EngineConfig
+from tiny_llm.engine.llm import load
+llm = load(config=EngineConfig(kernels="cpu"))
+cache = llm.kept()[0]
+mx.eval(llm.model(mx.array([1, 2, 3]), cache), cache.state)
+for _ in range(20):
+    fork = cache.fork()
+    y = llm.model(mx.array([5]), fork)
+    mx.async_eval(y)
+    del fork
+    mx.eval(y)
+mx.clear_streams()
+"""
+THREADS = """
+import threading
+from tiny_llm.kernels.cpu import build
+found = []
+def load():
+    found.append(build.kernels())
+threads = [threading.Thread(target=load) for _ in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(found) == 6 and len(set(map(id, found))) == 1, found
+"""
+
+
+@pytest.mark.parametrize("code", [ENDS, DROPPED, THREADS], ids=["ends in a stream", "drops a fork", "loads at once"])
+def test_processes_end_well(code: str) -> None:
+    for _ in range(3):
+        done = in_a_process(code)
+        assert done.returncode == 0, done.stderr[-500:]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -434,6 +506,7 @@ def test_the_switchboard_takes_them_by_itself(monkeypatch: pytest.MonkeyPatch) -
     [
         ({"kernels": "cpu", "dtype": "bfloat16"}, "kernels cpu: .*they compute in float32"),
         ({"activations": "int8", "dtype": "float16"}, "activations int8: .*they compute in float32"),
+        ({"activations": "int8"}, "activations: int8 is for packed weights, and this model's are dense"),
         ({"activations": "int8", "kernels": "mlx"}, "activations: int8 is for the CPU kernels, found kernels 'mlx'"),
     ],
 )

@@ -38,7 +38,7 @@ def operations(config: EngineConfig, plain: Ops, dtype: mx.Dtype | None = None) 
     is there. Raises ValueError as `launch.choose_back_end`, and where the CPU kernels are asked for and can't be had.
     """
     ops = plain if config.ops == "plain" else fused.choose_ops(config.ops)
-    name = config.kernels or os.environ.get("TINY_LLM_KERNELS")
+    name = config.kernels or os.environ.get("TINY_LLM_KERNELS") or None
     is_int8 = config.activations == "int8"
     if name == "cpu" or is_int8:
         require(

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from importlib.metadata import version
@@ -32,6 +33,7 @@ FLAGS = ("-std=gnu++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-strict-ali
 DEFINES = ("-DNDEBUG", "-DNB_DOMAIN=mlx", f"-DMODULE={NAME}")
 TRIAL = """
 import sys
+sys.path[:] = [place for place in sys.path if place]  # nothing from the user's folder
 import mlx.core as mx
 from tiny_llm.kernels.cpu.build import imported
 module = imported(sys.argv[1])
@@ -45,20 +47,29 @@ for rows in (1, 2):
     assert error < 1e-2 or sys.argv[2:] == ["--replaced"], error
 mx.clear_streams()
 """
+OWN_TRIAL_SECONDS = 120
 TRIAL_SECONDS = 30  # a learner's version of a header may hold an endless loop
 replaced: dict[str, Path] = {}  # a learner's version of a header, by its name: compiled in the place of ours
+
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class NoKernelsError(Exception):
     """Why the CPU kernels can't be used here, and what would help."""
 
 
-@cache
 def kernels() -> Any:
     """Return the module of the CPU kernels. Raises NoKernelsError where they can't be had.
 
     Takes some ten seconds on their first use on a machine, when they are compiled, and a millisecond later.
     """
+    with _ONE_AT_A_TIME:
+        return _kernels()
+
+
+@cache
+def _kernels() -> Any:
     place = folder()
     try:
         return imported(str(_built(place)))
@@ -102,9 +113,9 @@ def imported(path: str) -> Any:
         loader.exec_module(module)
     except ImportError as error:
         raise NoKernelsError(f"the compiled kernels can't be loaded: {error}") from error
-    sys.modules[NAME] = module
     with flush_denormals():  # the threads that start now keep the mode
         module.start(threads())
+    sys.modules[NAME] = module
     return module
 
 
@@ -219,12 +230,16 @@ def _check(words: str, code: int) -> None:
 def _try(path: Path, fault: Path) -> None:
     """Run the compiled kernels in a process of its own. Raises NoKernelsError, and remembers it, where that fails."""
     command = [sys.executable, "-c", TRIAL, str(path)]
+    seconds = OWN_TRIAL_SECONDS
     if replaced:
         command.append("--replaced")
+        seconds = TRIAL_SECONDS
     try:
-        tried = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TRIAL_SECONDS)
+        tried = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
-        last = f"it had not ended after {TRIAL_SECONDS} s"
+        last = f"it had not ended after {seconds} s"
+        if not replaced:  # perhaps the machine was busy: the next process tries again
+            raise NoKernelsError(f"a trial of the compiled kernels failed: {last}") from None
     else:
         if tried.returncode == 0:
             return

@@ -121,7 +121,7 @@ inline float largest(Floats v) {
 
 // e^x for x <= 88, by 2^n * e^r with |r| <= ln 2 / 2 and the Taylor polynomial of e^r: off by at most 2e-7 of its value
 inline Floats exp(Floats x) {
-  x = max(x, all(-87.f));
+  x = x < all(-87.f) ? all(-87.f) : x;  // NaN stays
   Floats scaled = x * 1.44269504f;
   Ints n = __builtin_convertvector(scaled + (scaled < 0.f ? all(-0.5f) : all(0.5f)), Ints);  // rounds to the nearest
   Floats whole = __builtin_convertvector(n, Floats);

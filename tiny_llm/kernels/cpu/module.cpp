@@ -1,7 +1,6 @@
 // The CPU kernels under their Python names. All arrays are float32 where nothing else is said.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/shared_ptr.h>
 
 #include <chrono>
 #include <memory>
@@ -31,15 +30,26 @@ Format format_of(const mx::array& x) {
   throw std::invalid_argument("expected float32, float16 or bfloat16, found " + words(x));
 }
 
-// A matrix in the products' layout, in an arena that it keeps alive.
+// Lazy work runs on MLX's threads. It holds its data by `std::shared_ptr`s made here, never by those of nanobind, which
+// take Python's lock when they are dropped.
+struct SharedArena {
+  std::shared_ptr<Arena> arena = std::make_shared<Arena>();
+};
+
+// Matrices in the products' layout, and the arena that they lie in.
+struct Laid {
+  std::shared_ptr<Arena> arena;
+  Joined joined;
+};
+
 class Matrix {
  public:
   // Floats (rows, columns), evaluated and in row order.
-  Matrix(std::shared_ptr<Arena> arena, const mx::array& numbers, const std::optional<mx::array>& bias)
-      : arena_(std::move(arena)) {
+  Matrix(const SharedArena& arena, const mx::array& numbers, const std::optional<mx::array>& bias)
+      : laid_(std::make_shared<Laid>(Laid{arena.arena, {}})) {
     Weight w = sized(numbers.shape(0), numbers.shape(1), format_of(numbers));
     int64_t size = (int64_t)w.blocks() * LANES * w.columns;
-    void* to = arena_->take(size * bytes_of(w.format));
+    void* to = laid_->arena->take(size * bytes_of(w.format));
     if (w.format == Format::Float32)
       interleave(*pool, numbers.data<float>(), (float*)to, w.rows, w.columns);
     else
@@ -49,18 +59,19 @@ class Matrix {
   }
 
   // Codes as MLX packs them: (rows, columns · bits / 32) uint32, scales and biases (rows, groups).
-  Matrix(std::shared_ptr<Arena> arena, const mx::array& codes, const mx::array& scales, const mx::array& biases,
+  Matrix(const SharedArena& arena, const mx::array& codes, const mx::array& scales, const mx::array& biases,
          const std::optional<mx::array>& bias, int columns, int bits)
-      : arena_(std::move(arena)) {
+      : laid_(std::make_shared<Laid>(Laid{arena.arena, {}})) {
+    if (biases.dtype() != scales.dtype()) throw std::invalid_argument("biases: expected the scales' type, found " + words(biases));
     int wide = bits <= 4 ? 4 : 8;
     Weight w = sized(codes.shape(0), columns, wide == 4 ? Format::Codes4 : Format::Codes8);
     w.group = columns / scales.shape(1);
     int64_t rows = (int64_t)w.blocks() * LANES;
-    uint32_t* to = (uint32_t*)arena_->take(rows * columns * wide / 8);
+    uint32_t* to = (uint32_t*)laid_->arena->take(rows * columns * wide / 8);
     interleave_codes(*pool, codes.data<uint32_t>(), to, w.rows, columns, bits, wide);
     w.numbers = to;
     w.scaling = format_of(scales);
-    void* scalings = arena_->take(rows * w.groups() * 2 * bytes_of(w.scaling));
+    void* scalings = laid_->arena->take(rows * w.groups() * 2 * bytes_of(w.scaling));
     if (w.scaling == Format::Float32)
       interleave_scalings(w, scales.data<float>(), biases.data<float>(), (float*)scalings);
     else
@@ -71,45 +82,56 @@ class Matrix {
 
   // The outputs of `other` behind those of this matrix.
   void join(const Matrix& other) {
-    joined_.parts.insert(joined_.parts.end(), other.joined_.parts.begin(), other.joined_.parts.end());
-    joined_.rows += other.joined_.rows;
+    const Joined& theirs = other.joined();
+    laid_->joined.parts.insert(laid_->joined.parts.end(), theirs.parts.begin(), theirs.parts.end());
+    laid_->joined.rows += theirs.rows;
   }
 
-  const Joined& joined() const { return joined_; }
+  const Joined& joined() const { return laid_->joined; }
 
   int64_t nbytes() const {
     int64_t total = 0;
-    for (const Weight& w : joined_.parts) total += w.numbers_nbytes() + w.scalings_nbytes();
+    for (const Weight& w : joined().parts) total += w.numbers_nbytes() + w.scalings_nbytes();
     return total;
   }
 
   // x (T, columns) times W transposed: (T, rows)
-  mx::array product(const std::shared_ptr<Matrix>& self, const mx::array& x, bool int8) const {
-    expect("product", x, mx::float32, 2, {joined_.columns});
+  mx::array product(const mx::array& x, bool int8) const {
+    expect("product", x, mx::float32, 2, {joined().columns});
     int rows = x.shape(0);
-    return lazy("Product", {{rows, joined_.rows}}, {x}, 1, [self, int8, rows](const Inputs& in, const Outputs& out) {
-      ::product(*pool, self->joined_, int8, in[0].floats(), rows, out[0]);
-    })[0];
+    auto work = [laid = laid_, int8, rows](const Inputs& in, const Outputs& out) {
+      ::product(*pool, laid->joined, int8, in[0].floats(), rows, out[0]);
+    };
+    return lazy("Product", {{rows, joined().rows}}, {x}, 1, work)[0];
   }
 
   // Some of the numbers, by which a fingerprint tells matrices apart.
   nb::bytes sample() const {
     std::string found;
-    for (const Weight& w : joined_.parts) {
+    for (const Weight& w : joined().parts) {
       size_t size = w.numbers_nbytes(), step = (size / 4096 + 3) / 4 * 4;
       for (size_t at = 0; at + 4 <= size; at += std::max<size_t>(step, 4)) found.append((const char*)w.numbers + at, 4);
     }
     return nb::bytes(found.data(), found.size());
   }
 
-  // rows `tokens` (T,) int32 of W as floats: (T, columns)
-  mx::array rows(const std::shared_ptr<Matrix>& self, const mx::array& tokens) const {
+  // Rows `tokens` (T,) int32 of W as floats, (T, columns). A number below 0 counts from the end; NaN where there is none.
+  mx::array rows(const mx::array& tokens) const {
     expect("rows", tokens, mx::int32, 1, {});
     int count = tokens.shape(0);
-    return lazy("Rows", {{count, joined_.columns}}, {tokens}, 1, [self, count](const Inputs& in, const Outputs& out) {
-      const Weight& w = self->joined_.parts[0];
-      for (int i = 0; i < count; i++) take_row(w, in[0].as<int32_t>()[i], out[0] + (int64_t)i * w.columns);
-    })[0];
+    auto work = [laid = laid_, count](const Inputs& in, const Outputs& out) {
+      const Weight& w = laid->joined.parts[0];
+      for (int i = 0; i < count; i++) {
+        int row = in[0].as<int32_t>()[i];
+        if (row < 0) row += w.rows;
+        float* to = out[0] + (int64_t)i * w.columns;
+        if (row >= 0 && row < w.rows)
+          take_row(w, row, to);
+        else
+          std::fill_n(to, w.columns, NAN);
+      }
+    };
+    return lazy("Rows", {{count, joined().columns}}, {tokens}, 1, work)[0];
   }
 
  private:
@@ -130,13 +152,12 @@ class Matrix {
   void add(Weight w, const std::optional<mx::array>& bias) {
     if (bias) {
       expect("bias", *bias, mx::float32, 1, {w.rows});
-      w.bias = (float*)std::memcpy(arena_->take(w.rows * 4), bias->data<float>(), w.rows * 4);
+      w.bias = (float*)std::memcpy(laid_->arena->take(w.rows * 4), bias->data<float>(), w.rows * 4);
     }
-    joined_ = {{w}, w.rows, w.columns};
+    laid_->joined = {{w}, w.rows, w.columns};
   }
 
-  std::shared_ptr<Arena> arena_;
-  Joined joined_;
+  std::shared_ptr<Laid> laid_;
 };
 
 // A vector of floats that a layer keeps.
@@ -148,50 +169,64 @@ const float* kept(Arena& arena, const std::optional<mx::array>& x) {
   return (const float*)to;
 }
 
+// A layer, and the arena that its norms and matrices lie in.
+struct LaidLayer {
+  std::shared_ptr<Arena> arena;
+  Layer layer;
+};
+
 class DecoderLayer {
  public:
-  DecoderLayer(std::shared_ptr<Arena> arena, int heads, int kv_heads, int dim, float eps, bool int8,
-               std::shared_ptr<Matrix> qkv, std::shared_ptr<Matrix> o, std::shared_ptr<Matrix> gate_up,
-               std::shared_ptr<Matrix> down, const mx::array& input_norm, const mx::array& post_norm,
-               const std::optional<mx::array>& q_norm, const std::optional<mx::array>& k_norm)
-      : arena_(arena) {
-    layer_.shape = {qkv->joined().columns, down->joined().columns, heads, kv_heads, dim, eps};
-    layer_.qkv = qkv->joined(), layer_.o = o->joined(), layer_.gate_up = gate_up->joined(),
-    layer_.down = down->joined();
-    layer_.input_norm = kept(*arena, input_norm), layer_.post_norm = kept(*arena, post_norm);
-    layer_.q_norm = kept(*arena, q_norm), layer_.k_norm = kept(*arena, k_norm);
-    layer_.int8 = int8;
+  DecoderLayer(const SharedArena& arena, int heads, int kv_heads, int dim, float eps, bool int8, const Matrix& qkv,
+               const Matrix& o, const Matrix& gate_up, const Matrix& down, const mx::array& input_norm,
+               const mx::array& post_norm, const std::optional<mx::array>& q_norm,
+               const std::optional<mx::array>& k_norm)
+      : laid_(std::make_shared<LaidLayer>(LaidLayer{arena.arena, {}})) {
+    Layer& layer = laid_->layer;
+    layer.shape = {qkv.joined().columns, down.joined().columns, heads, kv_heads, dim, eps};
+    layer.qkv = qkv.joined();
+    layer.o = o.joined();
+    layer.gate_up = gate_up.joined();
+    layer.down = down.joined();
+    layer.input_norm = kept(*arena.arena, input_norm);
+    layer.post_norm = kept(*arena.arena, post_norm);
+    layer.q_norm = kept(*arena.arena, q_norm);
+    layer.k_norm = kept(*arena.arena, k_norm);
+    layer.int8 = int8;
   }
 
-  const Layer& layer() const { return layer_; }
+  const std::shared_ptr<LaidLayer>& laid() const { return laid_; }
 
-  nb::tuple project(const std::shared_ptr<DecoderLayer>& self, const mx::array& x, const mx::array& cos,
-                    const mx::array& sin) const {
-    const Shape& s = layer_.shape;
+  // x (T, hidden), cos and sin (T, dim/2) -> q (T, heads, dim), k and v (T, kv_heads, dim)
+  nb::tuple project(const mx::array& x, const mx::array& cos, const mx::array& sin) const {
+    const Shape& s = laid_->layer.shape;
     expect("x", x, mx::float32, 2, {s.hidden});
     int rows = x.shape(0);
     expect("cos", cos, mx::float32, 2, {rows, s.dim / 2});
     expect("sin", sin, mx::float32, 2, {rows, s.dim / 2});
     std::vector<mx::Shape> shapes = {{rows, s.heads, s.dim}, {rows, s.kv_heads, s.dim}, {rows, s.kv_heads, s.dim}};
-    auto out = lazy("Project", shapes, {x, cos, sin}, 3, [self, rows](const Inputs& in, const Outputs& out) {
-      ::project(*pool, self->layer_, in[0].floats(), in[1].floats(), in[2].floats(), rows, out[0], out[1], out[2]);
-    });
+    auto work = [laid = laid_, rows](const Inputs& in, const Outputs& out) {
+      const float *x = in[0].floats(), *cos = in[1].floats(), *sin = in[2].floats();
+      ::project(*pool, laid->layer, x, cos, sin, rows, out[0], out[1], out[2]);
+    };
+    auto out = lazy("Project", shapes, {x, cos, sin}, 3, work);
     return nb::make_tuple(out[0], out[1], out[2]);
   }
 
-  mx::array finish(const std::shared_ptr<DecoderLayer>& self, const mx::array& x, const mx::array& attended) const {
-    const Shape& s = layer_.shape;
+  // x (T, hidden), attended (T, heads, dim) -> (T, hidden)
+  mx::array finish(const mx::array& x, const mx::array& attended) const {
+    const Shape& s = laid_->layer.shape;
     expect("x", x, mx::float32, 2, {s.hidden});
     int rows = x.shape(0);
     expect("attended", attended, mx::float32, 3, {rows, s.heads, s.dim});
-    return lazy("Finish", {{rows, s.hidden}}, {x, attended}, 2, [self, rows](const Inputs& in, const Outputs& out) {
-      ::finish(*pool, self->layer_, in[0].floats(), in[1].floats(), rows, out[0]);
-    })[0];
+    auto work = [laid = laid_, rows](const Inputs& in, const Outputs& out) {
+      ::finish(*pool, laid->layer, in[0].floats(), in[1].floats(), rows, out[0]);
+    };
+    return lazy("Finish", {{rows, s.hidden}}, {x, attended}, 2, work)[0];
   }
 
  private:
-  std::shared_ptr<Arena> arena_;  // of the norms; the matrices are in it, too
-  Layer layer_;
+  std::shared_ptr<LaidLayer> laid_;
 };
 
 mx::array norm(const mx::array& x, const mx::array& weight, float eps) {
@@ -249,10 +284,21 @@ PackedRows packed_of(const View& codes, const View& scales, const View& biases, 
           group};
 }
 
+// Keys and values are float32, or codes in uint32 with scales and biases in float32.
+void expect_slots(const mx::array& x, bool are_codes) {
+  bool fits = x.dtype() == (are_codes ? mx::uint32 : mx::float32) && x.ndim() >= 3;
+  if (!fits) throw std::invalid_argument("cache: expected keys and values in float32, found " + words(x));
+}
+
 // q, then keys and values: an array each, or codes, scales and biases each
 std::vector<mx::array> with_slots(const mx::array& q, const nb::list& slots) {
   std::vector<mx::array> inputs = {q};
-  for (nb::handle x : slots) inputs.push_back(nb::cast<const mx::array&>(x));
+  expect("q", q, mx::float32, 3, {});
+  size_t count = nb::len(slots);
+  for (size_t i = 0; i < count; i++) {
+    inputs.push_back(nb::cast<const mx::array&>(slots[i]));
+    expect_slots(inputs.back(), count == 6 && i % 3 == 0);
+  }
   return inputs;
 }
 
@@ -312,7 +358,7 @@ mx::array paged_attention(const Heads& heads, std::vector<mx::array> inputs, con
 
 // ---- a whole step ----
 
-using Layers = std::vector<std::shared_ptr<DecoderLayer>>;
+using Layers = std::vector<std::shared_ptr<LaidLayer>>;
 
 // A cache's buffers between the operation that writes them and the arrays that stand for them afterwards.
 using Written = std::shared_ptr<std::vector<mx::array>>;
@@ -347,7 +393,7 @@ void run_stack(const StackShape& stack, int block, bool masked, const Inputs& in
     step.sequences.push_back({nullptr, nullptr, tokens / sequences, in[4].as<int32_t>()[i], {table, block}, mask});
   }
   std::vector<const Layer*> layers;
-  for (const auto& layer : stack.layers) layers.push_back(&layer->layer());
+  for (const auto& laid : stack.layers) layers.push_back(&laid->layer);
   size_t count = layers.size(), half = buffers.size() / 2;
   const float *x = in[0].floats(), *cos = in[1].floats(), *sin = in[2].floats();
   if (half == count) {
@@ -390,6 +436,7 @@ class Stack : public mx::Primitive {
         out.set_data(mx::allocator::malloc(out.nbytes()));
         shared.push_back(view_of(inputs[i]));
         copies.push_back(out.data<char>());
+        mx::cpu::get_command_encoder(stream()).add_temporary(out);  // the task writes into it
       }
       buffers.push_back(view_of(out));
       written_->push_back(std::move(out));
@@ -445,7 +492,7 @@ class LayerStack {
  public:
   LayerStack(const nb::list& layers, const nb::list& windows, float scale) : shape_(std::make_shared<StackShape>()) {
     shape_->scale = scale;
-    for (nb::handle layer : layers) shape_->layers.push_back(nb::cast<std::shared_ptr<DecoderLayer>>(layer));
+    for (nb::handle layer : layers) shape_->layers.push_back(nb::cast<const DecoderLayer&>(layer).laid());
     for (nb::handle window : windows) shape_->windows.push_back(nb::cast<int>(window));
   }
 
@@ -453,10 +500,11 @@ class LayerStack {
   nb::tuple run(const mx::array& x, const mx::array& cos, const mx::array& sin, const mx::array& slots,
                 const mx::array& ends, const std::optional<mx::array>& tables, const std::optional<mx::array>& mask,
                 int block, const nb::list& buffers) const {
-    const Shape& s = shape_->layers[0]->layer().shape;
+    const Shape& s = shape_->layers[0]->layer.shape;
     int tokens = x.shape(0), sequences = ends.shape(0);
     expect("x", x, mx::float32, 2, {s.hidden});
     expect("cos", cos, mx::float32, 2, {tokens, s.dim / 2});
+    expect("sin", sin, mx::float32, 2, {tokens, s.dim / 2});
     expect("slots", slots, mx::int32, 1, {tokens});
     expect("ends", ends, mx::int32, 1, {});
     std::vector<mx::array> inputs = {x, cos, sin, slots, ends};
@@ -471,7 +519,10 @@ class LayerStack {
     size_t count = nb::len(buffers), layers = shape_->layers.size();
     bool fits = sequences > 0 && tokens % sequences == 0 && (count == 2 * layers || count == 6 * layers);
     if (!fits) throw std::invalid_argument("stack: sequences or buffers that do not fit the layers");
-    for (nb::handle buffer : buffers) inputs.push_back(nb::cast<const mx::array&>(buffer));
+    for (size_t i = 0; i < count; i++) {
+      inputs.push_back(nb::cast<const mx::array&>(buffers[i]));
+      expect_slots(inputs.back(), count == 6 * layers && i % 3 == 0);
+    }
     auto stream = mx::default_stream(mx::Device::cpu);
     auto written = std::make_shared<std::vector<mx::array>>();
     auto stack = std::make_shared<Stack>(stream, shape_, tables ? block : 0, mask.has_value(), written);
@@ -494,33 +545,29 @@ NB_MODULE(MODULE, m) {
   m.attr("LANES") = LANES;
   m.def("start", &start);
   m.def("read_speed", &read_speed);
-  nb::class_<Arena>(m, "Arena").def(nb::init<>());
+  nb::class_<SharedArena>(m, "Arena").def(nb::init<>());
   nb::class_<Matrix>(m, "Matrix")
-      .def(nb::init<std::shared_ptr<Arena>, const mx::array&, const std::optional<mx::array>&>(), nb::arg("arena"),
+      .def(nb::init<const SharedArena&, const mx::array&, const std::optional<mx::array>&>(), nb::arg("arena"),
            nb::arg("numbers"), nb::arg("bias").none())
-      .def(nb::init<std::shared_ptr<Arena>, const mx::array&, const mx::array&, const mx::array&,
+      .def(nb::init<const SharedArena&, const mx::array&, const mx::array&, const mx::array&,
                     const std::optional<mx::array>&, int, int>(),
            nb::arg("arena"), nb::arg("codes"), nb::arg("scales"), nb::arg("biases"), nb::arg("bias").none(),
            nb::arg("columns"), nb::arg("bits"))
       .def_prop_ro("nbytes", &Matrix::nbytes)
       .def("sample", &Matrix::sample)
-      .def("product",
-           [](const std::shared_ptr<Matrix>& w, const mx::array& x, bool int8) { return w->product(w, x, int8); })
-      .def("rows", [](const std::shared_ptr<Matrix>& w, const mx::array& tokens) { return w->rows(w, tokens); })
-      .def("join", &Matrix::join);
+      .def("join", &Matrix::join)
+      .def("product", &Matrix::product)
+      .def("rows", &Matrix::rows);
   nb::class_<DecoderLayer>(m, "DecoderLayer")
-      .def(nb::init<std::shared_ptr<Arena>, int, int, int, float, bool, std::shared_ptr<Matrix>,
-                    std::shared_ptr<Matrix>, std::shared_ptr<Matrix>, std::shared_ptr<Matrix>, const mx::array&,
-                    const mx::array&, const std::optional<mx::array>&, const std::optional<mx::array>&>(),
+      .def(nb::init<const SharedArena&, int, int, int, float, bool, const Matrix&, const Matrix&, const Matrix&,
+                    const Matrix&, const mx::array&, const mx::array&, const std::optional<mx::array>&,
+                    const std::optional<mx::array>&>(),
            nb::arg("arena"), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("dim"), nb::arg("eps"), nb::arg("int8"),
            nb::arg("qkv"), nb::arg("o"), nb::arg("gate_up"), nb::arg("down"), nb::arg("input_norm"),
            nb::arg("post_norm"), nb::arg("q_norm").none(), nb::arg("k_norm").none())
       .def("sample", [](const DecoderLayer&) { return nb::bytes("", 0); })  // its matrices have theirs
-      .def("project", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& cos,
-                         const mx::array& sin) { return l->project(l, x, cos, sin); })
-      .def("finish", [](const std::shared_ptr<DecoderLayer>& l, const mx::array& x, const mx::array& attended) {
-        return l->finish(l, x, attended);
-      });
+      .def("project", &DecoderLayer::project)
+      .def("finish", &DecoderLayer::finish);
   nb::class_<LayerStack>(m, "LayerStack")
       .def(nb::init<const nb::list&, const nb::list&, float>())
       .def("run", &LayerStack::run, nb::arg("x"), nb::arg("cos"), nb::arg("sin"), nb::arg("slots"), nb::arg("ends"),

@@ -4,13 +4,14 @@
 layer has {"cpu": layer} beside its weights. All activations are float32.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
 
 from tiny_llm.config import ModelConfig
+from tiny_llm.config.fields import require
 from tiny_llm.kernels.paged_attention import PACKED_TWINS, TWINS, Pages
 from tiny_llm.model.cached_attention import Packed
 from tiny_llm.model.ops import Ops, Weight, quantization_of
@@ -127,6 +128,10 @@ def finish(x: mx.array, attended: mx.array, layer: Mapping[str, Any]) -> mx.arra
 
 def lay_out(weights: dict[str, Any], config: ModelConfig, module: Any, int8: bool) -> None:
     """Lay out all matrices of a model, in place and in the order in which a step reads them."""
+    require(
+        not int8 or any("scales" in part for layer in weights["layers"] for part in matrices_of(layer)),
+        "activations: int8 is for packed weights, and this model's are dense; leave it out, or quantize the model",
+    )
     arena = module.Arena()
     hidden = config.hidden_size
     columns = {
@@ -159,6 +164,12 @@ def lay_out(weights: dict[str, Any], config: ModelConfig, module: Any, int8: boo
             weights[name] = {"cpu": matrix(weights[name], hidden, module, arena)}
 
 
+def matrices_of(layer: Mapping[str, Any]) -> Iterator[Weight]:
+    """Yield a layer's matrices."""
+    for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"):
+        yield from layer[name].get("parts", [layer[name]])
+
+
 def matrix(weight: Weight, columns: int, module: Any, arena: Any) -> Any:
     """Return a weight in the kernels' order; its own arrays are dropped. `columns`: the length of an unpacked row."""
     if "parts" in weight:
@@ -166,12 +177,17 @@ def matrix(weight: Weight, columns: int, module: Any, arena: Any) -> Any:
         for other in others:
             first.join(other)
         return first
-    bias = weight.get("bias")
-    if "scales" in weight:
+    arrays = {name: mx.contiguous(array) for name, array in weight.items()}
+    bias = arrays.get("bias")
+    if "scales" in arrays:
         _, bits = quantization_of(weight, columns)
-        made = module.Matrix(arena, weight["weight"], weight["scales"], weight["biases"], bias, columns, bits)
+        arrays["biases"] = arrays["biases"].astype(arrays["scales"].dtype)
+        mx.eval(arrays)
+        made = module.Matrix(arena, arrays["weight"], arrays["scales"], arrays["biases"], bias, columns, bits)
     else:
-        made = module.Matrix(arena, weight["weight"], bias)
+        mx.eval(arrays)
+        made = module.Matrix(arena, arrays["weight"], bias)
+    del arrays, bias
     weight.clear()
     mx.clear_cache()
     return made

@@ -62,6 +62,7 @@ struct Joined {
 };
 
 inline void product(Pool& pool, const Joined& joined, bool int8, const float* x, int count, float* y) {
+  if (count == 0) return;
   for (const Weight& w : joined.parts) {
     if (int8 && w.is_packed() && count <= INT8_ROWS)
       int8_rows(pool, w, x, count, y, joined.rows);
