@@ -339,6 +339,14 @@ def test_pytest_on_the_learners_row(checkout: Path) -> None:
     assert 'matches the mistake "the bias is forgotten"' in done.stdout
 
 
+def test_a_trial_that_was_killed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system does where memory runs out."""
+    monkeypatch.setattr(build, "TRIAL", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(build.NoKernelsError, match="was killed"):
+        build._try(tmp_path / "kernels.so", tmp_path / "fault")
+    assert not (tmp_path / "fault").exists()
+
+
 def test_reset_diff_and_place(checkout: Path, run: Run) -> None:
     path = mine(checkout)
     assert run("course", "test", "w2.11.1").out == "passed  w2.11.1 row_product\n"
