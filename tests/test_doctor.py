@@ -33,7 +33,7 @@ def test_this_machine_is_fit() -> None:
     facts = doctor.collect()
     assert [found for found in facts if found.state == "fail"] == []
     names = ["Python", "system", "MLX", "back end", "BLAS", "C++ compiler", "memory", "cache", "downloads", "extras"]
-    assert [found.name for found in facts] == names
+    assert [found.name for found in facts if found.name != "CPU kernels"] == names  # which only a CPU has
     assert all(found.remedy for found in facts if found.state != "ok")
     assert json.loads(json.dumps([asdict(found) for found in facts]))[0]["name"] == "Python"
 

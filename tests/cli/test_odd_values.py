@@ -81,6 +81,7 @@ class NoOverlay(str):
     """An overlay that is not put before the engine of the tests, and says nothing."""
 
     own_kernels = ()
+    own_native = ()
     runs_lesson = False
 
 

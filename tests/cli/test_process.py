@@ -243,7 +243,8 @@ def test_a_signal_while_input_is_awaited(model_dir: Path, number: int, code: int
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_mid_answer(model_dir: Path, number: int, code: int) -> None:
     options = ["--model", str(model_dir), "--max-tokens", "400", "--max-context", "512", *without_eos(model_dir)]
-    process = started(*MODULE, "generate", "hi", *options)
+    slowly = ("--ops", "plain")
+    process = started(*MODULE, "generate", "hi", *options, *slowly)
     assert process.stdout
     process.stdout.read(1)
     process.send_signal(number)

@@ -18,6 +18,7 @@ from tiny_llm.config.model import ARCHITECTURES
 from tiny_llm.engine.loading import load_tokenizer
 from tiny_llm.model import tokenizer as own
 from tiny_llm.model.directory import load_config
+from tiny_llm.model.source import open_source
 
 SMOLLM2 = {  # SmolLM2-135M-Instruct's config.json
     "architectures": ["LlamaForCausalLM"],
@@ -185,7 +186,7 @@ def llama3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_three_end_tokens_of_llama_3_end_an_answer(llama3: Path) -> None:
-    tokenizer = load_tokenizer(llama3, load_config(llama3))
+    tokenizer = load_tokenizer(open_source(llama3), load_config(llama3))
     assert {tokenizer.token(token) for token in tokenizer.eos_token_ids} == set(ENDS)
     (llama3 / "generation_config.json").rename(llama3 / "away")
     try:
