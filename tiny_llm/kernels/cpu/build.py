@@ -244,7 +244,7 @@ def _try(path: Path, fault: Path) -> None:
     else:
         if tried.returncode == 0:
             return
-        if tried.returncode == -signal.SIGKILL:  # from outside, perhaps for want of memory: the next process tries again
+        if tried.returncode == -signal.SIGKILL:  # from outside, perhaps for want of memory
             raise NoKernelsError("a trial of the compiled kernels was killed")
         ended = f"it crashed, signal {-tried.returncode}" if tried.returncode < 0 else f"exit {tried.returncode}"
         last = (tried.stderr.strip().splitlines() or [ended])[-1]
