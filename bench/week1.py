@@ -199,6 +199,8 @@ def weight_bytes(tree: object) -> float:
     """Bytes of all matrices but the embedding table, of which a token reads one row. `tree` as the loader makes it."""
     if isinstance(tree, mx.array):
         return tree.nbytes if tree.ndim == 2 else 0
+    if not isinstance(tree, dict | list):  # a matrix, or a layer, of the CPU kernels
+        return getattr(tree, "nbytes", 0)
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     return sum(weight_bytes(child) for name, child in items if name != "embed_tokens")
 

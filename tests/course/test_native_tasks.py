@@ -20,6 +20,7 @@ from tiny_llm.course.catalog import course, read_source
 from tiny_llm.course.native import CodedRows, Native
 from tiny_llm.course.overlay import Overlay, engine_anew
 from tiny_llm.kernels.cpu import build
+from tiny_llm.kernels.sim import compiler
 
 TASK = course().task("w2.11.1")
 SOLVED = markers.without_markers(read_source(TASK.source), TASK.source)
@@ -143,16 +144,21 @@ def test_a_fault_is_a_lesson(
     blamed: str,
     told: str,
 ) -> None:
-    """Kind, file and line as the learner has them, and the line itself; and the test goes on to its end."""
+    """Kind, file and line as the learner has them, and the line itself; and the test goes on to its end.
+
+    clang does not tell of reads of whole vectors, and joins what the functions for 4 and 8 bits have in common.
+    """
     monkeypatch.setattr(native, "SECONDS", 1)
     mine(checkout, change)
     result = run("course", "test", "w2.11.1")
     assert result.code == 1
     assert "Traceback" not in result.out + result.err
+    if compiler.is_clang() and kind.startswith("a word"):
+        return
     head, *rest = result.out.splitlines()[1:]
     assert f"8 lanes: {kind} at code/week2/row.h" in head
     assert told in rest[0]
-    if blamed and shutil.which("addr2line"):
+    if blamed and shutil.which("addr2line") and not compiler.is_clang():
         number = int(head.rpartition(":")[2])
         assert number == number_of(blamed)
         assert any(line.startswith(f"  {number} | {blamed}") for line in rest)
@@ -331,6 +337,14 @@ def test_pytest_on_the_learners_row(checkout: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "yours: the same product on a CPU · reference: the rest" in done.stdout
     assert 'matches the mistake "the bias is forgotten"' in done.stdout
+
+
+def test_a_trial_that_was_killed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system does where memory runs out."""
+    monkeypatch.setattr(build, "TRIAL", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(build.NoKernelsError, match="was killed"):
+        build._try(tmp_path / "kernels.so", tmp_path / "fault")
+    assert not (tmp_path / "fault").exists()
 
 
 def test_reset_diff_and_place(checkout: Path, run: Run) -> None:

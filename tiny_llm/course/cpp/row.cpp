@@ -4,6 +4,8 @@
 
 #include "watch.h"
 
+const int lanes_of_exercise = LANES;
+
 extern "C" void run_block(const Job& job, const void* numbers, const void* scalings, const float* x, const float* sums, float* out) {
   Format codes = job.bits == 4 ? Format::Codes4 : Format::Codes8;
   Weight w = {codes, (Format)job.scaling, job.rows, job.columns, job.group, numbers, scalings, nullptr};

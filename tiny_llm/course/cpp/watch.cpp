@@ -13,6 +13,7 @@
 #include <unistd.h>
 #if defined(__linux__)
 #include <ucontext.h>
+extern "C" char __executable_start;  // the linker's name for where the program lies
 #endif
 
 namespace {
@@ -31,9 +32,18 @@ unsigned char* was_read;     // for each byte of the words
 bool is_watching;
 void* last_access;  // where in the exercise: the address behind a call of ours
 
+// An instruction's place in the file, for addr2line.
+unsigned long offset(void* pc) {
+#if defined(__linux__)
+  return (char*)pc - &__executable_start;
+#else
+  return 0;
+#endif
+}
+
 // `kind` is known to native.py. Tells where the exercise is, and where it last touched memory.
 [[noreturn]] void fail(const char* kind, const char* name, long index, long count, void* pc) {
-  dprintf(2, "%s %s %ld %ld %lx %lx\n", kind, name, index, count, (unsigned long)pc, (unsigned long)last_access);
+  dprintf(2, "%s %s %ld %ld %lx %lx\n", kind, name, index, count, offset(pc), offset(last_access));
   _exit(3);
 }
 
@@ -129,6 +139,7 @@ void* __tsan_memmove(void* to, const void* from, unsigned long n) {
 int main() {
   Job job;
   receive(&job, sizeof job);
+  if (job.lanes != lanes_of_exercise) _exit(4);  // a compiler that does not heed its options
   long blocks = (job.rows + job.lanes - 1) / job.lanes;
   long words = (long)job.columns * job.bits / 32 * job.lanes;
   long groups = job.columns / job.group;

@@ -6,5 +6,7 @@ struct Job {
   int32_t bits, scaling, rows, columns, group, block, lanes, version, seconds;
 };
 
+extern "C" const int lanes_of_exercise;
+
 // Write LANES floats to `out`.
 extern "C" void run_block(const Job& job, const void* numbers, const void* scalings, const float* x, const float* sums, float* out);

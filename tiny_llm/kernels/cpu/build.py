@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -243,6 +244,8 @@ def _try(path: Path, fault: Path) -> None:
     else:
         if tried.returncode == 0:
             return
+        if tried.returncode == -signal.SIGKILL:  # from outside, perhaps for want of memory
+            raise NoKernelsError("a trial of the compiled kernels was killed")
         ended = f"it crashed, signal {-tried.returncode}" if tried.returncode < 0 else f"exit {tried.returncode}"
         last = (tried.stderr.strip().splitlines() or [ended])[-1]
     learners = "".join(f", with {header},".replace(f"{Path.cwd()}/", "") for header in replaced.values())
