@@ -3,6 +3,7 @@
 #include <random>
 
 #include "attention.h"
+#include "interleave.h"
 #include "layer.h"
 
 namespace {
