@@ -27,6 +27,9 @@ def train(
     relearn: Annotated[
         bool, typer.Option("--relearn", help="Go on from OUT's checkpoint though lessons or settings have changed.")
     ] = False,
+    torch: Annotated[
+        bool, typer.Option("--torch", help="Take gradients from PyTorch in bfloat16: faster on a CPU with AMX.")
+    ] = False,
 ) -> None:
     """Train a pocket model; goes on from the last checkpoint in OUT.
 
@@ -38,7 +41,7 @@ def train(
     from tiny_llm.pocket.train import train as run
 
     recipe = RECIPES[size] if tokens is None else replace(RECIPES[size], tokens=tokens)
-    run(recipe, out or Path("runs") / size, steps, after, relearn)
+    run(recipe, out or Path("runs") / size, steps, after, relearn, torch)
 
 
 @app.command("eval")

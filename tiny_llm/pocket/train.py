@@ -25,10 +25,12 @@ def train(
     steps: int | None = None,
     after: Path | None = None,
     relearn: bool = False,
+    use_torch: bool = False,
 ) -> PocketTrainer:
     """Train in `directory` until the recipe's tokens are spent, or for so many more steps; goes on from a checkpoint.
 
     `after` is a trained model's directory to start from. `relearn` accepts a checkpoint with other lessons or settings.
+    `use_torch` takes the gradients from PyTorch.
 
     Several processes share the batches of a step: `mlx.launch -n 2 --backend ring -- python -m tiny_llm pocket train`.
 
@@ -38,6 +40,8 @@ def train(
     keep_memory()
     console = Console(quiet=mx.distributed.init().rank() > 0)
     trainer = resumed(recipe, directory, after, console, relearn)
+    if use_torch:
+        trainer.use_torch()
     directory.mkdir(parents=True, exist_ok=True)
     if trainer.growth and not trainer.progress.step:
         trainer.write({"stage": trainer.progress.stage, "grown": trainer.growth})

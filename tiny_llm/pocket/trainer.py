@@ -96,6 +96,8 @@ class PocketTrainer(Trainer):
         """How the weights were made, for pocket.json."""
         p = self.progress
         made: dict[str, Any] = {"recipe": self.digest, "steps": p.step - p.first_step, "tokens": p.tokens}
+        if self.library != "mlx":
+            made["gradients"] = self.library
         if self.growth:
             made["grown"] = self.growth
         if self.parent:

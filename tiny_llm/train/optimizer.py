@@ -45,6 +45,7 @@ class Optimizer:
         self.cuts = {"qkv_proj": [q, q + kv], "gate_up_proj": [config.intermediate_size]}
         self.muon_rate, self.adam_rate, self.clip = muon_rate, adam_rate, clip
         self.state: Arrays = {}
+        self.orthogonal = orthogonal
 
     def update(self, weights: Any, gradients: Any, rate: float) -> tuple[Any, mx.array]:
         """New weights, and the norm of the gradients before it was clipped."""
@@ -70,7 +71,7 @@ class Optimizer:
         done: dict[tuple[str, int], mx.array] = {}
         for shape in sorted({piece.shape for piece in pieces.values()}):
             keys = [key for key, piece in pieces.items() if piece.shape == shape]
-            turned = orthogonal(mx.stack([pieces[key] for key in keys])) * max(1.0, shape[0] / shape[1]) ** 0.5
+            turned = self.orthogonal(mx.stack([pieces[key] for key in keys])) * max(1.0, shape[0] / shape[1]) ** 0.5
             done |= dict(zip(keys, turned, strict=True))
         changes = {}
         for name in gradients:

@@ -7,7 +7,7 @@ every model: gradients over processes that share a step, the update, the log, th
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from tiny_llm.train.differentiable import TRAINING, TreeAttention, cross_entropy
 from tiny_llm.train.optimizer import Arrays, Optimizer, flatten
 from tiny_llm.train.settings import Settings
 from tiny_llm.train.weights_io import TrainedWeights
+
+Differentiate = Callable[[TrainedWeights, TrainingBatch], tuple[tuple[mx.array, mx.array], TrainedWeights]]
 
 
 @dataclass
@@ -49,11 +51,21 @@ class Trainer(ABC):
         self.progress = TrainingProgress()
         self.mean: TrainedWeights | None = None  # of the weights over the run's last steps
         self.optimizer = Optimizer(config, settings.muon_rate, settings.adam_rate, settings.clip)
+        self.differentiate: Differentiate = mx.value_and_grad(self.loss)
+        self.library = "mlx"  # whose gradients are taken
         mx.eval(self.weights)
         self.log = directory / "log.jsonl"
         self.group = mx.distributed.init()
         if settings.batches % self.group.size():
             raise ValueError(f"{self.group.size()} processes can't share {settings.batches} batches of a step evenly")
+
+    def use_torch(self) -> None:
+        """Take gradients and orthogonal matrices from PyTorch. Raises ValueError where it can't do that."""
+        from tiny_llm.train.torch_gradients import TorchGradients, orthogonal
+
+        self.differentiate = TorchGradients(self.config)
+        self.optimizer.orthogonal = orthogonal
+        self.library = "torch"
 
     @abstractmethod
     def batch(self, rng: np.random.Generator) -> TrainingBatch:
@@ -178,7 +190,7 @@ class Trainer(ABC):
         """The two losses (2,) and the gradients, means over all batches. Each process takes its part of them."""
         losses, total = mx.zeros(2), tree_map(mx.zeros_like, self.weights)
         for batch in batches[self.group.rank() :: self.group.size()]:
-            found, gradients = mx.value_and_grad(self.loss)(self.weights, batch)
+            found, gradients = self.differentiate(self.weights, batch)
             losses, total = losses + mx.stack(list(found)), tree_map(mx.add, total, gradients)
             mx.eval(losses, total)
         losses, total = average_gradients((losses, total), self.group)
