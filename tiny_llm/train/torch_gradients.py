@@ -4,13 +4,11 @@ PyTorch compiles the functions of a layer here on first use, which takes a minut
 MLX's speed on a processor with AMX. Weights, norms and sums stay float32.
 """
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from tiny_llm.config import ModelConfig
 from tiny_llm.config.fields import require
@@ -20,12 +18,12 @@ from tiny_llm.train.optimizer import NEWTON_SCHULZ, flatten
 
 try:
     import torch
-    import torch.nn.functional as F
+    from torch.nn import functional
 except ImportError as error:
     raise ValueError('gradients: torch is not installed: pip install "tiny-llm[train]", or leave it out') from error
 
 BF16 = torch.bfloat16
-Tensor = torch.Tensor
+Tensor = Any  # torch.Tensor
 
 
 def to_torch(array: mx.array) -> Tensor:
@@ -40,7 +38,7 @@ def to_mlx(tensor: Tensor) -> mx.array:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply x (…, in) by weight (out, in), in bfloat16."""
-    return F.linear(x.to(BF16), weight.to(BF16))
+    return functional.linear(x.to(BF16), weight.to(BF16))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -92,7 +90,7 @@ class TorchGradients:
         frequencies = self.config.rope.theta ** (-torch.arange(0, self.config.head_dim, 2) / self.config.head_dim)
         angles = positions[:, :, None, None] * frequencies
         cos, sin = angles.cos(), angles.sin()
-        x = F.embedding(to_torch(batch.tokens).long(), weights["embed_tokens.weight"])
+        x = functional.embedding(to_torch(batch.tokens).long(), weights["embed_tokens.weight"])
         for index in range(self.config.num_hidden_layers):
             layer = {
                 name.split(".")[2]: weight for name, weight in weights.items() if name.startswith(f"layers.{index}.")
@@ -104,12 +102,12 @@ class TorchGradients:
         return self._losses(x, weights["norm.weight"], weights["embed_tokens.weight"], to_torch(batch.targets).long())
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), weight, self.config.rms_norm_eps)
+        return functional.rms_norm(x.float(), (x.shape[-1],), weight, self.config.rms_norm_eps)
 
     def _attention_inputs(
         self, x: Tensor, layer: dict[str, Tensor], cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v of a layer, each (B, H, T, D), from x (B·T, hidden): k and v repeated for the heads that share them."""
+        """Compute q, k, v of a layer, each (B, H, T, D), from x (B·T, hidden): k and v once for each head of q."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         rows, length = cos.shape[:2]
         qkv = linear(self._norm(x, layer["input_layernorm"]), layer["qkv_proj"])
@@ -123,11 +121,11 @@ class TorchGradients:
         x = x + linear(attended.transpose(1, 2).reshape(x.shape[0], -1), layer["o_proj"])
         gate_up = linear(self._norm(x, layer["post_attention_layernorm"]), layer["gate_up_proj"])
         gate, up = gate_up.chunk(2, -1)
-        return x + linear(F.silu(gate) * up, layer["down_proj"])
+        return x + linear(functional.silu(gate) * up, layer["down_proj"])
 
     def _cross_entropy(self, x: Tensor, norm: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
         logits = linear(self._norm(x, norm), embedding).float()
-        return F.cross_entropy(logits, targets, reduction="none")
+        return functional.cross_entropy(logits, targets, reduction="none")
 
 
 def orthogonal(g: mx.array, steps: int = 5) -> mx.array:
