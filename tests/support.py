@@ -11,7 +11,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+MOE |= {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
 TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 PRE_TOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -30,17 +38,21 @@ def make_model(
     dtype: str = "float32",
     shards: int = 1,
     quantize: Mapping[str, Any] | None = None,
+    stack_experts: bool = False,
     **config_overrides: Any,
 ) -> Path:
     """Write a random two-layer model to the directory `path` and return it.
 
     `dtype` is of the stored weights. `quantize` {"bits", "group_size"[, "<layer path>": {…} or False]} stores the
-    matrices as MLX does. `config_overrides` go into config.json; None removes a key.
+    matrices as MLX does, `stack_experts` each matrix of a layer's experts as one. `config_overrides` go into config.json;
+    None removes a key.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     config = make_config(model_type, dtype, config_overrides)
     weights = make_weights(config, seed, dtype)
+    if stack_experts:
+        weights = stacked_experts(weights)
     if quantize is not None:
         weights = quantize_weights(weights, quantize)
         config["quantization"] = dict(quantize)
@@ -66,15 +78,17 @@ def make_config(model_type: str, dtype: str, overrides: Mapping[str, Any]) -> di
         "intermediate_size": 128,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 32 if model_type == "qwen3" else None,
+        "head_dim": 32 if model_type.startswith("qwen3") else None,
         "vocab_size": vocab,
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
-        "attention_bias": False if model_type == "qwen3" else None,
+        "attention_bias": False if model_type.startswith("qwen3") else None,
         "bos_token_id": len_base(vocab),
         "eos_token_id": len_base(vocab) + 2,
+        **(MOE if model_type.endswith("_moe") else {}),
+        "shared_expert_intermediate_size": 96 if model_type == "qwen2_moe" else None,
         **overrides,
     }
     return {key: value for key, value in config.items() if value is not None}
@@ -97,26 +111,57 @@ def make_weights(config: Mapping[str, Any], seed: int, dtype: str) -> dict[str, 
     def norm(name: str, size: int) -> None:
         put(f"{name}.weight", 1 + 0.3 * rng.standard_normal(size))
 
+    def mlp(path: str, inner: int) -> None:
+        for name, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
+            matrix(f"{path}.{name}_proj", rows, columns)
+            if config.get("mlp_bias"):
+                put(f"{path}.{name}_proj.bias", 0.3 * rng.standard_normal(rows))
+
     matrix("model.embed_tokens", config["vocab_size"], hidden)
     for layer in (f"model.layers.{i}" for i in range(config["num_hidden_layers"])):
         norm(f"{layer}.input_layernorm", hidden)
         norm(f"{layer}.post_attention_layernorm", hidden)
         for name, rows, columns in (("q", q, hidden), ("k", kv, hidden), ("v", kv, hidden), ("o", hidden, q)):
             matrix(f"{layer}.self_attn.{name}_proj", rows, columns)
-            biased = name != "o" if config["model_type"] == "qwen2" else config.get("attention_bias")
+            is_qwen2 = config["model_type"].startswith("qwen2")
+            biased = name != "o" if is_qwen2 else config.get("attention_bias")
             if biased:
                 put(f"{layer}.self_attn.{name}_proj.bias", 0.3 * rng.standard_normal(rows))
-        if config["model_type"] == "qwen3":
+        if config["model_type"].startswith("qwen3"):
             norm(f"{layer}.self_attn.q_norm", head_dim)
             norm(f"{layer}.self_attn.k_norm", head_dim)
-        for name, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
-            matrix(f"{layer}.mlp.{name}_proj", rows, columns)
-            if config.get("mlp_bias"):
-                put(f"{layer}.mlp.{name}_proj.bias", 0.3 * rng.standard_normal(rows))
+        if has_experts(config, int(layer.split(".")[-1])):
+            matrix(f"{layer}.mlp.gate", config["num_experts"], hidden)
+            for expert in range(config["num_experts"]):
+                mlp(f"{layer}.mlp.experts.{expert}", config["moe_intermediate_size"])
+            if "shared_expert_intermediate_size" in config:
+                mlp(f"{layer}.mlp.shared_expert", config["shared_expert_intermediate_size"])
+                matrix(f"{layer}.mlp.shared_expert_gate", 1, hidden)
+        else:
+            mlp(f"{layer}.mlp", inner)
     norm("model.norm", hidden)
     if not config["tie_word_embeddings"]:
         matrix("lm_head", config["vocab_size"], hidden)
     return weights
+
+
+def has_experts(config: Mapping[str, Any], layer: int) -> bool:
+    if not config["model_type"].endswith("_moe") or layer in config.get("mlp_only_layers", []):
+        return False
+    return (layer + 1) % config.get("decoder_sparse_step", 1) == 0
+
+
+def stacked_experts(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Join the matrices of a layer's experts under mlx-lm's name, (E, out, in)."""
+    stored: dict[str, mx.array] = {}
+    stacks: dict[str, list[mx.array]] = {}
+    for name, weight in weights.items():
+        if ".experts." not in name:
+            stored[name] = weight
+            continue
+        before, _, rest = name.partition(".experts.")
+        stacks.setdefault(f"{before}.switch_mlp.{rest.partition('.')[2]}", []).append(weight)
+    return stored | {name: mx.stack(parts) for name, parts in stacks.items()}
 
 
 def quantize_weights(weights: Mapping[str, mx.array], settings: Mapping[str, Any]) -> dict[str, mx.array]:
@@ -125,7 +170,7 @@ def quantize_weights(weights: Mapping[str, mx.array], settings: Mapping[str, Any
     for name, weight in weights.items():
         path = name.removesuffix(".weight")
         own = settings.get(path, settings)
-        if weight.ndim != 2 or own is False:
+        if weight.ndim < 2 or own is False:
             stored[name] = weight
             continue
         packed, scales, biases = mx.quantize(weight, group_size=own["group_size"], bits=own["bits"])

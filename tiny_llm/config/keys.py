@@ -43,14 +43,14 @@ TRAINING = "used in training only"
 LABELS = "for models that classify"
 SEQ2SEQ = "for models with an encoder"
 NOTE = "a note of the program that wrote the file"
-OTHER_WEIGHTS = "take a plain Llama, Qwen2, Qwen2.5 or Qwen3"
+OTHER_WEIGHTS = "take a plain Llama, Qwen2, Qwen2.5 or Qwen3, or its version with experts"
 PICTURES = "its sections are for pictures and films; in a text all of them have the same position"
 SPECULATION = "for a draft model, which transformers is given beside this one"
 ONE_ROTATION = "all layers turn alike here; write the settings themselves into the table if they are the same for all"
 WITHOUT = "remove it to get the model's answers without it"
 
 CONFIG_RULES = (
-    Rule("model_type", HONOURED, "llama, qwen2 or qwen3; others are refused"),
+    Rule("model_type", HONOURED, "llama, qwen2, qwen3, qwen2_moe or qwen3_moe; others are refused"),
     Rule(
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads",
         HONOURED,
@@ -59,7 +59,8 @@ CONFIG_RULES = (
     Rule(
         "num_key_value_heads",
         HONOURED,
-        "num_attention_heads where it is null or a llama lacks it; 32 where a qwen lacks it, if that divides them",
+        "num_attention_heads where it is null or a llama lacks it; 32 where a qwen2 or qwen3 lacks it, if that divides "
+        "them, 16 where a qwen2_moe, 4 where a qwen3_moe lacks it",
     ),
     Rule(
         "head_dim",
@@ -77,8 +78,27 @@ CONFIG_RULES = (
     Rule(
         "attention_bias",
         HONOURED,
-        "of a llama or qwen3; a qwen2 has biases on queries, keys and values whatever it says",
+        "of a llama, qwen3 or qwen3_moe; a qwen2 has biases on queries, keys and values whatever it says",
     ),
+    Rule("qkv_bias", HONOURED, "of a qwen2_moe: biases on queries, keys and values; true if missing"),
+    Rule(
+        "num_experts num_local_experts num_experts_per_tok moe_intermediate_size",
+        HONOURED,
+        "of a model with experts: how many there are, how many a token is sent to, and their width; 60, 4 and 1408 "
+        "where a qwen2_moe lacks them, 128, 8 and 768 where a qwen3_moe does",
+    ),
+    Rule(
+        "shared_expert_intermediate_size",
+        HONOURED,
+        "of a qwen2_moe, whose tokens all pass that expert; 5632 if missing",
+    ),
+    Rule("norm_topk_prob", HONOURED, "true: the shares of a token's experts sum to 1"),
+    Rule(
+        "decoder_sparse_step mlp_only_layers",
+        HONOURED,
+        "which layers have experts: every so many-th, but for those in the list; the others are dense",
+    ),
+    Rule("router_aux_loss_coef", HARMLESS, TRAINING),
     Rule("mlp_bias", HONOURED, "of a llama; the MLP of a qwen has no biases"),
     Rule(
         "sliding_window",
@@ -88,7 +108,7 @@ CONFIG_RULES = (
     Rule(
         "use_sliding_window max_window_layers layer_types",
         HONOURED,
-        "which layers see a window only, none in a llama; layers other than full_attention and sliding_attention are "
+        "which layers see a window only, none in a llama or a model with experts; layers other than full_attention and sliding_attention are "
         "refused",
     ),
     Rule(
@@ -127,7 +147,11 @@ CONFIG_RULES = (
         HARMLESS,
         SPEED,
     ),
-    Rule("output_hidden_states output_attentions return_dict use_return_dict tie_last_hidden_states", HARMLESS, OUTPUT),
+    Rule(
+        "output_hidden_states output_router_logits output_attentions return_dict use_return_dict tie_last_hidden_states",
+        HARMLESS,
+        OUTPUT,
+    ),
     Rule("id2label label2id num_labels problem_type finetuning_task task_specific_params", HARMLESS, LABELS),
     Rule("is_decoder cross_attention_hidden_size decoder_start_token_id prefix", HARMLESS, SEQ2SEQ),
     Rule("pad_token_id sep_token_id", HARMLESS, "batches are not padded here"),

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from tiny_llm.config.check import check_keys
 from tiny_llm.config.fields import JsonFields, as_json, require
 from tiny_llm.config.keys import CONFIG
+from tiny_llm.config.moe import MoeConfig
 from tiny_llm.config.rope import RopeConfig
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe")
 QUANTIZED_BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 
@@ -62,9 +63,9 @@ class QuantizationConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a dense Llama, Qwen2, Qwen2.5 or Qwen3 model. Sizes are in elements."""
+    """The shape of a Llama, Qwen2, Qwen2.5 or Qwen3 model, dense or with experts. Sizes are in elements."""
 
-    model_type: Literal["llama", "qwen2", "qwen3"]
+    model_type: Literal["llama", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe"]
     hidden_size: int
     num_hidden_layers: int
     intermediate_size: int
@@ -82,11 +83,12 @@ class ModelConfig:
     sliding_layers: tuple[int, ...] = ()
     quantization: QuantizationConfig | None = None
     mlp_bias: bool = False
+    moe: MoeConfig | None = None
 
     @property
     def o_bias(self) -> bool:
         """Whether the output projection has a bias: with `qkv_bias` it has one, but not in a Qwen2."""
-        return self.qkv_bias and self.model_type != "qwen2"
+        return self.qkv_bias and self.model_type not in ("qwen2", "qwen2_moe")
 
     @property
     def max_context(self) -> int:
@@ -133,12 +135,13 @@ class ModelConfig:
             rms_norm_eps=config.number("rms_norm_eps", 1e-6),
             rope=RopeConfig.from_hf(config, length),
             tie_word_embeddings=config.flag("tie_word_embeddings", False),
-            qkv_bias=config.flag("attention_bias", False) or model_type == "qwen2",
-            qk_norm=model_type == "qwen3",
+            qkv_bias=_qkv_bias(config, model_type),
+            qk_norm=model_type.startswith("qwen3"),
             sliding_window=window,
             sliding_layers=sliding,
             quantization=QuantizationConfig.of_model(config),
             mlp_bias=is_llama and config.flag("mlp_bias", False),
+            moe=MoeConfig.from_hf(config, model_type, layers) if model_type.endswith("_moe") else None,
         )
 
 
@@ -174,13 +177,20 @@ def _check_head(config: JsonFields) -> None:
     )
 
 
+def _qkv_bias(config: JsonFields, model_type: str) -> bool:
+    """Whether queries, keys and values have biases: a qwen2 always has them, and a qwen2_moe may do without."""
+    if model_type == "qwen2_moe":
+        return config.flag("qkv_bias", True)
+    return config.flag("attention_bias", False) or model_type == "qwen2"
+
+
 def _heads(config: JsonFields, model_type: str) -> tuple[int, int, int]:
     """Query heads, K/V heads and their width. A key that is missing has the value that transformers gives it."""
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     missing = {"num_key_value_heads", "head_dim"} - config.data.keys()
-    kv_default = heads
-    if model_type != "llama" and "num_key_value_heads" in missing and heads % 32 == 0:
+    kv_default = {"qwen2_moe": 16, "qwen3_moe": 4}.get(model_type, heads)
+    if model_type in ("qwen2", "qwen3") and "num_key_value_heads" in missing and heads % 32 == 0:
         kv_default = 32
     kv_heads = config.integer("num_key_value_heads", kv_default)
     _check_divides(config, "num_key_value_heads", kv_heads, "num_attention_heads", heads)
@@ -215,8 +225,8 @@ def _sliding(config: JsonFields, layers: int, model_type: str) -> tuple[int | No
         "layers; set sliding_window and use_sliding_window, or make them full_attention",
     )
     require(
-        not sliding or model_type != "llama",
-        f"{config.source}: sliding_window: expected no layers with a window in a llama, found {len(sliding)}; "
+        not sliding or model_type in ("qwen2", "qwen3"),
+        f"{config.source}: sliding_window: expected no layers with a window in a {model_type}, found {len(sliding)}; "
         "remove use_sliding_window and layer_types if the model was trained without one",
     )
     return (window, sliding) if sliding else (None, ())

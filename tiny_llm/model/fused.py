@@ -13,6 +13,7 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.model import ops as plain
 from tiny_llm.model.attention import causal_mask
 from tiny_llm.model.cached_attention import LOWEST, packed_attention_cpu, packed_attention_product
+from tiny_llm.model.moe import chosen_experts
 from tiny_llm.model.ops import Ops, Weight
 from tiny_llm.model.rope import Rotation
 
@@ -43,8 +44,9 @@ def by_columns(weights: Mapping[str, Any], config: ModelConfig) -> None:
     stays as it is, by rows.
     """
     for layer in weights["layers"]:
-        for weight in layer.values():
-            _lay_out(weight)
+        for name, weight in layer.items():
+            if name != "experts":
+                _lay_out(weight)
     if "lm_head" in weights:
         _lay_out(weights["lm_head"])
 
@@ -244,6 +246,7 @@ GPU = Ops(
     mx.compile,
     masked_attention_gpu,
     packed_attention_product,
+    chosen_experts,
 )
 CPU = Ops(
     linear,
@@ -255,6 +258,7 @@ CPU = Ops(
     mx.compile,
     masked_attention_cpu,
     packed_attention_cpu,
+    chosen_experts,
     lay_out=by_columns,
 )
 

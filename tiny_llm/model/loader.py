@@ -22,6 +22,7 @@ from tiny_llm.model.source import ModelSource, open_source
 __all__ = ["check_memory", "estimate_bytes", "load_config", "load_generation_defaults", "load_weights"]
 
 PACKED = ("U32",)
+Linear = Callable[..., Weight]  # `_linear` of one model
 
 
 def load_weights(
@@ -30,7 +31,8 @@ def load_weights(
     """Return the weights as a tree of evaluated arrays.
 
     {"embed_tokens", "layers": [{"input_layernorm", "qkv_proj", "q_norm"?, "k_norm"?, "o_proj",
-    "post_attention_layernorm", "gate_up_proj", "down_proj"}], "norm", "lm_head"?}; ops.py describes a leaf. Floats are
+    "post_attention_layernorm", "gate_up_proj", "down_proj"}], "norm", "lm_head"?}; ops.py describes a leaf, moe.py a
+    layer with experts. Floats are
     converted to `dtype`, or to the source's own type with None; packed weights stay packed. With `keep_16_bits` all
     matrices stay as stored. Raises ValueError naming file, key, expected and found.
     """
@@ -39,7 +41,7 @@ def load_weights(
     weights: dict[str, Any] = {"layers": []}
     weights["embed_tokens"] = _evaluated(linear("model.embed_tokens", config.vocab_size, config.hidden_size))
     for i in range(config.num_hidden_layers):
-        weights["layers"].append(_evaluated(_layer(tensors, linear, config, f"model.layers.{i}")))
+        weights["layers"].append(_evaluated(_layer(tensors, linear, config, i)))
     weights["norm"] = _evaluated(_norm(tensors, "model.norm", config.hidden_size))
     if not config.tie_word_embeddings:
         weights["lm_head"] = _evaluated(linear("lm_head", config.vocab_size, config.hidden_size))
@@ -47,15 +49,13 @@ def load_weights(
     return weights
 
 
-def _layer(tensors: "_Tensors", linear: Callable[..., Weight], config: ModelConfig, path: str) -> Weight:
+def _layer(tensors: "_Tensors", linear: Linear, config: ModelConfig, index: int) -> Weight:
+    path = f"model.layers.{index}"
     hidden = config.hidden_size
-    inner = config.intermediate_size
     q_size = config.num_attention_heads * config.head_dim
     kv_size = config.num_key_value_heads * config.head_dim
     qkv_bias = config.qkv_bias
-    mlp_bias = config.mlp_bias
     attn = f"{path}.self_attn"
-    mlp = f"{path}.mlp"
     layer = {
         "input_layernorm": _norm(tensors, f"{path}.input_layernorm", hidden),
         "qkv_proj": _joined(
@@ -65,16 +65,58 @@ def _layer(tensors: "_Tensors", linear: Callable[..., Weight], config: ModelConf
         ),
         "o_proj": linear(f"{attn}.o_proj", hidden, q_size, config.o_bias),
         "post_attention_layernorm": _norm(tensors, f"{path}.post_attention_layernorm", hidden),
-        "gate_up_proj": _joined(
-            linear(f"{mlp}.gate_proj", inner, hidden, mlp_bias),
-            linear(f"{mlp}.up_proj", inner, hidden, mlp_bias),
-        ),
-        "down_proj": linear(f"{mlp}.down_proj", hidden, inner, mlp_bias),
     }
+    if config.moe and index in config.moe.layers:
+        layer |= _mixture(tensors, linear, config, f"{path}.mlp")
+    else:
+        layer |= _mlp(linear, f"{path}.mlp", hidden, config.intermediate_size, config.mlp_bias)
     if config.qk_norm:
         layer["q_norm"] = _norm(tensors, f"{attn}.q_norm", config.head_dim)
         layer["k_norm"] = _norm(tensors, f"{attn}.k_norm", config.head_dim)
     return layer
+
+
+def _mlp(linear: Linear, path: str, hidden: int, inner: int, bias: bool) -> Weight:
+    gate_up = _joined(
+        linear(f"{path}.gate_proj", inner, hidden, bias),
+        linear(f"{path}.up_proj", inner, hidden, bias),
+    )
+    return {"gate_up_proj": gate_up, "down_proj": linear(f"{path}.down_proj", hidden, inner, bias)}
+
+
+def _mixture(tensors: "_Tensors", linear: Linear, config: ModelConfig, path: str) -> Weight:
+    """Return the router, the experts and the shared expert of a layer."""
+    moe = config.moe
+    assert moe
+    hidden = config.hidden_size
+    stack = partial(_stack, tensors, linear, path, moe.num_experts)
+    gate_up = _joined(stack("gate_proj", moe.expert_size, hidden), stack("up_proj", moe.expert_size, hidden))
+    layer: Weight = {
+        "router": linear(f"{path}.gate", moe.num_experts, hidden),
+        "experts": {"gate_up_proj": gate_up, "down_proj": stack("down_proj", hidden, moe.expert_size)},
+    }
+    if moe.shared_size:
+        shared = _mlp(linear, f"{path}.shared_expert", hidden, moe.shared_size, False)
+        layer["shared_expert"] = {**shared, "gate": linear(f"{path}.shared_expert_gate", 1, hidden)}
+    return layer
+
+
+def _stack(
+    tensors: "_Tensors", linear: Linear, path: str, num_experts: int, name: str, rows: int, columns: int
+) -> Weight:
+    """Return one matrix of all experts, (E, rows, columns): stored as one tensor, or as one for each expert."""
+    stacked = f"{path}.switch_mlp.{name}"
+    if f"{stacked}.weight" in tensors:
+        return linear(stacked, rows, columns, stack=(num_experts,))
+    paths = [f"{path}.experts.{index}.{name}" for index in range(num_experts)]
+    experts = [linear(place, rows, columns) for place in paths]
+    for place, expert in zip(paths, experts, strict=True):
+        if _row_shapes(expert) != _row_shapes(experts[0]):
+            raise ValueError(
+                f"{tensors.where(place + '.weight')}: expected it quantized as {paths[0]}, found other bits or none; "
+                "quantize all experts of a layer alike"
+            )
+    return {part: mx.stack([expert[part] for expert in experts]) for part in experts[0]}
 
 
 def _linear(
@@ -84,18 +126,21 @@ def _linear(
     rows: int,
     columns: int,
     bias: bool = False,
+    stack: tuple[int, ...] = (),
 ) -> Weight:
-    """Return a matrix (rows, columns); it is quantized where the file has `{path}.scales`."""
+    """Return a matrix (rows, columns), or a `stack` of them; it is quantized where the file has `{path}.scales`."""
     if f"{path}.scales" in tensors:
-        weight = _packed(tensors, quantization, path, rows, columns)
+        weight = _packed(tensors, quantization, path, (*stack, rows), columns)
     else:
-        weight = {"weight": tensors.take(f"{path}.weight", (rows, columns))}
+        weight = {"weight": tensors.take(f"{path}.weight", (*stack, rows, columns))}
     if bias:
         weight["bias"] = tensors.take(f"{path}.bias", (rows,))
     return weight
 
 
-def _packed(tensors: "_Tensors", quantization: QuantizationConfig | None, path: str, rows: int, columns: int) -> Weight:
+def _packed(
+    tensors: "_Tensors", quantization: QuantizationConfig | None, path: str, rows: tuple[int, ...], columns: int
+) -> Weight:
     own = quantization
     if quantization is not None:
         own = quantization.layers.get(path, quantization)
@@ -108,9 +153,9 @@ def _packed(tensors: "_Tensors", quantization: QuantizationConfig | None, path: 
     words = columns * own.bits // 32
     groups = columns // group
     return {
-        "weight": tensors.take(f"{path}.weight", (rows, words), PACKED),
-        "scales": tensors.take(f"{path}.scales", (rows, groups)),
-        "biases": tensors.take(f"{path}.biases", (rows, groups)),
+        "weight": tensors.take(f"{path}.weight", (*rows, words), PACKED),
+        "scales": tensors.take(f"{path}.scales", (*rows, groups)),
+        "biases": tensors.take(f"{path}.biases", (*rows, groups)),
     }
 
 
@@ -126,12 +171,13 @@ def _joined(*parts: Weight) -> Weight:
     joined = {}
     for name in first:
         arrays = [part[name] for part in parts]
-        joined[name] = mx.concatenate(arrays)
+        joined[name] = mx.concatenate(arrays, axis=max(0, arrays[0].ndim - 2))
     return joined
 
 
 def _row_shapes(weight: Weight) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape[1:] for name, array in weight.items()}
+    """Return the shape of each array without the number of rows."""
+    return {name: (*array.shape[:-2], *array.shape[max(1, array.ndim - 1) :]) for name, array in weight.items()}
 
 
 def _evaluated(weight: Weight) -> Weight:
@@ -177,7 +223,7 @@ class _Tensors:
             raise ValueError(f"{self.where(name)}: expected {expected}, found {entry.dtype} {list(entry.shape)}")
         array = self.arrays.pop(name)
         self.left.remove(name)
-        is_kept = self.keep_16_bits and len(shape) == 2
+        is_kept = self.keep_16_bits and len(shape) >= 2
         if self.dtype is None or dtypes is PACKED or is_kept:
             return array
         return array.astype(self.dtype)

@@ -1,0 +1,69 @@
+"""The mixture of experts that stands in the place of a layer's MLP, read from config.json."""
+
+from dataclasses import dataclass
+
+from tiny_llm.config.fields import JsonFields, as_json, is_integer, require
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """Experts of which a router chooses a few for each token (arXiv:1701.06538). Sizes are in elements."""
+
+    num_experts: int
+    experts_per_token: int
+    expert_size: int  # intermediate size of one expert
+    normalize: bool  # the shares of the chosen experts sum to 1; else they are parts of a softmax over all experts
+    layers: tuple[int, ...]  # those with experts; the others have a dense MLP
+    shared_size: int | None = None  # intermediate size of the expert that every token passes, None without one
+
+    @classmethod
+    def from_hf(cls, config: JsonFields, model_type: str, num_layers: int) -> "MoeConfig | None":
+        """Read the settings, with transformers' defaults for missing keys. Returns None where no layer has experts.
+
+        Raises ValueError naming file, key, expected and found.
+        """
+        is_qwen2 = model_type == "qwen2_moe"
+        num_experts = _num_experts(config, 60 if is_qwen2 else 128)
+        step = config.integer("decoder_sparse_step", 1)
+        dense = _dense_layers(config, num_layers)
+        layers = tuple(i for i in range(num_layers) if (i + 1) % step == 0 and i not in dense)
+        if num_experts == 0 or not layers:
+            return None
+        chosen = config.integer("num_experts_per_tok", 4 if is_qwen2 else 8)
+        require(
+            chosen <= num_experts,
+            f"{config.source}: num_experts_per_tok: expected at most num_experts ({num_experts}), found {chosen}",
+        )
+        return cls(
+            num_experts=num_experts,
+            experts_per_token=chosen,
+            expert_size=config.integer("moe_intermediate_size", 1408 if is_qwen2 else 768),
+            normalize=config.flag("norm_topk_prob", False),
+            layers=layers,
+            shared_size=config.integer("shared_expert_intermediate_size", 5632) if is_qwen2 else None,
+        )
+
+
+def _num_experts(config: JsonFields, default: int) -> int:
+    """Return the number of experts, under either of its two names."""
+    names = [name for name in ("num_experts", "num_local_experts") if config.data.get(name) is not None]
+    values = {config.integer(name, low=0, high=100_000) for name in names}
+    require(
+        len(values) < 2,
+        f"{config.source}: num_local_experts: expected num_experts ({config.data.get('num_experts')}), "
+        f"found {config.data.get('num_local_experts')}; remove one of them",
+    )
+    return values.pop() if values else default
+
+
+def _dense_layers(config: JsonFields, num_layers: int) -> list[int]:
+    """Return the numbers of the layers that have a dense MLP whatever `decoder_sparse_step` says."""
+    found = config.data.get("mlp_only_layers")
+    if found is None:
+        return []
+    if not isinstance(found, list) or any(not is_integer(i) or not 0 <= i < num_layers for i in found):
+        raise ValueError(
+            f"{config.source}: mlp_only_layers: expected a list of layers from 0 to {num_layers - 1}, "
+            f"found {as_json(found)}"
+        )
+    return found
