@@ -210,6 +210,10 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.switch_mlp.gate_proj": "ffn_gate_exps",
+    "mlp.switch_mlp.up_proj": "ffn_up_exps",
+    "mlp.switch_mlp.down_proj": "ffn_down_exps",
 }
 TOKEN_TYPES = {"normal": 1, "unknown": 2, "control": 3, "user": 4, "unused": 5, "byte": 6}
 
@@ -243,7 +247,14 @@ def tokenizer_metadata(tokenizer: Tokenizer, pre: str = "qwen2") -> dict[str, An
 
 
 def model_metadata(config: Mapping[str, Any]) -> dict[str, Any]:
-    arch = config["model_type"]
+    arch = config["model_type"].replace("_", "")
+    experts = {}
+    if "num_experts" in config:
+        experts = {
+            f"{arch}.expert_count": config["num_experts"],
+            f"{arch}.expert_used_count": config["num_experts_per_tok"],
+            f"{arch}.expert_feed_forward_length": config["moe_intermediate_size"],
+        }
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim", config["hidden_size"] // heads)
     return {
@@ -260,6 +271,7 @@ def model_metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         f"{arch}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
         f"{arch}.rope.freq_base": config["rope_theta"],
         **({f"{arch}.rope.dimension_count": head_dim} if arch == "llama" else {}),
+        **experts,
     }
 
 
@@ -297,7 +309,7 @@ def make_twins(
         turned = model_type == "llama" and heads is not None
         if turned:
             numbers = side_by_side(numbers, settings[heads])
-        kind = types.get(own.rpartition(".")[0], types[""]) if numbers.ndim == 2 else "F32"
+        kind = types.get(own.rpartition(".")[0], types[""]) if numbers.ndim > 1 else "F32"
         if not exact and kind.startswith("Q"):
             tensors[own] = Stored(kind, numbers.shape, random_blocks(kind, numbers.size, float(np.abs(numbers).max())))
             continue

@@ -44,8 +44,8 @@ def make_model(
     """Write a random two-layer model to the directory `path` and return it.
 
     `dtype` is of the stored weights. `quantize` {"bits", "group_size"[, "<layer path>": {…} or False]} stores the
-    matrices as MLX does, `stack_experts` each matrix of a layer's experts as one. `config_overrides` go into config.json;
-    None removes a key.
+    matrices as MLX does, `stack_experts` each matrix of a layer's experts as one. `config_overrides` go into
+    config.json; None removes a key.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)

@@ -61,6 +61,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2 tied": {"model_type": "qwen2", "types": {"": "Q8_0"}, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "types": {"": "Q4_1", "token_embd": "Q8_0", "blk.1.attn_k": "F16"}},
     "qwen3 of K types": {"model_type": "qwen3", "types": {"": "Q5_K", "output": "Q6_K"}, "head_dim": 64, **WIDE},
+    "qwen3 with experts": {
+        "model_type": "qwen3_moe",
+        "types": {"": "Q4_1", "blk.0.ffn_gate_inp": "F32", "blk.1.ffn_gate_inp": "F32", "blk.1.ffn_down_exps": "Q8_0"},
+        "stack_experts": True,
+    },
+    "qwen3 with experts of other bits": {
+        "model_type": "qwen3_moe",
+        "types": {"": "F16", "blk.0.ffn_gate_exps": "Q4_0", "blk.0.ffn_up_exps": "Q8_0"},
+        "stack_experts": True,
+        "num_experts": 8,
+    },
     "qwen3 with theta": {"model_type": "qwen3", "types": {"": "F16"}, "rope_theta": 1e6, "rms_norm_eps": 1e-5},
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.*takes more memory than the file")

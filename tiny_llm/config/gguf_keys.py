@@ -36,7 +36,7 @@ GGUF_RULES = (
     Rule("attention.causal", REFUSED, "a text is generated from left to right; " + OTHER_WEIGHTS, (True,)),
     Rule("use_parallel_residual", REFUSED, "a layer adds twice here; " + OTHER_WEIGHTS, (False,)),
     Rule("hidden_activation", REFUSED, "only SiLU is there; " + OTHER_WEIGHTS, ("silu", "swish")),
-    Rule("expert_count expert_used_count", REFUSED, "mixtures of experts are not read; " + OTHER_WEIGHTS, (0,)),
+    Rule("expert_count expert_used_count", REFUSED, "of experts only those of a qwen3moe are read", (0,)),
     Rule(
         "attention.sliding_window attention.clamp_kqv attention.max_alibi_bias attention.scale",
         REFUSED,
@@ -52,4 +52,16 @@ GGUF_RULES = (
     Rule("attn_logit_softcapping final_logit_softcapping", REFUSED, "nothing is capped here; " + OTHER_WEIGHTS, (0,)),
     Rule("rope.scaling.finetuned", HARMLESS, NOTE),
     Rule("pooling_type", HARMLESS, "of an embedding model; `embed` takes the pooling as an argument"),
+)
+
+EXPERT_RULES = (  # of a qwen3moe, beside and before the others
+    Rule(
+        "expert_count expert_used_count expert_feed_forward_length",
+        HONOURED,
+        "how many experts there are, how many a token is sent to, and their width; required",
+    ),
+    Rule("feed_forward_length", HONOURED, "no layer has a dense MLP: not used"),
+    Rule("expert_weights_norm", HONOURED, "true: the shares of a token's experts sum to 1; true if missing"),
+    Rule("expert_gating_func", REFUSED, "the router is a softmax here; " + OTHER_WEIGHTS, (1,)),
+    Rule("expert_weights_scale", REFUSED, "shares are not scaled here; " + OTHER_WEIGHTS, (0, 1)),
 )

@@ -108,8 +108,8 @@ CONFIG_RULES = (
     Rule(
         "use_sliding_window max_window_layers layer_types",
         HONOURED,
-        "which layers see a window only, none in a llama or a model with experts; layers other than full_attention and sliding_attention are "
-        "refused",
+        "which layers see a window only, none in a llama or a model with experts; layers other than full_attention "
+        "and sliding_attention are refused",
     ),
     Rule(
         "rope_theta rope_scaling rope_parameters original_max_position_embeddings",
@@ -148,7 +148,8 @@ CONFIG_RULES = (
         SPEED,
     ),
     Rule(
-        "output_hidden_states output_router_logits output_attentions return_dict use_return_dict tie_last_hidden_states",
+        "output_hidden_states output_router_logits output_attentions return_dict use_return_dict "
+        "tie_last_hidden_states",
         HARMLESS,
         OUTPUT,
     ),

@@ -156,14 +156,15 @@ class GgufFile:
         kind = tensor.kind
         if not kind.bits:
             return {name: self._entry(kind.dtype, *tensor.shape)}
-        if len(tensor.shape) != 2 or not name.endswith(".weight"):
+        num_axes = 3 if ".switch_mlp." in name else 2
+        if len(tensor.shape) != num_axes or not name.endswith(".weight"):
             raise ValueError(f"{self.path}: {name}: expected floats, found {kind.name} of shape {list(tensor.shape)}")
         path = name.removesuffix(".weight")
-        rows, columns = tensor.shape
+        *rows, columns = tensor.shape
         return {
-            name: self._entry("U32", rows, columns * kind.bits // 32),
-            f"{path}.scales": self._entry("F16", rows, columns // GROUP),
-            f"{path}.biases": self._entry("F16", rows, columns // GROUP),
+            name: self._entry("U32", *rows, columns * kind.bits // 32),
+            f"{path}.scales": self._entry("F16", *rows, columns // GROUP),
+            f"{path}.biases": self._entry("F16", *rows, columns // GROUP),
         }
 
     def _warn_of_growth(self) -> None:

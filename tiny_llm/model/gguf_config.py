@@ -12,7 +12,7 @@ import numpy as np
 from tiny_llm.config import RopeConfig
 from tiny_llm.config.check import check_rules
 from tiny_llm.config.fields import JsonFields, expect, require
-from tiny_llm.config.gguf_keys import GGUF_RULES
+from tiny_llm.config.gguf_keys import EXPERT_RULES, GGUF_RULES
 from tiny_llm.model.gguf_blocks import DTYPES, GROUP
 from tiny_llm.model.gguf_header import GgufHeader, GgufTensor
 from tiny_llm.model.rope import inverse_frequencies
@@ -31,6 +31,10 @@ IN_LAYER = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.switch_mlp.gate_proj",
+    "ffn_up_exps": "mlp.switch_mlp.up_proj",
+    "ffn_down_exps": "mlp.switch_mlp.down_proj",
 }
 UNUSED = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight")  # tables that are computed here
 ORIGINAL = 8192  # tokens, the context of Llama 3 before it was stretched
@@ -39,17 +43,20 @@ ORIGINAL = 8192  # tokens, the context of Llama 3 before it was stretched
 class Architecture(NamedTuple):
     """What a name in general.architecture means.
 
-    `pairs`: in the rows of q and k the two of each rotary pair are neighbours, not half a head apart.
+    `pairs`: in the rows of q and k the two of each rotary pair are neighbours, not half a head apart. `model_type` is
+    that of config.json, None where it is the architecture's name.
     """
 
     head: str
     pairs: bool = False
+    model_type: str | None = None
 
 
 ARCHITECTURES = {
     "llama": Architecture("LlamaForCausalLM", pairs=True),
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),
+    "qwen3moe": Architecture("Qwen3MoeForCausalLM", model_type="qwen3_moe"),
 }
 
 
@@ -97,10 +104,9 @@ def hf_config(header: GgufHeader, names: Mapping[str, str], factors: Sequence[fl
     _check_keys(fields, arch)
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[arch].head],
-        "model_type": arch,
+        "model_type": ARCHITECTURES[arch].model_type or arch,
         "hidden_size": fields.integer(f"{arch}.embedding_length"),
         "num_hidden_layers": fields.integer(f"{arch}.block_count", high=10_000),
-        "intermediate_size": fields.integer(f"{arch}.feed_forward_length"),
         "hidden_act": "silu",
         "vocab_size": _vocab_size(header, f"{arch}.vocab_size"),
         "max_position_embeddings": fields.integer(f"{arch}.context_length"),
@@ -110,6 +116,8 @@ def hf_config(header: GgufHeader, names: Mapping[str, str], factors: Sequence[fl
         "torch_dtype": str(float_type(header)).removeprefix("mlx.core."),
     }
     config |= _heads(fields, arch, config["hidden_size"])
+    config |= _experts(fields, arch) if arch == "qwen3moe" else {}
+    config["intermediate_size"] = fields.integer(f"{arch}.feed_forward_length", config.get("moe_intermediate_size"))
     if arch != "qwen2":
         config["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
     if arch == "llama":
@@ -123,10 +131,21 @@ def hf_config(header: GgufHeader, names: Mapping[str, str], factors: Sequence[fl
     return config
 
 
+def _experts(fields: JsonFields, arch: str) -> dict[str, Any]:
+    """Return the settings of a model whose layers all have experts."""
+    return {
+        "num_experts": fields.integer(f"{arch}.expert_count"),
+        "num_experts_per_tok": fields.integer(f"{arch}.expert_used_count"),
+        "moe_intermediate_size": fields.integer(f"{arch}.expert_feed_forward_length"),
+        "norm_topk_prob": fields.flag(f"{arch}.expert_weights_norm", True),
+    }
+
+
 def _check_keys(fields: JsonFields, arch: str) -> None:
     """Check the keys that begin with the architecture's name by their table."""
     own = {key: value for key, value in fields.data.items() if key.startswith(f"{arch}.")}
-    rules = {f"{arch}.{key}": rule for rule in GGUF_RULES for key in rule.keys.split()}
+    table = (*GGUF_RULES, *EXPERT_RULES) if arch == "qwen3moe" else GGUF_RULES
+    rules = {f"{arch}.{key}": rule for rule in table for key in rule.keys.split()}
     check_rules(JsonFields(own, fields.source), rules)
 
 
