@@ -19,7 +19,9 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     configuration_utils,
     modeling_rope_utils,
     tokenization_utils_base,
@@ -64,13 +66,14 @@ def taken(code: Any, pattern: str = POPPED) -> set[str]:
 
 def config_keys() -> set[str]:
     base = configuration_utils.PreTrainedConfig
-    keys = {field.name for kind in (LlamaConfig, Qwen2Config, Qwen3Config) for field in dataclasses.fields(kind)}
+    kinds = (LlamaConfig, Qwen2Config, Qwen3Config, Qwen2MoeConfig, Qwen3MoeConfig)
+    keys = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     keys |= taken(base.__post_init__) | taken(RotaryEmbeddingConfigMixin.convert_rope_params_to_dict)
     keys |= taken(base.get_config_dict, r'"(\w+)" in config_dict')
     masks = (Path(transformers.__file__).parent / "masking_utils.py").read_text(encoding="utf-8")  # it imports torch
     keys |= set(re.findall(r'getattr\(config, "(\w+)"', masks))
     keys |= {name for name, value in inspect.getmembers(base, lambda value: isinstance(value, property))}
-    keys |= set(LlamaConfig().to_dict()) | set(Qwen3Config().to_dict()) | set(Qwen2Config().to_dict())
+    keys |= {key for kind in kinds for key in kind().to_dict()}
     return keys - {"per_layer_attributes", "is_heterogeneous"}  # computed from per_layer_config
 
 
@@ -218,6 +221,15 @@ HONOURED_BY = {  # a value that makes a difference, or that is refused because i
         "quantization_config": {"bits": 4, "group_size": 64},
         "eos_token_id": 5,
         "architectures": ["Qwen3ForSequenceClassification"],
+        "qkv_bias": False,
+        "num_experts": 9,
+        "num_local_experts": 9,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 64,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
     },
     ROPE: {
         "rope_type": "dynamic",
@@ -259,6 +271,13 @@ HONOURED_BY = {  # a value that makes a difference, or that is refused because i
 }
 BESIDE = {  # what must stand beside a key before it acts
     "mlp_bias": {"model_type": "llama"},
+    "qkv_bias": {"model_type": "qwen2_moe"},
+    "shared_expert_intermediate_size": {"model_type": "qwen2_moe"},
+    **dict.fromkeys(
+        "num_experts num_local_experts num_experts_per_tok moe_intermediate_size norm_topk_prob decoder_sparse_step "
+        "mlp_only_layers".split(),
+        {"model_type": "qwen3_moe"},
+    ),
     "sliding_window": {"use_sliding_window": True, "max_window_layers": 1},
     "max_window_layers": {"use_sliding_window": True, "sliding_window": 8},
     "layer_types": {"use_sliding_window": True, "sliding_window": 8},

@@ -225,7 +225,7 @@ def test_unknown_architectures(whole: Path, architecture: Any) -> None:
     with copy_of(whole) as directory:
         table = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps({**table, "model_type": architecture}))
-        refused(directory, "config.json: model_type: expected one of llama, qwen2, qwen3")
+        refused(directory, "config.json: model_type: expected one of llama, qwen2, qwen3, qwen2_moe, qwen3_moe")
 
 
 @given(content=st.binary(max_size=60) | st.sampled_from([b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"[1]"]))

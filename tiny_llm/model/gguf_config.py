@@ -31,6 +31,8 @@ IN_LAYER = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+EXPERTS_IN_LAYER = {
     "ffn_gate_inp": "mlp.gate",
     "ffn_gate_exps": "mlp.switch_mlp.gate_proj",
     "ffn_up_exps": "mlp.switch_mlp.up_proj",
@@ -68,13 +70,14 @@ def architecture(header: GgufHeader) -> str:
 def hf_names(header: GgufHeader) -> dict[str, str]:
     """Return the Hugging Face name of each tensor that the model uses. Raises ValueError for unknown tensors."""
     arch = architecture(header)
+    in_layer = IN_LAYER | EXPERTS_IN_LAYER if arch == "qwen3moe" else IN_LAYER
     names = {}
     for name in header.tensors:
         if UNUSED.fullmatch(name):
             continue
         found = re.fullmatch(r"(?:blk\.(\d{1,5})\.)?(\w+)\.(weight|bias)", name, re.ASCII)
         layer, stem, kind = found.groups() if found else (None, "", "")
-        path = OUTSIDE.get(stem) if layer is None else IN_LAYER.get(stem)
+        path = OUTSIDE.get(stem) if layer is None else in_layer.get(stem)
         if path is None:
             where = f"{header.metadata.source}: {name:.100}"
             raise ValueError(
