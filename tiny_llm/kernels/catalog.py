@@ -14,6 +14,7 @@ from tiny_llm.kernels.decode_attention import (
     merge_attention,
 )
 from tiny_llm.kernels.elementwise import AXPBY, SWIGLU, axpby, swiglu
+from tiny_llm.kernels.experts import EXPERT_ROWS, Choices, expert_rows
 from tiny_llm.kernels.flash_attention import FLASH_ATTENTION, flash_attention
 from tiny_llm.kernels.launch import Kernel
 from tiny_llm.kernels.matmul import QUANTIZED_TILES, SPLIT_SUM, quantized_tiles, split_sum
@@ -71,6 +72,17 @@ def sums(dtype: mx.Dtype, n: int) -> Arguments:
 
 def quantized_arguments(dtype: mx.Dtype, rows: int, outputs: int, width: int, bits: int, group: int) -> Arguments:
     return normal(dtype, rows, width), *mx.quantize(normal(dtype, outputs, width, seed=1), group, bits)
+
+
+def expert_arguments(
+    dtype: mx.Dtype, tokens: int, experts: int, chosen: int, outputs: int, width: int, bits: int, group: int
+) -> Arguments:
+    """Rows of x, their choices in the order of the experts, and the experts' matrices."""
+    scores = mx.random.uniform(shape=(tokens, experts), key=mx.random.key(3))
+    flat = mx.argsort(scores, axis=1)[:, :chosen].reshape(-1).astype(mx.int32)
+    order = mx.argsort(flat).astype(mx.int32)
+    choices = Choices(order // chosen, flat[order], tokens)
+    return normal(dtype, tokens, width), choices, *mx.quantize(normal(dtype, experts, outputs, width), group, bits)
 
 
 def decode_arguments(
@@ -184,6 +196,17 @@ CATALOG = {
             lambda t: quantized_arguments(t, 4, 4096, 256, 4, 64),
             2 * 4096,
             once="weight scales biases",
+        ),
+        KernelEntry(
+            EXPERT_ROWS,
+            expert_rows,
+            lambda t: [
+                expert_arguments(t, *shape)
+                for shape in ((2, 5, 2, 70, 1344, 4, 64), (16, 4, 3, 9, 96, 2, 32), (8, 3, 1, 5, 96, 6, 32))
+            ],
+            lambda t: expert_arguments(t, 4, 8, 2, 1024, 256, 4, 64),
+            2 * 1024 * 2,
+            once="",
         ),
         KernelEntry(
             QUANTIZED_TILES,

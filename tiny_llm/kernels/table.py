@@ -20,6 +20,7 @@ from tiny_llm.kernels.launch import choose_back_end
 from tiny_llm.kernels.matmul import quantized_matmul
 from tiny_llm.kernels.norm import rms_norm
 from tiny_llm.kernels.packed_attention import packed_attention
+from tiny_llm.kernels.experts import Choices, expert_rows
 from tiny_llm.kernels.paged_attention import PACKED_TWINS, TWINS, Pages, paged_decode, paged_prefill
 from tiny_llm.kernels.rope import rope
 from tiny_llm.model import fused
@@ -97,6 +98,7 @@ def with_kernels(ops: Ops, name: str) -> Ops:
         swiglu=gate,
         attention=attention_on(on),
         packed_attention=packed_attention_on(on, ops.packed_attention),
+        experts=experts_on(on, ops.experts),
         paged=paged_on(on),
         paged_packed=PACKED_TWINS,
         kernels=on,
@@ -120,6 +122,28 @@ def linear_on(on: str, dense: Callable[[mx.array, Weight], mx.array]) -> Callabl
         return y + w["bias"] if "bias" in w else y
 
     return linear
+
+
+def experts_on(on: str, many: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """Return the experts' MLPs: packed ones of few tokens by our kernel, others by `many`."""
+
+    def product(x: mx.array, choices: Choices, w: Weight) -> mx.array:
+        return expert_rows(x, choices, w["weight"], w["scales"].astype(x.dtype), w["biases"].astype(x.dtype), on)
+
+    def experts(x: mx.array, routing: Routing, w: Weight, ops: Ops) -> mx.array:
+        num_tokens, per_token = routing.experts.shape
+        matrices = (w["gate_up_proj"], w["down_proj"])
+        if num_tokens > most_rows(3) or any("scales" not in matrix for matrix in matrices):
+            return many(x, routing, w, ops)
+        chosen = routing.experts.reshape(-1).astype(mx.int32)
+        order = mx.argsort(chosen).astype(mx.int32)
+        choices = Choices(order // per_token, chosen[order], num_tokens)
+        gate_up = product(x, choices, w["gate_up_proj"])
+        by_row = choices._replace(rows=mx.arange(chosen.size, dtype=mx.int32))
+        y = product(ops.swiglu(gate_up), by_row, w["down_proj"])
+        return shared_out(y[mx.argsort(order)], routing)
+
+    return experts
 
 
 def attention_on(on: str) -> Callable[..., mx.array]:

@@ -25,11 +25,15 @@ class Routing(NamedTuple):
     shares: mx.array  # (T, K): how much each of them counts
 
 
-def route(logits: mx.array, config: MoeConfig) -> Routing:
-    """Choose the experts with the largest of a router's logits (T, E), and give them their shares of the softmax."""
+def route(logits: mx.array, config: MoeConfig, bias: mx.array | None = None) -> Routing:
+    """Choose the experts with the largest of a router's logits (T, E), and give them their shares of the softmax.
+
+    A `bias` (E,) on the probabilities changes which experts are chosen, not what they count. (arXiv:2408.15664)
+    """
     # TASK w3.6.1: the largest probabilities, and what they sum to
     probabilities = mx.softmax(logits.astype(mx.float32), axis=-1)
-    order = mx.argsort(-probabilities, axis=-1)
+    scores = probabilities if bias is None else probabilities + bias
+    order = mx.argsort(-scores, axis=-1)
     experts = order[:, : config.experts_per_token]
     shares = mx.take_along_axis(probabilities, experts, axis=-1)
     if config.normalize:
@@ -138,3 +142,31 @@ def gathered_product(x: mx.array, experts: mx.array, w: Weight, is_sorted: bool)
         sorted_indices=is_sorted,
     )
     return y[:, 0]
+
+
+def counts_of(experts: mx.array, num_experts: int) -> mx.array:
+    """Count how many choices each expert got. experts (T, K), result (E,) float32."""
+    chosen = experts[..., None] == mx.arange(num_experts)
+    return chosen.astype(mx.float32).sum(axis=(0, 1))
+
+
+def balance_loss(logits: mx.array, experts: mx.array) -> mx.array:
+    """Compute Switch Transformer's loss of a router's logits (T, E) and its choices (T, K). (arXiv:2101.03961)
+
+    It is E · Σ f · p over the experts, with f the share of the choices that an expert got and p its mean probability:
+    1 where both are even, and up to E where one expert gets all.
+    """
+    # TASK w3.6.3: the share of choices times the mean probability
+    num_experts = logits.shape[-1]
+    shares = counts_of(experts, num_experts) / experts.size
+    probabilities = mx.softmax(logits, axis=-1).mean(axis=0)
+    return num_experts * (shares * probabilities).sum()
+    # END TASK
+
+
+def adjusted_bias(bias: mx.array, counts: mx.array, rate: float) -> mx.array:
+    """Return the bias (E,) of `route` after a step whose choices were `counts` (E,): a little up where load is low.
+
+    It balances without a loss, so that no gradient works against the model's own. (DeepSeek, arXiv:2408.15664)
+    """
+    return bias + rate * mx.sign(counts.mean() - counts)

@@ -1,0 +1,76 @@
+"""Products of rows with the quantized matrices of the experts that were chosen for them, each matrix read once."""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from tiny_llm.kernels.launch import Kernel, On, expect_array
+from tiny_llm.kernels.quantized import EACH, HELD, MAX_SIMDGROUPS, THREADGROUPS, TILE, format_of, most_rows
+
+EXPERT_ROWS = Kernel("expert_rows", "x rows experts begins weight scales biases", "out")
+
+
+class Choices(NamedTuple):
+    """R choices of experts, sorted by expert. No expert has more than `most` of them."""
+
+    rows: mx.array  # (R,) int32: the row of x that a choice multiplies
+    experts: mx.array  # (R,) int32, ascending
+    most: int
+
+
+def begins_of(experts: mx.array, places: int) -> mx.array:
+    """Return where each expert's choices begin among the sorted `experts` (R,), and where they end: (places + 1,).
+
+    Places behind the last expert are empty.
+    """
+    changes = (experts[1:] != experts[:-1]).astype(mx.int32)
+    place_of = mx.concatenate([mx.zeros(1, mx.int32), mx.cumsum(changes)])  # (R,): which expert among those chosen
+    before = place_of[None] < mx.arange(places + 1)[:, None]
+    return before.sum(axis=1).astype(mx.int32)
+
+
+def expert_rows_plain(x: mx.array, choices: Choices, weight: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
+    """The twin: each choice's own matrix, unpacked, in float32."""
+    bits, group = format_of("expert_rows", x, weight[0], scales[0], biases[0])
+    experts = choices.experts
+    wide = scales[experts].astype(mx.float32), biases[experts].astype(mx.float32)
+    matrices = mx.dequantize(weight[experts], *wide, group_size=group, bits=bits)  # (R, N, K)
+    chosen = x[choices.rows].astype(mx.float32)
+    return (matrices @ chosen[..., None])[..., 0].astype(x.dtype)
+
+
+def expert_rows(
+    x: mx.array, choices: Choices, weight: mx.array, scales: mx.array, biases: mx.array, on: On = None
+) -> mx.array:
+    """Multiply row rows[i] of x by the matrix of expert experts[i], for each choice: (R, N).
+
+    x (X, K), weight (E, N, K bits / 32) uint32, scales and biases (E, N, K / group) like x; in float32. Reads the
+    matrix of each expert that was chosen once. Raises ValueError for other shapes, and where an expert may have more
+    than 16 choices (8 where the bits do not divide 32).
+    """
+    expect_array("expert_rows weight", weight, (None, None, None), mx.uint32)
+    expect_array("expert_rows rows", choices.rows, choices.experts.shape, mx.int32)
+    expect_array("expert_rows experts", choices.experts, (None,), mx.int32)
+    bits, group = format_of("expert_rows", x, weight[0], scales[0], biases[0])
+    if choices.most > (most := most_rows(bits)):
+        raise ValueError(f"expert_rows: expected up to {most} rows for an expert, found {choices.most}")
+    num_experts, outputs, _ = weight.shape
+    columns, num_choices = x.shape[1], choices.rows.shape[0]
+    places = min(num_choices, num_experts)
+    count = max(1, choices.most)
+    step = 32 * 32 // (1 if 32 % bits else bits)  # columns that a simdgroup takes at once
+    each = max(1, min(EACH, HELD // (step // 32), HELD // count))
+    simdgroups = max(2, min(MAX_SIMDGROUPS // 2, outputs // (each * THREADGROUPS)))
+    tile = max(1, TILE // count // step) * step
+    return EXPERT_ROWS(
+        *(x, choices.rows, choices.experts, begins_of(choices.experts, places), weight, scales, biases),
+        plain=lambda: [expert_rows_plain(x, choices, weight, scales, biases)],
+        like=[((num_choices, outputs), x.dtype)],
+        grid=(max(1, -(-outputs // (simdgroups * each))) * simdgroups * 32, places, 1),
+        threadgroup=(simdgroups * 32, 1, 1),
+        template={
+            **{"T": x.dtype, "BITS": bits, "GROUP": group, "M": count, "N": outputs, "K": columns},
+            **{"SIMDGROUPS": simdgroups, "ROWS": each, "TILE": tile},
+        },
+        on=on,
+    )[0]
