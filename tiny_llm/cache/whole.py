@@ -104,6 +104,9 @@ class CachesSideBySide:
             positions.append(cache.begin(length))
         return mx.concatenate(positions)
 
+    def open_buffers(self, num_tokens: int) -> None:
+        """Return None: these steps go through `attend`."""
+
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         parts: list[mx.array] = []
         begin = 0
