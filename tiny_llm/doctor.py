@@ -1,6 +1,5 @@
 """What this machine offers to the engine: facts for `tiny-llm doctor`, each with its remedy. Uses no network."""
 
-import importlib
 import os
 import platform
 import shutil
@@ -59,11 +58,11 @@ def _system() -> Fact:
 
 def _mlx() -> Iterator[Fact]:
     try:
-        mx = importlib.import_module("mlx.core")
+        import mlx.core as mx
     except ImportError as error:
         yield Fact("MLX", "fail", str(error), "pip install 'mlx[cpu]' on Linux, 'mlx' on macOS")
         return
-    yield Fact("MLX", "ok", mx.__version__)
+    yield Fact("MLX", "ok", version("mlx"))
     yield _back_end(mx)
     yield _blas_fact(gflops(mx, mx.cpu))
     yield _compiler(back_end(mx))
@@ -126,8 +125,9 @@ def _compiler(kind: str) -> Fact:
 
 
 def _cpu_kernels(mx: Any) -> Fact:
-    """Whether products run natively, and how much of the memory's speed they reach."""
-    build = importlib.import_module("tiny_llm.kernels.cpu.build")
+    """Say whether the CPU kernels can be used, and how much of the memory's speed their products reach."""
+    from tiny_llm.kernels.cpu import build
+
     try:
         module = build.kernels()
     except build.NoKernelsError as error:
