@@ -78,7 +78,8 @@ class EngineOptions:
     kernels: Annotated[
         Literal["metal", "cuda", "cpu", "sim", "plain", "mlx"] | None,
         option(
-            "Run norms, rotation, gate, quantized products and attention as our kernels; sim runs anywhere, mlx none.",
+            "What computes: our kernels on metal, cuda or sim (anywhere, slowly), their plain twins, our CPU kernels, "
+            "or MLX alone.",
             envvar="TINY_LLM_KERNELS",
         ),
     ] = None

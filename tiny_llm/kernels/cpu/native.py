@@ -20,7 +20,7 @@ from tiny_llm.model.ops import Ops, Weight, quantization_of
 from tiny_llm.model.qwen3 import Attends, Qwen3
 from tiny_llm.model.rope import Rotation
 
-STACKED_TOKENS = 64  # the most tokens of a step whose layers are one operation: it saves calls, and long steps have few
+STACKED_TOKENS = 64  # the most tokens of a step whose layers are one operation; a longer step gains nothing by it
 INT8_ROWS = 32  # the most rows of a product with 8-bit activations
 
 
