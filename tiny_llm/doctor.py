@@ -34,7 +34,7 @@ class Fact:
 
 
 def collect() -> list[Fact]:
-    """All facts, in the order in which they depend on each other. Takes about a second, as it measures a matmul."""
+    """Return all facts, in the order in which they depend on each other. Takes about a second: a product is timed."""
     return [_python(), _system(), *_mlx(), _memory(), _cache(), _models(), _extras()]
 
 
@@ -71,7 +71,7 @@ def _mlx() -> Iterator[Fact]:
 
 
 def back_end(mx: Any) -> str:
-    """metal, cuda or cpu: where MLX computes unless told otherwise."""
+    """Return metal, cuda or cpu: where MLX computes unless told otherwise."""
     if mx.default_device().type != mx.gpu:
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
@@ -104,7 +104,7 @@ def _blas_fact(speed: float) -> Fact:
 
 
 def gflops(mx: Any, device: Any, size: int = 768) -> float:
-    """The best of five float32 products of two (size, size) matrices on `device`, in 1e9 operations per second."""
+    """Time float32 products of two (size, size) matrices on `device`; return the best of five, in GFLOP/s."""
     with mx.stream(device):
         matrix = mx.ones((size, size))
         mx.eval(matrix @ matrix)
@@ -201,5 +201,5 @@ def _installed(package: str) -> bool:
 
 
 def _existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists."""
+    """Return `path`, or the nearest folder above it that exists."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

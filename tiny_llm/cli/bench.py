@@ -60,7 +60,7 @@ def bench(
 
 
 def run(llm: "LLM", prompt_tokens: int, max_tokens: int, seed: int) -> "Stats":
-    """One request with a prompt of its own, so that nothing comes from the cache of the last."""
+    """Run one request with a prompt of its own, so that nothing comes from the cache of the last request."""
     draw = random.Random(seed)
     prompt = [(seed + 1) % llm.config.vocab_size]
     prompt += [draw.randrange(llm.config.vocab_size) for _ in range(prompt_tokens - 1)]
@@ -106,7 +106,7 @@ def bytes_read(llm: "LLM", context: int) -> float:
 
 
 def summarize(stats: "list[Stats]") -> list[Figure]:
-    """The figures of all runs."""
+    """Return the figures of all runs."""
     quantities = {
         "prefill": ("tokens/s", [each.prefill_tps for each in stats]),
         "decode": ("tokens/s", [each.decode_tps for each in stats]),
