@@ -5,8 +5,8 @@
 Each figure is the fastest of some rounds in three passes, since other programs can only slow one down. The bound is the
 larger of two times: that of the floating-point operations at the speed of a large matrix product here, and that of the
 bytes which must be read and written at the speed at which a matrix of 4 MB is read here (from the processor's caches,
-as in most of these cases). "fused" rows are the engine's fast twins. --code mine measures the files in code/. --write
-puts the tables into book/src/measured.
+as in most of these cases). Both are the speeds of MLX or of the CPU kernels, whichever are faster. "fused" rows are the
+engine's fast twins. --code mine measures the files in code/. --write puts the tables into book/src/measured.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -199,7 +200,7 @@ def weight_bytes(tree: object) -> float:
     """Bytes of all matrices but the embedding table, of which a token reads one row. `tree` as the loader makes it."""
     if isinstance(tree, mx.array):
         return tree.nbytes if tree.ndim == 2 else 0
-    if not isinstance(tree, dict | list):  # a matrix, or a layer, of the CPU kernels
+    if not isinstance(tree, dict | list):  # a Matrix of the CPU kernels, or a DecoderLayer, which has no own bytes
         return getattr(tree, "nbytes", 0)
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     return sum(weight_bytes(child) for name, child in items if name != "embed_tokens")
@@ -222,10 +223,22 @@ def seconds(call: Callable[[], object], rounds: int, least: float = 0.02) -> flo
 
 
 def machine(rounds: int) -> tuple[float, float]:
-    """(operations per second of a large float32 matrix product, bytes per second of a matrix times a vector), here."""
+    """Return the operations per second of a large float32 product, and the bytes per second of a matrix that is read.
+
+    Each is the faster of MLX and the CPU kernels.
+    """
+    from tiny_llm.kernels.cpu import build
+
     a, b, x = random(1024, 1024), random(1024, 1024), random(1024, 1)
     mx.eval(a, b, x)
-    return 2 * 1024**3 / seconds(lambda: a @ b, rounds), a.nbytes / seconds(lambda: a @ x, rounds)
+    product, read = seconds(lambda: a @ b, rounds), seconds(lambda: a @ x, rounds)
+    if mx.default_device() == mx.cpu:
+        with suppress(build.NoKernelsError):
+            module = build.kernels()
+            matrix = module.Matrix(module.Arena(), a, None)
+            product = min(product, seconds(lambda: matrix.product(b, False), rounds))
+            read = min(read, a.nbytes / (1e9 * module.read_speed(a.nbytes)))
+    return 2 * 1024**3 / product, a.nbytes / read
 
 
 def measure(makers: Makers, rounds: int) -> tuple[dict[str, list[Row]], float, float]:

@@ -1,6 +1,5 @@
 """What this machine offers to the engine: facts for `tiny-llm doctor`, each with its remedy. Uses no network."""
 
-import importlib
 import os
 import platform
 import shutil
@@ -35,7 +34,7 @@ class Fact:
 
 
 def collect() -> list[Fact]:
-    """All facts, in the order in which they depend on each other. Takes about a second, as it measures a matmul."""
+    """Return all facts, in the order in which they depend on each other. Takes about a second: a product is timed."""
     return [_python(), _system(), *_mlx(), _memory(), _cache(), _models(), _extras()]
 
 
@@ -59,11 +58,11 @@ def _system() -> Fact:
 
 def _mlx() -> Iterator[Fact]:
     try:
-        mx = importlib.import_module("mlx.core")
+        import mlx.core as mx
     except ImportError as error:
         yield Fact("MLX", "fail", str(error), "pip install 'mlx[cpu]' on Linux, 'mlx' on macOS")
         return
-    yield Fact("MLX", "ok", mx.__version__)
+    yield Fact("MLX", "ok", version("mlx"))
     yield _back_end(mx)
     yield _blas_fact(gflops(mx, mx.cpu))
     yield _compiler(back_end(mx))
@@ -72,7 +71,7 @@ def _mlx() -> Iterator[Fact]:
 
 
 def back_end(mx: Any) -> str:
-    """metal, cuda or cpu: where MLX computes unless told otherwise."""
+    """Return metal, cuda or cpu: where MLX computes unless told otherwise."""
     if mx.default_device().type != mx.gpu:
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
@@ -105,7 +104,7 @@ def _blas_fact(speed: float) -> Fact:
 
 
 def gflops(mx: Any, device: Any, size: int = 768) -> float:
-    """The best of five float32 products of two (size, size) matrices on `device`, in 1e9 operations per second."""
+    """Time float32 products of two (size, size) matrices on `device`; return the best of five, in GFLOP/s."""
     with mx.stream(device):
         matrix = mx.ones((size, size))
         mx.eval(matrix @ matrix)
@@ -126,8 +125,9 @@ def _compiler(kind: str) -> Fact:
 
 
 def _cpu_kernels(mx: Any) -> Fact:
-    """Whether products run natively, and how much of the memory's speed they reach."""
-    build = importlib.import_module("tiny_llm.kernels.cpu.build")
+    """Say whether the CPU kernels can be used, and how much of the memory's speed their products reach."""
+    from tiny_llm.kernels.cpu import build
+
     try:
         module = build.kernels()
     except build.NoKernelsError as error:
@@ -201,5 +201,5 @@ def _installed(package: str) -> bool:
 
 
 def _existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists."""
+    """Return `path`, or the nearest folder above it that exists."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

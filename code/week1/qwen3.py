@@ -6,14 +6,17 @@ computes the rest. `project` and `finish` keep no state, so they are compiled on
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Protocol
 
 import mlx.core as mx
 
 from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
+from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.ops import Ops
 from tiny_llm.model.rope import Rope, Rotation
+from tiny_llm.model.step_buffers import StepBuffers
 
 Weights = Mapping[str, Any]
 
@@ -27,6 +30,13 @@ class Attends(Protocol):
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Store k and v (T, Hkv, D) and return the attention of the queries (T, Hq, D) to all they may see."""
 
+    def open_buffers(self, num_tokens: int) -> StepBuffers | None:
+        """Open a step of T tokens, in place of `begin`, and return the buffers of all layers.
+
+        The operation that computes all layers writes K and V into the buffers, and `StepBuffers.replace` then takes the
+        place of `attend`. Return None, and open no step, where this step needs `begin` and `attend`.
+        """
+
 
 class Qwen3:
     """A decoder-only transformer. `weights`: the tree that `loader.load_weights` returns."""
@@ -38,6 +48,11 @@ class Qwen3:
         self.rope = Rope(config.rope, config.head_dim)
         self._project = ops.compile(self.project)
         self._finish = ops.compile(self.finish)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the model, which its saved caches carry. The loader sets it before it lays the weights out."""
+        return fingerprint(self.config, self.weights)
 
     def __call__(self, tokens: mx.array, cache: Attends, rows: mx.array | slice | None = None) -> mx.array:
         """Return the logits after each of the tokens (T,), or only after the tokens at `rows`: (T or rows, vocab)."""

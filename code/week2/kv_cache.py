@@ -16,7 +16,7 @@ from tiny_llm.cache.base import Part, check_trim, full_layout, no_slots
 from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
 from tiny_llm.model.ops import Ops
-from tiny_llm.model.places import Places
+from tiny_llm.model.step_buffers import StepBuffers
 
 
 class ContiguousCache:
@@ -67,15 +67,16 @@ class ContiguousCache:
         # YOUR CODE (w2.4.2): grow if need be, write, return what is filled
         raise NotDone("w2.4.2")
 
-    def place(self, num_tokens: int) -> Places | None:
-        """Open a step whose layers are one operation, if there is room for it; see `places.Placed`."""
+    def open_buffers(self, num_tokens: int) -> StepBuffers | None:
+        """Open a step whose layers are one operation; None where the buffers lack room for T more tokens."""
         if not self.keys or self.offset + num_tokens > self.keys[0].shape[1]:
             return None
         positions = self.begin(num_tokens)
-        return Places(positions, positions, mx.array([self.offset]), self.state)
+        ends = mx.array([self.offset])
+        return StepBuffers(positions, positions, ends, self.state, self.replace_buffers)
 
-    def take_in(self, buffers: list[mx.array]) -> None:
-        """Replace the buffers by those that such a step has written."""
+    def replace_buffers(self, buffers: list[mx.array]) -> None:
+        """Replace the buffers by those that a step has written: all layers' keys, then all layers' values."""
         half = len(buffers) // 2
         self.keys = buffers[:half]
         self.values = buffers[half:]

@@ -24,7 +24,7 @@ from tiny_llm.config.engine import SINKS, WINDOW, check_window
 from tiny_llm.config.fields import require
 from tiny_llm.course import NotDone
 from tiny_llm.model.ops import Ops
-from tiny_llm.model.places import Places
+from tiny_llm.model.step_buffers import StepBuffers
 
 
 def slot_of(position: int, sinks: int, capacity: int) -> int:
@@ -136,8 +136,11 @@ class RotatingCache(ContiguousCache):
                 mx.eval(out)  # MLX would copy the buffer if the next piece wrote before this one has read
         return attended[0] if len(attended) == 1 else mx.concatenate(attended)
 
-    def place(self, num_tokens: int) -> Places | None:
-        """Open a step of one token whose layers are one operation, if there is room for it; see `places.Placed`."""
+    def open_buffers(self, num_tokens: int) -> StepBuffers | None:
+        """Open a step of one token whose layers are one operation; None where the buffers lack room for it.
+
+        None also for several tokens, and where the layers would need masks that differ.
+        """
         end = self.offset + 1
         if num_tokens != 1 or not self.keys or min(end, self.full) > self.keys[0].shape[1]:
             return None
@@ -145,8 +148,8 @@ class RotatingCache(ContiguousCache):
             return None  # layers with a window have another mask
         positions = self.begin(1)
         (piece,) = self._pieces
-        seen = mx.array([min(end, self.full)])
-        return Places(positions, piece.slot, seen, self.state, mask=piece.mask)
+        ends = mx.array([min(end, self.full)])
+        return StepBuffers(positions, piece.slot, ends, self.state, self.replace_buffers, mask=piece.mask)
 
     def _mask(self, piece: Piece, window: int | None) -> mx.array | None:
         """Return which slots a piece's tokens see in a layer with this window; None where all tokens are within it."""

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from tests.cache.kinds import CONFIG, KINDS, inputs, oracle, step
 from tiny_llm.cache import disk, sealed
+from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.quantized import QuantizedCache
 from tiny_llm.cache.rotating import RotatingCache
 from tiny_llm.cache.rotating_quantized import RotatingQuantizedCache
 from tiny_llm.model.ops import PLAIN
 
 MODEL = "a" * 64
+NATIVE = PLAIN._replace(kernels="cpu")
 TOKENS = list(range(40, 90))
 
 
@@ -250,3 +252,37 @@ def test_a_failed_write_leaves_the_old_file_whole(path: Path, monkeypatch: pytes
 def test_a_folder_that_is_not_there_is_named(path: Path) -> None:
     with pytest.raises(OSError, match=f"No such file or directory: '{path.parent}/none/x'"):
         disk.save(path.parent / "none" / "x", filled("contiguous", 3)[0], TOKENS, MODEL)
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "8 bits"])
+def test_the_cpu_kernels_get_float32(path: Path, kind: str) -> None:
+    """They refused a cache in half precision in the middle of a step."""
+    cache, back = KINDS[kind](CONFIG, PLAIN), KINDS[kind](CONFIG, NATIVE)
+    step(cache, [tuple(x.astype(mx.float16) for x in inputs(CONFIG, 9, seed)) for seed in (0, 1)], 0, 9)
+    disk.save(path, cache, TOKENS, MODEL)
+    disk.load(path, back, MODEL)
+    assert {array.dtype for array in back.state} <= {mx.float32, mx.uint32}
+    for a, b in zip(cache.state, back.state, strict=True):
+        assert mx.array_equal(a[:, :9], b)
+
+
+def test_a_cache_of_other_activations_is_refused(path: Path) -> None:
+    """Keys and values that were computed with int8 activations differ."""
+    rounding = NATIVE._replace(int8=True)
+    disk.save(path, ContiguousCache(CONFIG, rounding), TOKENS, MODEL)
+    assert disk.load(path, ContiguousCache(CONFIG, rounding), MODEL) == []
+    with pytest.raises(ValueError, match="activations: expected float as this run sets it, found int8; run with"):
+        disk.load(path, ContiguousCache(CONFIG, NATIVE), MODEL)
+    disk.save(path, ContiguousCache(CONFIG, NATIVE), TOKENS, MODEL)
+    with pytest.raises(ValueError, match="activations: expected int8 as this run sets it, found float"):
+        disk.load(path, ContiguousCache(CONFIG, rounding), MODEL)
+
+
+def test_a_file_without_activations_is_of_floats(path: Path) -> None:
+    """Files of earlier versions do not name them."""
+    disk.save(path, filled("contiguous", 5)[0], TOKENS, MODEL)
+    arrays, metadata = mx.load(str(path), return_metadata=True)
+    for name in ("sha256", "activations"):
+        metadata.pop(name)
+    sealed.write(path, metadata, arrays)
+    assert disk.load(path, KINDS["contiguous"](CONFIG, PLAIN), MODEL) == TOKENS[:5]

@@ -278,10 +278,18 @@ def test_a_skipped_generate_is_not_the_learners(checkout: Path, solve: Solve) ->
     assert Overlay(checkout / "code", {"w3.1.4", "w3.2.2"}).runs_lesson
 
 
-def test_fused_operations_are_refused_with_code(run: Any) -> None:
-    result = run("generate", "x", "--ops", "fused", "--code", "mine", "--model", "nowhere")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ops", "fused"], "--ops: fused operations are not the exercises"),
+        (["--activations", "int8"], "--activations: products in int8 are not the exercises"),
+    ],
+)
+def test_what_would_replace_the_code_is_refused(run: Any, options: list[str], message: str) -> None:
+    """int8 activations took the CPU kernels for the whole model, and none of the learner's code ran."""
+    result = run("generate", "x", *options, "--code", "mine", "--model", "nowhere")
     assert result.code == 2
-    assert "fused operations are not the exercises" in result.err
+    assert message in result.err
 
 
 def pytest_in(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

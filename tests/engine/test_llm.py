@@ -1,6 +1,7 @@
 """`load` and `LLM`: what the Python API promises."""
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -97,26 +98,48 @@ def test_an_abandoned_stream_leaves_a_right_cache(path: Path, llm: LLM, steps: i
 def test_a_step_that_dies_half_way_leaves_no_trace(
     path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool, error: BaseException
 ) -> None:
-    """Ctrl-C between two layers of the third step, or a fault in each step from there on.
+    """Ctrl-C within the third step, or a fault in each step from there on.
 
-    `at_once`: all layers of a step are one operation, and the fault comes before the cache takes in what it wrote.
+    It comes between two layers; or, `at_once`, where all layers are one operation, before the cache gets the written
+    buffers. The engine computes a sequence again after a fault, layer by layer, so that these steps fail as well.
     """
     llm = load(path, config=EngineConfig(kernels=None if at_once else "mlx"))
-    if at_once and llm.model.ops.kernels != "cpu":
+    if at_once and not llm.model.ops.native:
         pytest.skip("the CPU kernels can't be built here")
-    name, before = ("take_in", 2) if at_once else ("attend", 5)
-    method, calls = getattr(ContiguousCache, name), iter(range(100))
+    layers = llm.config.num_hidden_layers
+    names = ["replace_buffers", "attend"] if at_once else ["attend"]
+    calls = count()
+    before = layers + 1 if at_once else 2 * layers + 1  # calls that succeed: the prompt is computed layer by layer
 
-    def interrupted(*args):
-        if next(calls) >= before:
-            raise error
-        return method(*args)
+    def failing(method):
+        def call(*args):
+            if next(calls) >= before:
+                raise error
+            return method(*args)
+
+        return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(ContiguousCache, name, interrupted)
+        for name in names:
+            patch.setattr(ContiguousCache, name, failing(getattr(ContiguousCache, name)))
         with pytest.raises(type(error) if isinstance(error, Exception) else error):
             llm.generate(CHAT, GREEDY)
     assert llm.generate(CHAT, GREEDY).text == fresh(path, CHAT)
+
+
+def test_a_fault_of_one_operation_alone_is_recovered_from(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each fault the sequence is computed again, layer by layer, which gives it one more token."""
+    llm = load(path)
+    if not llm.model.ops.native:
+        pytest.skip("the CPU kernels can't be built here")
+
+    def failing(*_args):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(ContiguousCache, "replace_buffers", failing)
+    found = llm.generate(CHAT, GREEDY).text
+    monkeypatch.undo()
+    assert found == fresh(path, CHAT)
 
 
 def test_out_of_memory_says_what_to_do(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,19 @@ import pytest
 from tests.model.parity import prompt
 from tests.support import make_model
 from tiny_llm import doctor
+from tiny_llm.cache.block_files import BlockFiles
+from tiny_llm.cache.paged import PagedPool
+from tiny_llm.cli.bench import at_most, bytes_read
 from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.engine.llm import LLM, load
 from tiny_llm.kernels.cpu import build, native
+from tiny_llm.kernels.cpu.native import laid_out_bytes, matrices_of
 from tiny_llm.kernels.table import describe_operations, operations
 from tiny_llm.model import fused
 from tiny_llm.model.cached_attention import Packed
+from tiny_llm.model.fingerprint import fingerprint
+from tiny_llm.model.loader import load_config, load_weights
+from tiny_llm.model.memory import estimate_bytes
 from tiny_llm.model.ops import PLAIN
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the CPU kernels are for Linux")
@@ -433,6 +440,69 @@ def test_matrices_keep_the_bits_of_the_file(tmp_path: Path) -> None:
     sizes = [llm.model.weights["layers"][0]["down_proj"]["cpu"].nbytes for llm in (wide, narrow)]
     assert sizes[0] == 2 * sizes[1]
     assert "layers, products" in describe_operations(wide.model, config)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_fingerprint_is_that_of_the_stored_arrays(kind: str, tmp_path: Path) -> None:
+    """It left scales out, and failed for a matrix in the kernels' order."""
+    path = make_model(tmp_path / "model", **MODELS[kind])
+    config = load_config(path)
+    weights = load_weights(path, config, mx.float32, native=True)
+    expected = fingerprint(config, weights)
+    assert load(path, config=EngineConfig(kernels="cpu")).model.fingerprint == expected
+    part = next(iter(matrices_of(weights["layers"][1])))
+    name = "scales" if "scales" in part else "weight"
+    part[name] = part[name] * 1.5
+    assert fingerprint(config, weights) != expected
+
+
+def test_a_saved_cache_is_for_the_same_activations(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "model", quantize={"bits": 4, "group_size": 32})
+    exact, rounded = (load(path, config=EngineConfig(kernels="cpu", activations=a)) for a in ("float32", "int8"))
+    rounded.generate("hello", GREEDY)
+    rounded.save_cache(tmp_path / "kept")
+    assert load(path, config=rounded.engine_config).load_cache(tmp_path / "kept") > 0
+    with pytest.raises(ValueError, match="activations: expected float as this run sets it, found int8"):
+        exact.load_cache(tmp_path / "kept")
+    words = describe_operations(rounded.model, rounded.engine_config)
+    assert words.endswith("; activations: int8 in products of up to 32 rows with packed weights")
+    assert "int8" not in describe_operations(exact.model, exact.engine_config)
+
+
+def test_blocks_on_the_disk_are_for_the_same_activations(tmp_path: Path) -> None:
+    """A pool of a model with int8 activations never finds the blocks of one without, nor the other way round."""
+    config = load_config(make_model(tmp_path / "model"))
+    names = set[str]()
+    for int8 in (False, True):
+        pool = PagedPool(config, PLAIN._replace(int8=int8), 2, 8)
+        files = BlockFiles(tmp_path / "blocks", 1 << 20, pool, "model")
+        files.store("address", 0)
+        names.update(files.sizes)
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_estimate_of_memory_is_that_of_the_matrices(kind: str, tmp_path: Path) -> None:
+    """Codes of 2, 3 and 6 bits are widened, each layer's by its own bits."""
+    path = make_model(tmp_path / "model", vocab_size=320, **MODELS[kind])
+    config = load_config(path)
+    need = estimate_bytes(path, config, mx.float32, 64, native=True)
+    weights = load(path, config=EngineConfig(kernels="cpu")).model.weights
+    laid_out = laid_out_bytes(weights) + weights["embed_tokens"]["cpu"].nbytes
+    assert laid_out <= need.weights < laid_out + 20_000  # norms
+
+
+def test_the_bound_counts_the_matrices_as_they_are_laid_out(tmp_path: Path) -> None:
+    """It took 32 bits for each weight, or the bits of the file."""
+    path = make_model(tmp_path / "model", quantize={"bits": 6, "group_size": 32}, **WIDE)
+    llm = load(path, config=EngineConfig(kernels="cpu"))
+    keys = 2 * 2 * 1 * 32 * 4  # K and V, layers, heads, width, bytes
+    assert bytes_read(llm, 100) == pytest.approx(laid_out_bytes(llm.model.weights) + 100 * keys)
+    packed = load(path, config=EngineConfig(kernels="cpu", cache="quantized"))
+    assert bytes_read(packed, 100) < bytes_read(llm, 100) - 100 * keys / 2
+    ring = load(path, config=EngineConfig(kernels="cpu", cache="rotating", window=20))
+    assert bytes_read(ring, 100) == pytest.approx(bytes_read(llm, 20))
+    assert at_most(llm, 100).median > 0
 
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)

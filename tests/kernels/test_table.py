@@ -216,5 +216,25 @@ def test_the_environment_names_the_back_end_of_the_whole_model(monkeypatch: pyte
     assert load(POCKET).model.ops.kernels == "sim"
     assert load(POCKET, config=EngineConfig(kernels="plain")).model.ops.kernels == "plain"
     monkeypatch.setenv("TINY_LLM_KERNELS", "vulkan")
-    with pytest.raises(ValueError, match="TINY_LLM_KERNELS or on=.*found 'vulkan'"):
+    names = "expected one of metal, cuda, cpu, sim, plain, mlx"
+    with pytest.raises(ValueError, match=f"kernels: {names} .*TINY_LLM_KERNELS or on=.*found 'vulkan'"):
         load(POCKET)
+
+
+def test_words_follow_the_table_and_not_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names the back end as well, and without both the CPU kernels may run."""
+    monkeypatch.setenv("TINY_LLM_KERNELS", "plain")
+    config = EngineConfig()
+    assert describe_operations(load(POCKET, config=config).model, config).startswith("kernels on plain: norm,")
+    monkeypatch.setenv("TINY_LLM_KERNELS", "mlx")
+    assert describe_operations(load(POCKET, config=config).model, config) == (
+        "kernels: none of ours, MLX's operations alone"
+    )
+
+
+def test_mlx_alone_means_a_paged_pool_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU our kernels ran over the pool."""
+    monkeypatch.delenv("TINY_LLM_KERNELS", raising=False)
+    monkeypatch.setattr("tiny_llm.kernels.table.choose_back_end", lambda name=None: "metal")
+    assert operations(EngineConfig(kernels="mlx"), PLAIN, mx.float32).paged is TWINS
+    assert operations(EngineConfig(ops="plain"), PLAIN, mx.float32).paged is not TWINS

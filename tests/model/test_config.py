@@ -127,7 +127,10 @@ def test_quantization() -> None:
 
 
 REFUSED = [
-    ({"model_type": "mistral"}, r'model_type: expected one of llama, qwen2, qwen3, qwen2_moe, qwen3_moe, found "mistral"'),
+    (
+        {"model_type": "mistral"},
+        r'model_type: expected one of llama, qwen2, qwen3, qwen2_moe, qwen3_moe, found "mistral"',
+    ),
     ({"model_type": None}, r"model_type: expected one of llama, qwen2, qwen3, qwen2_moe, qwen3_moe, found null"),
     ({"hidden_size": None}, r"hidden_size: expected an integer from 1 to 2147483647, found null"),
     ({"hidden_size": 1024.0}, r"hidden_size: expected an integer .*, found 1024.0"),

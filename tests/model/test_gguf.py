@@ -367,7 +367,9 @@ def test_tensors_that_the_model_has_not_are_named(tmp_path: Path) -> None:
 def test_another_architecture_is_named_before_its_tensors(tmp_path: Path) -> None:
     tensors = {"blk.0.attn_qkv.weight": pack("F16", np.ones((2, 4)))}
     file = write_gguf(tmp_path / "x.gguf", {"general.architecture": "phi3"}, tensors)
-    with pytest.raises(ValueError, match=r'general.architecture: expected one of llama, qwen2, qwen3, qwen3moe, found "phi3"'):
+    with pytest.raises(
+        ValueError, match=r'general.architecture: expected one of llama, qwen2, qwen3, qwen3moe, found "phi3"'
+    ):
         open_source(file)
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import mlx.core as mx
 
 from tiny_llm.config import ModelConfig
+from tiny_llm.model.step_buffers import StepBuffers
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -12,7 +13,8 @@ FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 class KVCache(Protocol):
     """One sequence's keys and values in all layers, and the attention over them.
 
-    A step is `begin`, then one `attend` for each layer. `offset` counts the tokens before the next step.
+    A step is `begin`, then one `attend` for each layer. Where `open_buffers` returns buffers, they replace both calls.
+    `offset` counts the tokens before the next step.
     """
 
     offset: int
@@ -24,6 +26,9 @@ class KVCache(Protocol):
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Append k and v (T, Hkv, D); return what q (T, Hq, D) sees of the whole sequence, (T, Hq, D)."""
         # ANCHOR_END: attend
+
+    def open_buffers(self, num_tokens: int) -> StepBuffers | None:
+        """Open a step whose layers are one operation; None where it needs `begin` and `attend`. See `qwen3.Attends`."""
 
     @property
     def trimmable(self) -> int:

@@ -40,7 +40,7 @@ class BlockFiles:
         self.trouble = ""
         shapes = [[buffer.shape[0], *buffer.shape[2:]] for buffer in pool.state]
         dtypes = [str(buffer.dtype) for buffer in pool.state]
-        layout = repr((shapes, dtypes)).encode()
+        layout = repr((shapes, dtypes, pool.ops.int8)).encode()  # int8 activations give other keys and values
         self.about = {
             "format": FORMAT,
             "version": str(VERSION),

@@ -8,11 +8,12 @@ from typing import cast
 import mlx.core as mx
 
 from tiny_llm.cache import sealed
-from tiny_llm.cache.base import Part
+from tiny_llm.cache.base import FLOATS, Part
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config.fields import require
 
 FORMAT, VERSION = "tiny-llm prompt cache", 1
+FLOAT = "float"  # activations that are not rounded to 8 bits
 
 
 def save(path: Path, cache: ContiguousCache, tokens: Sequence[int], model: str) -> None:
@@ -46,10 +47,12 @@ def load(path: Path, cache: ContiguousCache, model: str) -> list[int]:
         about.get("model") == model,
         f"{path}: is of another model than the one that is loaded; load that one, or name another file",
     )
+    stored = {"activations": FLOAT} | about  # files of earlier versions do not name their activations
     for name, value in _settings(cache).items():
+        found = stored.get(name)
         require(
-            about.get(name) == value,
-            f"{path}: {name}: expected {value} as this run sets it, found {about.get(name)}; "
+            found == value,
+            f"{path}: {name}: expected {value} as this run sets it, found {found}; "
             "run with the settings that it was written with, or name another file",
         )
     arrays = mx.load(str(path), format="safetensors")
@@ -59,8 +62,8 @@ def load(path: Path, cache: ContiguousCache, model: str) -> list[int]:
         count = _check_arrays(arrays, cache, counters)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {sealed.REMEDY}") from None
-    cache.keys = [arrays[f"keys.{i}"] for i in range(count)]
-    cache.values = [arrays[f"values.{i}"] for i in range(count)]
+    cache.keys = [_as_read(arrays[f"keys.{i}"], cache) for i in range(count)]
+    cache.values = [_as_read(arrays[f"values.{i}"], cache) for i in range(count)]
     cache.capacity = cache.keys[0].shape[1] if count else 0
     for name, number in counters.items():
         setattr(cache, name, number)
@@ -69,7 +72,17 @@ def load(path: Path, cache: ContiguousCache, model: str) -> list[int]:
 
 def _settings(cache: ContiguousCache) -> dict[str, str]:
     """Return the kind and the settings that the file's cache must share with the cache that reads it."""
-    return {"cache": cache.KIND} | {name: str(getattr(cache, name)) for name in cache.SETTINGS}
+    settings = {"cache": cache.KIND, "activations": "int8" if cache.ops.int8 else FLOAT}
+    for name in cache.SETTINGS:
+        settings[name] = str(getattr(cache, name))
+    return settings
+
+
+def _as_read(buffer: mx.array, cache: ContiguousCache) -> mx.array:
+    """Return a buffer in a number format that the cache's operations read: the CPU kernels read float32 alone."""
+    if cache.ops.native and buffer.dtype in FLOATS:
+        return buffer.astype(mx.float32)
+    return buffer
 
 
 def _natural(about: Mapping[str, str], name: str) -> int:

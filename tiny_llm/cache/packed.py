@@ -68,18 +68,12 @@ class PackedPool(PagedPool):
         keys, values = self.packed[layer]
         return self._unpacked(keys, table, length), self._unpacked(values, table, length)
 
-    def _unpacked(self, side: Packed, table: Sequence[int], length: int) -> mx.array:
+    def _unpacked(self, packed: Packed, table: Sequence[int], length: int) -> mx.array:
         """Return the first `length` slots of a sequence in full width, (Hkv, length, D)."""
-        found = Packed(*(gathered(part, table, length) for part in side))
+        found = Packed(*(gathered(part, table, length) for part in packed))
         return found.unpacked(0, length, self.config.head_dim)
 
-    @property
-    def sides(self) -> list[Any]:
-        keys = [part for side, _ in self.packed for part in side]
-        values = [part for _, side in self.packed for part in side]
-        return keys + values
-
-    def take_in(self, buffers: list[mx.array]) -> None:
+    def replace_buffers(self, buffers: list[mx.array]) -> None:
         layers = len(self.packed)
         parts = iter(buffers)
         keys = [Packed(*islice(parts, 3)) for _ in range(layers)]
@@ -88,4 +82,6 @@ class PackedPool(PagedPool):
 
     @property
     def state(self) -> list[Any]:
-        return [part for sides in self.packed for side in sides for part in side]
+        keys = [part for layer_keys, _ in self.packed for part in layer_keys]
+        values = [part for _, layer_values in self.packed for part in layer_values]
+        return keys + values

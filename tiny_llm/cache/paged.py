@@ -9,6 +9,7 @@ is alive. So the tokens of a step must be read before the next step runs. (vLLM'
 
 from collections.abc import Sequence
 from copy import copy
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -23,7 +24,7 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.kernels.paged_attention import TWINS, Pages
 from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.ops import Ops
-from tiny_llm.model.places import Places
+from tiny_llm.model.step_buffers import StepBuffers
 
 SPARE = 128  # padding blocks allowed per group of decode rows; beyond that a second group is cheaper
 
@@ -139,8 +140,8 @@ class PagedPool:
         """Return a layer's keys and values as the operations in `paged` take them."""
         return self.keys[layer], self.values[layer]
 
-    def take_in(self, buffers: list[mx.array]) -> None:
-        """Replace the buffers by those that a step has written; they are in the order of `sides`."""
+    def replace_buffers(self, buffers: list[mx.array]) -> None:
+        """Replace the buffers by those that a step has written, in the order of `state`."""
         half = len(buffers) // 2
         self.keys = buffers[:half]
         self.values = buffers[half:]
@@ -150,18 +151,13 @@ class PagedPool:
         return gathered(self.keys[layer], table, length), gathered(self.values[layer], table, length)
 
     @property
-    def sides(self) -> list[Any]:
-        """The buffers of all layers' keys, then those of all layers' values."""
-        return self.keys + self.values
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
         return sum(buffer.nbytes for buffer in self.state)
 
     @property
     def state(self) -> list[Any]:
-        """The buffers, to evaluate or save."""
+        """The buffers of all layers' keys, then those of all layers' values; to evaluate or save."""
         return self.keys + self.values
 
 
@@ -204,36 +200,42 @@ class PagedBatch:
         self._row = self._row_of_blocks()
         self._grouped_rows = False
 
-    def place(self, num_tokens: int) -> Places | None:
-        """Open a step whose layers are one operation, if all sequences bring as many tokens; see `places.Placed`."""
+    @cached_property
+    def _padded(self) -> npt.NDArray[np.int32]:
+        """The block tables as one array, (R, M)."""
+        return padded_tables(self.tables)
+
+    @cached_property
+    def _slots(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Each token's block in the pool and its slot in that block, (T,) both."""
+        return slots_of(self._padded, self._positions, self.lengths, self.pool.block_size)
+
+    def open_buffers(self, num_tokens: int) -> StepBuffers | None:
+        """Open a step whose layers are one operation; None where the sequences' numbers of tokens differ."""
         if len(set(self.lengths)) != 1:
             return None
-        tables = padded_tables(self.tables)
-        blocks, slots = slots_of(tables, self._positions, self.lengths, self.pool.block_size)
-        flat = blocks * self.pool.block_size + slots
-        return Places(
-            self.begin(num_tokens),
-            mx.array(flat.astype(np.int32)),
-            mx.array(self._ends),
-            self.pool.sides,
-            mx.array(tables),
-            self.pool.block_size,
+        pool = self.pool
+        blocks, slots = self._slots
+        slots = blocks * pool.block_size + slots  # counted through all blocks
+        return StepBuffers(
+            positions=self.begin(num_tokens),
+            slots=mx.array(slots.astype(np.int32)),
+            ends=mx.array(self._ends),
+            arrays=pool.state,
+            replace=pool.replace_buffers,
+            tables=mx.array(self._padded),
+            block_size=pool.block_size,
         )
 
-    def take_in(self, buffers: list[mx.array]) -> None:
-        """Replace the pool's buffers by those that such a step has written."""
-        self.pool.take_in(buffers)
-
     def _group_rows(self) -> None:
-        """Find each token's block and slot, and group the sequences."""
-        padded = padded_tables(self.tables)
-        blocks, slots = slots_of(padded, self._positions, self.lengths, self.pool.block_size)
-        self._blocks = mx.array(blocks.astype(np.uint32))  # the type of an index
-        self._slots = mx.array(slots.astype(np.uint32))
+        """Group the sequences for `attend`, and make the arrays that all layers share."""
+        blocks, slots = self._slots
+        self._block_index = mx.array(blocks.astype(np.uint32))  # the type of an index
+        self._slot_index = mx.array(slots.astype(np.uint32))
         longer = [i for i, length in enumerate(self.lengths) if length > 1]
         self._decoding = longer[0] if longer else len(self.lengths)
-        self._groups = self._grouped(padded)
-        self._longer = mx.array(padded[self._decoding :])
+        self._groups = self._grouped()
+        self._longer = mx.array(self._padded[self._decoding :])
         self._grouped_rows = True
 
     def _row_of_blocks(self) -> int | None:
@@ -244,14 +246,14 @@ class PagedBatch:
         first = table[0]
         return first if table == list(range(first, first + len(table))) else None
 
-    def _grouped(self, padded: npt.NDArray[np.int32]) -> list[Group]:
+    def _grouped(self) -> list[Group]:
         """Group the rows that decode: by their widths where padding is read, else all together."""
-        spare = SPARE if self.pool.paged.reads_padding else padded.size
+        spare = SPARE if self.pool.paged.reads_padding else self._padded.size
         widths: list[int] = self._widths[: self._decoding].tolist()
         window = self.pool.config.sliding_window if self.pool.config.sliding_layers else None
         groups = []
         for begin, end in groups_of(widths, spare):
-            tables = padded[begin:end, : max(widths[begin:end])]
+            tables = self._padded[begin:end, : max(widths[begin:end])]
             ends = self._ends[begin:end]
             pages = Pages.of(tables, ends, self.pool.shape)
             windowed = pages if window is None else Pages.of(tables, ends, self.pool.shape, window)
@@ -271,7 +273,7 @@ class PagedBatch:
             return self._attend_row(layer, q, k, v, self._row * self.pool.block_size)
         if not self._grouped_rows:
             self._group_rows()
-        self.pool.write(layer, self._blocks, self._slots, k, v)
+        self.pool.write(layer, self._block_index, self._slot_index, k, v)
         parts = self._attend_decoding(layer, q)
         row = self._decoding
         if row < len(self.lengths):

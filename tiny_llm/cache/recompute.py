@@ -28,6 +28,9 @@ class RecomputeCache:
         return self.ops.attention(q, keys, values, scale, self.config.window_of(layer))
         # ANCHOR_END: recompute
 
+    def open_buffers(self, num_tokens: int) -> None:
+        """Return None: there are no buffers."""
+
     @property
     def trimmable(self) -> int:
         return 0

@@ -105,6 +105,9 @@ class ScatteredBatch:
             positions.insert(0, self.plain.begin(self.num_plain))
         return mx.concatenate(positions)
 
+    def open_buffers(self, num_tokens: int) -> None:
+        """Return None: these steps go through `attend`."""
+
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Write k and v (T, Hkv, D) of all sequences; return what q (T, Hq, D) sees, (T, Hq, D)."""
         row = self.num_plain

@@ -28,19 +28,19 @@ class WholeCaches:
         self._forks = False  # leave the caches as they are, and write into forks of them
 
     def batch(self, spans: Sequence[Span]) -> "ContiguousCache | CachesSideBySide":
-        """The cache of a step: that of the only sequence itself, or several side by side."""
+        """Return the cache of a step: the only sequence's own cache, or several caches side by side."""
         caches = [self._ready(span) for span in spans]
         if len(caches) == 1:
             return caches[0]
         return CachesSideBySide(caches, [span.length for span in spans])
 
     def can_keep(self, block: int, num_tokens: int) -> bool:
-        """Whether a cache can forget all but its first `num_tokens` tokens."""
+        """Return whether a cache can forget all but its first `num_tokens` tokens."""
         cache = self.caches.get(block)
         return cache is not None and cache.offset - num_tokens <= cache.trimmable
 
     def put(self, block: int, cache: ContiguousCache) -> None:
-        """Take in a cache that was filled elsewhere."""
+        """Store a cache that was filled elsewhere."""
         self.caches[block] = cache
 
     def drop_unused(self, used: Callable[[int], bool]) -> None:
@@ -53,18 +53,18 @@ class WholeCaches:
         self.caches.update(forks)
 
     def ahead(self) -> "WholeCaches":
-        """A copy on which to build a future step; `adopt` makes it current."""
+        """Return a shallow copy on which to build a future step; `adopt` makes it current."""
         other = copy(self)
         other.caches = dict(self.caches)
         other._forks = True
         return other
 
     def adopt(self, other: "WholeCaches") -> None:
-        """Take over what was built on `ahead`."""
+        """Take over the caches of a copy that `ahead` returned."""
         self.caches = other.caches
 
     def mend(self) -> bool:
-        """After a step that failed: drop every cache, because each may be half written. Returns False: all is lost."""
+        """Drop every cache after a step that failed, because each may be half written. Return False: all is lost."""
         self.caches = {}
         mx.clear_cache()
         return False
@@ -78,7 +78,7 @@ class WholeCaches:
         return [array for cache in self.caches.values() for array in cache.state]
 
     def _ready(self, span: Span) -> ContiguousCache:
-        """The sequence's cache, with the tokens before the span and no more."""
+        """Return the sequence's cache, trimmed to the tokens before the span."""
         assert not span.scattered, "a whole cache keeps its tokens in order"
         (block,) = span.view.blocks
         if span.start == 0:
@@ -98,13 +98,18 @@ class CachesSideBySide:
         self.caches, self.lengths = caches, lengths
 
     def begin(self, num_tokens: int) -> mx.array:
+        """Open a step of each cache; return the positions of all tokens, (T,) int32."""
         assert num_tokens == sum(self.lengths), (num_tokens, self.lengths)
         positions = []
         for cache, length in zip(self.caches, self.lengths, strict=True):
             positions.append(cache.begin(length))
         return mx.concatenate(positions)
 
+    def open_buffers(self, num_tokens: int) -> None:
+        """Return None: these steps go through `attend`."""
+
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """Let each cache attend to its own sequence's part of q (T, Hq, D), k and v (T, Hkv, D)."""
         parts: list[mx.array] = []
         begin = 0
         for cache, length in zip(self.caches, self.lengths, strict=True):

@@ -1,7 +1,7 @@
 """`tiny-llm bench`: how fast a model is on this machine."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,7 +60,7 @@ def bench(
 
 
 def run(llm: "LLM", prompt_tokens: int, max_tokens: int, seed: int) -> "Stats":
-    """One request with a prompt of its own, so that nothing comes from the cache of the last."""
+    """Run one request with a prompt of its own, so that nothing comes from the cache of the last request."""
     draw = random.Random(seed)
     prompt = [(seed + 1) % llm.config.vocab_size]
     prompt += [draw.randrange(llm.config.vocab_size) for _ in range(prompt_tokens - 1)]
@@ -73,17 +73,40 @@ def run(llm: "LLM", prompt_tokens: int, max_tokens: int, seed: int) -> "Stats":
 
 
 def at_most(llm: "LLM", context: int) -> Figure:
-    """Tokens per second that this machine's memory and arithmetic, as measured now, allow one sequence."""
-    from tiny_llm.kernels.roofline import bound, step_bytes, step_operations, this_machine, weight_bits
+    """Return the tokens per second that this machine's memory and arithmetic, as measured now, allow one sequence."""
+    from tiny_llm.kernels.roofline import bound, step_operations, this_machine
 
-    bits = 8.0 * llm.model.weights["norm"]["weight"].dtype.size
-    moved = step_bytes(llm.config, context, 1, weight_bits(llm.config, bits), bits)
-    least = bound(this_machine(moved), moved, step_operations(llm.config, context))
+    moved = bytes_read(llm, context)
+    chip = this_machine(moved)
+    if llm.model.ops.native:
+        from tiny_llm.kernels.cpu import build
+
+        chip = replace(chip, bandwidth=build.kernels().read_speed(int(moved)))  # they read faster than MLX's product
+    least = bound(chip, moved, step_operations(llm.config, context))
     return Figure(f"decode by {least.by}", *3 * (1 / least.seconds,), "tokens/s")
 
 
+def bytes_read(llm: "LLM", context: int) -> float:
+    """Return the bytes that a decode step reads at the end of `context` tokens: all matrices, and keys and values."""
+    from tiny_llm.cache.choose import slot_bytes
+    from tiny_llm.config.engine import WINDOW
+    from tiny_llm.kernels.cpu.native import laid_out_bytes
+    from tiny_llm.kernels.roofline import matrix_weights, step_bytes, weight_bits
+
+    config, engine = llm.config, llm.engine_config
+    width = llm.model.weights["norm"]["weight"].dtype.size  # of the activations
+    bits = weight_bits(config, 8 * width)
+    if llm.model.ops.native:
+        bits = 8 * laid_out_bytes(llm.model.weights) / matrix_weights(config)
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # of a token's K and V
+    kv_bits = 8 * slot_bytes(config, engine, width) / numbers
+    if engine.cache == "rotating":
+        context = min(context, engine.window or WINDOW)
+    return step_bytes(config, context, 1, bits, kv_bits)
+
+
 def summarize(stats: "list[Stats]") -> list[Figure]:
-    """The figures of all runs."""
+    """Return the figures of all runs."""
     quantities = {
         "prefill": ("tokens/s", [each.prefill_tps for each in stats]),
         "decode": ("tokens/s", [each.decode_tps for each in stats]),

@@ -78,13 +78,17 @@ class EngineOptions:
     kernels: Annotated[
         Literal["metal", "cuda", "cpu", "sim", "plain", "mlx"] | None,
         option(
-            "Run norms, rotation, gate, quantized products and attention as our kernels; sim runs anywhere, mlx none.",
+            "What computes: our kernels on metal, cuda or sim (anywhere, slowly), their plain twins, our CPU kernels, "
+            "or MLX alone.",
             envvar="TINY_LLM_KERNELS",
         ),
     ] = None
     activations: Annotated[
         Literal["float32", "int8"] | None,
-        option("On a CPU: int8 rounds what meets packed weights, which is faster and less accurate."),
+        option(
+            "On a CPU: int8 rounds the activations in products with packed weights. Faster, but texts change: of 200 "
+            "greedy answers of SmolLM2-135M, 88 stayed equal."
+        ),
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"] | None, option("Number format of weights and arithmetic.")
@@ -114,6 +118,10 @@ class EngineOptions:
         if self.code is not None:  # the exercises are the plain operations
             if self.ops == "fused":
                 raise typer.BadParameter("fused operations are not the exercises; leave it out", param_hint="--ops")
+            if self.activations == "int8":
+                raise typer.BadParameter(
+                    "products in int8 are not the exercises; leave it out", param_hint="--activations"
+                )
             values["ops"] = "plain"
         with usage():
             return EngineConfig(**{name: value for name, value in values.items() if value is not None})
@@ -147,7 +155,7 @@ class EngineOptions:
         loaded = llm.load(self.model, config=config, lesson=lesson)
         if self.model is None:
             print(dim(NO_MODEL, sys.stderr), file=sys.stderr, flush=True)
-        if self.kernels is not None:
+        if self.kernels is not None or self.activations is not None:
             from tiny_llm.kernels.table import describe_operations
 
             print(dim(describe_operations(loaded.model, config), sys.stderr), file=sys.stderr, flush=True)

@@ -161,6 +161,9 @@ class TextsSideBySide:
         positions = [mx.arange(end - begin) for begin, end in self.spans]
         return mx.concatenate(positions)
 
+    def open_buffers(self, num_tokens: int) -> None:
+        """Return None: these steps go through `attend`."""
+
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Compute each query's attention to its own text. q (T, Hq, D), k and v (T, Hkv, D), result (T, Hq, D)."""
         scale = self.config.head_dim**-0.5

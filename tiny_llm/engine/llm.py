@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +30,6 @@ from tiny_llm.engine.request import Request
 from tiny_llm.engine.store import whole_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model import hub, loader
-from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.source import open_source
 from tiny_llm.model.tokenizer import Tokenizer
@@ -61,7 +60,7 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None,
     cache = partial(slot_bytes, shape, config), slots_at_most(config)
     ops = choose_operations(config, dtype)
     expected = context if config.max_context else min(context, 4096)
-    loader.check_memory(source, shape, dtype, expected, cache=cache, keep_16_bits=ops.keeps_16_bits)
+    loader.check_memory(source, shape, dtype, expected, cache=cache, native=ops.native)
     qwen = load_model(source, shape, ops, dtype)
     defaults = loader.load_generation_defaults(source, context)
     tokenizer = load_tokenizer(source, shape)
@@ -299,16 +298,11 @@ class LLM:
             self._turn += 1  # its stream does not go on
         return loop.kept_cache()
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of the model, which marks its saved caches as belonging to it."""
-        return fingerprint(self.config, self.model.weights)
-
     def save_cache(self, path: Path) -> None:
         """Write the cache of the last single prompt to a file, for another process. Raises as `kept`, and OSError."""
         with self._working():
             cache, tokens = self.kept()
-            disk.save(Path(path), cache, tokens, self.fingerprint)
+            disk.save(Path(path), cache, tokens, self.model.fingerprint)
 
     def load_cache(self, path: Path) -> int:
         """Read a cache that `save_cache` wrote, in the thread that will use it; return its number of tokens.
@@ -317,7 +311,7 @@ class LLM:
         """
         with self._working():
             cache = new_cache(self.config, self.model.ops, self.engine_config)
-            tokens = disk.load(Path(path), cache, self.fingerprint)
+            tokens = disk.load(Path(path), cache, self.model.fingerprint)
             self.forget()
             self._single().keep_cache(tokens, cache)
             if self._lesson is not None:

@@ -10,6 +10,7 @@ from tiny_llm.config import EngineConfig, ModelConfig
 from tiny_llm.config.fields import require
 from tiny_llm.kernels.table import operations
 from tiny_llm.model import loader
+from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.ops import PLAIN, Ops
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.source import ModelSource
@@ -35,10 +36,12 @@ def choose_operations(config: EngineConfig, dtype: mx.Dtype | None) -> Ops:
 
 def load_model(source: ModelSource, shape: ModelConfig, ops: Ops, dtype: mx.Dtype | None) -> Qwen3:
     """Read the weights and lay them out for the operations. Raises ValueError where the files are broken."""
-    weights = loader.load_weights(source, shape, dtype, ops.keeps_16_bits)
+    weights = loader.load_weights(source, shape, dtype, ops.native)
+    name = fingerprint(shape, weights)  # before a layout changes the arrays, or drops them
     ops.lay_out(weights, shape)
     make = ops.model or Qwen3
     model: Qwen3 = make(shape, weights, ops)
+    model.fingerprint = name
     return model
 
 

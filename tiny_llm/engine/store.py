@@ -18,7 +18,6 @@ from tiny_llm.engine.events import Event
 from tiny_llm.engine.kept import Kept
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.qwen3 import Attends, Qwen3
 
@@ -89,9 +88,8 @@ def _files(model: Qwen3, pool: PagedPool, serving: ServingConfig) -> BlockFiles 
     """Open the folder for the blocks that the prefix tree evicts; None where none is configured."""
     if serving.disk_folder is None:
         return None
-    name = fingerprint(model.config, model.weights)
     try:
-        return BlockFiles(Path(serving.disk_folder), serving.disk_bytes, pool, name)
+        return BlockFiles(Path(serving.disk_folder), serving.disk_bytes, pool, model.fingerprint)
     except OSError as error:
         raise ValueError(f"disk_folder: {error}; name a folder that can be made, read and written") from error
 

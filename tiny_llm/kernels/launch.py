@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from tiny_llm.config.engine import KERNELS
 from tiny_llm.kernels import cuda
 from tiny_llm.kernels.sim import Dispatch, Interface, Simulator, Source
 
@@ -96,12 +97,12 @@ def compiled(kernel: Kernel, back_end: str, scalars: tuple[str, ...]) -> Any:
 
 
 def choose_back_end(on: str | None = None) -> str:
-    """The back end: `on`, else TINY_LLM_KERNELS, else the one of MLX's default device, never the simulator.
+    """Return the back end of a Metal kernel: `on`, else TINY_LLM_KERNELS, else that of MLX's default device.
 
-    Raises ValueError for an unknown name, and for a GPU that this machine has not.
+    The default is never the simulator. Raises ValueError for an unknown name, and for a GPU that this machine lacks.
     """
     name = on or os.environ.get("TINY_LLM_KERNELS") or None
-    if name in ("cpu", "mlx"):  # these concern a whole model, not a Metal kernel
+    if name in ("cpu", "mlx"):  # these name the operations of a whole model, which no Metal kernel runs
         name = None
     available = {"metal": mx.metal.is_available(), "cuda": mx.cuda.is_available(), "sim": True, "plain": True}
     if name is None:
@@ -109,7 +110,7 @@ def choose_back_end(on: str | None = None) -> str:
         return next((gpu for gpu in ("metal", "cuda") if on_gpu and available[gpu]), "plain")
     if name not in BACK_ENDS:
         raise ValueError(
-            f"kernels: expected {', '.join(BACK_ENDS)} (--kernels, TINY_LLM_KERNELS or on=), found {name!r}"
+            f"kernels: expected one of {', '.join(KERNELS)} (--kernels, TINY_LLM_KERNELS or on=), found {name!r}"
         )
     if not available[name]:
         raise ValueError(f"kernels: no {name} here; use sim or plain (--kernels, TINY_LLM_KERNELS or on=)")

@@ -1,4 +1,7 @@
-"""The one switchboard: from the settings and the device to the table of operations that a model and its caches use."""
+"""Choose the table of operations that a model and its caches use, from the settings and the device.
+
+No other file chooses a back end for a model.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,19 +15,21 @@ from tiny_llm.config.fields import require
 from tiny_llm.kernels.copy_blocks import copied_blocks
 from tiny_llm.kernels.cpu import build
 from tiny_llm.kernels.cpu.build import NoKernelsError
-from tiny_llm.kernels.cpu.native import with_native
+from tiny_llm.kernels.cpu.native import INT8_ROWS, with_native
 from tiny_llm.kernels.decode_attention import MAX_HEADS, decode_attention
 from tiny_llm.kernels.elementwise import swiglu
+from tiny_llm.kernels.experts import Choices, expert_rows
 from tiny_llm.kernels.flash_attention import Extent, flash_attention
 from tiny_llm.kernels.launch import choose_back_end
 from tiny_llm.kernels.matmul import quantized_matmul
 from tiny_llm.kernels.norm import rms_norm
 from tiny_llm.kernels.packed_attention import packed_attention
-from tiny_llm.kernels.experts import Choices, expert_rows
 from tiny_llm.kernels.paged_attention import PACKED_TWINS, TWINS, Pages, paged_decode, paged_prefill
+from tiny_llm.kernels.quantized import most_rows
 from tiny_llm.kernels.rope import rope
 from tiny_llm.model import fused
 from tiny_llm.model.cached_attention import Packed, PagedOps
+from tiny_llm.model.moe import Routing, shared_out
 from tiny_llm.model.ops import Ops, Weight
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.rope import Rotation
@@ -33,10 +38,12 @@ from tiny_llm.model.rope import Rotation
 def operations(config: EngineConfig, plain: Ops, dtype: mx.Dtype | None = None) -> Ops:
     """Build the table of operations for these settings on MLX's default device.
 
-    `plain` is the table of readable operations, for `config.ops` "plain". With `config.kernels`, or without it the
-    environment's TINY_LLM_KERNELS, our kernels run in the whole model. Without both they run where they are fastest:
-    over a paged pool on a GPU, in the whole model on a CPU, where `dtype` (the activations') is float32 and a compiler
-    is there. Raises ValueError as `launch.choose_back_end`, and where the CPU kernels are asked for and can't be had.
+    `plain` is the table of readable operations, for `config.ops` "plain". `dtype` is that of the activations.
+    `config.kernels`, or where it is None the environment's TINY_LLM_KERNELS, names the back end of the whole model.
+    Where both name none, our kernels run where they are fastest: on a GPU over a paged pool; on a CPU in the whole
+    model, if `dtype` is float32 and the CPU kernels can be compiled.
+
+    Raises ValueError as `launch.choose_back_end`, and where the settings name the CPU kernels but they can't be used.
     """
     ops = plain if config.ops == "plain" else fused.choose_ops(config.ops)
     name = config.kernels or os.environ.get("TINY_LLM_KERNELS") or None
@@ -48,11 +55,12 @@ def operations(config: EngineConfig, plain: Ops, dtype: mx.Dtype | None = None) 
         try:
             return with_native(ops, cpu_kernels(dtype), is_int8)
         except NoKernelsError as error:
-            asked = "activations int8" if is_int8 else "kernels cpu"
-            raise ValueError(f"{asked}: the CPU kernels can't be used here: {error}") from error
+            setting = "activations int8" if is_int8 else "kernels cpu"
+            raise ValueError(f"{setting}: the CPU kernels can't be used here: {error}") from error
     if name and name != "mlx":
         return with_kernels(ops, name)
-    ops = ops._replace(paged=paged_on(choose_back_end()), paged_packed=PACKED_TWINS)
+    back_end = "plain" if name == "mlx" else choose_back_end()
+    ops = ops._replace(paged=paged_on(back_end), paged_packed=PACKED_TWINS)
     if name is None and config.ops == "fused":
         with suppress(NoKernelsError):
             return with_native(ops, cpu_kernels(dtype), int8=False)
@@ -69,13 +77,13 @@ def cpu_kernels(dtype: mx.Dtype | None) -> Any:
 
 
 def with_kernels(ops: Ops, name: str) -> Ops:
-    """Return `ops` with our kernels on the back end `name`.
+    """Return `ops` with our Metal kernels on the back end `name`.
 
-    Kernels are the norm, the rotation, the gate, products with packed weights, attention and the paged pool's
-    operations. `ops` keeps the operations for which there is no kernel: dense products, the embedding, and attention
-    under a mask that a cache makes (a rotating one beyond its window). Keys and values come as a slice of the cache's
-    buffer, which MLX copies for a launch; the kernels of a paged pool read theirs in place. A pool in few bits has
-    plain twins only. The simulator needs values, which a compiled function lacks: on it nothing is compiled.
+    There are kernels for the norm, the rotation, the gate, products with packed weights, attention and the paged pool's
+    operations. Dense products, the embedding, and attention under a mask (of a rotating cache beyond its window) stay
+    as in `ops`. Attention gets keys and values as slices of the cache's buffers, which MLX copies for a launch; the
+    kernels of a paged pool read the buffers in place. A pool in few bits has plain twins only. The simulator reads the
+    values of its inputs, which a compiled function does not have: on it nothing is compiled.
 
     Raises ValueError as `launch.choose_back_end`, and in a step where heads are wider than 256.
     """
@@ -109,7 +117,7 @@ def with_kernels(ops: Ops, name: str) -> Ops:
 
 
 def linear_on(on: str, dense: Callable[[mx.array, Weight], mx.array]) -> Callable[[mx.array, Weight], mx.array]:
-    """Return the product with a weight: packed weights by kernels, others by `dense`."""
+    """Return the function x Wᵀ + bias, x (T, in) → (T, out): kernels for packed weights, `dense` for others."""
 
     def linear(x: mx.array, w: Weight) -> mx.array:
         if "parts" in w:
@@ -147,7 +155,7 @@ def experts_on(on: str, many: Callable[..., mx.array]) -> Callable[..., mx.array
 
 
 def attention_on(on: str) -> Callable[..., mx.array]:
-    """Return causal attention: FlashAttention for several queries, decode attention for one query."""
+    """Return causal attention: FlashAttention for several queries, decode attention for a single query."""
 
     def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None = None) -> mx.array:
         heads, slots, _ = k.shape
@@ -161,7 +169,7 @@ def attention_on(on: str) -> Callable[..., mx.array]:
 
 
 def packed_attention_on(on: str, masked: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """Return attention over packed keys and values; `masked` does it under a mask, for which there is no kernel."""
+    """Return attention over packed keys and values, with `masked` for attention under a mask, which has no kernel."""
     attention = attention_on(on)
 
     def packed(
@@ -184,7 +192,7 @@ def packed_attention_on(on: str, masked: Callable[..., mx.array]) -> Callable[..
 
 
 def is_decode(q: mx.array, kv_heads: int) -> bool:
-    """Return whether decode attention takes these queries (T, Hq, D): one of a group that its threadgroup holds."""
+    """Return whether decode attention takes q (T, Hq, D): T = 1, and a threadgroup holds the heads of a K/V head."""
     return q.shape[0] == 1 and q.shape[1] <= MAX_HEADS * kv_heads
 
 
@@ -214,11 +222,18 @@ def paged_on(on: str) -> PagedOps:
 
 
 def describe_operations(model: Qwen3, engine: EngineConfig) -> str:
-    """Say what runs where: `kernels on sim: norm, rotation, gate, attention · MLX's operations: embedding`."""
-    if engine.kernels == "cpu":
-        return f"kernels on cpu: layers, products, attention, embedding ({build.threads()} threads)"
-    if engine.kernels == "mlx":
+    """Name the operations that our kernels run in this model and those that MLX runs.
+
+    For example `kernels on sim: norm, rotation, gate, attention · MLX's operations: embedding, dense products`.
+    """
+    ops = model.ops
+    if ops.kernels is None:
         return "kernels: none of ours, MLX's operations alone"
+    if ops.native:
+        words = f"kernels on cpu: layers, products, attention, embedding ({build.threads()} threads)"
+        if ops.int8:
+            words += f"; activations: int8 in products of up to {INT8_ROWS} rows with packed weights"
+        return words
     table = () if model.config.tie_word_embeddings else ("embed_tokens",)
     packed = set[bool]()
     for name, weight in model.weights.items():
@@ -232,11 +247,11 @@ def describe_operations(model: Qwen3, engine: EngineConfig) -> str:
         theirs.append("dense products")
     if engine.cache == "rotating":
         theirs.append("attention beyond the window")
-    return f"kernels on {engine.kernels}: {', '.join(ours)} · MLX's operations: {', '.join(theirs)}"
+    return f"kernels on {ops.kernels}: {', '.join(ours)} · MLX's operations: {', '.join(theirs)}"
 
 
 def matrices_packed(weights: Any) -> Iterator[bool]:
-    """Yield of each matrix in a tree of weights whether it is packed."""
+    """Yield for each matrix in a tree of weights whether it is packed."""
     if isinstance(weights, dict) and "weight" in weights:
         if weights["weight"].ndim == 2:
             yield "scales" in weights

@@ -26,17 +26,17 @@ Linear = Callable[..., Weight]  # `_linear` of one model
 
 
 def load_weights(
-    model: Path | ModelSource, config: ModelConfig, dtype: mx.Dtype | None = None, keep_16_bits: bool = False
+    model: Path | ModelSource, config: ModelConfig, dtype: mx.Dtype | None = None, native: bool = False
 ) -> dict[str, Any]:
     """Return the weights as a tree of evaluated arrays.
 
     {"embed_tokens", "layers": [{"input_layernorm", "qkv_proj", "q_norm"?, "k_norm"?, "o_proj",
-    "post_attention_layernorm", "gate_up_proj", "down_proj"}], "norm", "lm_head"?}; ops.py describes a leaf, moe.py a
-    layer with experts. Floats are
-    converted to `dtype`, or to the source's own type with None; packed weights stay packed. With `keep_16_bits` all
-    matrices stay as stored. Raises ValueError naming file, key, expected and found.
+    "post_attention_layernorm", "gate_up_proj", "down_proj"}], "norm", "lm_head"?}; ops.py describes a leaf, and moe.py a
+    layer with experts. Floats are converted to `dtype`, or to the source's own type with None; packed weights stay
+    packed. With `native` all matrices stay as stored, because the CPU kernels read any format. Raises ValueError naming
+    file, key, expected and found.
     """
-    tensors = _Tensors(open_source(model), dtype, config.tie_word_embeddings, keep_16_bits)
+    tensors = _Tensors(open_source(model), dtype, config.tie_word_embeddings, native)
     linear = partial(_linear, tensors, config.quantization)
     weights: dict[str, Any] = {"layers": []}
     weights["embed_tokens"] = _evaluated(linear("model.embed_tokens", config.vocab_size, config.hidden_size))
@@ -190,10 +190,10 @@ def _evaluated(weight: Weight) -> Weight:
 class _Tensors:
     """The tensors of a model. Each is handed out once and then dropped, so that its memory can be freed."""
 
-    def __init__(self, source: ModelSource, dtype: mx.Dtype | None, tied: bool, keep_16_bits: bool):
+    def __init__(self, source: ModelSource, dtype: mx.Dtype | None, tied: bool, native: bool):
         self.source = source
         self.dtype = dtype or source.dtype
-        self.keep_16_bits = keep_16_bits
+        self.native = native
         self.entries = source.entries(tied)
         self.arrays = source.arrays()
         self.left = set(self.entries)
@@ -223,7 +223,7 @@ class _Tensors:
             raise ValueError(f"{self.where(name)}: expected {expected}, found {entry.dtype} {list(entry.shape)}")
         array = self.arrays.pop(name)
         self.left.remove(name)
-        is_kept = self.keep_16_bits and len(shape) >= 2
+        is_kept = self.native and len(shape) >= 2
         if self.dtype is None or dtypes is PACKED or is_kept:
             return array
         return array.astype(self.dtype)

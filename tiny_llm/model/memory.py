@@ -41,11 +41,11 @@ def estimate_bytes(
     dtype: mx.Dtype | None,
     context: int,
     cache: CacheCost | None = None,
-    keep_16_bits: bool = False,
+    native: bool = False,
 ) -> MemoryBytes:
     """Return the memory for loading a model and computing `context` tokens, from the files' headers alone.
 
-    `dtype` and `keep_16_bits` as in `load_weights`. Raises ValueError for broken files.
+    `dtype` and `native` as in `load_weights`. Raises ValueError for broken files.
     """
     source = open_source(model)
     dtype = dtype or source.dtype
@@ -60,10 +60,10 @@ def estimate_bytes(
         slots = min(context, most or context)
     weights = 0
     largest = 0
-    for entry in entries.values():
-        weights += _laid_out(entry, config) if keep_16_bits else _loaded(entry, dtype)
+    for name, entry in entries.items():
+        weights += _laid_out(name, entry, config) if native else _loaded(entry, dtype)
         largest = max(largest, entry.end - entry.begin)
-    working = _prefill_bytes(config, width, context, keep_16_bits)
+    working = _prefill_bytes(config, width, context, native)
     working = max(working, largest)  # while a tensor is converted, it exists twice
     return MemoryBytes(weights, per_token * slots, working, per_token)
 
@@ -76,7 +76,7 @@ def _width(entries: Mapping[str, TensorEntry], dtype: mx.Dtype | None) -> int:
     return WIDTHS[norm.dtype] if norm else 4
 
 
-def _prefill_bytes(config: ModelConfig, width: int, context: int, is_native: bool) -> int:
+def _prefill_bytes(config: ModelConfig, width: int, context: int, native: bool) -> int:
     """Return the memory of one layer's activations for a part of a prompt, of `width` bytes a number.
 
     The factors were measured. Without our native kernels a CPU also holds several copies of the attention scores of a
@@ -88,7 +88,7 @@ def _prefill_bytes(config: ModelConfig, width: int, context: int, is_native: boo
     activations = length * 8 * row * width
     logits = config.vocab_size * 4
     prompt = activations + logits
-    if mx.default_device() == mx.gpu or is_native:
+    if mx.default_device() == mx.gpu or native:
         return prompt
     scores = min(length, QUERY_TILE) * heads * context
     prompt += 4 * scores * 4
@@ -106,13 +106,20 @@ def _loaded(entry: TensorEntry, dtype: mx.Dtype | None) -> int:
     return prod(entry.shape) * dtype.size
 
 
-def _laid_out(entry: TensorEntry, config: ModelConfig) -> int:
-    """Return the bytes of a tensor for the CPU kernels: codes of 2 and 3 bits take 4 there, those of 6 take 8."""
+def _laid_out(name: str, entry: TensorEntry, config: ModelConfig) -> int:
+    """Return the bytes of a tensor for the CPU kernels: codes of 2 and 3 bits take 4 there, those of 6 take 8.
+
+    Norms and biases are a few kilobytes, so it does not matter that they become float32.
+    """
     size = entry.end - entry.begin
-    bits = config.quantization.bits if config.quantization else 0
-    if entry.dtype in FLOATS or bits not in (2, 3, 6):
+    if entry.dtype in FLOATS or config.quantization is None:
         return size
-    return size * (4 if bits < 4 else 8) // bits
+    path = name.removesuffix(".weight")
+    own = config.quantization.layers.get(path, config.quantization)
+    if own is None:  # the layer is dense by the configuration: the loader refuses its codes
+        return size
+    widened = 4 if own.bits <= 4 else 8
+    return size * widened // own.bits
 
 
 def available_bytes() -> int | None:
@@ -137,11 +144,11 @@ def check_memory(
     context: int,
     available: int | None = None,
     cache: CacheCost | None = None,
-    keep_16_bits: bool = False,
+    native: bool = False,
 ) -> MemoryBytes:
     """Return the estimate if it fits into `available` bytes (None asks the system). Raises ValueError with advice."""
     source = open_source(model)
-    need = estimate_bytes(source, config, dtype, context, cache, keep_16_bits)
+    need = estimate_bytes(source, config, dtype, context, cache, native)
     if available is None:
         available = available_bytes()
     if available is None or need.total <= available:

@@ -118,9 +118,14 @@ class Ops(NamedTuple):
     paged: PagedOps | None = None  # of a pool in full width; None: the plain twins
     paged_packed: PagedOps | None = None  # of a pool in few bits; None: the plain twins
     lay_out: Callable[[dict[str, Any], ModelConfig], None] = lambda weights, config: None  # as `linear` reads fastest
-    keeps_16_bits: bool = False  # `linear` reads matrices of 16 bits, whatever activations have
     model: Callable[..., Any] | None = None  # makes a `Qwen3` that goes with this table; None: `Qwen3` itself
     kernels: str | None = None  # the back end of our own kernels, where the table has them
+    int8: bool = False  # products of few rows with packed weights round their activations to 8 bits
+
+    @property
+    def native(self) -> bool:
+        """Whether the table has the CPU kernels, which read matrices in the files' own number formats."""
+        return self.kernels == "cpu"
 
 
 PLAIN = Ops(linear, embedding, rms_norm, apply_rope, swiglu, causal_attention, lambda function: function)

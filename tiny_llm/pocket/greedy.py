@@ -31,6 +31,9 @@ class PaddedCache:
         self.hidden = mx.where(seen, 0.0, HIDDEN)
         return mx.maximum(slots - self.pads[:, None], 0).reshape(-1)
 
+    def open_buffers(self, num_tokens: int) -> None:
+        """Return None: these steps go through `attend`."""
+
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """q (B·T, Hq, D), k and v (B·T, Hkv, D) → (B·T, Hq, D)."""
         k, v = (x.reshape(self.pads.size, -1, *x.shape[1:]) for x in (k, v))  # (B, T, Hkv, D)

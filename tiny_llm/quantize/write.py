@@ -72,7 +72,6 @@ def convert(file: Path, out: Path) -> None:
     require(not file.is_dir(), f"{file}: expected a GGUF file to convert, found a directory, which needs no conversion")
     require(not out.exists(), f"{out}: expected no such directory yet, found one: name another or remove it")
     source = GgufFile(file)
-    check_place(source.path, out, overwrite=False)
     _write_model(source, out, dict(source.json("config.json").data), _converted(source))
 
 

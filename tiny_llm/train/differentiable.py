@@ -176,6 +176,9 @@ class TreeAttention:
     def begin(self, num_tokens: int) -> mx.array:
         return self.positions
 
+    def open_buffers(self, num_tokens: int) -> None:
+        """Return None: these steps go through `attend`."""
+
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         k, v = (x.reshape(self.rows, -1, *x.shape[1:]) for x in (k, v))  # (B, T, Hkv, D)
         return attend_rows(q, k, v, self.hidden)

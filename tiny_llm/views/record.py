@@ -63,6 +63,9 @@ class Listener:
     def begin(self, num_tokens: int) -> mx.array:
         return self.cache.begin(num_tokens)
 
+    def open_buffers(self, num_tokens: int) -> None:
+        """Return None: the tensors of each layer are recorded."""
+
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         for name, value in (("queries", q), ("keys", k), ("values", v)):
             self.note(f"layer {layer} {name}", value)
