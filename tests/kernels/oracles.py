@@ -53,6 +53,15 @@ def product(x: Any, weight: Any, scales: Any, biases: Any) -> Any:
     return x @ dequantized(weight, scales, biases, x.shape[-1]).swapaxes(-1, -2)
 
 
+def products_of_experts(x: Any, choices: Any, weight: Any, scales: Any, biases: Any) -> Any:
+    """Choice by choice: its row of x with the matrix of its expert."""
+    rows, experts, _ = choices
+    results = []
+    for row, expert in zip(rows, experts, strict=True):
+        results.append(product(x[row], weight[expert], scales[expert], biases[expert]))
+    return np.array(results)
+
+
 def attention_parts(q: Any, k: Any, v: Any, lengths: Any, scale: float, window: int, chunk: int) -> list[Any]:
     """Head by head and chunk by chunk: Σ exp(s - top) v, top = max s, Σ exp(s - top)."""
     rows = []
@@ -122,6 +131,7 @@ ORACLES: dict[str, Callable[..., list[Any]]] = {
     "swiglu": lambda x: [swish(x)],
     "softmax": lambda x: [soft(x)],
     "quantized_matvec": lambda *arguments: [product(*arguments)],
+    "expert_rows": lambda *arguments: [products_of_experts(*arguments)],
     "quantized_rows": lambda *arguments: [product(*arguments)],
     "quantized_tiles": lambda *arguments: [split_product(*arguments)],
     "split_sum": lambda parts, _: [parts.sum(0)],

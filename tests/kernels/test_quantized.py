@@ -6,7 +6,8 @@ import pytest
 
 from tests.kernels.oracles import float64, product
 from tiny_llm.kernels import quantized_matmul
-from tiny_llm.kernels.catalog import quantized_arguments
+from tiny_llm.kernels.catalog import expert_arguments, quantized_arguments
+from tiny_llm.kernels.experts import expert_rows
 from tiny_llm.kernels.matmul import quantized_tiles, splits_for
 from tiny_llm.kernels.quantized import quantized_matvec, quantized_rows
 from tiny_llm.kernels.sim import Simulator
@@ -78,3 +79,22 @@ def test_k_is_split_while_the_tiles_are_few() -> None:
     assert splits_for(512, 1024, 3072) == 1
     assert splits_for(32, 32, 512) == 2
     assert splits_for(32, 32, 96) == 1
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 16])
+def test_each_expert_that_was_chosen_is_read_once(tokens: int) -> None:
+    """Reading the matrix for each of its choices would move `tokens` times as much."""
+    x, choices, *matrices = expert_arguments(mx.float32, tokens, 8, 2, 256, 512, 4, 64)
+    simulator = Simulator(check=True)
+    expert_rows(x, choices, *matrices, on=simulator)
+    (report,) = simulator.reports
+    read = {b.name: b.read for b in report.buffers}
+    chosen = len(set(np.array(choices.experts).tolist()))
+    for name, stack in zip(("weight", "scales", "biases"), matrices, strict=True):
+        assert read[name] == stack.nbytes // 8 * chosen
+
+
+def test_more_choices_of_an_expert_than_a_group_holds_are_refused() -> None:
+    for tokens, bits in ((17, 4), (9, 3)):
+        with pytest.raises(ValueError, match=f"expert_rows: expected up to .* rows for an expert, found {tokens}"):
+            expert_rows(*expert_arguments(mx.float32, tokens, 4, 2, 16, 96, bits, 32), on="sim")

@@ -269,15 +269,15 @@ HONOURED_BY = {  # a value that makes a difference, or that is refused because i
         ),
     },
 }
+OF_EXPERTS = (
+    "num_experts num_local_experts num_experts_per_tok moe_intermediate_size norm_topk_prob decoder_sparse_step "
+    "mlp_only_layers"
+).split()
 BESIDE = {  # what must stand beside a key before it acts
     "mlp_bias": {"model_type": "llama"},
     "qkv_bias": {"model_type": "qwen2_moe"},
     "shared_expert_intermediate_size": {"model_type": "qwen2_moe"},
-    **dict.fromkeys(
-        "num_experts num_local_experts num_experts_per_tok moe_intermediate_size norm_topk_prob decoder_sparse_step "
-        "mlp_only_layers".split(),
-        {"model_type": "qwen3_moe"},
-    ),
+    **{key: {"model_type": "qwen3_moe"} for key in OF_EXPERTS},
     "sliding_window": {"use_sliding_window": True, "max_window_layers": 1},
     "max_window_layers": {"use_sliding_window": True, "sliding_window": 8},
     "layer_types": {"use_sliding_window": True, "sliding_window": 8},

@@ -25,7 +25,7 @@ def begins_of(experts: mx.array, places: int) -> mx.array:
     """
     changes = (experts[1:] != experts[:-1]).astype(mx.int32)
     place_of = mx.concatenate([mx.zeros(1, mx.int32), mx.cumsum(changes)])  # (R,): which expert among those chosen
-    before = place_of[None] < mx.arange(places + 1)[:, None]
+    before = place_of[None, : experts.size] < mx.arange(places + 1)[:, None]
     return before.sum(axis=1).astype(mx.int32)
 
 
@@ -33,6 +33,8 @@ def expert_rows_plain(x: mx.array, choices: Choices, weight: mx.array, scales: m
     """The twin: each choice's own matrix, unpacked, in float32."""
     bits, group = format_of("expert_rows", x, weight[0], scales[0], biases[0])
     experts = choices.experts
+    if experts.size == 0:
+        return mx.zeros((0, weight.shape[1]), x.dtype)
     wide = scales[experts].astype(mx.float32), biases[experts].astype(mx.float32)
     matrices = mx.dequantize(weight[experts], *wide, group_size=group, bits=bits)  # (R, N, K)
     chosen = x[choices.rows].astype(mx.float32)

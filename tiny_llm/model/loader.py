@@ -31,10 +31,10 @@ def load_weights(
     """Return the weights as a tree of evaluated arrays.
 
     {"embed_tokens", "layers": [{"input_layernorm", "qkv_proj", "q_norm"?, "k_norm"?, "o_proj",
-    "post_attention_layernorm", "gate_up_proj", "down_proj"}], "norm", "lm_head"?}; ops.py describes a leaf, and moe.py a
-    layer with experts. Floats are converted to `dtype`, or to the source's own type with None; packed weights stay
-    packed. With `native` all matrices stay as stored, because the CPU kernels read any format. Raises ValueError naming
-    file, key, expected and found.
+    "post_attention_layernorm", "gate_up_proj", "down_proj"}], "norm", "lm_head"?}; ops.py describes a leaf, moe.py
+    experts. Floats are converted to `dtype`, or to the source's own type with None; packed weights stay packed. With
+    `native` all matrices stay as stored, because the CPU kernels read any format. Raises ValueError naming file, key,
+    expected and found.
     """
     tensors = _Tensors(open_source(model), dtype, config.tie_word_embeddings, native)
     linear = partial(_linear, tensors, config.quantization)
