@@ -58,7 +58,7 @@ def _layer(tensors: "_Tensors", linear: Linear, config: ModelConfig, index: int)
     attn = f"{path}.self_attn"
     layer = {
         "input_layernorm": _norm(tensors, f"{path}.input_layernorm", hidden),
-        "qkv_proj": _joined(
+        "qkv_proj": joined(
             linear(f"{attn}.q_proj", q_size, hidden, qkv_bias),
             linear(f"{attn}.k_proj", kv_size, hidden, qkv_bias),
             linear(f"{attn}.v_proj", kv_size, hidden, qkv_bias),
@@ -77,7 +77,7 @@ def _layer(tensors: "_Tensors", linear: Linear, config: ModelConfig, index: int)
 
 
 def _mlp(linear: Linear, path: str, hidden: int, inner: int, bias: bool) -> Weight:
-    gate_up = _joined(
+    gate_up = joined(
         linear(f"{path}.gate_proj", inner, hidden, bias),
         linear(f"{path}.up_proj", inner, hidden, bias),
     )
@@ -90,7 +90,7 @@ def _mixture(tensors: "_Tensors", linear: Linear, config: ModelConfig, path: str
     assert moe
     hidden = config.hidden_size
     stack = partial(_stack, tensors, linear, path, moe.num_experts)
-    gate_up = _joined(stack("gate_proj", moe.expert_size, hidden), stack("up_proj", moe.expert_size, hidden))
+    gate_up = joined(stack("gate_proj", moe.expert_size, hidden), stack("up_proj", moe.expert_size, hidden))
     layer: Weight = {
         "router": linear(f"{path}.gate", moe.num_experts, hidden),
         "experts": {"gate_up_proj": gate_up, "down_proj": stack("down_proj", hidden, moe.expert_size)},
@@ -163,7 +163,7 @@ def _norm(tensors: "_Tensors", path: str, size: int) -> Weight:
     return {"weight": tensors.take(f"{path}.weight", (size,))}
 
 
-def _joined(*parts: Weight) -> Weight:
+def joined(*parts: Weight) -> Weight:
     """Join the rows of the parts to one matrix, or return {"parts": …} if they are not quantized alike."""
     first = _row_shapes(parts[0])
     if any(_row_shapes(part) != first for part in parts):
