@@ -670,18 +670,21 @@ def test_a_compiler_that_fails_ends_the_other(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: bytes(len(data))])
-def test_a_damaged_library_is_compiled_again(damage: Any, tmp_path: Path) -> None:
+def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
     """As a power failure leaves it. It used to fail at each start, or to crash."""
+    build.kernels()
+    usual = build.folder()
     cache = tmp_path / "cache"
-    cache_of_others = build.folder()
-    place = cache / "cpu" / cache_of_others.name
-    shutil.copytree(cache_of_others, place)
+    place = cache / "cpu" / usual.name
+    shutil.copytree(usual, place)
     (library,) = place.glob("*.so")
     whole = library.read_bytes()
-    library.write_bytes(damage(whole))
+    assert build._is_whole(library)
+    for damaged in (b"", bytes(len(whole)), whole[: len(whole) // 2]):
+        library.write_bytes(damaged)
+        assert not build._is_whole(library)
     assert kernels_in_a_process(cache).stdout.startswith("LANES")
-    assert len(library.read_bytes()) > len(whole) // 2 and any(library.read_bytes())
+    assert build._is_whole(library)
 
 
 def test_a_library_that_can_not_be_loaded_is_compiled_again_once(
@@ -743,23 +746,3 @@ def test_a_nanobind_of_another_abi_is_named(tmp_path: Path) -> None:
     complaint = abi.mismatch(other) or ""
     assert "has internals of version 7, and MLX" in complaint and f"was built with version {number}" in complaint
     assert "pip install" in complaint
-
-
-OTHER_ABI = """
-from tiny_llm.kernels.cpu import abi, build
-found = iter([{"nanobind_libstdcpp_v22"}, {"nanobind_libstdcpp_v22", "nanobind_libcpp_v22"}])
-abi.layouts = lambda: next(found)
-try:
-    build.kernels()
-except build.NoKernelsError as error:
-    print(error)
-"""
-
-
-def test_a_library_of_another_abi_is_refused() -> None:
-    """As clang++ makes with another C++ library."""
-    build.kernels()
-    found = in_a_process(OTHER_ABI).stdout
-    assert (
-        "compiled for nanobind's ABI nanobind_libcpp_v22, and MLX for nanobind_libstdcpp_v22; set CXX to g++" in found
-    )

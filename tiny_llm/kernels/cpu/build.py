@@ -127,7 +127,7 @@ def _checksum(path: Path) -> Path:
 def imported(path: str) -> Any:
     """Import the compiled module and start its threads. A process can load only one version of the module.
 
-    Raises ImportError where the library can't be loaded, and NoKernelsError where it can't share MLX's arrays.
+    Raises ImportError where the library can't be loaded.
     """
     if NAME in sys.modules:
         module = sys.modules[NAME]
@@ -137,16 +137,8 @@ def imported(path: str) -> Any:
     loader = ExtensionFileLoader(NAME, path)
     spec = spec_from_file_location(NAME, path, loader=loader)
     assert spec is not None
-    layouts = abi.layouts()
     module = module_from_spec(spec)
     loader.exec_module(module)
-    others = abi.layouts() - layouts
-    if layouts and others:
-        ours, theirs = ", ".join(others), ", ".join(layouts)
-        raise NoKernelsError(
-            f"they were compiled for nanobind's ABI {ours}, and MLX for {theirs}; set CXX to g++, or install the "
-            "nanobind that MLX's pyproject.toml names"
-        )
     with flush_denormals():  # the threads that start now keep the mode
         module.start(threads())
     sys.modules[NAME] = module
@@ -288,7 +280,7 @@ def _try(path: Path, fault: Path) -> None:
             raise NoKernelsError(f"a trial of the compiled kernels was killed, by signal {-tried.returncode}")
         ended = f"it crashed, signal {-tried.returncode}" if tried.returncode < 0 else f"exit {tried.returncode}"
         lines = tried.stderr.decode(errors="replace").strip().splitlines() or [ended]
-        last = lines[-1].removeprefix(f"{__name__}.NoKernelsError: ")
+        last = lines[-1]
     learners = "".join(f", with {header},".replace(f"{Path.cwd()}/", "") for header in replaced.values())
     complaint = f"a trial of the compiled kernels{learners} failed: {last}"
     if not PASSING.search(last):
