@@ -83,7 +83,8 @@ void check_attention(int dim, int slots, int count) {
   std::vector<float> q = numbers(count * heads * dim), k = numbers(kv_heads * slots * dim), v = numbers(k.size()),
                      out(q.size());
   Heads shape = {heads, kv_heads, dim, 0, 0.3f};
-  FloatRows keys = {k.data(), (int64_t)slots * dim}, values = {v.data(), (int64_t)slots * dim};
+  FloatSlots keys = {k.data(), (int64_t)slots * dim};
+  FloatSlots values = {v.data(), (int64_t)slots * dim};
   attend(pool, shape, keys, values, {{q.data(), out.data(), count, slots, {nullptr, 1}, nullptr}});
   for (int token = 0; token < count; token++)
     for (int head = 0; head < heads; head++) {
