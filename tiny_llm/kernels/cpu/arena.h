@@ -1,5 +1,5 @@
-// Memory for a model's matrices, in the order in which a step reads them. It uses pages of two megabytes instead of four
-// kilobytes where the system has them, so that the processor looks up fewer addresses of pages.
+// Memory for a model's matrices, in the order in which a step reads them. Where the system has pages of two megabytes,
+// it uses them instead of those of four kilobytes, so that the processor looks up fewer addresses of pages.
 #pragma once
 #include <sys/mman.h>
 

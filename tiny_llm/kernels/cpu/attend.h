@@ -43,8 +43,8 @@ inline Heads heads_of(const mx::array& q, const std::vector<mx::array>& cache, f
   return {q.shape(1), cache[0].shape(0), q.shape(2), window, scale};
 }
 
-// Return the queries of sequences with `count` tokens each, without q and out. Sequence i has the keys before ends[i], in
-// the blocks of row i of `tables` (sequences, width), or in slots 0, 1 … if `tables` is null.
+// Return the queries of sequences with `count` tokens each, without q and out. Sequence i has ends[i] keys, in the
+// blocks of row i of `tables` (sequences, width), or in slots 0, 1 … if `tables` is null.
 inline std::vector<Queries> queries_of(int sequences, int count, const int32_t* ends, const int32_t* tables, int width,
                                        int block, const bool* mask) {
   std::vector<Queries> found;

@@ -3,9 +3,9 @@
 #include "few_queries.h"
 #include "many_queries.h"
 
-constexpr int FEW_QUERIES = 4;  // with at most this many tokens the keys are split into pieces, else the tokens
+constexpr int FEW_QUERIES = 4;  // a single sequence with more tokens is cut into pieces by tokens, otherwise by keys
 
-// Attend from sequences with one token each, or from one sequence with any number of tokens.
+// Attend from the queries of all sequences.
 template <class Rows>
 inline void attend(Pool& pool, const Heads& h, const Rows& keys, const Rows& values,
                    const std::vector<Queries>& sequences) {

@@ -1,5 +1,5 @@
-// Attention of few queries: a piece of work is one stretch of the keys of one K/V head and sequence. The pieces' sums are
-// merged at the end.
+// Attention of few queries. A piece of work is one stretch of the keys of one K/V head and sequence; the results of the
+// pieces are merged at the end.
 #pragma once
 #include "pool.h"
 #include "softmax.h"

@@ -1,6 +1,6 @@
-// Products with 8-bit activations, an option. Each run of 32 numbers of x is rounded to int8 with a factor of its own, and
-// products of codes and int8 are exact in integers. This takes fewer instructions for each byte of W, and the rounding
-// changes a product by about 0.5 %.
+// Products with 8-bit activations, an option. Each run of 32 numbers of x is rounded to int8 with a factor of its own,
+// and products of codes and int8 are exact in integers. This takes fewer instructions for each byte of W, and the
+// rounding changes a product by about 0.5 %.
 #pragma once
 #include <vector>
 
@@ -34,7 +34,7 @@ class Int8Rows {
   std::vector<Int8Row> rows;
 
  private:
-  // Round a span of x. For codes of 4 bits, each 8 numbers are reordered: those at even places, then those at odd places.
+  // Round a span of x. For codes of 4 bits, reorder each 8 numbers: those at even places, then those at odd places.
   static void round(const float* x, int bits, int8_t* to, float& factor, float& total) {
     float top = 0;
     for (int i = 0; i < SPAN; i++) top = std::fmax(top, std::fabs(x[i]));

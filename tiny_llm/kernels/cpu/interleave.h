@@ -21,7 +21,8 @@ inline void interleave(Pool& pool, const Number* from, Number* to, int rows, int
 }
 
 // Write codes of `bits` bits, which MLX packs as one string of bits, as blocks of codes of `wide` bits (4 or 8).
-inline void interleave_codes(Pool& pool, const uint32_t* from, uint32_t* to, int rows, int columns, int bits, int wide) {
+inline void interleave_codes(Pool& pool, const uint32_t* from, uint32_t* to, int rows, int columns, int bits,
+                             int wide) {
   if (bits == wide) return interleave(pool, from, to, rows, columns * bits / 32);
   int words = columns * bits / 32;
   int wide_words = columns * wide / 32;

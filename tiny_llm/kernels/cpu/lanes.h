@@ -79,7 +79,7 @@ inline float sum(Floats v) {
 #endif
 }
 
-// Add the two halves of each run of 2 · WIDTH lanes of a and of b. In the result, a run has the sum of a's, then of b's.
+// Add the two halves of each run of 2 · WIDTH lanes of a and of b. A run of the result has the sum of a's, then of b's.
 template <int WIDTH>
 inline Floats add_halves(Floats a, Floats b) {
   Ints low, high;

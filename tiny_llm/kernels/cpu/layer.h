@@ -1,4 +1,4 @@
-// A decoder layer without its attention: `project` computes q, k and v, and `finish` computes the layer's output from the
+// A decoder layer without its attention. `project` computes q, k and v; `finish` computes the layer's output from the
 // attention's. model/qwen3.py has the same in plain operations.
 #pragma once
 #include <vector>

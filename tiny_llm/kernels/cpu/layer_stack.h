@@ -54,7 +54,7 @@ inline void run_stack(const StackShape& stack, int block, bool is_masked, const 
 class Stack : public CpuPrimitive {
  public:
   Stack(mx::Stream stream, std::shared_ptr<StackShape> shape, int block, bool is_masked, Written written)
-      : CpuPrimitive(stream, "Stack"), shape_(std::move(shape)), block_(block), is_masked_(is_masked), written_(written) {}
+      : CpuPrimitive(stream, "Stack"), shape_(shape), block_(block), is_masked_(is_masked), written_(written) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     size_t numbers = TABLES + (block_ > 0) + is_masked_;
@@ -126,9 +126,11 @@ class LayerStack {
   //
   // x (T, hidden), cos and sin (T, dim/2); slots (T,) of the new tokens, ends (sequences,) after them. `tables`
   // (sequences, width) has blocks of `block` slots. `buffers` has all layers' keys, then all layers' values.
-  std::pair<mx::array, std::vector<mx::array>> run(const mx::array& x, const mx::array& cos, const mx::array& sin, const mx::array& slots,
-                const mx::array& ends, const std::optional<mx::array>& tables, const std::optional<mx::array>& mask,
-                int block, const std::vector<mx::array>& buffers) const {
+  std::pair<mx::array, std::vector<mx::array>> run(const mx::array& x, const mx::array& cos, const mx::array& sin,
+                                                   const mx::array& slots, const mx::array& ends,
+                                                   const std::optional<mx::array>& tables,
+                                                   const std::optional<mx::array>& mask, int block,
+                                                   const std::vector<mx::array>& buffers) const {
     const Shape& s = shape_->layers[0]->layer.shape;
     int tokens = x.shape(0);
     int sequences = ends.shape(0);

@@ -1,4 +1,4 @@
-// Attention of many queries of one sequence: a piece of work is some tokens and one K/V head. It goes through all keys,
+// Attention of many queries of one sequence. A piece of work is some tokens and one K/V head; it processes all keys,
 // stretch by stretch, with products of tiles.
 #pragma once
 #include "many_rows.h"

@@ -1,5 +1,5 @@
-// Many rows of x times W transposed. Two blocks of W are unpacked to tiles that stay in the processor's first cache, and
-// are multiplied by a few rows of x at a time.
+// Many rows of x times W transposed. Two blocks of W are unpacked to tiles that stay in the processor's first cache,
+// and the tiles are multiplied by a few rows of x at a time.
 #pragma once
 #include <algorithm>
 #include <vector>

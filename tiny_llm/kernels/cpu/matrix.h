@@ -91,8 +91,8 @@ class Matrix {
     return found;
   }
 
-  // Return rows `tokens` (T,) int32 of W as floats, (T, columns). A token below 0 counts from the end; the row of a token
-  // that W lacks is NaN.
+  // Return rows `tokens` (T,) int32 of W as floats, (T, columns). A token below 0 counts from the end. The row of a
+  // token that W lacks is NaN.
   mx::array rows(const mx::array& tokens) const {
     expect("rows", tokens, mx::int32, 1, {});
     int count = tokens.shape(0);

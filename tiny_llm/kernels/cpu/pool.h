@@ -30,12 +30,12 @@ class Pool {
   explicit Pool(int threads) {
     try {
       for (; threads_ < threads; threads_++) std::thread([this] { help(); }).detach();
-    } catch (const std::system_error&) {
+    } catch (const std::system_error&) {  // a limit of threads
     }
   }
 
-  // Call f(0) … f(pieces - 1), in any order and on any thread. Throws the first exception that a piece threw; some pieces
-  // may then not have been called.
+  // Call f(0) … f(pieces - 1), in any order and on any thread. Throws the first exception that a call threw; the pieces
+  // that were left then are not called.
   void each(int pieces, const std::function<void(int)>& f) {
     if (threads_ == 1 || pieces == 1) {
       for (int i = 0; i < pieces; i++) f(i);

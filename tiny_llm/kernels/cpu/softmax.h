@@ -81,8 +81,8 @@ inline int padded(int n, int to) { return (n + to - 1) / to * to; }
 
 // Replace the scores of keys begin … end - 1 by e^(score - top), and by 0 for keys that the token does not see.
 //
-// `scores` has `room` numbers, a multiple of LANES; those behind the keys become 0. Returns the factor by which the sums
-// of earlier stretches must be multiplied, because `top` may have grown.
+// `scores` has `room` numbers, a multiple of LANES; those behind the keys become 0. Returns the factor by which the
+// sums of earlier stretches must be multiplied, because `top` may have grown.
 inline float soften(const Queries& mine, int token, int window, int begin, int end, float scale, float* scores,
                     int room, Mixture& mixture) {
   int first = std::max(begin, mine.first(token, window)) - begin;

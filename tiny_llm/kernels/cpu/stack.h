@@ -1,5 +1,5 @@
-// All layers of a step in one call, for caches whose buffers it reads and writes itself. Handing arrays over between two
-// layers would take as long as a small layer's products.
+// All layers of a step in one call, for caches whose buffers it reads and writes itself. Handing arrays over between
+// two layers would take as long as a small layer's products.
 #pragma once
 #include <vector>
 
