@@ -23,6 +23,7 @@ from tiny_llm.engine.llm import LLM, load
 from tiny_llm.kernels import toolchain
 from tiny_llm.kernels.cpu import abi, build, native
 from tiny_llm.kernels.sim import compiler as simulator
+from tiny_llm.kernels.sim.report import CompileError
 from tiny_llm.kernels.table import describe_operations, operations
 from tiny_llm.model import fused
 from tiny_llm.model.cached_attention import Packed
@@ -746,3 +747,36 @@ def test_a_nanobind_of_another_abi_is_named(tmp_path: Path) -> None:
     complaint = abi.mismatch(other) or ""
     assert "has internals of version 7, and MLX" in complaint and f"was built with version {number}" in complaint
     assert "pip install" in complaint
+
+
+def test_a_simulated_kernel_names_a_compiler_that_is_no_program(tmp_path: Path) -> None:
+    """It used to be an OSError."""
+    with pytest.raises(CompileError, match="no-compiler can't be run: No such file or directory; set CXX"):
+        simulator.run([tmp_path / "no-compiler"], "a kernel")
+
+
+OUT_OF_MEMORY = """
+import resource
+from pathlib import Path
+import mlx.core as mx
+from tiny_llm.kernels.cpu import build
+module = build.kernels()
+weight, x = mx.ones((1, 64)), mx.zeros((64, 400_000)).T
+mx.eval(weight, x)
+matrix = module.Matrix(module.Arena(), weight, None)
+mx.eval(matrix.product(x[:5], False))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 48_000_000, resource.RLIM_INFINITY))
+try:
+    mx.eval(matrix.product(x, False))
+except RuntimeError as error:
+    print(error, mx.sum(matrix.product(x[:5] + 1, False)).item())
+mx.clear_streams()
+"""
+
+
+def test_memory_that_runs_out_in_a_kernel_is_an_error() -> None:
+    """The work runs on MLX's thread, whose exceptions `mx.eval` raises; afterwards the kernels go on."""
+    build.kernels()
+    done = in_a_process(OUT_OF_MEMORY)
+    assert (done.returncode, done.stdout) == (0, "std::bad_alloc 320.0\n"), done.stderr[-500:]

@@ -91,16 +91,15 @@ inline void rows_product_of_floats(const Weight& w, int block, const Ready* x, F
 // Compute total[m] for M rows of x.
 template <int M>
 inline void block_product(const Weight& w, int block, const Ready* x, Floats* total) {
+  if constexpr (M == 1) {
+    if (w.format == Format::Codes4) return void(total[0] = row_product<4>(w, block, x[0]));
+    if (w.format == Format::Codes8) return void(total[0] = row_product<8>(w, block, x[0]));
+  }
+  if (w.format == Format::Codes4) return rows_product<4, M>(w, block, x, total);
+  if (w.format == Format::Codes8) return rows_product<8, M>(w, block, x, total);
   if (w.format == Format::Float32) return rows_product_of_floats<float, M>(w, block, x, total);
   if (w.format == Format::Float16) return rows_product_of_floats<float16, M>(w, block, x, total);
-  if (w.format == Format::BFloat16) return rows_product_of_floats<bfloat16, M>(w, block, x, total);
-  bool has_4_bits = w.format == Format::Codes4;
-  if (M == 1)
-    total[0] = has_4_bits ? row_product<4>(w, block, x[0]) : row_product<8>(w, block, x[0]);
-  else if (has_4_bits)
-    rows_product<4, M>(w, block, x, total);
-  else
-    rows_product<8, M>(w, block, x, total);
+  rows_product_of_floats<bfloat16, M>(w, block, x, total);
 }
 
 // Compute total[m] for `count` rows of x, up to FEW.
