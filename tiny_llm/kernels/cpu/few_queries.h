@@ -30,6 +30,7 @@ inline void attend_stretch(const Heads& h, const Rows& keys, const Rows& values,
   }
 }
 
+// A stretch of the keys of one K/V head and sequence.
 struct Piece {
   int sequence, kv, begin, end;
   int64_t at;  // index of its first mixture
@@ -61,13 +62,14 @@ inline void attend_few(Pool& pool, const Heads& h, const Rows& keys, const Rows&
   static thread_local std::vector<float> mixed;
   pieces.clear();
   int64_t at = 0;
-  for (int s = 0; s < (int)sequences.size(); s++)
+  for (int s = 0; s < (int)sequences.size(); s++) {
+    const Queries& mine = sequences[s];
     for (int kv = 0; kv < h.kv_heads; kv++)
-      for (int begin = sequences[s].first(0, h.window); begin < sequences[s].end;
-           begin += STRETCH) {
-        pieces.push_back({s, kv, begin, std::min(sequences[s].end, begin + STRETCH), at});
-        at += (int64_t)sequences[s].count * h.group();
+      for (int begin = mine.first(0, h.window); begin < mine.end; begin += STRETCH) {
+        pieces.push_back({s, kv, begin, std::min(mine.end, begin + STRETCH), at});
+        at += (int64_t)mine.count * h.group();
       }
+  }
   mixtures.resize(at);
   mixed.resize(at * h.dim);
   const Piece* all = pieces.data();

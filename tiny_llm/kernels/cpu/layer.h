@@ -63,7 +63,8 @@ inline void rotate(const float* x, const float* cos, const float* sin, int half,
 inline void swiglu(const float* gate_up, int inner, float* y) {
   int i = 0;
   for (; i + LANES <= inner; i += LANES) {
-    Floats gate = load(gate_up + i), up = load(gate_up + inner + i);
+    Floats gate = load(gate_up + i);
+    Floats up = load(gate_up + inner + i);
     store(y + i, gate * up / (1.f + exp(min(-gate, all(88.f)))));
   }
   for (; i < inner; i++) y[i] = gate_up[i] * gate_up[inner + i] / (1 + std::exp(-gate_up[i]));

@@ -15,7 +15,8 @@ inline void tile_product(const float* const x[ROWS], const float* first, const f
   Floats own[ROWS][2];
   std::copy_n(&sums[0][0], 2 * ROWS, &own[0][0]);  // in registers
   for (int k = 0; k < depth; k++) {
-    Floats a = load(first), b = load(second);
+    Floats a = load(first);
+    Floats b = load(second);
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; m++) {
       own[m][0] += a * x[m][k];

@@ -64,6 +64,7 @@ class Pool {
   static constexpr int SPINS = 20000;  // before a thread without work goes to sleep
   static constexpr int SPINS_OF_CALLER = 4000;
 
+  // The life of a thread: take pieces while there are some, then wait for the next job.
   void help() {
     for (;;) {
       uint64_t now = open_.load();
@@ -78,6 +79,7 @@ class Pool {
     }
   }
 
+  // Take pieces until none is left.
   void take() {
     uint64_t now = open_.load();
     while ((uint32_t)now != 0) {
@@ -88,6 +90,7 @@ class Pool {
     }
   }
 
+  // Call the job for a piece, unless an earlier piece has thrown.
   void run(int piece) {
     if (has_failed_) return;
     try {

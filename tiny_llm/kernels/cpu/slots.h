@@ -13,6 +13,7 @@ struct FloatSlots {
   // Return the address of a slot (dim,) of a head.
   const float* row(int head, int64_t slot, int dim, float*) const { return numbers + head * head_stride + slot * dim; }
 
+  // Copy a row (dim,) into a slot of a head.
   void put(int head, int64_t slot, const float* row, int dim) const {
     std::memcpy(numbers + head * head_stride + slot * dim, row, 4 * dim);
   }
@@ -52,7 +53,8 @@ struct PackedSlots {
     return out;
   }
 
-  // Pack a slot as `mx.quantize` does: the end of a group's range that is farther from 0 is exact, and 0 stays 0.
+  // Pack a row (dim,) into a slot of a head as `mx.quantize` does: the end of a group's range that is farther from 0 is
+  // exact, and 0 stays 0.
   void put(int head, int64_t slot, const float* row, int dim) const {
     int groups = dim / group;
     int codes_each = 32 / bits;
