@@ -80,17 +80,6 @@ class Matrix {
     return lazy("Product", {{rows, joined().rows}}, {x}, 1, work)[0];
   }
 
-  // Return some of the numbers, for a fingerprint of the model.
-  std::string sample() const {
-    std::string found;
-    for (const Weight& w : joined().parts) {
-      size_t size = w.numbers_nbytes();
-      size_t step = std::max<size_t>((size / 4096 + 3) / 4 * 4, 4);
-      for (size_t at = 0; at + 4 <= size; at += step) found.append((const char*)w.numbers + at, 4);
-    }
-    return found;
-  }
-
   // Return rows `tokens` (T,) int32 of W as floats, (T, columns). A token below 0 counts from the end. The row of a
   // token that W lacks is NaN.
   mx::array rows(const mx::array& tokens) const {

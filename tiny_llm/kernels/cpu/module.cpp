@@ -14,8 +14,6 @@ namespace nb = nanobind;
 
 namespace {
 
-nb::bytes bytes_of(const std::string& text) { return nb::bytes(text.data(), text.size()); }
-
 nb::tuple project_as_tuple(const DecoderLayer& layer, const mx::array& x, const mx::array& cos, const mx::array& sin) {
   std::vector<mx::array> qkv = layer.project(x, cos, sin);
   return nb::make_tuple(qkv[0], qkv[1], qkv[2]);
@@ -36,7 +34,6 @@ NB_MODULE(MODULE, m) {
            nb::arg("arena"), nb::arg("codes"), nb::arg("scales"), nb::arg("biases"), nb::arg("bias").none(),
            nb::arg("columns"), nb::arg("bits"))
       .def_prop_ro("nbytes", &Matrix::nbytes)
-      .def("sample", [](const Matrix& matrix) { return bytes_of(matrix.sample()); })
       .def("join", &Matrix::join)
       .def("product", &Matrix::product)
       .def("rows", &Matrix::rows);
@@ -47,7 +44,6 @@ NB_MODULE(MODULE, m) {
            nb::arg("arena"), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("dim"), nb::arg("eps"), nb::arg("int8"),
            nb::arg("qkv"), nb::arg("o"), nb::arg("gate_up"), nb::arg("down"), nb::arg("input_norm"),
            nb::arg("post_norm"), nb::arg("q_norm").none(), nb::arg("k_norm").none())
-      .def("sample", [](const DecoderLayer&) { return bytes_of(""); })  // its matrices have samples of their own
       .def("project", &project_as_tuple)
       .def("finish", &DecoderLayer::finish);
   nb::class_<LayerStack>(m, "LayerStack")
