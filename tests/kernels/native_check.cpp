@@ -1,6 +1,7 @@
-// The CPU kernels' parts against double precision, for whatever instruction set this file is compiled for.
+// Check the CPU kernels' parts against double precision, for the instruction set that this file is compiled for.
 #include <cstdio>
 #include <random>
+#include <stdexcept>
 
 #include "attention.h"
 #include "interleave.h"
@@ -9,7 +10,7 @@
 namespace {
 
 std::mt19937 rng(1);
-Pool& pool = *new Pool(2);  // never ends: its threads run until the process does
+Pool& pool = *new Pool(2);  // never freed, because its threads run until the process ends
 int faults = 0;
 
 double number() { return std::uniform_real_distribution<double>(-1, 1)(rng); }
@@ -60,6 +61,24 @@ void check_products(Format format, int bits, int rows, int columns, int group) {
     }
 }
 
+// An exception of a piece used to end the process, on the thread that ran the piece.
+void check_exceptions() {
+  for (int round = 0; round < 200; round++) {
+    std::string found;
+    try {
+      pool.each(64, [](int piece) {
+        if (piece % 16 == 7) throw std::runtime_error("piece failed");
+      });
+    } catch (const std::runtime_error& error) {
+      found = error.what();
+    }
+    expect(found == "piece failed", "an exception of a piece", round);
+    std::atomic<int> called{0};
+    pool.each(64, [&](int) { called++; });
+    expect(called == 64, "pieces after an exception", called);
+  }
+}
+
 void check_halves() {
   uint16_t half[LANES];
   for (int i = 0; i < LANES; i++) half[i] = 0x3c00 + 16 * i;
@@ -80,10 +99,13 @@ void check_exp() {
 
 void check_attention(int dim, int slots, int count) {
   const int heads = 4, kv_heads = 2;
-  std::vector<float> q = numbers(count * heads * dim), k = numbers(kv_heads * slots * dim), v = numbers(k.size()),
-                     out(q.size());
+  std::vector<float> q = numbers(count * heads * dim);
+  std::vector<float> k = numbers(kv_heads * slots * dim);
+  std::vector<float> v = numbers(k.size());
+  std::vector<float> out(q.size());
   Heads shape = {heads, kv_heads, dim, 0, 0.3f};
-  FloatRows keys = {k.data(), (int64_t)slots * dim}, values = {v.data(), (int64_t)slots * dim};
+  FloatSlots keys = {k.data(), (int64_t)slots * dim};
+  FloatSlots values = {v.data(), (int64_t)slots * dim};
   attend(pool, shape, keys, values, {{q.data(), out.data(), count, slots, {nullptr, 1}, nullptr}});
   for (int token = 0; token < count; token++)
     for (int head = 0; head < heads; head++) {
@@ -113,6 +135,7 @@ int main() {
       check_products(Format::Codes4, 4, rows, 128, group);
       check_products(Format::Codes8, 8, rows, 128, group);
     }
+  check_exceptions();
   check_halves();
   check_exp();
   for (int dim : {20, 32, 64, 128})
