@@ -25,7 +25,7 @@ from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.engine.llm import LLM, load
 from tiny_llm.kernels import toolchain
 from tiny_llm.kernels.cpu import abi, build, native
-from tiny_llm.kernels.cpu.native import laid_out_bytes, matrices_of
+from tiny_llm.kernels.cpu.layout import laid_out_bytes, matrices_of
 from tiny_llm.kernels.sim import compiler as simulator
 from tiny_llm.kernels.sim.report import CompileError
 from tiny_llm.kernels.table import describe_operations, operations
@@ -501,7 +501,7 @@ def test_the_bound_counts_the_matrices_as_they_are_laid_out(tmp_path: Path) -> N
     path = make_model(tmp_path / "model", quantize={"bits": 6, "group_size": 32}, **WIDE)
     llm = load(path, config=EngineConfig(kernels="cpu"))
     keys = 2 * 2 * 1 * 32 * 4  # K and V, layers, heads, width, bytes
-    assert bytes_read(llm, 100) == pytest.approx(laid_out_bytes(llm.model.weights) + 100 * keys)
+    assert bytes_read(llm, 100) == pytest.approx(laid_out_bytes(llm.model.weights, llm.model.config) + 100 * keys)
     packed = load(path, config=EngineConfig(kernels="cpu", cache="quantized"))
     assert bytes_read(packed, 100) < bytes_read(llm, 100) - 100 * keys / 2
     ring = load(path, config=EngineConfig(kernels="cpu", cache="rotating", window=20))

@@ -18,20 +18,49 @@ struct LaidLayer {
   Layer layer;
 };
 
-// A layer of the model without its attention.
+// The experts of a layer and what chooses among them.
+class ExpertMixture {
+ public:
+  ExpertMixture(const Matrix& router, const std::vector<const Matrix*>& gate_up,
+                const std::vector<const Matrix*>& down, int chosen, bool normalize)
+      : mixture_(std::make_shared<Mixture>()) {
+    mixture_->router = router.joined();
+    for (size_t i = 0; i < gate_up.size(); i++) mixture_->experts.push_back({gate_up[i]->joined(), down[i]->joined()});
+    mixture_->chosen = chosen;
+    mixture_->normalize = normalize;
+  }
+
+  // Add an expert that all rows pass, as far as its gate (1, hidden) says.
+  void share(const Matrix& gate_up, const Matrix& down, const Matrix& gate) {
+    mixture_->shared = {gate_up.joined(), down.joined()};
+    mixture_->shared_gate = gate.joined();
+    mixture_->has_shared = true;
+  }
+
+  const std::shared_ptr<Mixture>& mixture() const { return mixture_; }
+
+ private:
+  std::shared_ptr<Mixture> mixture_;
+};
+
+// A layer of the model without its attention. It has an MLP (`gate_up`, `down`), or a mixture of experts.
 class DecoderLayer {
  public:
   DecoderLayer(const SharedArena& arena, int heads, int kv_heads, int dim, float eps, bool int8, const Matrix& qkv,
-               const Matrix& o, const Matrix& gate_up, const Matrix& down, const mx::array& input_norm,
-               const mx::array& post_norm, const std::optional<mx::array>& q_norm,
+               const Matrix& o, const Matrix* gate_up, const Matrix* down, const ExpertMixture* mixture,
+               const mx::array& input_norm, const mx::array& post_norm, const std::optional<mx::array>& q_norm,
                const std::optional<mx::array>& k_norm)
       : laid_(std::make_shared<LaidLayer>(LaidLayer{arena.arena, {}})) {
     Layer& layer = laid_->layer;
-    layer.shape = {qkv.joined().columns, down.joined().columns, heads, kv_heads, dim, eps};
+    layer.shape = {qkv.joined().columns, heads, kv_heads, dim, eps};
     layer.qkv = qkv.joined();
     layer.o = o.joined();
-    layer.gate_up = gate_up.joined();
-    layer.down = down.joined();
+    if (mixture)
+      layer.mixture = mixture->mixture();
+    else if (gate_up && down)
+      layer.mlp = {gate_up->joined(), down->joined()};
+    else
+      throw std::invalid_argument("layer: expected an MLP or a mixture of experts, found neither");
     layer.input_norm = kept(*arena.arena, input_norm);
     layer.post_norm = kept(*arena.arena, post_norm);
     layer.q_norm = kept(*arena.arena, q_norm);

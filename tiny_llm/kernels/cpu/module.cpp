@@ -37,12 +37,17 @@ NB_MODULE(MODULE, m) {
       .def("join", &Matrix::join)
       .def("product", &Matrix::product)
       .def("rows", &Matrix::rows);
+  nb::class_<ExpertMixture>(m, "ExpertMixture")
+      .def(nb::init<const Matrix&, const std::vector<const Matrix*>&, const std::vector<const Matrix*>&, int, bool>(),
+           nb::arg("router"), nb::arg("gate_up"), nb::arg("down"), nb::arg("chosen"), nb::arg("normalize"))
+      .def("share", &ExpertMixture::share, nb::arg("gate_up"), nb::arg("down"), nb::arg("gate"));
   nb::class_<DecoderLayer>(m, "DecoderLayer")
-      .def(nb::init<const SharedArena&, int, int, int, float, bool, const Matrix&, const Matrix&, const Matrix&,
-                    const Matrix&, const mx::array&, const mx::array&, const std::optional<mx::array>&,
-                    const std::optional<mx::array>&>(),
+      .def(nb::init<const SharedArena&, int, int, int, float, bool, const Matrix&, const Matrix&, const Matrix*,
+                    const Matrix*, const ExpertMixture*, const mx::array&, const mx::array&,
+                    const std::optional<mx::array>&, const std::optional<mx::array>&>(),
            nb::arg("arena"), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("dim"), nb::arg("eps"), nb::arg("int8"),
-           nb::arg("qkv"), nb::arg("o"), nb::arg("gate_up"), nb::arg("down"), nb::arg("input_norm"),
+           nb::arg("qkv"), nb::arg("o"), nb::arg("gate_up").none(), nb::arg("down").none(), nb::arg("mixture").none(),
+           nb::arg("input_norm"),
            nb::arg("post_norm"), nb::arg("q_norm").none(), nb::arg("k_norm").none())
       .def("project", &project_as_tuple)
       .def("finish", &DecoderLayer::finish);
