@@ -41,7 +41,10 @@ def train(
     from tiny_llm.pocket.train import train as run
 
     recipe = RECIPES[size] if tokens is None else replace(RECIPES[size], tokens=tokens)
-    run(recipe, out or Path("runs") / size, steps, after, relearn, torch)
+    prepare = None
+    if torch:
+        from tiny_llm.train.torch_gradients import use_torch as prepare
+    run(recipe, out or Path("runs") / size, steps, after, relearn, prepare)
 
 
 @app.command("eval")
