@@ -43,7 +43,9 @@ def train(
     recipe = RECIPES[size] if tokens is None else replace(RECIPES[size], tokens=tokens)
     prepare = None
     if torch:
-        from tiny_llm.train.torch_gradients import use_torch as prepare
+        from tiny_llm.train.torch_gradients import use_torch
+
+        prepare = use_torch
     run(recipe, out or Path("runs") / size, steps, after, relearn, prepare)
 
 
