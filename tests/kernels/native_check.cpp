@@ -79,6 +79,56 @@ void check_exceptions() {
   }
 }
 
+void check_experts(int count, int chosen, bool normalize) {
+  const int hidden = 20, inner = 12, experts = 5;
+  auto matrix = [](int rows, int columns) {
+    auto& numbers_of = *new std::vector<float>(numbers(rows * columns));
+    int blocks = (rows + LANES - 1) / LANES;
+    auto& laid = *new std::vector<float>(blocks * LANES * columns);
+    interleave(pool, numbers_of.data(), laid.data(), rows, columns);
+    Weight w = {Format::Float32, Format::Float32, rows, columns, columns, laid.data(), nullptr, nullptr};
+    return std::make_pair(&numbers_of, Joined{{w}, rows, columns});
+  };
+  auto times = [](const std::vector<float>& w, const double* x, int rows, int columns) {
+    std::vector<double> y(rows);
+    for (int row = 0; row < rows; row++)
+      for (int k = 0; k < columns; k++) y[row] += w[row * columns + k] * x[k];
+    return y;
+  };
+  auto router = matrix(experts, hidden);
+  ExpertSet set = {};
+  set.router = router.second;
+  set.chosen = chosen;
+  set.normalize = normalize;
+  std::vector<const std::vector<float>*> gate_up, down;
+  for (int e = 0; e < experts; e++) {
+    auto first = matrix(2 * inner, hidden), second = matrix(hidden, inner);
+    gate_up.push_back(first.first);
+    down.push_back(second.first);
+    set.experts.push_back({first.second, second.second});
+  }
+  std::vector<float> x = numbers(count * hidden), y(x.size());
+  mix(pool, set, false, x.data(), count, y.data());
+  for (int row = 0; row < count; row++) {
+    std::vector<double> from(x.begin() + row * hidden, x.begin() + (row + 1) * hidden), want(hidden);
+    std::vector<double> p = times(*router.first, from.data(), experts, hidden);
+    double total = 0, kept = 0;
+    for (double& logit : p) total += logit = std::exp(logit);
+    std::vector<double> sorted = p;
+    std::sort(sorted.rbegin(), sorted.rend());
+    for (int i = 0; i < chosen; i++) kept += sorted[i];
+    for (int e = 0; e < experts; e++) {
+      if (p[e] < sorted[chosen - 1]) continue;
+      std::vector<double> both = times(*gate_up[e], from.data(), 2 * inner, hidden), middle(inner);
+      for (int i = 0; i < inner; i++) middle[i] = both[i] / (1 + std::exp(-both[i])) * both[inner + i];
+      std::vector<double> out = times(*down[e], middle.data(), hidden, inner);
+      for (int i = 0; i < hidden; i++) want[i] += p[e] / (normalize ? kept : total) * out[i];
+    }
+    for (int i = 0; i < hidden; i++)
+      expect(std::fabs(want[i] - y[row * hidden + i]) < 1e-4, "experts", want[i] - y[row * hidden + i]);
+  }
+}
+
 void check_halves() {
   uint16_t half[LANES];
   for (int i = 0; i < LANES; i++) half[i] = 0x3c00 + 16 * i;
@@ -136,6 +186,8 @@ int main() {
       check_products(Format::Codes8, 8, rows, 128, group);
     }
   check_exceptions();
+  for (int count : {1, 9, 40})
+    for (int chosen : {1, 3, 5}) check_experts(count, chosen, chosen == 3);
   check_halves();
   check_exp();
   for (int dim : {20, 32, 64, 128})

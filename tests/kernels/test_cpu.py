@@ -54,6 +54,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "8 bits": {"dtype": "float16", "quantize": {"bits": 8, "group_size": 64}},
     "Qwen2 of 3 bits": {"model_type": "qwen2", "dtype": "bfloat16", "quantize": {"bits": 3, "group_size": 32}, **WIDE},
     "Llama": {"model_type": "llama", "dtype": "bfloat16", **WIDE},
+    "experts": {"model_type": "qwen3_moe", "dtype": "bfloat16", "num_experts": 8, "num_experts_per_tok": 3},
+    "Qwen2 with experts of 4 bits": {
+        "model_type": "qwen2_moe",
+        "dtype": "bfloat16",
+        "stack_experts": True,
+        "quantize": {"bits": 4, "group_size": 32},
+        **WIDE,
+    },
     "in parts": {
         "dtype": "bfloat16",
         "quantize": {

@@ -23,7 +23,7 @@ class ExpertMixture {
  public:
   ExpertMixture(const Matrix& router, const std::vector<const Matrix*>& gate_up,
                 const std::vector<const Matrix*>& down, int chosen, bool normalize)
-      : mixture_(std::make_shared<Mixture>()) {
+      : mixture_(std::make_shared<ExpertSet>()) {
     mixture_->router = router.joined();
     for (size_t i = 0; i < gate_up.size(); i++) mixture_->experts.push_back({gate_up[i]->joined(), down[i]->joined()});
     mixture_->chosen = chosen;
@@ -37,10 +37,10 @@ class ExpertMixture {
     mixture_->has_shared = true;
   }
 
-  const std::shared_ptr<Mixture>& mixture() const { return mixture_; }
+  const std::shared_ptr<ExpertSet>& mixture() const { return mixture_; }
 
  private:
-  std::shared_ptr<Mixture> mixture_;
+  std::shared_ptr<ExpertSet> mixture_;
 };
 
 // A layer of the model without its attention. It has an MLP (`gate_up`, `down`), or a mixture of experts.

@@ -17,7 +17,7 @@ struct Layer {
   Shape shape;
   Joined qkv, o;
   Mlp mlp;                                 // empty where there is a mixture
-  std::shared_ptr<const Mixture> mixture;  // in the place of the MLP, or null
+  std::shared_ptr<const ExpertSet> mixture;  // in the place of the MLP, or null
   const float *input_norm, *post_norm;  // (hidden,)
   const float *q_norm, *k_norm;         // (dim,), or null
   bool int8;

@@ -6,7 +6,7 @@
 
 #include "mlp.h"
 
-struct Mixture {
+struct ExpertSet {
   Joined router;
   std::vector<Mlp> experts;
   int chosen;      // experts of a row
@@ -31,7 +31,7 @@ inline void softmax_of(float* logits, int size) {
 }
 
 // Append each row's choices to the lists of its experts. Of equal probabilities the expert with the lower number wins.
-inline void route(const Mixture& moe, float* logits, int rows, std::vector<std::vector<Choice>>& choices) {
+inline void route(const ExpertSet& moe, float* logits, int rows, std::vector<std::vector<Choice>>& choices) {
   int count = (int)moe.experts.size();
   choices.assign(count, {});
   std::vector<int> order(count);
@@ -49,7 +49,7 @@ inline void route(const Mixture& moe, float* logits, int rows, std::vector<std::
 }
 
 // A thread's memory for a mixture's intermediate results.
-struct MixtureScratch {
+struct ExpertScratch {
   std::vector<float> logits, rows, outputs;
   std::vector<std::vector<Choice>> choices;
 };
@@ -61,8 +61,8 @@ inline void add_share(float share, const float* from, int size, float* to) {
 
 // Compute y (count, hidden), the sum of each row's experts by their shares, from x (count, hidden), normed. An expert's
 // matrices are read once for all of its rows.
-inline void mix(Pool& pool, const Mixture& moe, bool int8, const float* x, int count, float* y) {
-  static thread_local MixtureScratch own;
+inline void mix(Pool& pool, const ExpertSet& moe, bool int8, const float* x, int count, float* y) {
+  static thread_local ExpertScratch own;
   int hidden = moe.router.columns;
   own.logits.resize((size_t)count * moe.experts.size());
   own.rows.resize((size_t)count * hidden);
