@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tiny_llm.cli.conversation import ChatMessage, Conversation
-from tiny_llm.cli.terminal import dim, printable, styled
+from tiny_llm.cli.terminal import dim, printable, size, styled
 from tiny_llm.cli.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM, Stats
+    from tiny_llm.model.expert_store import StoreCounts
 
 HOPELESS = 64  # characters for each token of the context: hardly a text of that length fits
 MAX_TOKENS = 4096  # a conversation's default: thinking alone may take a thousand
@@ -147,6 +148,12 @@ def timing(stats: "Stats") -> str:
     """How fast an answer was, in one line."""
     speed = f"{stats.decode_tps:.1f} tokens/s · " if stats.decode_tps else ""
     return f"{stats.generated_tokens} tokens · {speed}first after {stats.time_to_first_token:.2f} s"
+
+
+def reads(counts: "StoreCounts") -> str:
+    """How often an expert was in memory, in one line."""
+    number = counts.hits + counts.misses
+    return f"{counts.hit_rate:.1%} of {number:,} reads from memory, {size(counts.resident)} kept there"
 
 
 def remark(text: str) -> None:

@@ -30,6 +30,7 @@ from tiny_llm.engine.request import Request
 from tiny_llm.engine.store import whole_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model import hub, loader
+from tiny_llm.model.expert_store import StoreCounts
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.source import open_source
 from tiny_llm.model.tokenizer import Tokenizer
@@ -61,7 +62,7 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None,
     ops = choose_operations(config, dtype)
     expected = context if config.max_context else min(context, 4096)
     loader.check_memory(source, shape, dtype, expected, cache=cache, native=ops.native)
-    qwen = load_model(source, shape, ops, dtype)
+    qwen = load_model(source, shape, ops, dtype, config.expert_bytes)
     defaults = loader.load_generation_defaults(source, context)
     tokenizer = load_tokenizer(source, shape)
     return LLM(qwen, tokenizer, path=path, config=config, defaults=defaults, lesson=lesson)
@@ -114,6 +115,15 @@ class LLM:
     def last_stats(self) -> Stats | None:
         """The figures of the last request of a single prompt, from its first token on."""
         return None if self._collected is None else stats_of(self._collected)
+
+    @property
+    def expert_counts(self) -> StoreCounts | None:
+        """What the store of experts has done so far; None where all experts are in memory, or there are none."""
+        for layer in self.model.weights["layers"]:
+            if "store" in layer.get("experts", {}):
+                counts: StoreCounts = layer["experts"]["store"].counts
+                return counts
+        return None
 
     def encode(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
         """Return the token ids of a raw text, of chat messages under the model's template, or of ids as they are.

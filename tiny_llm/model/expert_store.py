@@ -5,7 +5,7 @@ are few.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -27,10 +27,11 @@ class StoreCounts(NamedTuple):
 
 
 class ExpertStore:
-    """The experts of all layers, at most `budget` bytes of them in memory. `read`(layer, expert) returns one's MLP."""
+    """The experts of `layers`, at most `budget` bytes of them in memory. `read`(layer, expert) returns one's MLP."""
 
-    def __init__(self, read: Callable[[int, int], Weight], nbytes: int, budget: int):
+    def __init__(self, read: Callable[[int, int], Weight], layers: Sequence[int], nbytes: int, budget: int):
         self.read = read
+        self.layers = layers
         self.nbytes = nbytes  # of one expert
         self.room = budget // nbytes
         self.kept: OrderedDict[tuple[int, int], Weight] = OrderedDict()  # the least recently used first

@@ -43,7 +43,8 @@ class ExpertMixture {
   std::shared_ptr<ExpertSet> mixture_;
 };
 
-// A layer of the model without its attention. It has an MLP (`gate_up`, `down`), or a mixture of experts.
+// A layer of the model without its attention. It has an MLP (`gate_up`, `down`), or a mixture of experts; without both
+// it can only `project`.
 class DecoderLayer {
  public:
   DecoderLayer(const SharedArena& arena, int heads, int kv_heads, int dim, float eps, bool int8, const Matrix& qkv,
@@ -55,12 +56,8 @@ class DecoderLayer {
     layer.shape = {qkv.joined().columns, heads, kv_heads, dim, eps};
     layer.qkv = qkv.joined();
     layer.o = o.joined();
-    if (mixture)
-      layer.mixture = mixture->mixture();
-    else if (gate_up && down)
-      layer.mlp = {gate_up->joined(), down->joined()};
-    else
-      throw std::invalid_argument("layer: expected an MLP or a mixture of experts, found neither");
+    if (mixture) layer.mixture = mixture->mixture();
+    if (gate_up && down) layer.mlp = {gate_up->joined(), down->joined()};
     layer.input_norm = kept(*arena.arena, input_norm);
     layer.post_norm = kept(*arena.arena, post_norm);
     layer.q_norm = kept(*arena.arena, q_norm);

@@ -36,7 +36,9 @@ def lay_out(weights: dict[str, Any], config: ModelConfig, module: Any, int8: boo
         layer["qkv_proj"] = laid_out(layer["qkv_proj"], hidden)
         layer["o_proj"] = laid_out(layer["o_proj"], config.num_attention_heads * config.head_dim)
         mixture = None
-        if "experts" in layer:
+        if "store" in layer.get("experts", {}):
+            lay_out_router(layer, config, laid_out)
+        elif "experts" in layer:
             mixture = lay_out_mixture(layer, config, module, laid_out)
         else:
             lay_out_mlp(layer, hidden, config.intermediate_size, laid_out)
@@ -49,8 +51,8 @@ def lay_out(weights: dict[str, Any], config: ModelConfig, module: Any, int8: boo
             int8=int8,
             qkv=layer["qkv_proj"]["cpu"],
             o=layer["o_proj"]["cpu"],
-            gate_up=None if mixture else layer["gate_up_proj"]["cpu"],
-            down=None if mixture else layer["down_proj"]["cpu"],
+            gate_up=layer["gate_up_proj"]["cpu"] if "gate_up_proj" in layer else None,
+            down=layer["down_proj"]["cpu"] if "down_proj" in layer else None,
             mixture=mixture,
             input_norm=layer["input_layernorm"]["weight"],
             post_norm=layer["post_attention_layernorm"]["weight"],
@@ -72,11 +74,10 @@ def lay_out_mixture(layer: Weight, config: ModelConfig, module: Any, laid_out: L
     """Replace the matrices of a layer's router and experts, and return its `ExpertMixture`."""
     moe = config.moe
     assert moe
-    hidden = config.hidden_size
-    layer["router"] = laid_out(layer["router"], hidden)
+    lay_out_router(layer, config, laid_out)
     experts = [expert_of(layer["experts"], index) for index in range(moe.num_experts)]
     for expert in experts:
-        lay_out_mlp(expert, hidden, moe.expert_size, laid_out)
+        lay_out_mlp(expert, config.hidden_size, moe.expert_size, laid_out)
     layer["experts"] = experts
     mixture = module.ExpertMixture(
         router=layer["router"]["cpu"],
@@ -87,14 +88,35 @@ def lay_out_mixture(layer: Weight, config: ModelConfig, module: Any, laid_out: L
     )
     if moe.shared_size:
         shared = layer["shared_expert"]
-        lay_out_mlp(shared, hidden, moe.shared_size, laid_out)
-        shared["gate"] = laid_out(shared["gate"], hidden)
         mixture.share(shared["gate_up_proj"]["cpu"], shared["down_proj"]["cpu"], shared["gate"]["cpu"])
     return mixture
 
 
+def lay_out_router(layer: Weight, config: ModelConfig, laid_out: LayOut) -> None:
+    """Replace the matrices of a layer's router and of its shared expert."""
+    moe = config.moe
+    assert moe
+    hidden = config.hidden_size
+    layer["router"] = laid_out(layer["router"], hidden)
+    if moe.shared_size:
+        shared = layer["shared_expert"]
+        lay_out_mlp(shared, hidden, moe.shared_size, laid_out)
+        shared["gate"] = laid_out(shared["gate"], hidden)
+
+
+def lay_out_later(mlp: Weight, hidden: int, inner: int, module: Any) -> None:
+    """Replace the matrices of an expert that was read by itself. Their arena is their own, to be freed with them."""
+    arena = module.Arena()
+    lay_out_mlp(mlp, hidden, inner, lambda weight, columns: {"cpu": matrix(weight, columns, module, arena)})
+
+
+def is_complete(weights: Mapping[str, Any]) -> bool:
+    """Return whether all layers are laid out whole, none with experts in a store."""
+    return not any("store" in layer.get("experts", {}) for layer in weights["layers"])
+
+
 def matrices_of(tree: Any) -> Iterator[Weight]:
-    """Yield the matrices of a layer, or of any tree of weights, before they are laid out; of one in parts, each part."""
+    """Yield the matrices of a tree of weights, such as a layer, before they are laid out; of one in parts, each."""
     if isinstance(tree, list):
         for child in tree:
             yield from matrices_of(child)
@@ -141,18 +163,18 @@ def laid_out_bytes(weights: Mapping[str, Any], config: ModelConfig) -> float:
     total = float(head["cpu"].nbytes)
     for layer in weights["layers"]:
         dense = {name: weight for name, weight in layer.items() if name not in ("cpu", "experts")}
-        total += _nbytes(dense)
+        total += nbytes_of(dense)
         if config.moe and "experts" in layer:
-            total += _nbytes(layer["experts"]) * config.moe.experts_per_token / config.moe.num_experts
+            total += nbytes_of(layer["experts"]) * config.moe.experts_per_token / config.moe.num_experts
     return total
 
 
-def _nbytes(tree: Any) -> int:
+def nbytes_of(tree: Any) -> int:
     """Return the bytes of the laid-out matrices of a tree."""
     if isinstance(tree, list):
-        return sum(_nbytes(child) for child in tree)
+        return sum(nbytes_of(child) for child in tree)
     if not isinstance(tree, Mapping):
         return 0
     if "cpu" in tree:
         return int(tree["cpu"].nbytes)
-    return sum(_nbytes(child) for child in tree.values())
+    return sum(nbytes_of(child) for child in tree.values())

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from tiny_llm.config import ModelConfig
-from tiny_llm.kernels.cpu.layout import lay_out
+from tiny_llm.kernels.cpu.layout import is_complete, lay_out, lay_out_later
 from tiny_llm.kernels.paged_attention import PACKED_TWINS, TWINS, Pages
 from tiny_llm.model.cached_attention import Packed
 from tiny_llm.model.ops import Ops, Weight
@@ -73,6 +73,7 @@ def with_native(ops: Ops, module: Any, int8: bool) -> Ops:
         paged=TWINS._replace(decode=decode, reads_padding=False),
         paged_packed=PACKED_TWINS._replace(decode=packed_decode, reads_padding=False),
         lay_out=partial(lay_out, module=module, int8=int8),
+        lay_out_mlp=partial(lay_out_later, module=module),
         model=partial(NativeQwen3, module=module),
         kernels="cpu",
         int8=int8,
@@ -80,21 +81,26 @@ def with_native(ops: Ops, module: Any, int8: bool) -> Ops:
 
 
 class NativeQwen3(Qwen3):
-    """A `Qwen3` on laid-out weights, which computes all layers as one operation where the cache opens its buffers."""
+    """A `Qwen3` on laid-out weights, which computes all layers as one operation where the cache opens its buffers.
+
+    With experts that are read from files it computes layer by layer.
+    """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Any], ops: Ops, module: Any):
         super().__init__(config, weights, ops)
         self._project = project
-        self._finish = finish
-        layers = [layer["cpu"] for layer in weights["layers"]]
-        windows = [config.window_of(i) or 0 for i in range(len(layers))]
-        self._stack = module.LayerStack(layers, windows, config.head_dim**-0.5)
+        self._stack = None
+        if is_complete(weights):
+            self._finish = finish
+            layers = [layer["cpu"] for layer in weights["layers"]]
+            windows = [config.window_of(i) or 0 for i in range(len(layers))]
+            self._stack = module.LayerStack(layers, windows, config.head_dim**-0.5)
 
     def hidden_states(self, tokens: mx.array, cache: Attends) -> mx.array:
         """Return the last layer's output, before the final norm: (T, hidden)."""
         count = tokens.shape[0]
-        buffers = cache.open_buffers(count) if count <= STACKED_TOKENS else None
-        if buffers is None:
+        buffers = cache.open_buffers(count) if self._stack and count <= STACKED_TOKENS else None
+        if self._stack is None or buffers is None:
             return super().hidden_states(tokens, cache)
         x = self.ops.embedding(tokens, self.weights["embed_tokens"], self.config.hidden_size)
         rotation = self.rope.at(buffers.positions)
