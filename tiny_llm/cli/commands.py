@@ -96,9 +96,7 @@ class Commands:
                 ("its prompt", f"{stats.prompt_tokens} tokens, {stats.cached_tokens} of them from the cache"),
                 ("peak memory", size(stats.peak_memory)),
             ]
-        counts = session.llm.expert_counts
-        if counts is not None:
-            rows.append(("experts", reads(counts)))
+        rows += [("experts", line) for line in reads(session.llm)]
         table(rows)
 
     def do_quit(self, _: str) -> None:

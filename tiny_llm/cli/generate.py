@@ -99,8 +99,8 @@ def show_stream(llm: "LLM", request: "Prompt", template: dict[str, Any], setting
     show_text(llm, request, template, (delta.text for delta in llm.stream(request, template=template, **settings)))
     if llm.last_stats is not None:
         note(timing(llm.last_stats))
-        if llm.expert_counts is not None:
-            note(f"experts: {reads(llm.expert_counts)}")
+        for line in reads(llm):
+            note(f"experts: {line}")
 
 
 def show_text(llm: "LLM", request: "Prompt", template: dict[str, Any], texts: Iterable[str]) -> None:

@@ -13,7 +13,6 @@ from tiny_llm.cli.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM, Stats
-    from tiny_llm.model.expert_store import StoreCounts
 
 HOPELESS = 64  # characters for each token of the context: hardly a text of that length fits
 MAX_TOKENS = 4096  # a conversation's default: thinking alone may take a thousand
@@ -150,10 +149,15 @@ def timing(stats: "Stats") -> str:
     return f"{stats.generated_tokens} tokens · {speed}first after {stats.time_to_first_token:.2f} s"
 
 
-def reads(counts: "StoreCounts") -> str:
-    """How often an expert was in memory, in one line."""
+def reads(llm: "LLM") -> list[str]:
+    """How often an expert was in memory, in one line; none where all experts are, or there are none."""
+    from tiny_llm.model.expert_store import counts_of
+
+    counts = counts_of(llm.model.weights)
+    if counts is None:
+        return []
     number = counts.hits + counts.misses
-    return f"{counts.hit_rate:.1%} of {number:,} reads from memory, {size(counts.resident)} kept there"
+    return [f"{counts.hit_rate:.1%} of {number:,} reads from memory, {size(counts.resident)} kept there"]
 
 
 def remark(text: str) -> None:

@@ -30,7 +30,6 @@ from tiny_llm.engine.request import Request
 from tiny_llm.engine.store import whole_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model import hub, loader
-from tiny_llm.model.expert_store import StoreCounts
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.source import open_source
 from tiny_llm.model.tokenizer import Tokenizer
@@ -115,15 +114,6 @@ class LLM:
     def last_stats(self) -> Stats | None:
         """The figures of the last request of a single prompt, from its first token on."""
         return None if self._collected is None else stats_of(self._collected)
-
-    @property
-    def expert_counts(self) -> StoreCounts | None:
-        """What the store of experts has done so far; None where all experts are in memory, or there are none."""
-        for layer in self.model.weights["layers"]:
-            if "store" in layer.get("experts", {}):
-                counts: StoreCounts = layer["experts"]["store"].counts
-                return counts
-        return None
 
     def encode(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
         """Return the token ids of a raw text, of chat messages under the model's template, or of ids as they are.

@@ -11,7 +11,7 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.config.fields import require
 from tiny_llm.model.expert_store import ExpertStore
 from tiny_llm.model.loader import joined
-from tiny_llm.model.moe import Weight
+from tiny_llm.model.moe import Matrices
 from tiny_llm.model.ops import Ops
 from tiny_llm.model.safetensors import FLOATS, TensorEntry
 from tiny_llm.model.source import Directory, ModelSource
@@ -32,7 +32,7 @@ def open_store(
         raise ValueError("expert_bytes: expected a model with experts, found one without; leave it out")
     files = ExpertFiles(source, config, None if ops.native else dtype)
 
-    def read(layer: int, expert: int) -> Weight:
+    def read(layer: int, expert: int) -> Matrices:
         mlp = files.read(layer, expert)
         ops.lay_out_mlp(mlp, config.hidden_size, moe.expert_size)
         return mlp
@@ -58,15 +58,15 @@ class ExpertFiles:
         self.entries = source.entries(config.tie_word_embeddings)
         self.dtype = dtype
 
-    def read(self, layer: int, expert: int) -> Weight:
+    def read(self, layer: int, expert: int) -> Matrices:
         """Return the MLP of one expert: {"gate_up_proj", "down_proj"}."""
         path = f"model.layers.{layer}.mlp"
         gate = self._matrix(path, "gate_proj", expert)
         up = self._matrix(path, "up_proj", expert)
         return {"gate_up_proj": joined(gate, up), "down_proj": self._matrix(path, "down_proj", expert)}
 
-    def _matrix(self, path: str, name: str, expert: int) -> Weight:
-        weight: Weight = {}
+    def _matrix(self, path: str, name: str, expert: int) -> Matrices:
+        weight: Matrices = {}
         for part in PARTS:
             stack = self.entries.get(f"{path}.switch_mlp.{name}.{part}")
             entry = self.entries.get(f"{path}.experts.{expert}.{name}.{part}")
@@ -95,7 +95,7 @@ def data_begin(file: Path) -> int:
         return 8 + int.from_bytes(stream.read(8), "little")
 
 
-def nbytes_of(mlp: Weight) -> int:
+def nbytes_of(mlp: Matrices) -> int:
     """Return the bytes of an MLP's matrices, laid out or not."""
     total = 0
     for weight in mlp.values():
