@@ -16,11 +16,14 @@ SHAPE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1,
 SETTINGS = Settings(tokens=2500, warmup_steps=3)
 
 
-def hf_config(**overrides: Any) -> dict[str, Any]:
-    return make_config("qwen3", "float32", {**SHAPE, "tie_word_embeddings": True, "num_hidden_layers": 1, **overrides})
+def hf_config(model_type: str = "qwen3", **overrides: Any) -> dict[str, Any]:
+    return make_config(
+        model_type, "float32", {**SHAPE, "tie_word_embeddings": True, "num_hidden_layers": 1, **overrides}
+    )
 
 
 CONFIG = ModelConfig.from_hf(hf_config(), "test")
+ROUTED = ModelConfig.from_hf(hf_config("qwen3_moe"), "test")
 
 
 def weights_of(config: ModelConfig = CONFIG) -> TrainedWeights:
@@ -30,8 +33,14 @@ def weights_of(config: ModelConfig = CONFIG) -> TrainedWeights:
 class Repeating(Trainer):
     """Learns to repeat; `told` counts the losses it heard of."""
 
-    def __init__(self, directory: Path, settings: Settings = SETTINGS, digest: str = "repeating"):
-        super().__init__(settings, CONFIG, weights_of(), directory, digest)
+    def __init__(
+        self,
+        directory: Path,
+        settings: Settings = SETTINGS,
+        digest: str = "repeating",
+        config: ModelConfig = CONFIG,
+    ):
+        super().__init__(settings, config, weights_of(config), directory, digest)
         self.told = 0
 
     def batch(self, rng: np.random.Generator) -> TrainingBatch:

@@ -1,6 +1,7 @@
 """PyTorch's gradients in bfloat16 against MLX's in float32, where PyTorch is installed."""
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from tests.train.examples import CONFIG, Repeating, hf_config
+from tests.train.examples import CONFIG, ROUTED, SETTINGS, Repeating, hf_config
 from tiny_llm.config import ModelConfig
 from tiny_llm.train import optimizer
 from tiny_llm.train.optimizer import flatten
@@ -22,9 +23,11 @@ def test_without_pytorch_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) 
         import_module("tiny_llm.train.torch_gradients")
 
 
-def test_gradients_are_mlx_s_to_bfloat16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [CONFIG, ROUTED], ids=["dense", "experts"])
+def test_gradients_are_mlx_s_to_bfloat16(tmp_path: Path, config: ModelConfig) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[train]'")
-    plain, fast = Repeating(tmp_path), Repeating(tmp_path)
+    settings = replace(SETTINGS, balance=0.1)
+    plain, fast = (Repeating(tmp_path, settings, config=config) for _ in range(2))
     import_module("tiny_llm.train.torch_gradients").use_torch(fast)
     keys = iter(mx.random.split(mx.random.key(0), 20))
     noisy = tree_map(lambda w: w + 0.05 * mx.random.normal(w.shape, key=next(keys)), plain.weights)

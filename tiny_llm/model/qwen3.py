@@ -118,11 +118,15 @@ class Qwen3:
         # END TASK
 
     def _finish_with_experts(self, x: mx.array, attended: mx.array, layer: Weights) -> mx.array:
-        assert self.config.moe
         attended = attended.reshape(x.shape[0], -1)  # (T, Hq · D)
         x = x + self.ops.linear(attended, layer["o_proj"])
         normed = self._norm(x, layer["post_attention_layernorm"])
-        return x + mixture(normed, layer, self.config.moe, self.ops)
+        return x + self.mixture(normed, layer)
+
+    def mixture(self, x: mx.array, layer: Weights) -> mx.array:
+        """Return what the experts of a layer add, (T, hidden). x (T, hidden), normed."""
+        assert self.config.moe
+        return mixture(x, layer, self.config.moe, self.ops)
 
     def _norm(self, x: mx.array, w: Weights) -> mx.array:
         return self.ops.rms_norm(x, w["weight"], self.config.rms_norm_eps)

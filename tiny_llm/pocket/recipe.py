@@ -28,12 +28,23 @@ class Size:
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 64
+    experts: int = 0  # of each layer; `mlp` is then the size of one
+    chosen: int = 0  # experts of a token
 
     def hf_config(self) -> dict[str, Any]:
         """config.json."""
+        experts = {
+            "num_experts": self.experts,
+            "num_experts_per_tok": self.chosen,
+            "moe_intermediate_size": self.mlp,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
         return {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
+            "architectures": ["Qwen3MoeForCausalLM" if self.experts else "Qwen3ForCausalLM"],
+            "model_type": "qwen3_moe" if self.experts else "qwen3",
+            **(experts if self.experts else {}),
             "hidden_size": self.hidden,
             "num_hidden_layers": self.layers,
             "intermediate_size": self.mlp,
@@ -53,6 +64,7 @@ class Size:
 TARGET = Size(hidden=256, layers=6, mlp=640)
 DEEP = Size(hidden=256, layers=7, mlp=512)  # as many parameters as TARGET
 DRAFT = Size(hidden=128, layers=3, mlp=256)
+MOE = Size(hidden=256, layers=4, mlp=96, experts=8, chosen=2)
 
 
 @dataclass(frozen=True)
@@ -124,4 +136,6 @@ RECIPES = {
     "target": Recipe(TARGET, batches=2),
     "deep": Recipe(DEEP, batches=2),
     "draft": Recipe(DRAFT, batches=2),
+    "moe": Recipe(MOE, batches=2, balance=0.01),
+    "moe-unbalanced": Recipe(MOE, batches=2),
 }

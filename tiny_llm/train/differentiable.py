@@ -15,6 +15,7 @@ from tiny_llm.model import ops as plain
 from tiny_llm.model.fused import exp_nonpositive, sigmoid
 from tiny_llm.model.ops import Ops
 from tiny_llm.model.rope import apply_rope
+from tiny_llm.train.experts import wide_experts
 
 Array1 = Callable[[mx.array], mx.array]
 HIDDEN = -1e30  # a score that no softmax sees
@@ -90,7 +91,14 @@ def _no_attention(*_: Any) -> mx.array:
 
 
 TRAINING = Ops(
-    plain.linear, plain.embedding, plain.rms_norm, apply_rope, swiglu, _no_attention, lambda function: function
+    plain.linear,
+    plain.embedding,
+    plain.rms_norm,
+    apply_rope,
+    swiglu,
+    _no_attention,
+    lambda function: function,
+    experts=wide_experts,
 )
 EVALUATION = TRAINING._replace(linear=fused.linear)
 

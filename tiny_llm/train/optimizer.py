@@ -7,6 +7,7 @@ that stand in one weight (q, k and v; gate and up) are orthogonalised apart.
 from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from tiny_llm.config import ModelConfig
@@ -42,7 +43,7 @@ class Optimizer:
 
     def __init__(self, config: ModelConfig, muon_rate: float, adam_rate: float, clip: float):
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.cuts = {"qkv_proj": [q, q + kv], "gate_up_proj": [config.intermediate_size]}
+        self.cuts = {"qkv_proj": [q, q + kv]}  # rows at which matrices that stand in one weight begin
         self.muon_rate, self.adam_rate, self.clip = muon_rate, adam_rate, clip
         self.state: Arrays = {}
         self.orthogonal = orthogonal
@@ -66,18 +67,28 @@ class Optimizer:
             moment = self.state.get(f"muon.{name}", mx.zeros_like(g))
             self.state[f"muon.{name}"] = moment = MOMENTUM * moment + (1 - MOMENTUM) * g
             ahead = MOMENTUM * moment + (1 - MOMENTUM) * g  # Nesterov
-            for part, piece in enumerate(mx.split(ahead, self.cuts.get(name.split(".")[-2], []), axis=0)):
+            for part, piece in enumerate(self._pieces(name, ahead)):
                 pieces[name, part] = piece
         done: dict[tuple[str, int], mx.array] = {}
-        for shape in sorted({piece.shape for piece in pieces.values()}):
-            keys = [key for key, piece in pieces.items() if piece.shape == shape]
-            turned = self.orthogonal(mx.stack([pieces[key] for key in keys])) * max(1.0, shape[0] / shape[1]) ** 0.5
-            done |= dict(zip(keys, turned, strict=True))
+        for shape in sorted({piece.shape[1:] for piece in pieces.values()}):
+            keys = [key for key, piece in pieces.items() if piece.shape[1:] == shape]
+            rows, columns = shape
+            turned = self.orthogonal(mx.concatenate([pieces[key] for key in keys])) * max(1.0, rows / columns) ** 0.5
+            ends = np.cumsum([len(pieces[key]) for key in keys])[:-1].tolist()
+            done |= dict(zip(keys, mx.split(turned, ends), strict=True))
         changes = {}
-        for name in gradients:
+        for name, g in gradients.items():
             parts = (done[key] for key in sorted(done) if key[0] == name)
-            changes[name] = self.muon_rate * mx.concatenate(list(parts))
+            changes[name] = self.muon_rate * mx.concatenate(list(parts), axis=1).reshape(g.shape)
         return changes
+
+    def _pieces(self, name: str, g: mx.array) -> list[mx.array]:
+        """The matrices that stand in one weight, each (N, rows, columns); N is 1, or the number of experts."""
+        kind = name.split(".")[-2]
+        stack = g if g.ndim == 3 else g[None]
+        rows = stack.shape[1]
+        cuts = [rows // 2] if kind == "gate_up_proj" else self.cuts.get(kind, [])
+        return list(mx.split(stack, cuts, axis=1))
 
     def _adam(self, gradients: Arrays, weights: Arrays) -> Arrays:
         count = self.state["adam.count"] = self.state.get("adam.count", mx.array(0.0)) + 1

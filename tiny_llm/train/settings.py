@@ -17,6 +17,7 @@ class Settings:
     final_rate: float = 0.0
     average_share: float = 0.1  # the weights are averaged over this share, at the end
     clip: float = 1.0
+    balance: float = 0.0  # how much the balance loss of experts counts
 
     def rate(self, step: int, left: float) -> float:
         """Return the learning rates' factor: a short warm-up, constant, then linear down to `final_rate`.

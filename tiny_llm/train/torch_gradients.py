@@ -56,7 +56,7 @@ def attend(q: TorchTensor, k: TorchTensor, v: TorchTensor, hidden: TorchTensor) 
 
 def use_torch(trainer: Trainer) -> None:
     """Let a run take gradients and orthogonal matrices from PyTorch. Raises ValueError for a model that is refused."""
-    trainer.differentiate = TorchGradients(trainer.config)
+    trainer.differentiate = TorchGradients(trainer.config, trainer.settings.balance)
     trainer.optimizer.orthogonal = orthogonal
     trainer.library = "torch"
 
@@ -67,47 +67,57 @@ class TorchGradients:
     Raises ValueError for a model with biases, without norms of q and k, with windows or scaled positions.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, balance: float = 0.0):
         require(
-            config.model_type == "qwen3" and config.rope.kind == "default" and config.tie_word_embeddings,
+            config.qk_norm and config.rope.kind == "default" and config.tie_word_embeddings,
             f"gradients: torch knows Qwen3 with tied embeddings and plain positions, found {config.model_type}; "
             "leave it out",
         )
         self.config = config
+        self.balance = balance  # how much the balance loss of experts counts
         self._attention = torch.compile(self._attention_inputs, dynamic=True)
         self._attend = torch.compile(attend, dynamic=True)
         self._rest = torch.compile(self._rest_of_layer, dynamic=True)
+        self._experts = torch.compile(self._rest_with_experts, dynamic=True)
         self._losses = torch.compile(self._cross_entropy, dynamic=True)
 
     def __call__(self, weights: Any, batch: TrainingBatch) -> tuple[tuple[mx.array, mx.array], Any]:
         """Return (loss, loss on the model's own words) and the gradients, a tree as `weights`."""
         leaves = {name: to_torch(array).requires_grad_() for name, array in flatten(weights).items()}
-        losses = self.token_losses(leaves, batch)
+        losses, balance = self.token_losses(leaves, batch)
         shares = to_torch(batch.weights)
         loss = (losses * shares).sum() / shares.sum()
+        if balance:
+            loss = loss + self.balance * sum(balance) / len(balance)
         loss.backward()
         own = (shares == 1).float()
         answers = (losses.detach() * own).sum() / own.sum().clamp(min=1)
         gradients = [(name, to_mlx(leaf.grad)) for name, leaf in leaves.items()]
         return (to_mlx(loss), to_mlx(answers)), tree_unflatten(gradients)
 
-    def token_losses(self, weights: dict[str, TorchTensor], batch: TrainingBatch) -> TorchTensor:
-        """Return -log p of each of the batch's R targets: (R,)."""
+    def token_losses(
+        self, weights: dict[str, TorchTensor], batch: TrainingBatch
+    ) -> tuple[TorchTensor, list[TorchTensor]]:
+        """Return -log p of each of the batch's R targets, (R,), and the balance loss of each layer with experts."""
         positions = to_torch(batch.positions)
         hidden = torch.where(to_torch(batch.visible), 0.0, HIDDEN)[:, None]
         frequencies = self.config.rope.theta ** (-torch.arange(0, self.config.head_dim, 2) / self.config.head_dim)
         angles = positions[:, :, None, None] * frequencies
         cos, sin = angles.cos(), angles.sin()
         x = functional.embedding(to_torch(batch.tokens).long(), weights["embed_tokens.weight"])
+        balance = []
         for index in range(self.config.num_hidden_layers):
-            layer = {
-                name.split(".")[2]: weight for name, weight in weights.items() if name.startswith(f"layers.{index}.")
-            }
+            layer = layer_of(weights, index)
             q, k, v = self._attention(x, layer, cos, sin)
             attended = self._attend(q, k, v, hidden)
-            x = self._rest(x, attended, layer)
+            if "router" in layer:
+                x, of_layer = self._experts(x, attended, layer)
+                balance.append(of_layer)
+            else:
+                x = self._rest(x, attended, layer)
         x = x[to_torch(batch.at).long()]
-        return self._losses(x, weights["norm.weight"], weights["embed_tokens.weight"], to_torch(batch.targets).long())
+        targets = to_torch(batch.targets).long()
+        return self._losses(x, weights["norm.weight"], weights["embed_tokens.weight"], targets), balance
 
     def _norm(self, x: TorchTensor, weight: TorchTensor) -> TorchTensor:
         return functional.rms_norm(x.float(), (x.shape[-1],), weight, self.config.rms_norm_eps)
@@ -131,11 +141,40 @@ class TorchGradients:
         gate, up = gate_up.chunk(2, -1)
         return x + linear(functional.silu(gate) * up, layer["down_proj"])
 
+    def _rest_with_experts(
+        self, x: TorchTensor, attended: TorchTensor, layer: dict[str, TorchTensor]
+    ) -> tuple[TorchTensor, TorchTensor]:
+        """Compute the layer's output, with all experts as one wide MLP, and its balance loss."""
+        moe = self.config.moe
+        assert moe
+        x = x + linear(attended.transpose(1, 2).reshape(x.shape[0], -1), layer["o_proj"])
+        normed = self._norm(x, layer["post_attention_layernorm"])
+        probabilities = linear(normed, layer["router"]).float().softmax(-1)
+        top, chosen = probabilities.topk(moe.experts_per_token, -1)
+        if moe.normalize:
+            top = top / top.sum(-1, keepdim=True)
+        nothing = torch.zeros_like(probabilities)
+        shares = nothing.scatter(-1, chosen, top)  # (T, E)
+        counts = nothing.scatter(-1, chosen, 1.0).sum(0)
+        balance = moe.num_experts * (counts / counts.sum() * probabilities.mean(0)).sum()
+        gate_up = linear(normed, layer["experts.gate_up_proj"].flatten(0, 1))
+        gate, up = gate_up.view(-1, moe.num_experts, 2, moe.expert_size).unbind(2)
+        inner = functional.silu(gate) * up * shares[..., None].to(BF16)
+        down = layer["experts.down_proj"].transpose(0, 1).flatten(1)  # (hidden, E · I)
+        return x + linear(inner.flatten(1), down), balance
+
     def _cross_entropy(
         self, x: TorchTensor, norm: TorchTensor, embedding: TorchTensor, targets: TorchTensor
     ) -> TorchTensor:
         logits = linear(self._norm(x, norm), embedding).float()
         return functional.cross_entropy(logits, targets, reduction="none")
+
+
+def layer_of(weights: dict[str, TorchTensor], index: int) -> dict[str, TorchTensor]:
+    """Return the weights of a layer by their names within it."""
+    before = f"layers.{index}."
+    own = [name for name in weights if name.startswith(before)]
+    return {name.removeprefix(before).removesuffix(".weight"): weights[name] for name in own}
 
 
 def orthogonal(g: mx.array, steps: int = 5) -> mx.array:

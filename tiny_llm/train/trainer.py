@@ -18,10 +18,10 @@ from mlx.nn.utils import average_gradients
 from mlx.utils import tree_map, tree_unflatten
 
 from tiny_llm.config import ModelConfig
-from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.train import checkpoint
 from tiny_llm.train.batches import TrainingBatch
 from tiny_llm.train.differentiable import TRAINING, TreeAttention, cross_entropy
+from tiny_llm.train.experts import RoutedQwen3
 from tiny_llm.train.optimizer import Arrays, Optimizer, flatten
 from tiny_llm.train.settings import Settings
 from tiny_llm.train.weights_io import TrainedWeights
@@ -191,12 +191,15 @@ class Trainer(ABC):
 
     def loss(self, weights: Any, batch: TrainingBatch) -> tuple[mx.array, mx.array]:
         """Weighted mean over all targets, and the mean over the model's own words."""
-        model = Qwen3(self.config, weights, TRAINING)
+        model = RoutedQwen3(self.config, weights, TRAINING)
         x = model.hidden_states(batch.tokens, TreeAttention(batch.positions, batch.visible))
         losses = cross_entropy(model.logits(x[batch.at]), batch.targets)
         own = (batch.weights == 1).astype(mx.float32)
         answers = mx.stop_gradient((losses * own).sum() / mx.maximum(own.sum(), 1))
-        return (losses * batch.weights).sum() / batch.weights.sum(), answers
+        loss = (losses * batch.weights).sum() / batch.weights.sum()
+        if model.balance:
+            loss = loss + self.settings.balance * sum(model.balance) / len(model.balance)
+        return loss, answers
 
 
 def prefixed(prefix: str, arrays: Arrays) -> Arrays:

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from tiny_llm.config import ModelConfig
+from tiny_llm.model.moe import expert_of
 
 TrainedWeights = dict[str, Any]
 
@@ -29,15 +30,25 @@ def random_weights(config: ModelConfig, seed: int, qk_gain: float, embedding_std
     check_shape(config)
     hidden, mlp, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     attention, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    keys = iter(mx.random.split(mx.random.key(seed), 2 * layers + 1))
+    keys = iter(mx.random.split(mx.random.key(seed), 3 * layers + 1 if config.moe else 2 * layers + 1))
 
-    def normal(rows: int, columns: int, std: float) -> TrainedWeights:
-        return {"weight": mx.random.normal((rows, columns), key=next(keys)) * std}
+    def normal(rows: int, columns: int, std: float, stack: tuple[int, ...] = ()) -> TrainedWeights:
+        return {"weight": mx.random.normal((*stack, rows, columns), key=next(keys)) * std}
 
     def ones(width: int, value: float = 1.0) -> TrainedWeights:
         return {"weight": mx.full((width,), value)}
 
-    def layer() -> TrainedWeights:
+    def mlp_weights(index: int) -> TrainedWeights:
+        moe = config.moe
+        if moe is None or index not in moe.layers:
+            up = normal(2 * mlp, hidden, 0.8 * hidden**-0.5)
+            return {"gate_up_proj": up, "down_proj": {"weight": mx.zeros((hidden, mlp))}}
+        up = normal(2 * moe.expert_size, hidden, 0.8 * hidden**-0.5, (moe.num_experts,))
+        down = mx.zeros((moe.num_experts, hidden, moe.expert_size))
+        router = normal(moe.num_experts, hidden, hidden**-0.5)
+        return {"router": router, "experts": {"gate_up_proj": up, "down_proj": {"weight": down}}}
+
+    def layer(index: int) -> TrainedWeights:
         return {
             "input_layernorm": ones(hidden),
             "qkv_proj": normal(attention + 2 * kv, hidden, 0.8 * hidden**-0.5),
@@ -45,12 +56,11 @@ def random_weights(config: ModelConfig, seed: int, qk_gain: float, embedding_std
             "k_norm": ones(config.head_dim, qk_gain),
             "o_proj": {"weight": mx.zeros((hidden, attention))},
             "post_attention_layernorm": ones(hidden),
-            "gate_up_proj": normal(2 * mlp, hidden, 0.8 * hidden**-0.5),
-            "down_proj": {"weight": mx.zeros((hidden, mlp))},
+            **mlp_weights(index),
         }
 
     embedding = normal(config.vocab_size, hidden, embedding_std)
-    return {"embed_tokens": embedding, "layers": [layer() for _ in range(layers)], "norm": ones(hidden)}
+    return {"embed_tokens": embedding, "layers": [layer(i) for i in range(layers)], "norm": ones(hidden)}
 
 
 def hf_tensors(weights: TrainedWeights, config: ModelConfig) -> dict[str, mx.array]:
@@ -62,7 +72,6 @@ def hf_tensors(weights: TrainedWeights, config: ModelConfig) -> dict[str, mx.arr
     }
     for index, layer in enumerate(weights["layers"]):
         q, k, v = mx.split(layer["qkv_proj"]["weight"], [attention, attention + kv])
-        gate, up = mx.split(layer["gate_up_proj"]["weight"], 2)
         matrices = {
             "self_attn.q_proj": q,
             "self_attn.k_proj": k,
@@ -70,14 +79,23 @@ def hf_tensors(weights: TrainedWeights, config: ModelConfig) -> dict[str, mx.arr
             "self_attn.o_proj": layer["o_proj"]["weight"],
             "self_attn.q_norm": layer["q_norm"]["weight"],
             "self_attn.k_norm": layer["k_norm"]["weight"],
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-            "mlp.down_proj": layer["down_proj"]["weight"],
             "input_layernorm": layer["input_layernorm"]["weight"],
             "post_attention_layernorm": layer["post_attention_layernorm"]["weight"],
         }
+        if "experts" in layer:
+            matrices["mlp.gate"] = layer["router"]["weight"]
+            for expert in range(layer["router"]["weight"].shape[0]):
+                matrices |= mlp_matrices(expert_of(layer["experts"], expert), f"mlp.experts.{expert}")
+        else:
+            matrices |= mlp_matrices(layer, "mlp")
         tensors |= {f"model.layers.{index}.{name}.weight": matrix for name, matrix in matrices.items()}
     return tensors
+
+
+def mlp_matrices(mlp: TrainedWeights, path: str) -> dict[str, mx.array]:
+    """An MLP's three matrices under Hugging Face's names."""
+    gate, up = mx.split(mlp["gate_up_proj"]["weight"], 2)
+    return {f"{path}.gate_proj": gate, f"{path}.up_proj": up, f"{path}.down_proj": mlp["down_proj"]["weight"]}
 
 
 def save_model(directory: Path, weights: TrainedWeights, hf_config: Mapping[str, Any], ends: tuple[int, int]) -> int:
