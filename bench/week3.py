@@ -3,11 +3,13 @@
     python bench/week3.py [--chapter 3.1] [--code mine] [--json] [--write]
 
 As bench/week1.py does it. The clock is `engine.simulate`'s: a step takes 4 ms, and 0.2 ms more for each token. So the
-figures are the same on every machine, and with your code they are its own. 3.3 counts memory, 3.4 what a kernel asks.
+figures are the same on every machine, and with your code they are its own. 3.3 counts memory, 3.4 what a kernel asks,
+3.6 the bytes of the experts that are read.
 """
 
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from tiny_llm.config import SamplingParams, SchedulerConfig  # noqa: E402
 if TYPE_CHECKING:
     from tiny_llm.engine.request import Request
     from tiny_llm.engine.simulate import SimulatedAnswer
+    from tiny_llm.model.moe import Routing
 
 STEP, TOKEN, SLOTS, MS = 0.004, 0.0002, 8, "milliseconds"
 
@@ -164,7 +167,50 @@ def paged_kernel() -> Iterator[Count]:
     yield Count("gathered first: read, written, read", lambda: shared.call() + 2 * kv, shared.least, "kilobytes")
 
 
-MAKERS: Makers = {"3.1": batching, "3.2": budgets, "3.3": paging, "3.4": paged_kernel, "3.5": prefixes}
+def experts() -> Iterator[Count]:
+    """What a step reads of the experts in one layer of Qwen3-30B-A3B in 4 bits: 8 of 128 a token, by random logits."""
+    size = 3 * 2048 * 768 * 4.5 / 8 / 1e6
+    for tokens in (1, 8, 32, 512):
+        choices, distinct = 8 * tokens, len(set(routed(tokens)))
+        label = f"{tokens} token{'s' if tokens > 1 else ''}"
+        yield Count(f"{label}, an expert for each choice", lambda n=choices: n * size, distinct * size, "megabytes")
+        yield Count(f"{label}, sorted", lambda n=tokens: reads_of(n) * size, distinct * size, "megabytes")
+
+
+def routed(tokens: int) -> list[int]:
+    """Return the experts of all choices of a step."""
+    return [expert for chosen in routing_of(tokens).experts.tolist() for expert in chosen]
+
+
+def routing_of(tokens: int) -> "Routing":
+    import mlx.core as mx
+
+    from tiny_llm.config.moe import MoeConfig
+    from tiny_llm.model import moe
+
+    logits = mx.random.normal((tokens, 128), key=mx.random.key(tokens))
+    return moe.route(logits, MoeConfig(128, 8, 4, normalize=True, layers=(0,)))
+
+
+def reads_of(tokens: int) -> int:
+    """Return how often `sorted_experts` goes on to another expert. A row's gate tells its expert, in tiny ones."""
+    import mlx.core as mx
+
+    from tiny_llm.model import moe, ops
+
+    seen: list[float] = []
+
+    def swiglu(gate_up: mx.array) -> mx.array:
+        seen.extend(gate_up[..., 0].tolist())
+        return gate_up[..., :1]
+
+    gate_up = mx.stack([mx.arange(128.0), mx.ones(128)], axis=1)[..., None]  # (128, 2, 1)
+    w = {"gate_up_proj": {"weight": gate_up}, "down_proj": {"weight": mx.ones((128, 1, 1))}}
+    mx.eval(moe.sorted_experts(mx.ones((tokens, 1)), routing_of(tokens), w, ops.PLAIN._replace(swiglu=swiglu)))
+    return 1 + sum(a != b for a, b in pairwise(seen))
+
+
+MAKERS: Makers = {"3.1": batching, "3.2": budgets, "3.3": paging, "3.4": paged_kernel, "3.5": prefixes, "3.6": experts}
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ DRAWINGS = (  # modules in figures/
     "serving_map",
     "scheduling",
     "paging",
+    "experts",
     "copying",
 )
 

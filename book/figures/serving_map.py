@@ -15,6 +15,7 @@ TITLES = {
     "3.3": "blocks for K and V",
     "3.4": "attention over pages",
     "3.5": "what is known already",
+    "3.6": "which experts compute",
 }
 HERE = {
     "3.1": {"waiting line", "scheduler"},
@@ -22,6 +23,7 @@ HERE = {
     "3.3": {"block pool"},
     "3.4": {"model, sampler", "block pool"},
     "3.5": {"prefix tree", "block pool"},
+    "3.6": {"model, sampler"},
 }
 
 

@@ -18,6 +18,7 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
 from tiny_llm.model.attention import causal_attention
 from tiny_llm.model.cached_attention import PagedOps, masked_attention, packed_attention
+from tiny_llm.model.moe import each_expert
 from tiny_llm.model.rope import apply_rope
 
 Weight = dict[str, Any]
@@ -95,8 +96,10 @@ class Ops(NamedTuple):
     compile: Callable[[Callable[..., Any]], Callable[..., Any]]
     masked_attention: Callable[..., mx.array] = masked_attention
     packed_attention: Callable[..., mx.array] = packed_attention
+    experts: Callable[..., mx.array] = each_expert
     paged: PagedOps | None = None  # of a pool in full width; None: the plain twins
     paged_packed: PagedOps | None = None  # of a pool in few bits; None: the plain twins
+    lay_out_mlp: Callable[[Weight, int, int], None] = lambda mlp, hidden, inner: None  # of an expert that is read later
     lay_out: Callable[[dict[str, Any], ModelConfig], None] = lambda weights, config: None  # as `linear` reads fastest
     model: Callable[..., Any] | None = None  # makes a `Qwen3` that goes with this table; None: `Qwen3` itself
     kernels: str | None = None  # the back end of our own kernels, where the table has them

@@ -1,4 +1,4 @@
-"""Llama, Qwen2, Qwen2.5 and Qwen3, dense: one file, from token ids to logits.
+"""Llama, Qwen2, Qwen2.5 and Qwen3, dense or with experts: one file, from token ids to logits.
 
 The model knows neither masks nor cache kinds. A step is a flat row of tokens, and each layer is two functions
 around the cache: `project` computes queries, keys and values, `cache.attend` lets the tokens see each other, `finish`
@@ -14,6 +14,7 @@ import mlx.core as mx
 from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
 from tiny_llm.model.fingerprint import fingerprint
+from tiny_llm.model.moe import mixture
 from tiny_llm.model.ops import Ops
 from tiny_llm.model.rope import Rope, Rotation
 from tiny_llm.model.step_buffers import StepBuffers
@@ -78,8 +79,21 @@ class Qwen3:
 
     def finish(self, x: mx.array, attended: mx.array, layer: Weights) -> mx.array:
         """Add the attention's output to x, then the MLP's. x (T, hidden), attended (T, Hq, D), result (T, hidden)."""
+        if "experts" in layer:
+            return self._finish_with_experts(x, attended, layer)
         # YOUR CODE (w1.5.3): output projection and MLP, each added to its input
         raise NotDone("w1.5.3")
+
+    def _finish_with_experts(self, x: mx.array, attended: mx.array, layer: Weights) -> mx.array:
+        flat = attended.reshape(x.shape[0], -1)
+        x = x + self.ops.linear(flat, layer["o_proj"])
+        normed = self._norm(x, layer["post_attention_layernorm"])
+        return x + self.mixture(normed, layer)
+
+    def mixture(self, x: mx.array, layer: Weights) -> mx.array:
+        """Return what the experts of a layer add, (T, hidden). x (T, hidden), normed."""
+        assert self.config.moe
+        return mixture(x, layer, self.config.moe, self.ops)
 
     def _norm(self, x: mx.array, w: Weights) -> mx.array:
         return self.ops.rms_norm(x, w["weight"], self.config.rms_norm_eps)

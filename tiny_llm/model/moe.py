@@ -27,9 +27,11 @@ class Routing(NamedTuple):
 
 
 def route(logits: mx.array, config: MoeConfig, bias: mx.array | None = None) -> Routing:
-    """Choose the experts with the largest of a router's logits (T, E), and give them their shares of the softmax.
+    """Choose for each token the experts with the largest of a router's logits (T, E), and compute their shares.
 
-    A `bias` (E,) on the probabilities changes which experts are chosen, not what they count. (arXiv:2408.15664)
+    A share is the expert's probability, its part of the softmax over all experts, in float32. With `config.normalize`
+    the shares of a token are divided by their sum. A `bias` (E,) is added to the probabilities for the choice, and not
+    for the shares. (arXiv:2408.15664) The experts of a token stand in any order, and of equal ones any may be chosen.
     """
     # TASK w3.6.1: the largest probabilities, and what they sum to
     probabilities = mx.softmax(logits.astype(mx.float32), axis=-1)
@@ -95,7 +97,11 @@ def chosen_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.a
 
 
 def sorted_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
-    """Compute `chosen_experts` with the choices in the order of the experts, so that each expert is read once."""
+    """Compute Σ share · expert(x) over each token's experts, with the choices sorted by expert.
+
+    x (T, hidden), result (T, hidden) like x. Each choice is one row, and each expert that was chosen is read once: its
+    rows stand together. `mlp_of_rows` reads an expert once where it is told that they do.
+    """
     # TASK w3.6.2: a row for each choice, sorted by expert, and back
     per_token = routing.experts.shape[1]
     experts = routing.experts.reshape(-1)  # (T·K,): choice i is one of token i // K
@@ -116,7 +122,10 @@ def shared_out(y: mx.array, routing: Routing) -> mx.array:
 
 
 def mlp_of_rows(rows: mx.array, experts: mx.array, w: Matrices, ops: Any, is_sorted: bool = False) -> mx.array:
-    """Compute the MLP of experts[i] for row i. rows (R, hidden), experts (R,), result (R, hidden)."""
+    """Compute the MLP of experts[i] for row i. rows (R, hidden), experts (R,), result (R, hidden).
+
+    With `is_sorted` the experts must ascend, and each is read once.
+    """
     gate_up = gathered_product(rows, experts, w["gate_up_proj"], is_sorted)
     return gathered_product(ops.swiglu(gate_up), experts, w["down_proj"], is_sorted)
 
@@ -154,8 +163,8 @@ def counts_of(experts: mx.array, num_experts: int) -> mx.array:
 def balance_loss(logits: mx.array, experts: mx.array) -> mx.array:
     """Compute Switch Transformer's loss of a router's logits (T, E) and its choices (T, K). (arXiv:2101.03961)
 
-    It is E · Σ f · p over the experts, with f the share of the choices that an expert got and p its mean probability:
-    1 where both are even, and up to E where one expert gets all.
+    It is E · Σ f · p over the experts, with f an expert's part of all choices and p its mean probability: 1 where both
+    are even, E where one expert gets all of both. Its gradient flows through p; f is a count.
     """
     # TASK w3.6.3: the share of choices times the mean probability
     num_experts = logits.shape[-1]

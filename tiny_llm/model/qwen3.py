@@ -118,8 +118,8 @@ class Qwen3:
         # END TASK
 
     def _finish_with_experts(self, x: mx.array, attended: mx.array, layer: Weights) -> mx.array:
-        attended = attended.reshape(x.shape[0], -1)  # (T, Hq · D)
-        x = x + self.ops.linear(attended, layer["o_proj"])
+        flat = attended.reshape(x.shape[0], -1)
+        x = x + self.ops.linear(flat, layer["o_proj"])
         normed = self._norm(x, layer["post_attention_layernorm"])
         return x + self.mixture(normed, layer)
 

@@ -50,4 +50,5 @@ def wide_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.arr
     inner = ops.swiglu(gate_up.reshape(-1, 2 * size)).reshape(-1, num_experts, size)
     inner = inner * shares[..., None]
     columns: mx.array = down.swapaxes(1, 2).reshape(-1, hidden)
-    return inner.reshape(x.shape[0], -1) @ columns
+    y: mx.array = inner.reshape(x.shape[0], -1) @ columns
+    return y
