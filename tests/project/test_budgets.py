@@ -22,7 +22,7 @@ ROOMS = {
     "cli": 3_000,
     "views": 1_700,
     "course": 1_700,
-    "pocket train": 5_150,
+    "pocket train": 5_250,
 }
 CPP_ROOMS = {"kernels/cpu": 2_000}  # lines of code in C++
 
