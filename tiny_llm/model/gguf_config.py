@@ -141,6 +141,8 @@ def _experts(fields: JsonFields, arch: str) -> dict[str, Any]:
         "num_experts_per_tok": fields.integer(f"{arch}.expert_used_count"),
         "moe_intermediate_size": fields.integer(f"{arch}.expert_feed_forward_length"),
         "norm_topk_prob": fields.flag(f"{arch}.expert_weights_norm", True),
+        "decoder_sparse_step": 1,  # mlx-lm has no default for these two
+        "mlp_only_layers": [],
     }
 
 

@@ -8,6 +8,7 @@ A layer with experts has instead of an MLP
 where each leaf is a weight as in `ops`, and those of the experts have one more axis in front.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -42,7 +43,7 @@ def route(logits: mx.array, config: MoeConfig, bias: mx.array | None = None) -> 
     # END TASK
 
 
-def mixture(x: mx.array, layer: Weight, config: MoeConfig, ops: Any) -> mx.array:
+def mixture(x: mx.array, layer: Mapping[str, Any], config: MoeConfig, ops: Any) -> mx.array:
     """Compute the MLP of a layer with experts. x (T, hidden), normed; result (T, hidden)."""
     routing = route(ops.linear(x, layer["router"]), config)
     y: mx.array = ops.experts(x, routing, layer["experts"], ops)
