@@ -45,7 +45,10 @@ def by_columns(weights: Mapping[str, Any], config: ModelConfig) -> None:
     """
     for layer in weights["layers"]:
         for name, weight in layer.items():
-            if name != "experts":
+            if name == "shared_expert":
+                for matrix in weight.values():
+                    _lay_out(matrix)
+            elif name != "experts":
                 _lay_out(weight)
     if "lm_head" in weights:
         _lay_out(weights["lm_head"])
