@@ -14,6 +14,7 @@ from tiny_llm.config.serving import ServingConfig
 from tiny_llm.engine.answers import join
 from tiny_llm.engine.serving import Engine
 
+FOUR_BITS = {"bits": 4, "group_size": 32}
 KERNELS = ["mlx"]  # "cpu" where it has experts
 KINDS: dict[str, dict[str, Any]] = {
     "contiguous": {},
