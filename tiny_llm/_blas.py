@@ -81,7 +81,7 @@ def _activate() -> Blas:
     with flush_denormals():  # OpenBLAS starts its threads now, and they keep the mode
         library = _load(source, path)
     if threads := os.environ.get("OPENBLAS_NUM_THREADS"):
-        return Blas("openblas", path, int(threads) if threads.isdigit() else None)
+        return Blas("openblas", path, int(threads) if threads.isdecimal() and len(threads) < 10 else None)
     library.scipy_openblas_set_num_threads(cores := available_cores())
     return Blas("openblas", path, cores)
 

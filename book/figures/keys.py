@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from tiny_llm.config.gguf_keys import GGUF_RULES
-from tiny_llm.config.keys import REFUSED, SAMPLING_IN_CONFIG, TABLES, Rule
+from tiny_llm.config.keys import SAMPLING_IN_CONFIG, TABLES
+from tiny_llm.config.rules import REFUSED, Rule
 
 
 def tables() -> dict[str, str]:

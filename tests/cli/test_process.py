@@ -25,7 +25,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A line of the shell in which `tiny-llm` is this program."""
     line = f'tiny-llm() {{ "{sys.executable}" -m tiny_llm "$@"; }}\n{command}'
     env = {**ENVIRONMENT, **environment}
-    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=env, timeout=60, errors="replace")
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=env, timeout=180, errors="replace")
 
 
 @pytest.mark.parametrize(

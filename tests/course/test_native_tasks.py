@@ -358,3 +358,18 @@ def test_reset_diff_and_place(checkout: Path, run: Run) -> None:
     assert learner.undone(path.read_text(), path) == {"w2.11.1"}
     place = path.read_text().splitlines().index('#error "NotDone: w2.11.1"')
     assert run("course", "test", "w2.11.1").out == f"to do   w2.11.1 row_product: code/week2/row.h:{place}\n"
+
+
+def test_a_compiler_without_a_message_is_told(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words used to be taken for two lines: IndexError. So was the line of an error behind the file's end."""
+    silent = native.first_errors("", SOLVED)
+    assert silent == "the compiler failed without a message"
+    behind = native.first_errors(f"row.h:{len(LINES) + 1}: error: expected a brace", SOLVED)
+    assert behind.startswith(f"row.h:{len(LINES) + 1}: expected a brace")
+
+    def compiled(text: str, tuned: tuple[str, ...]) -> Path:
+        raise native.NativeError("row.h does not compile:\n", [])
+
+    monkeypatch.setattr(native, "compiled", compiled)
+    with pytest.raises(CourseError, match=r"row.h does not compile"):
+        native.compile_header(mine(checkout))

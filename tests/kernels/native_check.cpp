@@ -1,6 +1,7 @@
-// The CPU kernels' parts against double precision, for whatever instruction set this file is compiled for.
+// Check the CPU kernels' parts against double precision, for the instruction set that this file is compiled for.
 #include <cstdio>
 #include <random>
+#include <stdexcept>
 
 #include "attention.h"
 #include "interleave.h"
@@ -9,7 +10,7 @@
 namespace {
 
 std::mt19937 rng(1);
-Pool& pool = *new Pool(2);  // never ends: its threads run until the process does
+Pool& pool = *new Pool(2);  // never freed, because its threads run until the process ends
 int faults = 0;
 
 double number() { return std::uniform_real_distribution<double>(-1, 1)(rng); }
@@ -60,6 +61,74 @@ void check_products(Format format, int bits, int rows, int columns, int group) {
     }
 }
 
+// An exception of a piece used to end the process, on the thread that ran the piece.
+void check_exceptions() {
+  for (int round = 0; round < 200; round++) {
+    std::string found;
+    try {
+      pool.each(64, [](int piece) {
+        if (piece % 16 == 7) throw std::runtime_error("piece failed");
+      });
+    } catch (const std::runtime_error& error) {
+      found = error.what();
+    }
+    expect(found == "piece failed", "an exception of a piece", round);
+    std::atomic<int> called{0};
+    pool.each(64, [&](int) { called++; });
+    expect(called == 64, "pieces after an exception", called);
+  }
+}
+
+void check_experts(int count, int chosen, bool normalize) {
+  const int hidden = 20, inner = 12, experts = 5;
+  auto matrix = [](int rows, int columns) {
+    auto& numbers_of = *new std::vector<float>(numbers(rows * columns));
+    int blocks = (rows + LANES - 1) / LANES;
+    auto& laid = *new std::vector<float>(blocks * LANES * columns);
+    interleave(pool, numbers_of.data(), laid.data(), rows, columns);
+    Weight w = {Format::Float32, Format::Float32, rows, columns, columns, laid.data(), nullptr, nullptr};
+    return std::make_pair(&numbers_of, Joined{{w}, rows, columns});
+  };
+  auto times = [](const std::vector<float>& w, const double* x, int rows, int columns) {
+    std::vector<double> y(rows);
+    for (int row = 0; row < rows; row++)
+      for (int k = 0; k < columns; k++) y[row] += w[row * columns + k] * x[k];
+    return y;
+  };
+  auto router = matrix(experts, hidden);
+  ExpertSet set = {};
+  set.router = router.second;
+  set.chosen = chosen;
+  set.normalize = normalize;
+  std::vector<const std::vector<float>*> gate_up, down;
+  for (int e = 0; e < experts; e++) {
+    auto first = matrix(2 * inner, hidden), second = matrix(hidden, inner);
+    gate_up.push_back(first.first);
+    down.push_back(second.first);
+    set.experts.push_back({first.second, second.second});
+  }
+  std::vector<float> x = numbers(count * hidden), y(x.size());
+  mix(pool, set, false, x.data(), count, y.data());
+  for (int row = 0; row < count; row++) {
+    std::vector<double> from(x.begin() + row * hidden, x.begin() + (row + 1) * hidden), want(hidden);
+    std::vector<double> p = times(*router.first, from.data(), experts, hidden);
+    double total = 0, kept = 0;
+    for (double& logit : p) total += logit = std::exp(logit);
+    std::vector<double> sorted = p;
+    std::sort(sorted.rbegin(), sorted.rend());
+    for (int i = 0; i < chosen; i++) kept += sorted[i];
+    for (int e = 0; e < experts; e++) {
+      if (p[e] < sorted[chosen - 1]) continue;
+      std::vector<double> both = times(*gate_up[e], from.data(), 2 * inner, hidden), middle(inner);
+      for (int i = 0; i < inner; i++) middle[i] = both[i] / (1 + std::exp(-both[i])) * both[inner + i];
+      std::vector<double> out = times(*down[e], middle.data(), hidden, inner);
+      for (int i = 0; i < hidden; i++) want[i] += p[e] / (normalize ? kept : total) * out[i];
+    }
+    for (int i = 0; i < hidden; i++)
+      expect(std::fabs(want[i] - y[row * hidden + i]) < 1e-4, "experts", want[i] - y[row * hidden + i]);
+  }
+}
+
 void check_halves() {
   uint16_t half[LANES];
   for (int i = 0; i < LANES; i++) half[i] = 0x3c00 + 16 * i;
@@ -80,10 +149,13 @@ void check_exp() {
 
 void check_attention(int dim, int slots, int count) {
   const int heads = 4, kv_heads = 2;
-  std::vector<float> q = numbers(count * heads * dim), k = numbers(kv_heads * slots * dim), v = numbers(k.size()),
-                     out(q.size());
+  std::vector<float> q = numbers(count * heads * dim);
+  std::vector<float> k = numbers(kv_heads * slots * dim);
+  std::vector<float> v = numbers(k.size());
+  std::vector<float> out(q.size());
   Heads shape = {heads, kv_heads, dim, 0, 0.3f};
-  FloatRows keys = {k.data(), (int64_t)slots * dim}, values = {v.data(), (int64_t)slots * dim};
+  FloatSlots keys = {k.data(), (int64_t)slots * dim};
+  FloatSlots values = {v.data(), (int64_t)slots * dim};
   attend(pool, shape, keys, values, {{q.data(), out.data(), count, slots, {nullptr, 1}, nullptr}});
   for (int token = 0; token < count; token++)
     for (int head = 0; head < heads; head++) {
@@ -113,6 +185,9 @@ int main() {
       check_products(Format::Codes4, 4, rows, 128, group);
       check_products(Format::Codes8, 8, rows, 128, group);
     }
+  check_exceptions();
+  for (int count : {1, 9, 40})
+    for (int chosen : {1, 3, 5}) check_experts(count, chosen, chosen == 3);
   check_halves();
   check_exp();
   for (int dim : {20, 32, 64, 128})

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from tiny_llm.cache.paged import PagedPool
 from tiny_llm.cli.bench import at_most, bytes_read
 from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.engine.llm import LLM, load
-from tiny_llm.kernels.cpu import build, native
-from tiny_llm.kernels.cpu.native import laid_out_bytes, matrices_of
+from tiny_llm.kernels import toolchain
+from tiny_llm.kernels.cpu import abi, build, native
+from tiny_llm.kernels.cpu.layout import laid_out_bytes, matrices_of
+from tiny_llm.kernels.sim import compiler as simulator
+from tiny_llm.kernels.sim.report import CompileError
 from tiny_llm.kernels.table import describe_operations, operations
 from tiny_llm.model import fused
 from tiny_llm.model.cached_attention import Packed
@@ -50,6 +54,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "8 bits": {"dtype": "float16", "quantize": {"bits": 8, "group_size": 64}},
     "Qwen2 of 3 bits": {"model_type": "qwen2", "dtype": "bfloat16", "quantize": {"bits": 3, "group_size": 32}, **WIDE},
     "Llama": {"model_type": "llama", "dtype": "bfloat16", **WIDE},
+    "experts": {"model_type": "qwen3_moe", "dtype": "bfloat16", "num_experts": 8, "num_experts_per_tok": 3},
+    "Qwen2 with experts of 4 bits": {
+        "model_type": "qwen2_moe",
+        "dtype": "bfloat16",
+        "stack_experts": True,
+        "quantize": {"bits": 4, "group_size": 32},
+        **WIDE,
+    },
     "in parts": {
         "dtype": "bfloat16",
         "quantize": {
@@ -497,7 +509,7 @@ def test_the_bound_counts_the_matrices_as_they_are_laid_out(tmp_path: Path) -> N
     path = make_model(tmp_path / "model", quantize={"bits": 6, "group_size": 32}, **WIDE)
     llm = load(path, config=EngineConfig(kernels="cpu"))
     keys = 2 * 2 * 1 * 32 * 4  # K and V, layers, heads, width, bytes
-    assert bytes_read(llm, 100) == pytest.approx(laid_out_bytes(llm.model.weights) + 100 * keys)
+    assert bytes_read(llm, 100) == pytest.approx(laid_out_bytes(llm.model.weights, llm.model.config) + 100 * keys)
     packed = load(path, config=EngineConfig(kernels="cpu", cache="quantized"))
     assert bytes_read(packed, 100) < bytes_read(llm, 100) - 100 * keys / 2
     ring = load(path, config=EngineConfig(kernels="cpu", cache="rotating", window=20))
@@ -678,9 +690,171 @@ def test_other_instruction_sets(name: str, tmp_path: Path) -> None:
 
 
 def test_threads_are_those_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    processors = len(os.sched_getaffinity(0))
     for text, count in (("1", 1), ("3", 3)):
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", text)
-        assert build.threads() == count
+        assert build.threads() == min(count, processors)
     for text in ("", "0", "many", "-2"):
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", text)
         assert build.threads() >= 1
+
+
+def test_threads_are_at_most_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread for each of a million used to be started, and "²" is a digit that is no number."""
+    processors = len(os.sched_getaffinity(0))
+    for text in ("1000000", "9" * 5000, "²"):
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", text)
+        assert 1 <= build.threads() <= processors
+
+
+# ---- what goes wrong while they are compiled ----
+
+
+def test_a_compile_that_failed_is_not_tried_again(tmp_path: Path) -> None:
+    """Each start used to run the compiler for ten seconds."""
+    count = tmp_path / "count"
+    broken = script(tmp_path / "broken", f"echo run >> {count}; echo 'module.cpp:1: error: no such thing' >&2; exit 1")
+    first = kernels_in_a_process(tmp_path / "cache", CXX=broken).stdout
+    runs = count.read_text()
+    again = kernels_in_a_process(tmp_path / "cache", CXX=broken).stdout
+    assert "no such thing" in first and again.startswith(first.strip()) and "fault to try again" in again
+    assert count.read_text() == runs
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("kill -9 $$", "was ended by signal 9"),
+        ("echo 'fatal error: Killed signal terminated program cc1plus' >&2; exit 1", "Killed signal"),
+        ("echo 'error: a.s: No space left on device' >&2; exit 1", "No space left"),
+    ],
+)
+def test_a_compile_that_the_machine_ended_is_tried_again(command: str, words: str, tmp_path: Path) -> None:
+    ended = script(tmp_path / "ended", command)
+    for _ in range(2):
+        found = kernels_in_a_process(tmp_path / "cache", CXX=ended).stdout
+        assert words in found and "fault" not in found
+    assert not list(tmp_path.glob("cache/cpu/*/fault"))
+
+
+def test_a_compiler_that_fails_ends_the_other(tmp_path: Path) -> None:
+    """It used to compile nanobind to the end; its child processes must end, too."""
+    marker = tmp_path / "alive"
+    slow = f'case "$*" in *nb_combined*) (sleep 4; touch {marker}); esac'
+    broken = script(tmp_path / "broken", f"{slow}; echo 'error: wrong' >&2; exit 1")
+    start = time.monotonic()
+    assert "error: wrong" in kernels_in_a_process(tmp_path / "cache", CXX=broken).stdout
+    assert time.monotonic() - start < 4
+    time.sleep(max(0, start + 5 - time.monotonic()))
+    assert not marker.exists()
+
+
+def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
+    """As a power failure leaves it. It used to fail at each start, or to crash."""
+    build.kernels()
+    usual = build.folder()
+    cache = tmp_path / "cache"
+    place = cache / "cpu" / usual.name
+    shutil.copytree(usual, place)
+    (library,) = place.glob("*.so")
+    whole = library.read_bytes()
+    assert build._is_whole(library)
+    for damaged in (b"", bytes(len(whole)), whole[: len(whole) // 2]):
+        library.write_bytes(damaged)
+        assert not build._is_whole(library)
+    assert kernels_in_a_process(cache).stdout.startswith("LANES")
+    assert build._is_whole(library)
+
+
+def test_a_library_that_can_not_be_loaded_is_compiled_again_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an update of the C library: the file is whole, and the system's loader refuses it."""
+    path = tmp_path / "kernels.so"
+    builds: list[Path] = []
+
+    def built(place: Path) -> Path:
+        builds.append(place)
+        path.write_text("library")
+        return path
+
+    def imported(name: str) -> Any:
+        raise ImportError("version `GLIBC_2.99' not found")
+
+    monkeypatch.setattr(build, "folder", lambda: tmp_path)
+    monkeypatch.setattr(build, "_built", built)
+    monkeypatch.setattr(build, "imported", imported)
+    with pytest.raises(build.NoKernelsError, match=r"can't be loaded: version `GLIBC_2.99' not found"):
+        build._kernels.__wrapped__()
+    assert len(builds) == 2
+
+
+def test_a_compiler_that_is_no_program_is_named(tmp_path: Path) -> None:
+    """The cache folder used to be blamed."""
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"\x7fELF, but not really")
+    broken.chmod(0o755)
+    found = kernels_in_a_process(tmp_path / "cache", CXX=str(broken)).stdout
+    assert found == f"unavailable: {broken} can't be used: Exec format error; set CXX to another compiler\n"
+
+
+def test_an_unknown_compiler_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another compiler used to be taken without a word."""
+    found = kernels_in_a_process(tmp_path / "cache", CXX="no-such-g++").stdout
+    assert (
+        found.startswith("unavailable: CXX: expected the name or path of a C++ compiler") and "'no-such-g++'" in found
+    )
+    monkeypatch.setenv("CXX", "g++ -m64")
+    toolchain.compiler.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"without arguments, found 'g\+\+ -m64'"):
+            simulator.compiler()
+    finally:
+        toolchain.compiler.cache_clear()
+
+
+def test_a_nanobind_of_another_abi_is_named(tmp_path: Path) -> None:
+    """Its extensions do not know MLX's arrays: "incompatible function arguments"."""
+    installed = build._nanobind()
+    assert abi.mismatch(installed) is None
+    other = tmp_path / "nanobind"
+    (other / "src").mkdir(parents=True)
+    header = other / "src" / "nb_internals.h"
+    header.write_text("#ifndef NB_INTERNALS_VERSION\n#  define NB_INTERNALS_VERSION 7\n#endif\n")
+    number = abi.version_of_headers(installed)
+    complaint = abi.mismatch(other) or ""
+    assert "has internals of version 7, and MLX" in complaint and f"was built with version {number}" in complaint
+    assert "pip install" in complaint
+
+
+def test_a_simulated_kernel_names_a_compiler_that_is_no_program(tmp_path: Path) -> None:
+    """It used to be an OSError."""
+    with pytest.raises(CompileError, match="no-compiler can't be run: No such file or directory; set CXX"):
+        simulator.run([tmp_path / "no-compiler"], "a kernel")
+
+
+OUT_OF_MEMORY = """
+import resource
+from pathlib import Path
+import mlx.core as mx
+from tiny_llm.kernels.cpu import build
+module = build.kernels()
+weight, x = mx.ones((1, 64)), mx.zeros((64, 400_000)).T
+mx.eval(weight, x)
+matrix = module.Matrix(module.Arena(), weight, None)
+mx.eval(matrix.product(x[:5], False))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 48_000_000, resource.RLIM_INFINITY))
+try:
+    mx.eval(matrix.product(x, False))
+except RuntimeError as error:
+    print(error, mx.sum(matrix.product(x[:5] + 1, False)).item())
+mx.clear_streams()
+"""
+
+
+def test_memory_that_runs_out_in_a_kernel_is_an_error() -> None:
+    """The work runs on MLX's thread, whose exceptions `mx.eval` raises; afterwards the kernels go on."""
+    build.kernels()
+    done = in_a_process(OUT_OF_MEMORY)
+    assert (done.returncode, done.stdout) == (0, "std::bad_alloc 320.0\n"), done.stderr[-500:]

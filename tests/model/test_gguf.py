@@ -27,7 +27,7 @@ from tiny_llm import load
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config.gguf_keys import GGUF_RULES
-from tiny_llm.config.keys import HARMLESS, REFUSED
+from tiny_llm.config.rules import HARMLESS, REFUSED
 from tiny_llm.model.gguf_blocks import BLOCKS, read_blocks
 from tiny_llm.model.loader import check_memory, estimate_bytes, load_config, load_weights
 from tiny_llm.model.rope import Rope

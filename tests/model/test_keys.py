@@ -35,8 +35,9 @@ from tests.support import make_model, write_json
 from tiny_llm.config import ModelConfig
 from tiny_llm.config.check import check_keys, rules_of
 from tiny_llm.config.fields import JsonFields
-from tiny_llm.config.keys import CONFIG, GENERATION, HARMLESS, HONOURED, REFUSED, ROPE, TABLES, TOKENIZER, Rule
+from tiny_llm.config.keys import CONFIG, GENERATION, ROPE, TABLES, TOKENIZER
 from tiny_llm.config.rope import ROPE_KINDS
+from tiny_llm.config.rules import HARMLESS, HONOURED, REFUSED, Rule
 from tiny_llm.model.directory import load_generation_defaults
 from tiny_llm.model.rope import Rope
 from tiny_llm.model.tokenizer import Tokenizer

@@ -8,10 +8,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from tests.gguf_files import make_twins
 from tests.model.parity import close, ours, peer_logits, prompt
 from tests.support import make_model, quantize_weights, stacked_experts, write_json, write_weights
 from tests.week1.oracles import angles, f64, rms_norm, silu, softmax, turn
 from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.config import EngineConfig, SamplingParams
+from tiny_llm.engine.llm import load
+from tiny_llm.model.expert_store import ExpertStore, counts_of
 from tiny_llm.model.loader import load_config, load_weights
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -222,3 +226,56 @@ def test_a_fault_of_the_files_is_named(tmp_path: Path, fault: str) -> None:
         write_json(path / "config.json", {**config, "quantization": table})
     with pytest.raises(ValueError, match=f"^{path}/model.*safetensors: model.layers.1.*{message}"):
         load_weights(path, load_config(path))
+
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+STORED: dict[str, dict[str, Any]] = {
+    "one tensor an expert": {"dtype": "bfloat16"},
+    "stacks of 4 bits": {"stack_experts": True, "quantize": {"bits": 4, "group_size": 32}},
+    "shared expert": {"model_type": "qwen2_moe"},
+    "one dense layer": {"mlp_only_layers": [1], "num_hidden_layers": 3, "shards": 2},
+}
+
+
+@pytest.mark.parametrize("kernels", [None, "mlx"])
+@pytest.mark.parametrize("form", STORED)
+def test_experts_in_files_give_the_same_answers(tmp_path: Path, form: str, kernels: Any) -> None:
+    path = make_model(tmp_path, **{"model_type": "qwen3_moe", "num_experts": 8, **STORED[form]})
+    want = load(path, config=EngineConfig(kernels=kernels)).generate("the quick brown fox", GREEDY).tokens
+    for expert_bytes in (150_000, 10**9):
+        llm = load(path, config=EngineConfig(kernels=kernels, expert_bytes=expert_bytes))
+        assert llm.generate("the quick brown fox", GREEDY).tokens == want
+        counts = counts_of(llm.model.weights)
+        assert counts and counts.hits > 0 and 0 < counts.resident <= expert_bytes
+        if expert_bytes == 10**9:
+            assert counts.misses <= 8 * 3  # each is read once
+
+
+def test_the_least_recently_used_expert_is_dropped() -> None:
+    reads: list[tuple[int, int]] = []
+    store = ExpertStore(lambda *place: reads.append(place) or {}, (0,), 100, 250)
+    for expert in (0, 1, 0, 2, 0, 1):
+        store.get(0, expert)
+    assert reads == [(0, 0), (0, 1), (0, 2), (0, 1)]
+    assert store.counts == (2, 4, 200) and store.counts.hit_rate == 2 / 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "expert_bytes", "message"),
+    [
+        ({"model_type": "qwen3"}, 10**6, "expert_bytes: expected a model with experts, found one without"),
+        ({"model_type": "qwen3_moe"}, 1000, r"at least the \d+ bytes of one expert, found 1000; all experts take \d+"),
+    ],
+)
+def test_a_store_that_cannot_be_is_refused(
+    tmp_path: Path, settings: dict[str, Any], expert_bytes: int, message: str
+) -> None:
+    path = make_model(tmp_path, **settings)
+    with pytest.raises(ValueError, match=message):
+        load(path, config=EngineConfig(expert_bytes=expert_bytes))
+
+
+def test_experts_of_a_gguf_file_are_not_read_one_by_one(tmp_path: Path) -> None:
+    file = make_twins(tmp_path, "qwen3_moe", {"": "F16"}, stack_experts=True).file
+    with pytest.raises(ValueError, match="expert_bytes: .*model.gguf is no directory of safetensors.*models convert"):
+        load(file, config=EngineConfig(expert_bytes=10**6))

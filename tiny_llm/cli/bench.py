@@ -90,14 +90,14 @@ def bytes_read(llm: "LLM", context: int) -> float:
     """Return the bytes that a decode step reads at the end of `context` tokens: all matrices, and keys and values."""
     from tiny_llm.cache.choose import slot_bytes
     from tiny_llm.config.engine import WINDOW
-    from tiny_llm.kernels.cpu.native import laid_out_bytes
+    from tiny_llm.kernels.cpu.layout import laid_out_bytes
     from tiny_llm.kernels.roofline import matrix_weights, step_bytes, weight_bits
 
     config, engine = llm.config, llm.engine_config
     width = llm.model.weights["norm"]["weight"].dtype.size  # of the activations
     bits = weight_bits(config, 8 * width)
     if llm.model.ops.native:
-        bits = 8 * laid_out_bytes(llm.model.weights) / matrix_weights(config)
+        bits = 8 * laid_out_bytes(llm.model.weights, config) / matrix_weights(config)
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # of a token's K and V
     kv_bits = 8 * slot_bytes(config, engine, width) / numbers
     if engine.cache == "rotating":

@@ -20,7 +20,7 @@ from tiny_llm.cli.options import (
     settings_of,
     with_options,
 )
-from tiny_llm.cli.session import AnswerView, timing
+from tiny_llm.cli.session import AnswerView, reads, timing
 from tiny_llm.cli.terminal import note, print_json, printable
 from tiny_llm.cli.thinking import ThinkingSplitter
 
@@ -99,6 +99,8 @@ def show_stream(llm: "LLM", request: "Prompt", template: dict[str, Any], setting
     show_text(llm, request, template, (delta.text for delta in llm.stream(request, template=template, **settings)))
     if llm.last_stats is not None:
         note(timing(llm.last_stats))
+        for line in reads(llm):
+            note(f"experts: {line}")
 
 
 def show_text(llm: "LLM", request: "Prompt", template: dict[str, Any], texts: Iterable[str]) -> None:

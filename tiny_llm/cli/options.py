@@ -13,7 +13,7 @@ import typer
 
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.inputs import check_text, read_file, text_of
-from tiny_llm.cli.terminal import dim, note
+from tiny_llm.cli.terminal import dim, note, num_bytes_of
 from tiny_llm.config import EngineConfig, SamplingParams, Structured
 
 if TYPE_CHECKING:
@@ -90,6 +90,13 @@ class EngineOptions:
             "greedy answers of SmolLM2-135M, 88 stayed equal."
         ),
     ] = None
+    expert_bytes: Annotated[
+        str | None,
+        option(
+            "Of a model with experts: leave them in its files and keep so much of them in memory, such as 4GB.",
+            metavar="BYTES",
+        ),
+    ] = None
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"] | None, option("Number format of weights and arithmetic.")
     ] = None
@@ -123,6 +130,9 @@ class EngineOptions:
                     "products in int8 are not the exercises; leave it out", param_hint="--activations"
                 )
             values["ops"] = "plain"
+        if self.expert_bytes is not None:
+            with usage("--expert-bytes"):
+                values["expert_bytes"] = num_bytes_of(self.expert_bytes)
         with usage():
             return EngineConfig(**{name: value for name, value in values.items() if value is not None})
 

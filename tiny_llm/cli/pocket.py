@@ -41,7 +41,12 @@ def train(
     from tiny_llm.pocket.train import train as run
 
     recipe = RECIPES[size] if tokens is None else replace(RECIPES[size], tokens=tokens)
-    run(recipe, out or Path("runs") / size, steps, after, relearn, torch)
+    prepare = None
+    if torch:
+        from tiny_llm.train.torch_gradients import use_torch
+
+        prepare = use_torch
+    run(recipe, out or Path("runs") / size, steps, after, relearn, prepare)
 
 
 @app.command("eval")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tiny_llm.cli.conversation import ChatMessage, Conversation
-from tiny_llm.cli.terminal import dim, printable, styled
+from tiny_llm.cli.terminal import dim, printable, size, styled
 from tiny_llm.cli.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
@@ -147,6 +147,17 @@ def timing(stats: "Stats") -> str:
     """How fast an answer was, in one line."""
     speed = f"{stats.decode_tps:.1f} tokens/s · " if stats.decode_tps else ""
     return f"{stats.generated_tokens} tokens · {speed}first after {stats.time_to_first_token:.2f} s"
+
+
+def reads(llm: "LLM") -> list[str]:
+    """How often an expert was in memory, in one line; none where all experts are, or there are none."""
+    from tiny_llm.model.expert_store import counts_of
+
+    counts = counts_of(llm.model.weights)
+    if counts is None:
+        return []
+    number = counts.hits + counts.misses
+    return [f"{counts.hit_rate:.1%} of {number:,} reads from memory, {size(counts.resident)} kept there"]
 
 
 def remark(text: str) -> None:

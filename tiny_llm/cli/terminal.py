@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -93,6 +94,18 @@ def _plain(data: Any) -> Any:
 def well_formed(text: str) -> str:
     """`text` with U+FFFD in the place of each half of a surrogate pair, which is no character by itself."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def num_bytes_of(text: str) -> int:
+    """The number of bytes in a text such as 500MB or 1.5 GB. Raises ValueError for another text."""
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]{0,2})\s*", text, re.IGNORECASE | re.ASCII)
+    unit = UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None:
+        raise ValueError(f"expected bytes such as 500MB or 2GB, found {text!r:.60}")
+    return int(float(found[1]) * unit)
 
 
 def size(num_bytes: float) -> str:

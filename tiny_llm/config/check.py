@@ -6,7 +6,8 @@ from functools import cache
 from typing import Any
 
 from tiny_llm.config.fields import JsonFields, as_json
-from tiny_llm.config.keys import CONFIG, GENERATION, REFUSED, SAMPLING_IN_CONFIG, TABLES, Rule
+from tiny_llm.config.keys import CONFIG, GENERATION, SAMPLING_IN_CONFIG, TABLES
+from tiny_llm.config.rules import REFUSED, Rule
 
 
 @cache

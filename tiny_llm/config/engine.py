@@ -27,6 +27,7 @@ class EngineConfig:
     stands for our CPU kernels, "mlx" for MLX's operations alone; None takes the fastest, see `kernels.table`.
     `activations`: "int8" rounds activations to 8 bits in the CPU kernels' products of few rows with packed weights:
     faster, but texts change (of 200 greedy answers of SmolLM2-135M, 88 stayed equal).
+    `expert_bytes`: experts stay in the model's files, and at most so many bytes of them in memory; None loads all.
     `cache`: "contiguous" keeps every token; "rotating" the first `sinks` and the newest, `window` in all (1024 and 4
     if not set); "quantized" keeps `kv_bits` (8 or 4, 8 if not set) for each number, in groups of `kv_group_size`
     (64 if not set and head_dim allows it). With one of these two a rotating cache is packed as well.
@@ -38,6 +39,7 @@ class EngineConfig:
     max_context: int | None = None
     kernels: Literal["metal", "cuda", "cpu", "sim", "plain", "mlx"] | None = None
     activations: Literal["float32", "int8"] = "float32"
+    expert_bytes: int | None = None
     cache: Literal["contiguous", "rotating", "quantized"] = "contiguous"
     window: int | None = None
     sinks: int | None = None
@@ -48,9 +50,9 @@ class EngineConfig:
         require(self.ops in ("fused", "plain"), f"ops: expected fused or plain, found {self.ops!r}")
         dtypes = ("auto", "float32", "float16", "bfloat16")
         require(self.dtype in dtypes, f"dtype: expected one of {', '.join(dtypes)}, found {self.dtype!r}")
-        for name in ("prefill_chunk", "max_context"):
+        for name in ("prefill_chunk", "max_context", "expert_bytes"):
             value = getattr(self, name)
-            ok = (value is None and name == "max_context") or (is_integer(value) and value >= 1)
+            ok = (value is None and name != "prefill_chunk") or (is_integer(value) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {value!r}")
         require(
             self.kernels is None or self.kernels in KERNELS,

@@ -4,7 +4,7 @@ The table is like those of `keys.py`. Other keys: those of the tokenizer are rea
 sampling (general.sampling.*) become the defaults of a request, and the rest of general.* are notes.
 """
 
-from tiny_llm.config.keys import HARMLESS, HONOURED, NOTE, OTHER_WEIGHTS, REFUSED, Rule
+from tiny_llm.config.rules import HARMLESS, HONOURED, NOTE, OTHER_WEIGHTS, REFUSED, Rule
 
 GGUF_RULES = (
     Rule(

@@ -4,8 +4,24 @@ A plain table for each file. `check.py` applies it when a file is read, `tests/m
 transformers, and the book's appendix prints it. A key that is in no table is named in a warning, unless it is null.
 """
 
-from enum import Enum
-from typing import Any, NamedTuple
+from tiny_llm.config.expert_keys import EXPERT_KEYS
+from tiny_llm.config.rules import (
+    HARMLESS,
+    HONOURED,
+    LABELS,
+    NOTE,
+    ONE_ROTATION,
+    OTHER_WEIGHTS,
+    OUTPUT,
+    PICTURES,
+    REFUSED,
+    SEQ2SEQ,
+    SPECULATION,
+    SPEED,
+    TRAINING,
+    WITHOUT,
+    Rule,
+)
 
 CONFIG = "config.json"
 ROPE = "rope_parameters"  # a table within config.json, called rope_scaling in older files
@@ -13,43 +29,8 @@ GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer_config.json"
 
 
-class Verdict(Enum):
-    HONOURED = "honoured"  # it acts as it does in transformers, or a value that cannot is refused
-    HARMLESS = "harmless"  # it changes nothing here, whatever its value
-    REFUSED = "refused"  # the model does not load, unless the value is a neutral one
-
-
-HONOURED, HARMLESS, REFUSED = Verdict
-
-
-class Rule(NamedTuple):
-    """Keys with one verdict. `keys` are separated by spaces.
-
-    `why` says what an honoured key does, why a harmless one changes nothing, or what to do about a refused one.
-    `neutral` values of a refused key are harmless, and null always is. `unless` is a key of the same file and a value:
-    where the file has that value, the keys are harmless.
-    """
-
-    keys: str
-    verdict: Verdict
-    why: str
-    neutral: tuple[Any, ...] = ()
-    unless: tuple[str, Any] | None = None
-
-
-SPEED = "changes how transformers computes, not what"
-OUTPUT = "says what transformers returns beside the answer"
-TRAINING = "used in training only"
-LABELS = "for models that classify"
-SEQ2SEQ = "for models with an encoder"
-NOTE = "a note of the program that wrote the file"
-OTHER_WEIGHTS = "take a plain Llama, Qwen2, Qwen2.5 or Qwen3, or its version with experts"
-PICTURES = "its sections are for pictures and films; in a text all of them have the same position"
-SPECULATION = "for a draft model, which transformers is given beside this one"
-ONE_ROTATION = "all layers turn alike here; write the settings themselves into the table if they are the same for all"
-WITHOUT = "remove it to get the model's answers without it"
-
 CONFIG_RULES = (
+    *EXPERT_KEYS,
     Rule("model_type", HONOURED, "llama, qwen2, qwen3, qwen2_moe or qwen3_moe; others are refused"),
     Rule(
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads",
@@ -80,25 +61,6 @@ CONFIG_RULES = (
         HONOURED,
         "of a llama, qwen3 or qwen3_moe; a qwen2 has biases on queries, keys and values whatever it says",
     ),
-    Rule("qkv_bias", HONOURED, "of a qwen2_moe: biases on queries, keys and values; true if missing"),
-    Rule(
-        "num_experts num_local_experts num_experts_per_tok moe_intermediate_size",
-        HONOURED,
-        "of a model with experts: how many there are, how many a token is sent to, and their width; 60, 4 and 1408 "
-        "where a qwen2_moe lacks them, 128, 8 and 768 where a qwen3_moe does",
-    ),
-    Rule(
-        "shared_expert_intermediate_size",
-        HONOURED,
-        "of a qwen2_moe, whose tokens all pass that expert; 5632 if missing",
-    ),
-    Rule("norm_topk_prob", HONOURED, "true: the shares of a token's experts sum to 1"),
-    Rule(
-        "decoder_sparse_step mlp_only_layers",
-        HONOURED,
-        "which layers have experts: every so many-th, but for those in the list; the others are dense",
-    ),
-    Rule("router_aux_loss_coef", HARMLESS, TRAINING),
     Rule("mlp_bias", HONOURED, "of a llama; the MLP of a qwen has no biases"),
     Rule(
         "sliding_window",

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from tiny_llm.config.check import check_keys
 from tiny_llm.config.fields import JsonFields, as_json, require
-from tiny_llm.config.keys import ONE_ROTATION, ROPE
+from tiny_llm.config.keys import ROPE
+from tiny_llm.config.rules import ONE_ROTATION
 
 ROPE_KINDS = ("default", "linear", "yarn", "llama3")
 MOST = 1e6  # a factor beyond it is a mistake, and the context would be a number without sense

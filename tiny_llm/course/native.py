@@ -237,7 +237,8 @@ def compiled(text: str, tuned: tuple[str, ...]) -> Path:
             making = Path(folder)
             (making / HEADER).write_text(text, encoding="utf-8")
             for step in steps(compiler, tuned, kernels, making):
-                done = subprocess.run([str(word) for word in step], capture_output=True, text=True, check=False)
+                command = [str(word) for word in step]
+                done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
                 if done.returncode:
                     raise NativeError(f"{HEADER} does not compile:\n{first_errors(done.stderr, text)}", [])
             os.replace(making / "program", program)
@@ -261,7 +262,8 @@ def compile_header(path: Path) -> None:
     try:
         compiled(learner.read(path), widest)
     except NativeError as error:
-        first = str(error).splitlines()[1]
+        words = str(error).splitlines()
+        first = words[1] if len(words) > 1 else words[0]
         raise CourseError(first.replace(f"{HEADER}:", f"{learner.short(path)}:")) from error
 
 
@@ -270,9 +272,11 @@ def first_errors(stderr: str, text: str) -> str:
     lines = text.splitlines()
     found = re.findall(rf"{HEADER}:(\d+)(?::\d+)?: (?:fatal )?error: (.*)$", stderr, re.MULTILINE)
     if not found:  # as where a helper is called with the wrong type
-        return "\n".join([line for line in stderr.splitlines() if "error" in line][:3]) or stderr.strip()
+        errors = [line for line in stderr.splitlines() if "error" in line]
+        return "\n".join(errors[:3]) or stderr.strip() or "the compiler failed without a message"
     told = []
     for number, message in dict(found).items():  # the last of a line is the plainest
         plain = re.sub(r" \[-[\w=-]+\]$", "", message)
-        told.append(f"{HEADER}:{number}: {plain}\n  {number} | {lines[int(number) - 1].strip()}")
+        line = lines[int(number) - 1].strip() if int(number) <= len(lines) else ""  # an error at the file's end
+        told.append(f"{HEADER}:{number}: {plain}\n  {number} | {line}")
     return "\n".join(told[:3])

@@ -61,7 +61,7 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None,
     ops = choose_operations(config, dtype)
     expected = context if config.max_context else min(context, 4096)
     loader.check_memory(source, shape, dtype, expected, cache=cache, native=ops.native)
-    qwen = load_model(source, shape, ops, dtype)
+    qwen = load_model(source, shape, ops, dtype, config.expert_bytes)
     defaults = loader.load_generation_defaults(source, context)
     tokenizer = load_tokenizer(source, shape)
     return LLM(qwen, tokenizer, path=path, config=config, defaults=defaults, lesson=lesson)

@@ -10,6 +10,8 @@ from tiny_llm.config import EngineConfig, ModelConfig
 from tiny_llm.config.fields import require
 from tiny_llm.kernels.table import operations
 from tiny_llm.model import loader
+from tiny_llm.model.expert_files import open_store
+from tiny_llm.model.expert_store import stored_experts
 from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.ops import PLAIN, Ops
 from tiny_llm.model.qwen3 import Qwen3
@@ -34,10 +36,21 @@ def choose_operations(config: EngineConfig, dtype: mx.Dtype | None) -> Ops:
     return operations(config, unfused(PLAIN), dtype)
 
 
-def load_model(source: ModelSource, shape: ModelConfig, ops: Ops, dtype: mx.Dtype | None) -> Qwen3:
-    """Read the weights and lay them out for the operations. Raises ValueError where the files are broken."""
-    weights = loader.load_weights(source, shape, dtype, ops.native)
+def load_model(
+    source: ModelSource, shape: ModelConfig, ops: Ops, dtype: mx.Dtype | None, expert_bytes: int | None = None
+) -> Qwen3:
+    """Read the weights and lay them out for the operations.
+
+    With `expert_bytes` experts stay in the files, see `EngineConfig`. Raises ValueError where the files are broken, and
+    for a model without experts or fewer bytes than one takes.
+    """
+    weights = loader.load_weights(source, shape, dtype, ops.native, experts=expert_bytes is None)
     name = fingerprint(shape, weights)  # before a layout changes the arrays, or drops them
+    if expert_bytes is not None:
+        ops = ops._replace(experts=stored_experts, compile=lambda function: function)
+        store = open_store(source, shape, ops, dtype, expert_bytes)
+        for i in store.layers:
+            weights["layers"][i]["experts"] = {"store": store, "layer": i}
     ops.lay_out(weights, shape)
     make = ops.model or Qwen3
     model: Qwen3 = make(shape, weights, ops)

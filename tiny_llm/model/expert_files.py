@@ -8,8 +8,11 @@ import mlx.core as mx
 import numpy as np
 
 from tiny_llm.config import ModelConfig
+from tiny_llm.config.fields import require
+from tiny_llm.model.expert_store import ExpertStore
 from tiny_llm.model.loader import joined
-from tiny_llm.model.moe import Weight
+from tiny_llm.model.moe import Matrices
+from tiny_llm.model.ops import Ops
 from tiny_llm.model.safetensors import FLOATS, TensorEntry
 from tiny_llm.model.source import Directory, ModelSource
 
@@ -17,8 +20,34 @@ DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.u
 PARTS = ("weight", "scales", "biases")
 
 
+def open_store(
+    source: ModelSource, config: ModelConfig, ops: Ops, dtype: mx.Dtype | None, expert_bytes: int
+) -> ExpertStore:
+    """Return a store of the model's experts, at most `expert_bytes` of them in memory, laid out for the operations.
+
+    Raises ValueError for a model without experts, one that is no directory, and fewer bytes than an expert takes.
+    """
+    moe = config.moe
+    if moe is None:
+        raise ValueError("expert_bytes: expected a model with experts, found one without; leave it out")
+    files = ExpertFiles(source, config, None if ops.native else dtype)
+
+    def read(layer: int, expert: int) -> Matrices:
+        mlp = files.read(layer, expert)
+        ops.lay_out_mlp(mlp, config.hidden_size, moe.expert_size)
+        return mlp
+
+    nbytes = nbytes_of(read(moe.layers[0], 0))
+    require(
+        expert_bytes >= nbytes,
+        f"expert_bytes: expected at least the {nbytes} bytes of one expert, found {expert_bytes}; all experts take "
+        f"{nbytes * moe.num_experts * len(moe.layers)}",
+    )
+    return ExpertStore(read, moe.layers, nbytes, expert_bytes)
+
+
 class ExpertFiles:
-    """The experts of a directory. `dtype` as in `load_weights`; the files' tensors have been checked by that."""
+    """The experts of a directory. `dtype` as in `load_weights`, which has checked the files."""
 
     def __init__(self, source: ModelSource, config: ModelConfig, dtype: mx.Dtype | None):
         if not isinstance(source, Directory):
@@ -29,15 +58,15 @@ class ExpertFiles:
         self.entries = source.entries(config.tie_word_embeddings)
         self.dtype = dtype
 
-    def read(self, layer: int, expert: int) -> Weight:
+    def read(self, layer: int, expert: int) -> Matrices:
         """Return the MLP of one expert: {"gate_up_proj", "down_proj"}."""
         path = f"model.layers.{layer}.mlp"
         gate = self._matrix(path, "gate_proj", expert)
         up = self._matrix(path, "up_proj", expert)
         return {"gate_up_proj": joined(gate, up), "down_proj": self._matrix(path, "down_proj", expert)}
 
-    def _matrix(self, path: str, name: str, expert: int) -> Weight:
-        weight: Weight = {}
+    def _matrix(self, path: str, name: str, expert: int) -> Matrices:
+        weight: Matrices = {}
         for part in PARTS:
             stack = self.entries.get(f"{path}.switch_mlp.{name}.{part}")
             entry = self.entries.get(f"{path}.experts.{expert}.{name}.{part}")
@@ -53,7 +82,7 @@ class ExpertFiles:
         size = prod(shape) * dtype.size
         begin = data_begin(entry.file) + entry.begin + index * size
         mapped = np.memmap(entry.file, np.uint8, "r", begin, (size,))
-        array = mx.array(np.array(mapped)).view(dtype).reshape(shape)
+        array = mx.array(mapped).view(dtype).reshape(shape)
         if self.dtype is None or entry.dtype not in FLOATS:
             return array
         return array.astype(self.dtype)
@@ -64,3 +93,12 @@ def data_begin(file: Path) -> int:
     """Return where the tensors of a safetensors file begin, behind its header."""
     with file.open("rb") as stream:
         return 8 + int.from_bytes(stream.read(8), "little")
+
+
+def nbytes_of(mlp: Matrices) -> int:
+    """Return the bytes of an MLP's matrices, laid out or not."""
+    total = 0
+    for weight in mlp.values():
+        for part in weight.get("parts", [weight]):
+            total += sum(array.nbytes for array in part.values())
+    return total

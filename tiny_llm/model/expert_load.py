@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
+Counts = NDArray[np.float64]
 
 
 def variation(counts: ArrayLike) -> float:
@@ -35,7 +35,7 @@ def dropped_share(counts: ArrayLike, capacity: float) -> float:
     return float(np.maximum(values - places, 0).sum() / values.sum())
 
 
-def _counts(counts: ArrayLike) -> Floats:
+def _counts(counts: ArrayLike) -> Counts:
     values = np.asarray(counts, np.float64)
     if values.ndim != 1 or values.size == 0 or (values < 0).any():
         raise ValueError(f"counts: expected a number of choices for each expert, found an array of {values.shape}")

@@ -5,13 +5,13 @@ are few.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from tiny_llm.model.moe import Routing, Weight, mlp
+from tiny_llm.model.moe import Matrices, Routing, mlp
 
 
 class StoreCounts(NamedTuple):
@@ -27,17 +27,18 @@ class StoreCounts(NamedTuple):
 
 
 class ExpertStore:
-    """The experts of all layers, at most `budget` bytes of them in memory. `read`(layer, expert) returns one's MLP."""
+    """The experts of `layers`, at most `budget` bytes of them in memory. `read`(layer, expert) returns one's MLP."""
 
-    def __init__(self, read: Callable[[int, int], Weight], nbytes: int, budget: int):
+    def __init__(self, read: Callable[[int, int], Matrices], layers: Sequence[int], nbytes: int, budget: int):
         self.read = read
+        self.layers = layers
         self.nbytes = nbytes  # of one expert
         self.room = budget // nbytes
-        self.kept: OrderedDict[tuple[int, int], Weight] = OrderedDict()  # the least recently used first
+        self.kept: OrderedDict[tuple[int, int], Matrices] = OrderedDict()  # the least recently used first
         self.hits = 0
         self.misses = 0
 
-    def get(self, layer: int, expert: int) -> Weight:
+    def get(self, layer: int, expert: int) -> Matrices:
         """Return an expert's MLP, from memory or from the file."""
         place = (layer, expert)
         found = self.kept.get(place)
@@ -56,7 +57,16 @@ class ExpertStore:
         return StoreCounts(self.hits, self.misses, len(self.kept) * self.nbytes)
 
 
-def stored_experts(x: mx.array, routing: Routing, w: Weight, ops: Any) -> mx.array:
+def counts_of(weights: Mapping[str, Any]) -> StoreCounts | None:
+    """Return what a model's store has done so far; None where all experts are in memory, or there are none."""
+    for layer in weights["layers"]:
+        if "store" in layer.get("experts", {}):
+            store: ExpertStore = layer["experts"]["store"]
+            return store.counts
+    return None
+
+
+def stored_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
     """Compute `moe.each_expert` with experts of a store, w = {"store": ExpertStore, "layer": int}.
 
     The choices must be known before an expert can be read: each layer waits for its router.

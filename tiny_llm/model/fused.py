@@ -41,14 +41,11 @@ def by_columns(weights: Mapping[str, Any], config: ModelConfig) -> None:
     """Lay out a model's dense matrices by columns, in place: a product of few rows takes up to a third less time.
 
     Shapes stay (out, in); in memory the numbers follow each other in the order in which x Wᵀ reads them. The embedding
-    stays as it is, by rows.
+    and the stacks of experts stay as they are, by rows.
     """
     for layer in weights["layers"]:
-        for name, weight in layer.items():
-            if name == "shared_expert":
-                for matrix in weight.values():
-                    _lay_out(matrix)
-            elif name != "experts":
+        for name, weight in (layer | layer.get("shared_expert", {})).items():
+            if name not in ("experts", "shared_expert"):
                 _lay_out(weight)
     if "lm_head" in weights:
         _lay_out(weights["lm_head"])

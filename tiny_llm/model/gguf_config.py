@@ -110,7 +110,6 @@ def hf_config(header: GgufHeader, names: Mapping[str, str], factors: Sequence[fl
         "model_type": ARCHITECTURES[arch].model_type or arch,
         "hidden_size": fields.integer(f"{arch}.embedding_length"),
         "num_hidden_layers": fields.integer(f"{arch}.block_count", high=10_000),
-        "hidden_act": "silu",
         "vocab_size": _vocab_size(header, f"{arch}.vocab_size"),
         "max_position_embeddings": fields.integer(f"{arch}.context_length"),
         "rms_norm_eps": fields.number(f"{arch}.attention.layer_norm_rms_epsilon"),
@@ -119,8 +118,7 @@ def hf_config(header: GgufHeader, names: Mapping[str, str], factors: Sequence[fl
         "torch_dtype": str(float_type(header)).removeprefix("mlx.core."),
     }
     config |= _heads(fields, arch, config["hidden_size"])
-    config |= _experts(fields, arch) if arch == "qwen3moe" else {}
-    config["intermediate_size"] = fields.integer(f"{arch}.feed_forward_length", config.get("moe_intermediate_size"))
+    config |= _mlp(fields, arch)
     if arch != "qwen2":
         config["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
     if arch == "llama":
@@ -134,12 +132,17 @@ def hf_config(header: GgufHeader, names: Mapping[str, str], factors: Sequence[fl
     return config
 
 
-def _experts(fields: JsonFields, arch: str) -> dict[str, Any]:
-    """Return the settings of a model whose layers all have experts."""
+def _mlp(fields: JsonFields, arch: str) -> dict[str, Any]:
+    """Return the sizes of the MLPs: dense ones, or in a qwen3moe experts in all layers."""
+    if arch != "qwen3moe":
+        return {"hidden_act": "silu", "intermediate_size": fields.integer(f"{arch}.feed_forward_length")}
+    expert_size = fields.integer(f"{arch}.expert_feed_forward_length")
     return {
+        "hidden_act": "silu",
+        "intermediate_size": fields.integer(f"{arch}.feed_forward_length", expert_size),
         "num_experts": fields.integer(f"{arch}.expert_count"),
         "num_experts_per_tok": fields.integer(f"{arch}.expert_used_count"),
-        "moe_intermediate_size": fields.integer(f"{arch}.expert_feed_forward_length"),
+        "moe_intermediate_size": expert_size,
         "norm_topk_prob": fields.flag(f"{arch}.expert_weights_norm", True),
         "decoder_sparse_step": 1,  # mlx-lm has no default for these two
         "mlp_only_layers": [],

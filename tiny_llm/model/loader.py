@@ -26,22 +26,29 @@ Linear = Callable[..., Weight]  # `_linear` of one model
 
 
 def load_weights(
-    model: Path | ModelSource, config: ModelConfig, dtype: mx.Dtype | None = None, native: bool = False
+    model: Path | ModelSource,
+    config: ModelConfig,
+    dtype: mx.Dtype | None = None,
+    native: bool = False,
+    experts: bool = True,
 ) -> dict[str, Any]:
     """Return the weights as a tree of evaluated arrays.
 
     {"embed_tokens", "layers": [{"input_layernorm", "qkv_proj", "q_norm"?, "k_norm"?, "o_proj",
     "post_attention_layernorm", "gate_up_proj", "down_proj"}], "norm", "lm_head"?}; ops.py describes a leaf, moe.py
     experts. Floats are converted to `dtype`, or to the source's own type with None; packed weights stay packed. With
-    `native` all matrices stay as stored, because the CPU kernels read any format. Raises ValueError naming file, key,
-    expected and found.
+    `native` all matrices stay as stored, because the CPU kernels read any format. Without `experts` those are
+    checked and left out. Raises ValueError naming file, key, expected and found.
     """
     tensors = _Tensors(open_source(model), dtype, config.tie_word_embeddings, native)
     linear = partial(_linear, tensors, config.quantization)
     weights: dict[str, Any] = {"layers": []}
     weights["embed_tokens"] = _evaluated(linear("model.embed_tokens", config.vocab_size, config.hidden_size))
     for i in range(config.num_hidden_layers):
-        weights["layers"].append(_evaluated(_layer(tensors, linear, config, i)))
+        layer = _layer(tensors, linear, config, i)
+        if not experts:
+            layer.pop("experts", None)
+        weights["layers"].append(_evaluated(layer))
     weights["norm"] = _evaluated(_norm(tensors, "model.norm", config.hidden_size))
     if not config.tie_word_embeddings:
         weights["lm_head"] = _evaluated(linear("lm_head", config.vocab_size, config.hidden_size))

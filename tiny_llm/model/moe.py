@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from tiny_llm.config.moe import MoeConfig
 
-Weight = dict[str, Any]
+Matrices = dict[str, Any]
 MANY_CHOICES = 64  # from so many on, it pays to sort them by expert
 
 
@@ -54,25 +54,25 @@ def mixture(x: mx.array, layer: Mapping[str, Any], config: MoeConfig, ops: Any) 
     return y
 
 
-def mlp(x: mx.array, w: Weight, ops: Any) -> mx.array:
+def mlp(x: mx.array, w: Matrices, ops: Any) -> mx.array:
     """Compute one SwiGLU MLP. x (T, hidden), result (T, hidden)."""
     gate_up = ops.linear(x, w["gate_up_proj"])
     y: mx.array = ops.linear(ops.swiglu(gate_up), w["down_proj"])
     return y
 
 
-def expert_of(w: Weight, index: int) -> Weight:
+def expert_of(w: Matrices, index: int) -> Matrices:
     """Return one expert's MLP out of the stacks of all."""
     return {name: _expert_of(weight, index) for name, weight in w.items()}
 
 
-def _expert_of(w: Weight, index: int) -> Weight:
+def _expert_of(w: Matrices, index: int) -> Matrices:
     if "parts" in w:
         return {"parts": [_expert_of(part, index) for part in w["parts"]]}
     return {name: stack[index] for name, stack in w.items()}
 
 
-def each_expert(x: mx.array, routing: Routing, w: Weight, ops: Any) -> mx.array:
+def each_expert(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
     """Compute Σ share · expert(x) by letting each expert compute all tokens: slow, and easy to read.
 
     x (T, hidden), result (T, hidden).
@@ -84,7 +84,7 @@ def each_expert(x: mx.array, routing: Routing, w: Weight, ops: Any) -> mx.array:
     return y
 
 
-def chosen_experts(x: mx.array, routing: Routing, w: Weight, ops: Any) -> mx.array:
+def chosen_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
     """Compute `each_expert` with the chosen experts only."""
     if routing.experts.size >= MANY_CHOICES:
         return sorted_experts(x, routing, w, ops)
@@ -94,7 +94,7 @@ def chosen_experts(x: mx.array, routing: Routing, w: Weight, ops: Any) -> mx.arr
     return shared_out(y, routing)
 
 
-def sorted_experts(x: mx.array, routing: Routing, w: Weight, ops: Any) -> mx.array:
+def sorted_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
     """Compute `chosen_experts` with the choices in the order of the experts, so that each expert is read once."""
     # TASK w3.6.2: a row for each choice, sorted by expert, and back
     per_token = routing.experts.shape[1]
@@ -115,13 +115,13 @@ def shared_out(y: mx.array, routing: Routing) -> mx.array:
     return (y * shares).sum(axis=1)
 
 
-def mlp_of_rows(rows: mx.array, experts: mx.array, w: Weight, ops: Any, is_sorted: bool = False) -> mx.array:
+def mlp_of_rows(rows: mx.array, experts: mx.array, w: Matrices, ops: Any, is_sorted: bool = False) -> mx.array:
     """Compute the MLP of experts[i] for row i. rows (R, hidden), experts (R,), result (R, hidden)."""
     gate_up = gathered_product(rows, experts, w["gate_up_proj"], is_sorted)
     return gathered_product(ops.swiglu(gate_up), experts, w["down_proj"], is_sorted)
 
 
-def gathered_product(x: mx.array, experts: mx.array, w: Weight, is_sorted: bool) -> mx.array:
+def gathered_product(x: mx.array, experts: mx.array, w: Matrices, is_sorted: bool) -> mx.array:
     """Multiply each row by the matrix of its expert. x (R, in), experts (R,), result (R, out)."""
     if "parts" in w:
         outputs = [gathered_product(x, experts, part, is_sorted) for part in w["parts"]]

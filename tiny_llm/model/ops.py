@@ -117,6 +117,7 @@ class Ops(NamedTuple):
     experts: Callable[..., mx.array] = each_expert
     paged: PagedOps | None = None  # of a pool in full width; None: the plain twins
     paged_packed: PagedOps | None = None  # of a pool in few bits; None: the plain twins
+    lay_out_mlp: Callable[[Weight, int, int], None] = lambda mlp, hidden, inner: None  # of an expert that is read later
     lay_out: Callable[[dict[str, Any], ModelConfig], None] = lambda weights, config: None  # as `linear` reads fastest
     model: Callable[..., Any] | None = None  # makes a `Qwen3` that goes with this table; None: `Qwen3` itself
     kernels: str | None = None  # the back end of our own kernels, where the table has them

@@ -1,7 +1,7 @@
 """`tiny-llm pocket train`: run a recipe to its end, with a progress bar, a log, a plot of the loss and checkpoints."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tiny_llm.pocket.tokenizer import save_tokenizer, shipped_tokenizer
 from tiny_llm.pocket.trainer import PocketTrainer
 from tiny_llm.train.memory import keep_memory
 from tiny_llm.train.plot import loss_plot
+from tiny_llm.train.trainer import Trainer
 from tiny_llm.train.weights_io import save_model, write_json
 
 LOG_EVERY, SAVE_EVERY = 20, 200  # steps
@@ -25,12 +26,12 @@ def train(
     steps: int | None = None,
     after: Path | None = None,
     relearn: bool = False,
-    use_torch: bool = False,
+    prepare: Callable[[Trainer], None] | None = None,
 ) -> PocketTrainer:
     """Train in `directory` until the recipe's tokens are spent, or for so many more steps; goes on from a checkpoint.
 
     `after` is a trained model's directory to start from. `relearn` accepts a checkpoint with other lessons or settings.
-    `use_torch` takes the gradients from PyTorch.
+    `prepare` may change how the run computes, see `torch_gradients.use_torch`.
 
     Several processes share the batches of a step: `mlx.launch -n 2 --backend ring -- python -m tiny_llm pocket train`.
 
@@ -40,8 +41,8 @@ def train(
     keep_memory()
     console = Console(quiet=mx.distributed.init().rank() > 0)
     trainer = resumed(recipe, directory, after, console, relearn)
-    if use_torch:
-        trainer.use_torch()
+    if prepare:
+        prepare(trainer)
     directory.mkdir(parents=True, exist_ok=True)
     if trainer.growth and not trainer.progress.step:
         trainer.write({"stage": trainer.progress.stage, "grown": trainer.growth})

@@ -15,6 +15,7 @@ from tiny_llm.config.fields import require
 from tiny_llm.train.batches import TrainingBatch
 from tiny_llm.train.differentiable import HIDDEN
 from tiny_llm.train.optimizer import NEWTON_SCHULZ, flatten
+from tiny_llm.train.trainer import Trainer
 
 try:
     import torch
@@ -23,34 +24,41 @@ except ImportError as error:
     raise ValueError('gradients: torch is not installed: pip install "tiny-llm[train]", or leave it out') from error
 
 BF16 = torch.bfloat16
-Tensor = Any  # torch.Tensor
+TorchTensor = Any  # torch.Tensor
 
 
-def to_torch(array: mx.array) -> Tensor:
+def to_torch(array: mx.array) -> TorchTensor:
     """Copy an array."""
     return torch.from_numpy(np.array(array))
 
 
-def to_mlx(tensor: Tensor) -> mx.array:
+def to_mlx(tensor: TorchTensor) -> mx.array:
     """Copy a tensor."""
     return mx.array(tensor.detach().numpy())
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: TorchTensor, weight: TorchTensor) -> TorchTensor:
     """Multiply x (…, in) by weight (out, in), in bfloat16."""
     return functional.linear(x.to(BF16), weight.to(BF16))
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: TorchTensor, cos: TorchTensor, sin: TorchTensor) -> TorchTensor:
     """Turn the halves of each head of x (B, T, H, D) by the angles of its token: cos and sin (B, T, 1, D/2)."""
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+def attend(q: TorchTensor, k: TorchTensor, v: TorchTensor, hidden: TorchTensor) -> TorchTensor:
     """Attention of q, k, v (B, H, T, D) → (B, H, T, D). hidden (B, 1, T, T) is added to the scores."""
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + hidden
     return scores.softmax(-1).to(BF16) @ v
+
+
+def use_torch(trainer: Trainer) -> None:
+    """Let a run take gradients and orthogonal matrices from PyTorch. Raises ValueError for a model that is refused."""
+    trainer.differentiate = TorchGradients(trainer.config)
+    trainer.optimizer.orthogonal = orthogonal
+    trainer.library = "torch"
 
 
 class TorchGradients:
@@ -83,7 +91,7 @@ class TorchGradients:
         gradients = [(name, to_mlx(leaf.grad)) for name, leaf in leaves.items()]
         return (to_mlx(loss), to_mlx(answers)), tree_unflatten(gradients)
 
-    def token_losses(self, weights: dict[str, Tensor], batch: TrainingBatch) -> Tensor:
+    def token_losses(self, weights: dict[str, TorchTensor], batch: TrainingBatch) -> TorchTensor:
         """Return -log p of each of the batch's R targets: (R,)."""
         positions = to_torch(batch.positions)
         hidden = torch.where(to_torch(batch.visible), 0.0, HIDDEN)[:, None]
@@ -101,12 +109,12 @@ class TorchGradients:
         x = x[to_torch(batch.at).long()]
         return self._losses(x, weights["norm.weight"], weights["embed_tokens.weight"], to_torch(batch.targets).long())
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _norm(self, x: TorchTensor, weight: TorchTensor) -> TorchTensor:
         return functional.rms_norm(x.float(), (x.shape[-1],), weight, self.config.rms_norm_eps)
 
     def _attention_inputs(
-        self, x: Tensor, layer: dict[str, Tensor], cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, x: TorchTensor, layer: dict[str, TorchTensor], cos: TorchTensor, sin: TorchTensor
+    ) -> tuple[TorchTensor, TorchTensor, TorchTensor]:
         """Compute q, k, v of a layer, each (B, H, T, D), from x (B·T, hidden): k and v once for each head of q."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         rows, length = cos.shape[:2]
@@ -117,13 +125,15 @@ class TorchGradients:
         k, v = (part.transpose(1, 2).repeat_interleave(heads // kv_heads, 1) for part in (k, v))
         return q.transpose(1, 2), k, v
 
-    def _rest_of_layer(self, x: Tensor, attended: Tensor, layer: dict[str, Tensor]) -> Tensor:
+    def _rest_of_layer(self, x: TorchTensor, attended: TorchTensor, layer: dict[str, TorchTensor]) -> TorchTensor:
         x = x + linear(attended.transpose(1, 2).reshape(x.shape[0], -1), layer["o_proj"])
         gate_up = linear(self._norm(x, layer["post_attention_layernorm"]), layer["gate_up_proj"])
         gate, up = gate_up.chunk(2, -1)
         return x + linear(functional.silu(gate) * up, layer["down_proj"])
 
-    def _cross_entropy(self, x: Tensor, norm: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
+    def _cross_entropy(
+        self, x: TorchTensor, norm: TorchTensor, embedding: TorchTensor, targets: TorchTensor
+    ) -> TorchTensor:
         logits = linear(self._norm(x, norm), embedding).float()
         return functional.cross_entropy(logits, targets, reduction="none")
 

@@ -59,14 +59,6 @@ class Trainer(ABC):
         if settings.batches % self.group.size():
             raise ValueError(f"{self.group.size()} processes can't share {settings.batches} batches of a step evenly")
 
-    def use_torch(self) -> None:
-        """Take gradients and orthogonal matrices from PyTorch. Raises ValueError where it can't do that."""
-        from tiny_llm.train.torch_gradients import TorchGradients, orthogonal
-
-        self.differentiate = TorchGradients(self.config)
-        self.optimizer.orthogonal = orthogonal
-        self.library = "torch"
-
     @abstractmethod
     def batch(self, rng: np.random.Generator) -> TrainingBatch:
         """The next batch; `rng` is the step's own."""

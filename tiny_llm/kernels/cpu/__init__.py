@@ -1,1 +1,1 @@
-"""Products with packed and dense weights, a layer's two functions and attention of few queries, native on a CPU."""
+"""C++ kernels for a CPU: products with packed and dense weights, embedding, norm, layers, attention, whole steps."""

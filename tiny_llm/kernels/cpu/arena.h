@@ -1,5 +1,5 @@
-// Memory for a model's matrices, in the order in which a step reads them and on large pages: the processor looks up the
-// place of a page once in two megabytes instead of once in four kilobytes.
+// Memory for a model's matrices, in the order in which a step reads them. Where the system has pages of two megabytes,
+// it uses them instead of those of four kilobytes, so that the processor looks up fewer addresses of pages.
 #pragma once
 #include <sys/mman.h>
 
@@ -15,6 +15,7 @@ class Arena {
     for (auto [start, size] : chunks_) munmap(start, size);
   }
 
+  // Return the address of `bytes` bytes, which are zeros.
   void* take(size_t bytes) {
     bytes = (bytes + LINE - 1) / LINE * LINE;
     if (bytes > left_) add_chunk(std::max(bytes, CHUNK));
@@ -25,7 +26,9 @@ class Arena {
   }
 
  private:
-  static constexpr size_t LINE = 64, PAGE = 2 << 20, CHUNK = 64 << 20;
+  static constexpr size_t LINE = 64;         // of the processor's cache
+  static constexpr size_t PAGE = 2 << 20;    // of the system's memory
+  static constexpr size_t CHUNK = 64 << 20;  // taken from the system at once
 
   void add_chunk(size_t bytes) {
     size_t size = bytes + PAGE;

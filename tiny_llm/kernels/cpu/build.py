@@ -1,21 +1,22 @@
 """Compile the CPU kernels with this machine's compiler, once, against the headers and the library of MLX's wheel.
 
-They are an extension of MLX by its documented route: nanobind hands arrays over, in MLX's own domain, so that a kernel
-is a lazy operation among MLX's. The result lies in the cache directory, under a name made from everything that it
-depends on. It is tried in a process of its own before any other loads it.
+The kernels are an extension of MLX by its documented route: nanobind hands arrays over, in MLX's own domain, so that a
+kernel is a lazy operation among MLX's. The compiled library is kept in a folder of the cache directory whose name is a
+hash of everything that the library depends on. A process of its own tries the library before another process loads it.
+A failure of the compiler or of the trial is kept in the file `fault` beside it, and is not tried again.
 """
 
 import fcntl
 import hashlib
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import threading
+import zlib
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from importlib.metadata import version
@@ -26,10 +27,14 @@ from typing import Any
 import mlx.core  # noqa: F401  (the kernels need its library)
 
 from tiny_llm._blas import available_cores, cache_dir, flush_denormals
+from tiny_llm.kernels import toolchain
+from tiny_llm.kernels.cpu import abi
+from tiny_llm.kernels.cpu.compiling import OTHER_CACHE, OTHER_COMPILER, PASSING, blaming, remember, run_together
+from tiny_llm.kernels.cpu.compiling import NoKernelsError as NoKernelsError
 
 HERE = Path(__file__).parent
 NAME = "tiny_llm_cpu_kernels"
-NEEDED = {"x86_64": {"avx2", "fma", "f16c"}, "aarch64": set[str]()}  # what the processor must know
+NEEDED = {"x86_64": {"avx2", "fma", "f16c"}, "aarch64": set[str]()}  # features of the processor
 FLAGS = ("-std=gnu++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-pthread", "-w")
 DEFINES = ("-DNDEBUG", "-DNB_DOMAIN=mlx", f"-DMODULE={NAME}")
 TRIAL = """
@@ -50,20 +55,16 @@ mx.clear_streams()
 """
 OWN_TRIAL_SECONDS = 120
 TRIAL_SECONDS = 30  # a learner's version of a header may hold an endless loop
-replaced: dict[str, Path] = {}  # a learner's version of a header, by its name: compiled in the place of ours
-
+ENDED_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGXCPU}
+replaced: dict[str, Path] = {}  # name of a header → a learner's version of it, which is compiled in its place
 
 _ONE_AT_A_TIME = threading.Lock()
 
 
-class NoKernelsError(Exception):
-    """Why the CPU kernels can't be used here, and what would help."""
-
-
 def kernels() -> Any:
-    """Return the module of the CPU kernels. Raises NoKernelsError where they can't be had.
+    """Return the module of the CPU kernels. Raises NoKernelsError where this machine can't compile or run them.
 
-    Takes some ten seconds on their first use on a machine, when they are compiled, and a millisecond later.
+    Takes 10 to 20 seconds on the first use on a machine, which compiles the kernels, and a millisecond later.
     """
     with _ONE_AT_A_TIME:
         return _kernels()
@@ -72,48 +73,72 @@ def kernels() -> Any:
 @cache
 def _kernels() -> Any:
     place = folder()
+    path = _built(place)
     try:
-        return imported(str(_built(place)))
-    except OSError as error:
-        raise NoKernelsError(
-            f"{place} can't be used: {error.strerror}; set TINY_LLM_CACHE to another folder"
-        ) from error
+        return imported(str(path))
+    except ImportError:  # after an update of the C library, or another build of the same version of MLX
+        with blaming(place, OTHER_CACHE):
+            path.unlink(missing_ok=True)
+    path = _built(place)
+    try:
+        return imported(str(path))
+    except ImportError as error:
+        raise NoKernelsError(f"the compiled kernels can't be loaded: {error}") from error
 
 
 def _built(place: Path) -> Path:
-    """Return the compiled library in a folder. One process compiles and tries it, and others wait for that one."""
+    """Return the compiled library in a folder. One process compiles and tries it; other processes wait for it."""
     path = place / f"{NAME}.so"
-    if path.exists():
+    if _is_whole(path):
         return path
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        fault = place / "fault"
-        if fault.exists():
-            raise NoKernelsError(f"{fault.read_text()} (remove {fault} to try again)")
-        if not path.exists():
-            with tempfile.TemporaryDirectory(dir=place) as making:
-                made = _compiled(Path(making))
-                _try(made, fault)
-                os.replace(made, path)
+    with blaming(place, OTHER_CACHE):
+        place.mkdir(parents=True, exist_ok=True)
+        with (place / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            fault = place / "fault"
+            if fault.exists():
+                raise NoKernelsError(f"{fault.read_text()} (remove {fault} to try again)")
+            if not _is_whole(path):
+                _build(path, fault)
     return path
 
 
+def _build(path: Path, fault: Path) -> None:
+    """Compile the library, try it, and put it and its checksum in place."""
+    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as making:
+        made = _compiled(Path(making), fault)
+        _try(made, fault)
+        _checksum(path).write_text(str(zlib.crc32(made.read_bytes())))
+        os.replace(made, path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the library is there as it was compiled. Loading a library that a power failure cut short may crash."""
+    try:
+        return zlib.crc32(path.read_bytes()) == int(_checksum(path).read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_suffix(".crc32")
+
+
 def imported(path: str) -> Any:
-    """Import the compiled module and start its threads; nanobind allows one in a process, so that is kept."""
+    """Import the compiled module and start its threads. A process can load only one version of the module.
+
+    Raises ImportError where the library can't be loaded.
+    """
     if NAME in sys.modules:
         module = sys.modules[NAME]
         if module.__file__ != path:
-            raise NoKernelsError("this process has loaded another version of them already")
+            raise NoKernelsError("this process has already loaded another version of them; start a new process")
         return module
     loader = ExtensionFileLoader(NAME, path)
     spec = spec_from_file_location(NAME, path, loader=loader)
     assert spec is not None
-    try:
-        module = module_from_spec(spec)
-        loader.exec_module(module)
-    except ImportError as error:
-        raise NoKernelsError(f"the compiled kernels can't be loaded: {error}") from error
+    module = module_from_spec(spec)
+    loader.exec_module(module)
     with flush_denormals():  # the threads that start now keep the mode
         module.start(threads())
     sys.modules[NAME] = module
@@ -121,20 +146,32 @@ def imported(path: str) -> Any:
 
 
 def threads() -> int:
-    """Return how many threads share a product: all cores, or as many as OPENBLAS_NUM_THREADS says."""
-    asked = os.environ.get("OPENBLAS_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) > 0 else available_cores()
+    """Return the number of threads that share a product.
+
+    That is OPENBLAS_NUM_THREADS, but at most the processors that this process may use; without it, or where it is not a
+    number above 0, the number of cores.
+    """
+    cores = available_cores()
+    try:
+        asked = int(os.environ.get("OPENBLAS_NUM_THREADS", ""))
+    except ValueError:
+        return cores
+    most = len(os.sched_getaffinity(0))
+    return min(asked, most) if asked > 0 else cores
 
 
 def folder() -> Path:
     """Return the folder of the compiled kernels for this machine, these sources and these versions."""
     digest = hashlib.sha256()
     for path in _sources():
-        digest.update(path.read_bytes())
+        with blaming(path, "install tiny-llm again"):
+            digest.update(path.read_bytes())
     compiler_file = Path(compiler())
+    with blaming(compiler_file, OTHER_COMPILER):
+        compiled_at = compiler_file.stat().st_mtime_ns
     facts = (
         str(compiler_file),
-        compiler_file.stat().st_mtime_ns,
+        compiled_at,
         sorted(processor()),
         version("mlx"),
         version(_nanobind().name),
@@ -152,29 +189,25 @@ def _sources() -> list[Path]:
 
 @cache
 def processor() -> frozenset[str]:
-    """Return the names of what the processor knows. Raises NoKernelsError where it lacks what the kernels need."""
+    """Return the features of the processor. Raises NoKernelsError where one is missing that the kernels need."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in NEEDED:
         raise NoKernelsError(f"there are no CPU kernels for {sys.platform} on {machine}")
-    known = set[str]()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, values = line.partition(":")
-        if name.strip().lower() in ("flags", "features"):
-            known.update(values.split())
-    missing = NEEDED[machine] - known
+    features = toolchain.processor_features()
+    missing = NEEDED[machine] - features
     if missing:
-        raise NoKernelsError(f"the processor lacks {', '.join(sorted(missing))}")
-    return frozenset(known)
+        raise NoKernelsError(
+            f"/proc/cpuinfo does not list these features of the processor: {', '.join(sorted(missing))}"
+        )
+    return features
 
 
-@cache
 def compiler() -> str:
-    """Return the C++ compiler: the one that CXX names, else g++ or clang++."""
-    for name in (os.environ.get("CXX", ""), "g++", "clang++"):
-        path = name and shutil.which(name)
-        if path:
-            return path
-    raise NoKernelsError("no C++ compiler: install g++ (apt install g++)")
+    """Return the path of the C++ compiler. Raises NoKernelsError as `toolchain.compiler` raises ValueError."""
+    try:
+        return toolchain.compiler()
+    except ValueError as error:
+        raise NoKernelsError(str(error)) from error
 
 
 def _mlx() -> Path:
@@ -188,18 +221,24 @@ def _mlx() -> Path:
 def _nanobind() -> Path:
     spec = find_spec("nanobind")
     if spec is None or spec.origin is None:
-        raise NoKernelsError("the package nanobind is missing: pip install nanobind")
+        raise NoKernelsError("the package nanobind is missing: pip install 'nanobind>=3.0,<4'")
     return Path(spec.origin).parent
 
 
-def _compiled(making: Path) -> Path:
-    """Compile both sources at once and link them, in a folder. Raises NoKernelsError with the compiler's words."""
-    if sys.stderr.isatty():
-        print("tiny-llm: compiling the CPU kernels, once for this machine (10 to 20 s)", file=sys.stderr)
+def _compiled(making: Path, fault: Path) -> Path:
+    """Compile both sources side by side and link them, in the folder `making`. Returns the library's path.
+
+    Raises NoKernelsError with the compiler's words, and writes them to `fault` where another start would fail as well.
+    """
     mlx, nanobind = _mlx(), _nanobind()
+    reason = abi.mismatch(nanobind)
+    if reason is not None:
+        raise NoKernelsError(reason)
     python = Path(sysconfig.get_paths()["include"])
     if not (python / "Python.h").is_file():
         raise NoKernelsError(f"{python}/Python.h is missing: install Python's headers (apt install python3-dev)")
+    if sys.stderr.isatty():
+        print("tiny-llm: compiling the CPU kernels, once for this machine (10 to 20 s)", file=sys.stderr)
     learners = [path.parent for path in replaced.values()]
     of_nanobind = [nanobind / "include", nanobind / "ext" / "robin_map" / "include"]
     includes = [*learners, HERE, mlx / "include", *of_nanobind, python]
@@ -207,36 +246,29 @@ def _compiled(making: Path) -> Path:
     flags = [*FLAGS, *DEFINES, tuned, *(f"-I{place}" for place in includes)]
     sources = [nanobind / "src" / "nb_combined.cpp", HERE / "module.cpp"]
     objects = [making / f"{source.stem}.o" for source in sources]
-    running = []
-    for source, made in zip(sources, objects, strict=True):
-        command = [compiler(), *flags, "-c", str(source), "-o", str(made)]
-        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-    for process in running:
-        _check(process.communicate()[1], process.returncode)
+    commands = [[compiler(), *flags, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
+    run_together(commands, making, fault)
     library = mlx / "lib"
     made = making / f"{NAME}.so"
-    link = [compiler(), "-shared", "-pthread", *map(str, objects), f"-L{library}", "-lmlx", f"-Wl,-rpath,{library}"]
-    linked = subprocess.run([*link, "-o", str(made)], capture_output=True, text=True, check=False)
-    _check(linked.stderr, linked.returncode)
+    found_at = [f"-L{library}", "-lmlx", f"-Wl,-rpath,{library}"]
+    link = [compiler(), "-shared", "-pthread", *map(str, objects), *found_at, "-o", str(made)]
+    run_together([link], making, fault)
     return made
 
 
-def _check(words: str, code: int) -> None:
-    if code:
-        errors = [line for line in words.splitlines() if "error" in line]
-        first = (errors or words.splitlines() or ["no message"])[0]
-        raise NoKernelsError(f"{Path(compiler()).name} can't compile them: {first}")
-
-
 def _try(path: Path, fault: Path) -> None:
-    """Run the compiled kernels in a process of its own. Raises NoKernelsError, and remembers it, where that fails."""
+    """Run the compiled kernels in a process of its own. Raises NoKernelsError where that fails.
+
+    Writes the failure to `fault` where another start would fail as well.
+    """
     command = [sys.executable, "-c", TRIAL, str(path)]
     seconds = OWN_TRIAL_SECONDS
     if replaced:
         command.append("--replaced")
         seconds = TRIAL_SECONDS
     try:
-        tried = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+        with blaming(sys.executable, "start tiny-llm with another Python"):
+            tried = subprocess.run(command, capture_output=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
         last = f"it had not ended after {seconds} s"
         if not replaced:  # perhaps the machine was busy: the next process tries again
@@ -244,10 +276,13 @@ def _try(path: Path, fault: Path) -> None:
     else:
         if tried.returncode == 0:
             return
-        if tried.returncode == -signal.SIGKILL:  # from outside, perhaps for want of memory
-            raise NoKernelsError("a trial of the compiled kernels was killed")
+        if tried.returncode in ENDED_FROM_OUTSIDE:  # SIGKILL perhaps for want of memory
+            raise NoKernelsError(f"a trial of the compiled kernels was killed, by signal {-tried.returncode}")
         ended = f"it crashed, signal {-tried.returncode}" if tried.returncode < 0 else f"exit {tried.returncode}"
-        last = (tried.stderr.strip().splitlines() or [ended])[-1]
+        lines = tried.stderr.decode(errors="replace").strip().splitlines() or [ended]
+        last = lines[-1]
     learners = "".join(f", with {header},".replace(f"{Path.cwd()}/", "") for header in replaced.values())
-    fault.write_text(f"a trial of the compiled kernels{learners} failed: {last}")
-    raise NoKernelsError(fault.read_text())
+    complaint = f"a trial of the compiled kernels{learners} failed: {last}"
+    if not PASSING.search(last):
+        remember(complaint, fault)
+    raise NoKernelsError(complaint)

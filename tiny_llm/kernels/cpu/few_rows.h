@@ -1,12 +1,12 @@
-// Few rows of x (up to four at a time) times W transposed: each code of W is read once and turned into a float once.
+// Up to four rows of x times W transposed. Each code of W is read once and converted to a float once.
 #pragma once
 #include <vector>
 
 #include <row.h>  // a learner may have a version of this file
 
-constexpr int FEW = 4;  // rows of x whose sums stay in registers beside the codes
+constexpr int FEW = 4;  // rows of x at most, whose sums and the codes fit into the registers
 
-// rows of x made ready for `row_product` and `rows_product`
+// Rows of x in the form that `row_product` and `rows_product` read.
 class ReadyRows {
  public:
   void prepare(const Weight& w, const float* x, int count) {
@@ -43,7 +43,7 @@ class ReadyRows {
   std::vector<float> x_, sums_;
 };
 
-// `row_product` for M rows of x
+// Compute `row_product` for M rows of x, into `total`.
 template <int BITS, int M>
 inline void rows_product(const Weight& w, int block, const Ready* x, Floats* total) {
   constexpr int CODES = 32 / BITS;
@@ -70,7 +70,7 @@ inline void rows_product(const Weight& w, int block, const Ready* x, Floats* tot
   }
 }
 
-// the same where W is floats
+// Compute the same where W is floats.
 template <class Number, int M>
 inline void rows_product_of_floats(const Weight& w, int block, const Ready* x, Floats* total) {
   constexpr int CHAINS = M == 1 ? 4 : M == 2 ? 2 : 1;
@@ -88,32 +88,24 @@ inline void rows_product_of_floats(const Weight& w, int block, const Ready* x, F
     for (int m = 0; m < M; m++) total[m] += sums[c][m];
 }
 
+// Compute total[m] for M rows of x.
 template <int M>
 inline void block_product(const Weight& w, int block, const Ready* x, Floats* total) {
-  switch (w.format) {
-    case Format::Codes4:
-      return M == 1 ? void(total[0] = row_product<4>(w, block, x[0])) : rows_product<4, M>(w, block, x, total);
-    case Format::Codes8:
-      return M == 1 ? void(total[0] = row_product<8>(w, block, x[0])) : rows_product<8, M>(w, block, x, total);
-    case Format::Float32:
-      return rows_product_of_floats<float, M>(w, block, x, total);
-    case Format::Float16:
-      return rows_product_of_floats<float16, M>(w, block, x, total);
-    case Format::BFloat16:
-      return rows_product_of_floats<bfloat16, M>(w, block, x, total);
+  if constexpr (M == 1) {
+    if (w.format == Format::Codes4) return void(total[0] = row_product<4>(w, block, x[0]));
+    if (w.format == Format::Codes8) return void(total[0] = row_product<8>(w, block, x[0]));
   }
+  if (w.format == Format::Codes4) return rows_product<4, M>(w, block, x, total);
+  if (w.format == Format::Codes8) return rows_product<8, M>(w, block, x, total);
+  if (w.format == Format::Float32) return rows_product_of_floats<float, M>(w, block, x, total);
+  if (w.format == Format::Float16) return rows_product_of_floats<float16, M>(w, block, x, total);
+  rows_product_of_floats<bfloat16, M>(w, block, x, total);
 }
 
-// total[m] for `count` rows of x, up to FEW
+// Compute total[m] for `count` rows of x, up to FEW.
 inline void block_product(const Weight& w, int block, const Ready* x, int count, Floats* total) {
-  switch (count) {
-    case 1:
-      return block_product<1>(w, block, x, total);
-    case 2:
-      return block_product<2>(w, block, x, total);
-    case 3:
-      return block_product<3>(w, block, x, total);
-    default:
-      return block_product<4>(w, block, x, total);
-  }
+  if (count == 1) return block_product<1>(w, block, x, total);
+  if (count == 2) return block_product<2>(w, block, x, total);
+  if (count == 3) return block_product<3>(w, block, x, total);
+  block_product<4>(w, block, x, total);
 }

@@ -1,6 +1,6 @@
-// The option of 8-bit activations: each group of 32 numbers of x is rounded to int8 with a factor of its own, and a
-// product of codes and int8 is exact in integers. Fewer instructions for each byte of W, an error of about 0.5 % of a
-// product.
+// Products with 8-bit activations, an option. Each run of 32 numbers of x is rounded to int8 with a factor of its own,
+// and products of codes and int8 are exact in integers. This takes fewer instructions for each byte of W, and the
+// rounding changes a product by about 0.5 %.
 #pragma once
 #include <vector>
 
@@ -9,11 +9,12 @@
 constexpr int SPAN = 32;  // numbers of x that share a factor
 
 struct Int8Row {
-  const int8_t* x;       // in the order in which `dot4` meets the codes
-  const float* factors;  // of each span
-  const float* sums;     // Σ x of each span, of the rounded numbers
+  const int8_t* x;       // in the order in which `int8_row_product` reads the codes
+  const float* factors;  // (spans)
+  const float* sums;     // (spans), Σ of the rounded x of each span
 };
 
+// Rows of x, rounded.
 class Int8Rows {
  public:
   void prepare(const Weight& w, const float* x, int count) {
@@ -33,7 +34,7 @@ class Int8Rows {
   std::vector<Int8Row> rows;
 
  private:
-  // Codes of 4 bits are met as the even ones of a word, then the odd ones.
+  // Round a span of x. For codes of 4 bits, reorder each 8 numbers: those at even places, then those at odd places.
   static void round(const float* x, int bits, int8_t* to, float& factor, float& total) {
     float top = 0;
     for (int i = 0; i < SPAN; i++) top = std::fmax(top, std::fabs(x[i]));
@@ -53,7 +54,7 @@ class Int8Rows {
   std::vector<float> factors_, sums_;
 };
 
-// for each lane: total + Σ of 4 codes (unsigned bytes of `codes`) times 4 numbers of x
+// Add, in each lane, Σ of 4 codes (the unsigned bytes of `codes`) times 4 numbers of x.
 inline Ints dot4(Ints total, Words codes, const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, 4);
@@ -67,6 +68,7 @@ inline Ints dot4(Ints total, Words codes, const int8_t* x) {
 #endif
 }
 
+// Compute the product of a block of W with one row of x.
 template <int BITS>
 inline Floats int8_row_product(const Weight& w, int block, const Int8Row& x) {
   constexpr int CODES = 32 / BITS;

@@ -1,4 +1,4 @@
-// From MLX's layout of a matrix, row after row, to that of weight.h.
+// Convert a matrix from MLX's layout, row after row, to the layout in weight.h.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -6,7 +6,7 @@
 #include "lanes.h"
 #include "pool.h"
 
-// Row `lane` of a block goes to every `stride`-th vector of `to`.
+// Write rows (rows, columns) as blocks (blocks, columns, LANES). The vectors of `to` are `stride` vectors apart.
 template <class Number>
 inline void interleave(Pool& pool, const Number* from, Number* to, int rows, int columns, int stride = 1) {
   int blocks = (rows + LANES - 1) / LANES;
@@ -20,10 +20,13 @@ inline void interleave(Pool& pool, const Number* from, Number* to, int rows, int
   });
 }
 
-// MLX's codes of `bits` follow each other as one string of bits; codes of 2 and 3 bits get 4, those of 6 get 8
-inline void interleave_codes(Pool& pool, const uint32_t* from, uint32_t* to, int rows, int columns, int bits, int wide) {
+// Write codes of `bits` bits, which MLX packs as one string of bits, as blocks of codes of `wide` bits (4 or 8).
+inline void interleave_codes(Pool& pool, const uint32_t* from, uint32_t* to, int rows, int columns, int bits,
+                             int wide) {
   if (bits == wide) return interleave(pool, from, to, rows, columns * bits / 32);
-  int words = columns * bits / 32, wide_words = columns * wide / 32, per_word = 32 / wide;
+  int words = columns * bits / 32;
+  int wide_words = columns * wide / 32;
+  int per_word = 32 / wide;
   std::vector<uint32_t> widened((int64_t)rows * wide_words);
   pool.each(rows, [&](int row) {
     const uint32_t* in = from + (int64_t)row * words;

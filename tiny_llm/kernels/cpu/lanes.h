@@ -1,5 +1,5 @@
-// Vectors of LANES numbers, in the compiler's own notation (`a * b + c` works on all lanes). Only the conversions name
-// an instruction set.
+// Vectors of LANES numbers, as a type of the compiler: `a * b + c` computes all lanes. Only conversions and sums over
+// lanes use the functions of an instruction set.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -23,12 +23,8 @@ typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 // ANCHOR_END: vectors
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
-struct float16 {
-  uint16_t bits;
-};
-struct bfloat16 {
-  uint16_t bits;
-};
+struct float16 { uint16_t bits; };
+struct bfloat16 { uint16_t bits; };
 
 template <class Vector, class Number>
 inline Vector load_as(const Number* p) {
@@ -63,13 +59,16 @@ inline Floats load(const float16* p) {
 
 inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 
+// Return x in all lanes.
 inline Floats all(float x) { return x - Floats{}; }
 
-inline Floats to_floats(Words v) { return __builtin_convertvector((Ints)v, Floats); }  // below 2^31
+// Convert integers below 2^31.
+inline Floats to_floats(Words v) { return __builtin_convertvector((Ints)v, Floats); }
 
 inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
 
+// Return the sum of all lanes.
 inline float sum(Floats v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)v);
@@ -80,7 +79,7 @@ inline float sum(Floats v) {
 #endif
 }
 
-// In each run of 2 · WIDTH lanes of the result: a's two halves of that run added up, then b's.
+// Add the two halves of each run of 2 · WIDTH lanes of a and of b. A run of the result has the sum of a's, then of b's.
 template <int WIDTH>
 inline Floats add_halves(Floats a, Floats b) {
   Ints low, high;
@@ -101,7 +100,7 @@ inline Floats add_halves(Floats a, Floats b) {
 #endif
 }
 
-// Lane i of the result is the sum over v[i]. All LANES sums take as many steps as three or four calls of `sum`.
+// Return the LANES sums over v[0], v[1] …, one in each lane. Takes as long as three or four calls of `sum`.
 template <int WIDTH = LANES / 2>
 inline Floats sums(Floats* v) {
   for (int i = 0; i < WIDTH; i++) v[i] = add_halves<WIDTH>(v[i], v[i + WIDTH]);
@@ -109,6 +108,7 @@ inline Floats sums(Floats* v) {
   return v[0];
 }
 
+// Return the largest lane.
 inline float largest(Floats v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)v);
@@ -119,7 +119,7 @@ inline float largest(Floats v) {
 #endif
 }
 
-// e^x for x <= 88, by 2^n * e^r with |r| <= ln 2 / 2 and the Taylor polynomial of e^r: off by at most 2e-7 of its value
+// Compute e^x for x <= 88 as 2^n * e^r, with |r| <= ln 2 / 2 and the Taylor polynomial of e^r. Relative error 2e-7.
 inline Floats exp(Floats x) {
   x = x < all(-87.f) ? all(-87.f) : x;  // NaN stays
   Floats scaled = x * 1.44269504f;

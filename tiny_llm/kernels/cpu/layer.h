@@ -1,41 +1,36 @@
-// A decoder layer but for its attention, for T rows: `project` before it, `finish` after it. (model/qwen3.py says the
-// same in plain operations.)
+// A decoder layer without its attention. `project` computes q, k and v; `finish` computes the layer's output from the
+// attention's. model/qwen3.py has the same in plain operations.
 #pragma once
+#include <memory>
 #include <vector>
 
-#include "product.h"
+#include "moe.h"
 
 constexpr int ROWS_AT_ONCE = 256;  // rows of x whose intermediate results exist at the same time
-constexpr int WORTH_THREADS = 8;   // rows from which on several threads share what is done row by row
 
 struct Shape {
-  int hidden, inner, heads, kv_heads, dim;
+  int hidden, heads, kv_heads, dim;
   float eps;
 };
 
 struct Layer {
   Shape shape;
-  Joined qkv, o, gate_up, down;
+  Joined qkv, o;
+  Mlp mlp;                                 // empty where there is a mixture
+  std::shared_ptr<const ExpertSet> mixture;  // in the place of the MLP, or null
   const float *input_norm, *post_norm;  // (hidden,)
   const float *q_norm, *k_norm;         // (dim,), or null
   bool int8;
 };
 
-// How many rows of x come next after `from`: shares of about the same size, for each reads all weights.
+// Return how many rows to compute at once after row `from`. The shares have about the same size, because each reads all
+// weights.
 inline int rows_at_once(int rows, int from) {
   int shares = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
   return std::min(rows - from, (rows + shares - 1) / shares);
 }
 
-template <class F>
-inline void each_row(Pool& pool, int rows, const F& f) {
-  int parts = rows < WORTH_THREADS ? 1 : std::min(rows, 4 * pool.threads());
-  pool.each(parts, [&](int i) {
-    for (int row = part(rows, i, parts), end = part(rows, i + 1, parts); row < end; row++) f(row);
-  });
-}
-
-// Sizes here are multiples of LANES, except a head's; `tail` does what is left of one.
+// Compute the RMS norm of a row. The loops without vectors are for heads whose size is not a multiple of LANES.
 inline void rms_norm(const float* x, const float* weight, int size, float eps, float* y) {
   Floats squares = {};
   int i = 0;
@@ -47,7 +42,7 @@ inline void rms_norm(const float* x, const float* weight, int size, float eps, f
   for (; i < size; i++) y[i] = x[i] * scale * weight[i];
 }
 
-// pairs (x[i], x[i + half]) turned by their angles
+// Rotate the pairs (x[i], x[i + half]) by their angles.
 inline void rotate(const float* x, const float* cos, const float* sin, int half, float* y) {
   for (int i = 0; i < half; i++) {
     float left = x[i], right = x[i + half];
@@ -56,22 +51,14 @@ inline void rotate(const float* x, const float* cos, const float* sin, int half,
   }
 }
 
-// silu(gate) · up of a row that holds both side by side
-inline void swiglu(const float* gate_up, int inner, float* y) {
-  int i = 0;
-  for (; i + LANES <= inner; i += LANES) {
-    Floats gate = load(gate_up + i), up = load(gate_up + inner + i);
-    store(y + i, gate * up / (1.f + exp(min(-gate, all(88.f)))));
-  }
-  for (; i < inner; i++) y[i] = gate_up[i] * gate_up[inner + i] / (1 + std::exp(-gate_up[i]));
-}
-
+// Add x to y.
 inline void add(const float* x, int64_t size, float* y) {
   for (int64_t i = 0; i < size; i++) y[i] += x[i];
 }
 
+// A thread's memory for intermediate results.
 struct Scratch {
-  std::vector<float> hidden, wide, inner;
+  std::vector<float> hidden, wide;
 };
 
 inline Scratch& scratch() {
@@ -79,34 +66,29 @@ inline Scratch& scratch() {
   return own;
 }
 
-inline void normed_product(Pool& pool, const Joined& w, bool int8, const float* norm, float eps, const float* x,
-                           int rows, float* y) {
-  std::vector<float>& normed = scratch().hidden;
-  normed.resize((size_t)rows * w.columns);
-  float* to = normed.data();
-  each_row(pool, rows, [&](int row) {
-    int64_t at = (int64_t)row * w.columns;
-    rms_norm(x + at, norm, w.columns, eps, to + at);
-  });
-  product(pool, w, int8, to, rows, y);
-}
-
-// x (T, hidden), cos and sin (T, dim/2) -> q (T, heads, dim), k and v (T, kv_heads, dim)
+// Compute q (T, heads, dim), k and v (T, kv_heads, dim) from x (T, hidden), cos and sin (T, dim/2).
 inline void project(Pool& pool, const Layer& layer, const float* x, const float* cos, const float* sin, int rows,
                     float* q, float* k, float* v) {
   const Shape& s = layer.shape;
-  int all_heads = s.heads + 2 * s.kv_heads, half = s.dim / 2;
-  std::vector<float>& wide = scratch().wide;
+  int all_heads = s.heads + 2 * s.kv_heads;
+  int half = s.dim / 2;
+  Scratch& own = scratch();
   for (int from = 0, count; from < rows; from += count) {
     count = rows_at_once(rows, from);
-    wide.resize((size_t)count * layer.qkv.rows);
-    float* qkv = wide.data();
-    normed_product(pool, layer.qkv, layer.int8, layer.input_norm, s.eps, x + (int64_t)from * s.hidden, count, qkv);
+    own.wide.resize((size_t)count * layer.qkv.rows);
+    float* qkv = own.wide.data();
+    own.hidden.resize((size_t)count * s.hidden);
+    float* normed = own.hidden.data();
+    each_row(pool, count, [&](int i) {
+      rms_norm(x + (int64_t)(from + i) * s.hidden, layer.input_norm, s.hidden, s.eps, normed + (int64_t)i * s.hidden);
+    });
+    product(pool, layer.qkv, layer.int8, normed, count, qkv);
     each_row(pool, count, [&](int i) {
       int64_t row = from + i;
       for (int h = 0; h < all_heads; h++) {
         float* head = qkv + ((int64_t)i * all_heads + h) * s.dim;
-        bool is_q = h < s.heads, is_v = h >= s.heads + s.kv_heads;
+        bool is_q = h < s.heads;
+        bool is_v = h >= s.heads + s.kv_heads;
         if (is_v) {
           std::memcpy(v + (row * s.kv_heads + h - s.heads - s.kv_heads) * s.dim, head, 4 * s.dim);
           continue;
@@ -119,22 +101,28 @@ inline void project(Pool& pool, const Layer& layer, const float* x, const float*
   }
 }
 
-// x (T, hidden), attended (T, heads · dim) -> y (T, hidden)
+// Compute the layer's output y (T, hidden) from its input x (T, hidden) and `attended` (T, heads · dim).
 inline void finish(Pool& pool, const Layer& layer, const float* x, const float* attended, int rows, float* y) {
   const Shape& s = layer.shape;
   Scratch& own = scratch();
   for (int from = 0, count; from < rows; from += count) {
     count = rows_at_once(rows, from);
-    int64_t at = (int64_t)from * s.hidden, size = (int64_t)count * s.hidden;
-    own.wide.resize((size_t)count * (2 * s.inner + s.hidden));
-    own.inner.resize((size_t)count * s.inner);
-    float *gate_up = own.wide.data(), *middle = gate_up + (int64_t)count * 2 * s.inner, *inner = own.inner.data();
+    int64_t at = (int64_t)from * s.hidden;
+    int64_t size = (int64_t)count * s.hidden;
+    own.wide.resize(size);
+    own.hidden.resize(size);
+    float* middle = own.wide.data();
+    float* normed = own.hidden.data();
     product(pool, layer.o, layer.int8, attended + (int64_t)from * s.heads * s.dim, count, middle);
     add(x + at, size, middle);
-    normed_product(pool, layer.gate_up, layer.int8, layer.post_norm, s.eps, middle, count, gate_up);
-    each_row(pool, count,
-             [&](int i) { swiglu(gate_up + (int64_t)i * 2 * s.inner, s.inner, inner + (int64_t)i * s.inner); });
-    product(pool, layer.down, layer.int8, inner, count, y + at);
+    each_row(pool, count, [&](int i) {
+      int64_t row = (int64_t)i * s.hidden;
+      rms_norm(middle + row, layer.post_norm, s.hidden, s.eps, normed + row);
+    });
+    if (layer.mixture)
+      mix(pool, *layer.mixture, layer.int8, normed, count, y + at);
+    else
+      compute_mlp(pool, layer.mlp, layer.int8, normed, count, y + at);
     add(middle, size, y + at);
   }
 }

@@ -1,5 +1,5 @@
-// Many rows of x times W transposed: two blocks of W are unpacked to tiles that stay in the processor's first cache,
-// and the tiles meet the rows of x a few at a time.
+// Many rows of x times W transposed. Two blocks of W are unpacked to tiles that stay in the processor's first cache,
+// and the tiles are multiplied by a few rows of x at a time.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -9,35 +9,40 @@
 constexpr int ROWS = LANES == 16 ? 8 : 6;  // rows of x whose sums fill the registers, for two tiles
 constexpr int DEPTH = 256;                 // columns of a tile, a multiple of every group
 
-// sums[m][tile] += Σ_k x[m][k] · tile[k]; vector k of a tile is at `tile + k · stride`
+// Add Σ_k x[m][k] · tile[k] to sums[m][tile]. Vector k of a tile is at `tile + k · stride`.
 inline void tile_product(const float* const x[ROWS], const float* first, const float* second, int stride, int depth,
                          Floats sums[ROWS][2]) {
   Floats own[ROWS][2];
-  for (int m = 0; m < ROWS; m++) own[m][0] = sums[m][0], own[m][1] = sums[m][1];
-  for (int k = 0; k < depth; k++, first += stride, second += stride) {
-    Floats a = load(first), b = load(second);
+  std::copy_n(&sums[0][0], 2 * ROWS, &own[0][0]);  // in registers
+  for (int k = 0; k < depth; k++) {
+    Floats a = load(first);
+    Floats b = load(second);
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; m++) {
       own[m][0] += a * x[m][k];
       own[m][1] += b * x[m][k];
     }
+    first += stride;
+    second += stride;
   }
-  for (int m = 0; m < ROWS; m++) sums[m][0] = own[m][0], sums[m][1] = own[m][1];
+  std::copy_n(&own[0][0], 2 * ROWS, &sums[0][0]);
 }
 
-// y[0 … lanes - 1] += sums; a whole vector at once where there are as many
+// Add the first `lanes` sums to y.
 inline void add_lanes(Floats sums, int lanes, float* y) {
   if (lanes == LANES) return store(y, load(y) + sums);
   for (int i = 0; i < lanes; i++) y[i] += sums[i];
 }
 
-// y for blocks `block` and `block + 1` of W; row m of y begins at y + m · stride
+// Compute y for blocks `block` and `block + 1` of W. Row m of y begins at y + m · stride.
 inline void tiles_product(const Weight& w, int block, const float* x, int count, float* y, int64_t stride) {
   static thread_local std::vector<float> tiles;
   tiles.resize(2 * DEPTH * LANES);
   bool has_second = block + 1 < w.blocks();
-  float *first = tiles.data(), *second = has_second ? first + DEPTH * LANES : first;
-  int row = block * LANES, end = std::min(w.rows, row + 2 * LANES);
+  float* first = tiles.data();
+  float* second = has_second ? first + DEPTH * LANES : first;
+  int row = block * LANES;
+  int end = std::min(w.rows, row + 2 * LANES);
   int lanes[2] = {std::min(LANES, end - row), std::max(0, end - row - LANES)};
   for (int m = 0; m < count; m++)
     for (int i = row; i < end; i++) y[m * stride + i] = w.bias ? w.bias[i] : 0.f;

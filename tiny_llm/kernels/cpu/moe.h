@@ -4,14 +4,9 @@
 #include <numeric>
 #include <vector>
 
-#include "product.h"
+#include "mlp.h"
 
-// One SwiGLU MLP.
-struct Mlp {
-  Joined gate_up, down;
-};
-
-struct Mixture {
+struct ExpertSet {
   Joined router;
   std::vector<Mlp> experts;
   int chosen;      // experts of a row
@@ -36,7 +31,7 @@ inline void softmax_of(float* logits, int size) {
 }
 
 // Append each row's choices to the lists of its experts. Of equal probabilities the expert with the lower number wins.
-inline void route(const Mixture& moe, float* logits, int rows, std::vector<std::vector<Choice>>& choices) {
+inline void route(const ExpertSet& moe, float* logits, int rows, std::vector<std::vector<Choice>>& choices) {
   int count = (int)moe.experts.size();
   choices.assign(count, {});
   std::vector<int> order(count);
@@ -54,22 +49,10 @@ inline void route(const Mixture& moe, float* logits, int rows, std::vector<std::
 }
 
 // A thread's memory for a mixture's intermediate results.
-struct MixtureScratch {
-  std::vector<float> logits, rows, gate_up, inner, outputs;
+struct ExpertScratch {
+  std::vector<float> logits, rows, outputs;
   std::vector<std::vector<Choice>> choices;
 };
-
-// Compute y (count, hidden) = MLP(x), x (count, hidden).
-inline void mlp(Pool& pool, const Mlp& w, bool int8, const float* x, int count, MixtureScratch& own, float* y) {
-  int size = w.down.columns;
-  own.gate_up.resize((size_t)count * 2 * size);
-  own.inner.resize((size_t)count * size);
-  float* gate_up = own.gate_up.data();
-  float* inner = own.inner.data();
-  product(pool, w.gate_up, int8, x, count, gate_up);
-  each_row(pool, count, [=](int i) { swiglu(gate_up + (int64_t)i * 2 * size, size, inner + (int64_t)i * size); });
-  product(pool, w.down, int8, inner, count, y);
-}
 
 // Add share · from to a row of `size` numbers.
 inline void add_share(float share, const float* from, int size, float* to) {
@@ -78,8 +61,8 @@ inline void add_share(float share, const float* from, int size, float* to) {
 
 // Compute y (count, hidden), the sum of each row's experts by their shares, from x (count, hidden), normed. An expert's
 // matrices are read once for all of its rows.
-inline void mix(Pool& pool, const Mixture& moe, bool int8, const float* x, int count, float* y) {
-  static thread_local MixtureScratch own;
+inline void mix(Pool& pool, const ExpertSet& moe, bool int8, const float* x, int count, float* y) {
+  static thread_local ExpertScratch own;
   int hidden = moe.router.columns;
   own.logits.resize((size_t)count * moe.experts.size());
   own.rows.resize((size_t)count * hidden);
@@ -96,7 +79,7 @@ inline void mix(Pool& pool, const Mixture& moe, bool int8, const float* x, int c
     each_row(pool, rows, [&](int i) {
       std::copy_n(x + (int64_t)choices[i].row * hidden, hidden, gathered + (int64_t)i * hidden);
     });
-    mlp(pool, moe.experts[e], int8, gathered, rows, own, outputs);
+    compute_mlp(pool, moe.experts[e], int8, gathered, rows, outputs);
     each_row(pool, rows, [&](int i) {
       add_share(choices[i].share, outputs + (int64_t)i * hidden, hidden, y + (int64_t)choices[i].row * hidden);
     });
@@ -104,7 +87,7 @@ inline void mix(Pool& pool, const Mixture& moe, bool int8, const float* x, int c
   if (!moe.has_shared) return;
   std::vector<float> gates(count);
   product(pool, moe.shared_gate, false, x, count, gates.data());
-  mlp(pool, moe.shared, int8, x, count, own, own.outputs.data());
+  compute_mlp(pool, moe.shared, int8, x, count, own.outputs.data());
   for (int i = 0; i < count; i++) {
     float share = 1 / (1 + std::exp(-gates[i]));
     add_share(share, own.outputs.data() + (int64_t)i * hidden, hidden, y + (int64_t)i * hidden);

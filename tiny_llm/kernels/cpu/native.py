@@ -1,22 +1,21 @@
 """The table of operations with the CPU kernels in it, and the model that computes a whole step as one operation.
 
-`lay_out` copies a model's matrices into the order in which the kernels read them. A weight is then {"cpu": Matrix}, and
-a layer has {"cpu": DecoderLayer} beside its weights. All activations are float32.
+The weights are those that `layout.lay_out` leaves. All activations are float32.
 
 Shapes: T tokens, Hq heads of queries and Hkv of keys and values, D numbers of a head, S slots, R sequences.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
 from tiny_llm.config import ModelConfig
-from tiny_llm.config.fields import require
+from tiny_llm.kernels.cpu.layout import is_complete, lay_out, lay_out_later
 from tiny_llm.kernels.paged_attention import PACKED_TWINS, TWINS, Pages
 from tiny_llm.model.cached_attention import Packed
-from tiny_llm.model.ops import Ops, Weight, quantization_of
+from tiny_llm.model.ops import Ops, Weight
 from tiny_llm.model.qwen3 import Attends, Qwen3
 from tiny_llm.model.rope import Rotation
 
@@ -74,6 +73,7 @@ def with_native(ops: Ops, module: Any, int8: bool) -> Ops:
         paged=TWINS._replace(decode=decode, reads_padding=False),
         paged_packed=PACKED_TWINS._replace(decode=packed_decode, reads_padding=False),
         lay_out=partial(lay_out, module=module, int8=int8),
+        lay_out_mlp=partial(lay_out_later, module=module),
         model=partial(NativeQwen3, module=module),
         kernels="cpu",
         int8=int8,
@@ -81,21 +81,26 @@ def with_native(ops: Ops, module: Any, int8: bool) -> Ops:
 
 
 class NativeQwen3(Qwen3):
-    """A `Qwen3` on laid-out weights, which computes all layers as one operation where the cache opens its buffers."""
+    """A `Qwen3` on laid-out weights, which computes all layers as one operation where the cache opens its buffers.
+
+    With experts that are read from files it computes layer by layer.
+    """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Any], ops: Ops, module: Any):
         super().__init__(config, weights, ops)
         self._project = project
-        self._finish = finish
-        layers = [layer["cpu"] for layer in weights["layers"]]
-        windows = [config.window_of(i) or 0 for i in range(len(layers))]
-        self._stack = module.LayerStack(layers, windows, config.head_dim**-0.5)
+        self._stack = None
+        if is_complete(weights):
+            self._finish = finish
+            layers = [layer["cpu"] for layer in weights["layers"]]
+            windows = [config.window_of(i) or 0 for i in range(len(layers))]
+            self._stack = module.LayerStack(layers, windows, config.head_dim**-0.5)
 
     def hidden_states(self, tokens: mx.array, cache: Attends) -> mx.array:
         """Return the last layer's output, before the final norm: (T, hidden)."""
         count = tokens.shape[0]
-        buffers = cache.open_buffers(count) if count <= STACKED_TOKENS else None
-        if buffers is None:
+        buffers = cache.open_buffers(count) if self._stack and count <= STACKED_TOKENS else None
+        if self._stack is None or buffers is None:
             return super().hidden_states(tokens, cache)
         x = self.ops.embedding(tokens, self.weights["embed_tokens"], self.config.hidden_size)
         rotation = self.rope.at(buffers.positions)
@@ -131,89 +136,3 @@ def finish(x: mx.array, attended: mx.array, layer: Mapping[str, Any]) -> mx.arra
     """Add the attention's output to x, then the MLP's. x (T, hidden), attended (T, Hq, D), result (T, hidden)."""
     finished: mx.array = layer["cpu"].finish(x, attended)
     return finished
-
-
-def lay_out(weights: dict[str, Any], config: ModelConfig, module: Any, int8: bool) -> None:
-    """Replace each matrix in `weights` by its copy for the kernels, in the order in which a step reads the matrices.
-
-    A matrix's own arrays are dropped as soon as it is copied. Raises ValueError for `int8` without packed weights.
-    """
-    require(
-        not int8 or any("scales" in part for layer in weights["layers"] for part in matrices_of(layer)),
-        "activations: int8 is for packed weights, and this model's are dense; leave it out, or quantize the model",
-    )
-    arena = module.Arena()
-    hidden = config.hidden_size
-    columns = {
-        "qkv_proj": hidden,
-        "o_proj": config.num_attention_heads * config.head_dim,
-        "gate_up_proj": hidden,
-        "down_proj": config.intermediate_size,
-    }
-    for layer in weights["layers"]:
-        for name, width in columns.items():
-            layer[name] = {"cpu": matrix(layer[name], width, module, arena)}
-        layer["cpu"] = module.DecoderLayer(
-            arena=arena,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            dim=config.head_dim,
-            eps=config.rms_norm_eps,
-            int8=int8,
-            qkv=layer["qkv_proj"]["cpu"],
-            o=layer["o_proj"]["cpu"],
-            gate_up=layer["gate_up_proj"]["cpu"],
-            down=layer["down_proj"]["cpu"],
-            input_norm=layer["input_layernorm"]["weight"],
-            post_norm=layer["post_attention_layernorm"]["weight"],
-            q_norm=layer["q_norm"]["weight"] if config.qk_norm else None,
-            k_norm=layer["k_norm"]["weight"] if config.qk_norm else None,
-        )
-    for name in ("embed_tokens", "lm_head"):
-        if name in weights:
-            weights[name] = {"cpu": matrix(weights[name], hidden, module, arena)}
-
-
-def matrices_of(layer: Mapping[str, Any]) -> Iterator[Weight]:
-    """Yield a layer's matrices before they are laid out; of a matrix in parts, each part."""
-    for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"):
-        yield from layer[name].get("parts", [layer[name]])
-
-
-def matrix(weight: Weight, columns: int, module: Any, arena: Any) -> Any:
-    """Return the `Matrix` of a weight (rows, columns), and empty the weight, so that its arrays are freed.
-
-    `columns` is the length of an unpacked row. Parts become one matrix, their outputs side by side.
-    """
-    if "parts" in weight:
-        first, *others = [matrix(part, columns, module, arena) for part in weight["parts"]]
-        for other in others:
-            first.join(other)
-        return first
-    arrays = {name: mx.contiguous(array) for name, array in weight.items()}
-    bias = arrays.get("bias")
-    if "scales" in arrays:
-        _, bits = quantization_of(weight, columns)
-        arrays["biases"] = arrays["biases"].astype(arrays["scales"].dtype)
-        mx.eval(arrays)
-        made = module.Matrix(arena, arrays["weight"], arrays["scales"], arrays["biases"], bias, columns, bits)
-    else:
-        mx.eval(arrays)
-        made = module.Matrix(arena, arrays["weight"], bias)
-    del arrays, bias
-    weight.clear()
-    mx.clear_cache()
-    return made
-
-
-def laid_out_bytes(weights: Mapping[str, Any]) -> int:
-    """Return the bytes of the laid-out matrices that a decode step reads: all but an embedding table that is no head.
-
-    A token reads one row of such a table.
-    """
-    matrices = [layer[name] for layer in weights["layers"] for name in layer if name.endswith("_proj")]
-    matrices.append(weights.get("lm_head", weights["embed_tokens"]))
-    total = 0
-    for weight in matrices:
-        total += weight["cpu"].nbytes
-    return total

@@ -1,20 +1,23 @@
-// y (T, rows) = x (T, columns) times W transposed, plus the bias. Row m of y begins at y + m · stride.
+// Products y (T, rows) = x (T, columns) times W transposed, plus the bias. Row m of y begins at y + m · stride.
 #pragma once
 #include "few_rows.h"
 #include "int8_rows.h"
 #include "many_rows.h"
 #include "pool.h"
 
-constexpr int INT8_ROWS = 32;  // with so many rows of x at most, 8-bit activations are used where they are asked for
+constexpr int INT8_ROWS = 32;  // rows of x at most in products with 8-bit activations
 
+// Store the first lanes of `total`, plus the bias, as the numbers of a block of W.
 inline void store_block(const Weight& w, int block, Floats total, float* y) {
-  int row = block * LANES, lanes = std::min(LANES, w.rows - row);
+  int row = block * LANES;
+  int lanes = std::min(LANES, w.rows - row);
   for (int i = 0; i < lanes; i++) y[row + i] = total[i] + (w.bias ? w.bias[row + i] : 0.f);
 }
 
-constexpr int64_t WEIGHTS_OF_A_PART = 1 << 20;  // at least so many, so that handing parts over costs little
+constexpr int64_t WEIGHTS_OF_A_PART = 1 << 20;  // at least, so that handing out parts costs little
 
-// f(begin, end) for parts of the blocks: as many for each thread, several where W is large, for a thread may be held up
+// Call f(begin, end) for parts of W's blocks. Where W is large, each thread gets several parts, because the system may
+// suspend a thread.
 template <class F>
 inline void each_blocks(Pool& pool, const Weight& w, const F& f) {
   int64_t weights = (int64_t)w.rows * w.columns;
@@ -55,12 +58,13 @@ inline void int8_rows(Pool& pool, const Weight& w, const float* x, int count, fl
   });
 }
 
-// Matrices over the same x, whose outputs stand side by side; most often one.
+// Matrices with the same x, whose outputs follow each other; most often one.
 struct Joined {
   std::vector<Weight> parts;
   int rows, columns;
 };
 
+// Compute the outputs of all matrices; `int8` rounds x to 8 bits in products with packed weights.
 inline void product(Pool& pool, const Joined& joined, bool int8, const float* x, int count, float* y) {
   if (count == 0) return;
   for (const Weight& w : joined.parts) {

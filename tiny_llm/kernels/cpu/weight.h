@@ -1,11 +1,13 @@
-// A matrix W (rows, columns) as the products read it: LANES rows side by side, so that one vector holds the same place of
-// LANES rows and no number moves between lanes.
+// A matrix W (rows, columns) in the layout that the products read. LANES rows are interleaved: a vector has the same
+// column of LANES rows, so that no number moves between lanes.
 //
 //   codes of 4 or 8 bits   words (rows/LANES, columns·bits/32, LANES), scalings (rows/LANES, groups, 2, LANES)
 //   floats                 numbers (rows/LANES, columns, LANES)
 //
-// Rows that are missing at the end are zeros. w = scale · code + bias, with a scale and a bias for each `group` columns.
+// Rows that the last block lacks are zeros. w = scale · code + bias, with a scale and a bias for each `group` columns.
 #pragma once
+#include <vector>
+
 #include "lanes.h"
 
 enum class Format : int { Codes4, Codes8, Float32, Float16, BFloat16 };
@@ -14,7 +16,7 @@ inline int bytes_of(Format format) { return format == Format::Float32 ? 4 : 2; }
 
 struct Weight {
   Format format;
-  Format scaling;  // of scales and biases of the groups
+  Format scaling;  // of the scales and biases
   int rows, columns, group;
   const void* numbers;
   const void* scalings;  // a scale and a bias for each group of codes; null for floats
@@ -27,12 +29,14 @@ struct Weight {
     int64_t count = (int64_t)blocks() * LANES * columns;
     return is_packed() ? count * bits() / 8 : count * bytes_of(format);
   }
-  int64_t scalings_nbytes() const { return is_packed() ? (int64_t)blocks() * LANES * groups() * 2 * bytes_of(scaling) : 0; }
+  int64_t scalings_nbytes() const {
+    return is_packed() ? (int64_t)blocks() * LANES * groups() * 2 * bytes_of(scaling) : 0;
+  }
   bool is_packed() const { return format == Format::Codes4 || format == Format::Codes8; }
 };
 
 // ANCHOR: ahead
-constexpr int AHEAD = 32;  // vectors that are fetched ahead, so that memory works while the processor computes
+constexpr int AHEAD = 32;  // vectors, the distance of prefetching: memory works while the processor computes
 
 template <class Number>
 inline void fetch_ahead(const Number* p) { __builtin_prefetch(p + AHEAD * LANES); }
@@ -53,8 +57,9 @@ struct Scaling {
   return {load_number(w.scalings, at, w.scaling), load_number(w.scalings, at + LANES, w.scaling)};
 }
 
-// ---- back to floats, in the order of the columns: out (to - from, LANES) of one block ----
+// ---- conversion to floats ----
 
+// Write columns `from` … `to` - 1 of a block as floats, (to - from, LANES).
 template <int BITS>
 inline void unpack_codes(const Weight& w, int block, int from, int to, float* out) {
   constexpr int CODES = 32 / BITS;
@@ -71,7 +76,7 @@ inline void unpack_codes(const Weight& w, int block, int from, int to, float* ou
   }
 }
 
-// `from` and `to` are multiples of the group
+// Write columns `from` … `to` - 1 of a block as floats, (to - from, LANES). Both are multiples of the group.
 inline void unpack(const Weight& w, int block, int from, int to, float* out) {
   if (w.format == Format::Codes4) return unpack_codes<4>(w, block, from, to, out);
   if (w.format == Format::Codes8) return unpack_codes<8>(w, block, from, to, out);
@@ -79,20 +84,10 @@ inline void unpack(const Weight& w, int block, int from, int to, float* out) {
   for (int k = from; k < to; k++, out += LANES) store(out, load_number(w.numbers, (begin + k) * LANES, w.format));
 }
 
-// row `row` of W as floats
+// Write a row of W as floats.
 inline void take_row(const Weight& w, int row, float* out) {
-  int block = row / LANES, lane = row % LANES;
-  if (!w.is_packed()) {
-    int64_t begin = (int64_t)block * w.columns;
-    for (int k = 0; k < w.columns; k++) out[k] = load_number(w.numbers, (begin + k) * LANES, w.format)[lane];
-    return;
-  }
-  int codes = 32 / w.bits();
-  uint32_t mask = (1u << w.bits()) - 1;
-  const uint32_t* words = (const uint32_t*)w.numbers + (int64_t)block * (w.columns / codes) * LANES + lane;
-  for (int k = 0; k < w.columns; k++) {
-    Scaling s = scaling_of(w, block, k / w.group);
-    uint32_t code = words[(int64_t)(k / codes) * LANES] >> (k % codes * w.bits()) & mask;
-    out[k] = s.scale[lane] * (float)code + s.bias[lane];
-  }
+  static thread_local std::vector<float> block;
+  block.resize((size_t)w.columns * LANES);
+  unpack(w, row / LANES, 0, w.columns, block.data());
+  for (int k = 0; k < w.columns; k++) out[k] = block[(size_t)k * LANES + row % LANES];
 }

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,13 +19,15 @@ from tiny_llm.kernels.sim import wheel
 from tiny_llm.kernels.sim.report import CompileError
 from tiny_llm.kernels.sim.signature import ATTRIBUTES
 from tiny_llm.kernels.sim.source import Source
+from tiny_llm.kernels.toolchain import compiler as compiler
+from tiny_llm.kernels.toolchain import processor_features
 
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
 NATIVE = HERE / "native"
 SANITIZE = ("-fsanitize=thread,alignment", "-DSIM_CHECK", "-O1")  # compiled for a few runs: a quarter less time
 RELAXED = ("-fno-signed-zeros", "-fassociative-math", "-freciprocal-math", "-fno-trapping-math", "-ffp-contract=fast")
-MATH_MODES = {  # what the compiler may do to numbers; "fast" assumes that none is infinite or NaN, and so ignores them
+MATH_MODES = {  # what the compiler may do to numbers; "fast" assumes that no number is infinite or NaN
     "safe": (),
     "relaxed": RELAXED,
     "fast": (*RELAXED, "-ffinite-math-only"),
@@ -38,23 +39,14 @@ COMMON = (
 )
 
 
-@cache
-def compiler() -> str:
-    """The C++ compiler: the one CXX names, else g++, clang++ or c++. Raises ValueError where there is none."""
-    for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++"):
-        if name and (path := shutil.which(name)):
-            return path
-    install = "xcode-select --install" if sys.platform == "darwin" else "apt install g++"
-    raise ValueError(f"the kernel simulator needs a C++ compiler, and none was found; install one: {install}")
-
-
 def is_clang() -> bool:
+    """Whether the compiler takes clang's options."""
     return "clang" in Path(compiler()).name or sys.platform == "darwin"
 
 
 @cache
 def flags() -> tuple[str, ...]:
-    """As Metal computes: literals are float, no contraction, wrapping integers."""
+    """Return the options for arithmetic as Metal's: float literals, no contraction, integers that wrap around."""
     single = (
         ("-Xclang", "-cl-single-precision-constant", "-Wno-reserved-user-defined-literal")
         if is_clang()
@@ -64,7 +56,10 @@ def flags() -> tuple[str, ...]:
 
 
 def stack_probes() -> tuple[str, ...]:
-    """A large array touches its pages one by one, so that it meets the guard page; on ARM GCC would take 16 at once."""
+    """Return the options that make a large array touch each of its pages, so that an overflow meets the guard page.
+
+    On ARM, GCC would otherwise step over 16 pages at once.
+    """
     if sys.platform == "darwin":
         return ()
     step = () if is_clang() else ("--param", "stack-clash-protection-guard-size=12")
@@ -72,17 +67,13 @@ def stack_probes() -> tuple[str, ...]:
 
 
 def architecture() -> tuple[str, ...]:
-    """Half-precision conversions in hardware, where this x86 has them."""
-    try:
-        known = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]))
-    except OSError:
-        return ()
-    v3 = platform.machine() == "x86_64" and known >= {"avx2", "f16c", "fma", "bmi2"}
+    """Return the option for half-precision conversions in hardware, where this x86 processor has them."""
+    v3 = platform.machine() == "x86_64" and processor_features() >= {"avx2", "f16c", "fma", "bmi2"}
     return ("-march=x86-64-v3",) if v3 else ()
 
 
 def mlx_include() -> Path:
-    """The Metal headers that MLX's wheel ships."""
+    """Return the folder of the Metal headers that MLX's wheel ships. Raises ValueError where they are missing."""
     spec = importlib.util.find_spec("mlx")
     places = list(spec.submodule_search_locations or ()) if spec else []
     for place in places:
@@ -93,7 +84,7 @@ def mlx_include() -> Path:
 
 @cache
 def _sources_key() -> str:
-    """Changes with the simulator's own sources, the compiler and MLX's headers."""
+    """Return a hash of the simulator's own sources, the compiler and MLX's headers."""
     digest = hashlib.sha256()
     for path in sorted([*INCLUDE.rglob("*"), *NATIVE.glob("*")]):
         if path.is_file():
@@ -106,32 +97,38 @@ def _sources_key() -> str:
 
 
 def folder() -> Path:
+    """Return the cache folder of these sources and this compiler, and make it if it is missing."""
     path = cache_dir() / "kernels" / _sources_key()
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def include_option(text: str) -> str:
-    """The option that finds MLX's headers which `text` includes, made ready for C++."""
+    """Return the option that finds the headers of MLX that `text` includes, made ready for C++."""
     made = folder() / "metal"
     wheel.prepare(text, made, mlx_include(), INCLUDE)
     return f"-I{made}"
 
 
 def run(command: Sequence[object], what: str) -> None:
-    """Raises CompileError with the compiler's words."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    """Run the compiler on `what`. Raises CompileError with the compiler's words where it fails or can't be started."""
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        reason = f"{words[0]} can't be run: {error.strerror}; set CXX to another compiler"
+        raise CompileError(what, reason) from error
     if done.returncode:
         raise CompileError(what, done.stderr)
 
 
 def runtime_name() -> str:
-    """The name a kernel asks the system's loader for; another compiler or source has another."""
+    """Return the name under which a kernel asks the system's loader for the runtime; it has a hash of the sources."""
     return f"libsim.so-{_sources_key()}"
 
 
 def runtime_path() -> Path:
-    """The simulator's own library, compiled on its first use on a machine (four seconds)."""
+    """Return the path of the simulator's own library, which its first use on a machine compiles (four seconds)."""
     path = folder() / "libsim.so"
     if path.exists():
         return path
@@ -146,7 +143,7 @@ def runtime_path() -> Path:
 
 
 def prelude(check: bool, math_mode: str = "safe") -> Path:
-    """The Metal headers, precompiled: `-include` of the path that is returned takes them from beside it."""
+    """Return a header for `-include`, beside which the compiler finds the Metal headers precompiled."""
     mode = "" if math_mode == "safe" else f"-{math_mode}"
     path = folder() / (("check" if check else "plain") + mode) / "prelude.h"
     made = path.with_suffix(".h.pch" if is_clang() else ".h.gch")
@@ -168,7 +165,10 @@ def prelude(check: bool, math_mode: str = "safe") -> Path:
 
 
 def instrumentation(check: bool) -> tuple[str, ...]:
-    """Calls at each access. With clang the read of `x += y` too; it misses one fault, a misaligned copy of a vector."""
+    """Return the options for a call at each access to memory, if `check`.
+
+    clang also calls at the read of `x += y`, and does not call at a misaligned copy of a vector.
+    """
     if not check:
         return ()
     if is_clang():
@@ -178,7 +178,10 @@ def instrumentation(check: bool) -> tuple[str, ...]:
 
 
 def compile_kernel(text: str, source: Source, check: bool, math_mode: str = "safe") -> Path:
-    """The library of the kernel whose C++ is `text`. Raises CompileError, which speaks of the `.metal` file."""
+    """Return the library of the kernel whose C++ is `text`, compiled on its first use.
+
+    Raises CompileError with lines of the `.metal` file.
+    """
     key = hashlib.sha256(repr((text, check, math_mode)).encode()).hexdigest()[:24]
     path = folder() / f"{key}.so"
     if path.exists():
@@ -201,7 +204,7 @@ def compile_kernel(text: str, source: Source, check: bool, math_mode: str = "saf
 
 
 def first_errors(stderr: str, source: Source) -> str:
-    """The compiler's first three errors, with the line of the `.metal` file; its own text where none is from there."""
+    """Return the compiler's first three errors in the `.metal` file, with their lines; else all of `stderr`."""
     found = re.findall(rf"^{re.escape(source.label)}:(\d+)(?::\d+)?: (?:fatal )?error: (.*)$", stderr, re.MULTILINE)
     if not found:
         return stderr.strip()
@@ -216,7 +219,7 @@ def first_errors(stderr: str, source: Source) -> str:
 
 @cache
 def load_runtime(path: Path) -> ctypes.CDLL:
-    """The process's runtime: the one that is loaded, whatever its path, for a kernel finds it by its name."""
+    """Load the runtime, unless this process has loaded one from any path: a kernel finds it by its name."""
     try:
         return ctypes.CDLL(runtime_name(), mode=os.RTLD_NOLOAD)
     except OSError:
@@ -225,11 +228,15 @@ def load_runtime(path: Path) -> ctypes.CDLL:
 
 @cache
 def load_kernel(path: Path) -> ctypes.CDLL:
+    """Load a compiled kernel."""
     return ctypes.CDLL(str(path))
 
 
 def lines_of(library: Path, offsets: Sequence[int], label: str) -> dict[int, int]:
-    """The line of file `label` that each code offset (of a return address) belongs to; without those unknown."""
+    """Return {offset: line of the file `label`} for offsets of return addresses in a library.
+
+    Offsets whose line is unknown are left out.
+    """
     wanted = sorted({offset for offset in offsets if offset > 0})
     if not wanted:
         return {}
