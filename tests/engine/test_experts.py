@@ -15,7 +15,7 @@ from tiny_llm.engine.answers import join
 from tiny_llm.engine.serving import Engine
 
 FOUR_BITS = {"bits": 4, "group_size": 32}
-KERNELS = ["mlx"]  # "cpu" where it has experts
+KERNELS = ["mlx", "cpu"]
 KINDS: dict[str, dict[str, Any]] = {
     "contiguous": {},
     "rotating": {"cache": "rotating", "window": 24, "sinks": 2},

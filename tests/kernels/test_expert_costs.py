@@ -8,9 +8,10 @@ from mlx.utils import tree_flatten
 
 from tests.support import make_model
 from tiny_llm import load
+from tiny_llm.cli import main
 from tiny_llm.cli.bench import bytes_read
 from tiny_llm.config import EngineConfig
-from tiny_llm.kernels.roofline import further_experts, matrix_weights, step_bytes, step_operations
+from tiny_llm.kernels.roofline import matrix_weights, step_bytes, step_operations
 from tiny_llm.model.loader import load_config, load_weights
 
 SHAPES = {
@@ -48,14 +49,21 @@ def test_the_weights_that_a_token_meets_are_those_of_the_chosen_experts(tmp_path
 
 def test_more_rows_read_more_experts_until_all_are_read(tmp_path: Path) -> None:
     config = load_config(make_model(tmp_path, "qwen3_moe", **SHAPES["qwen3_moe"]))
+    assert config.moe is not None
     rng = np.random.default_rng(0)
     one = 2 * 3 * 64 * 64  # an expert of each of the two layers that have experts
-    assert further_experts(config, 1) == pytest.approx(0, abs=1e-6)
+    assert config.moe.further_weights(64, 1) == pytest.approx(0, abs=1e-6)
     for rows in (2, 5):
         found = [len({e for _ in range(rows) for e in rng.permutation(8)[:3]}) for _ in range(4000)]
-        assert further_experts(config, rows) == pytest.approx(one * (np.mean(found) - 3), rel=0.02)
-    assert further_experts(config, 1000) == pytest.approx(one * (8 - 3))
+        assert config.moe.further_weights(64, rows) == pytest.approx(one * (np.mean(found) - 3), rel=0.02)
+    assert config.moe.further_weights(64, 1000) == pytest.approx(one * (8 - 3))
 
 
-def test_a_dense_model_has_no_further_experts(tmp_path: Path) -> None:
-    assert further_experts(load_config(make_model(tmp_path)), 16) == 0
+def test_the_command_counts_the_experts_of_all_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_model(tmp_path, "qwen3_moe", **SHAPES["qwen3_moe"])
+    config = load_config(path)
+    assert config.moe is not None
+    line = ["--rows", "64", "--context", "16", "--bits", "16"]
+    assert main(["kernels", "roofline", "--model", str(path), *line]) == 0
+    moved = step_bytes(config, 16, 64) + 2 * config.moe.further_weights(64, 64)
+    assert f"{moved / 1e6:,.1f} MB" in capsys.readouterr().out

@@ -127,7 +127,9 @@ def roofline(
     path = hub.resolve(model) if model else POCKET
     config = loader.load_config(path)
     width = bits or costs.weight_bits(config)
-    moved = costs.step_bytes(config, context, rows, width) + costs.further_experts(config, rows) * width / 8
+    moved = costs.step_bytes(config, context, rows, width)
+    if config.moe:
+        moved += config.moe.further_weights(config.hidden_size, rows) * width / 8
     operations = costs.step_operations(config, context, rows)
     print(f"{model or 'pocket'}: {costs.matrix_weights(config):,} weights of {width:g} bits, {rows} · {context} tokens")
     print(

@@ -40,31 +40,9 @@ def matrix_weights(config: ModelConfig) -> int:
 
 
 def _weights_with_experts(config: ModelConfig, moe: MoeConfig) -> int:
-    """Compute `matrix_weights`, where some layers have a router and experts in place of their MLP."""
-    dense = replace(config, moe=None)
-    without_mlp = matrix_weights(replace(dense, intermediate_size=0))
-    dense_layers = config.num_hidden_layers - len(moe.layers)
-    sizes = moe.experts_per_token * moe.expert_size
-    routers = moe.num_experts
-    if moe.shared_size:
-        sizes += moe.shared_size
-        routers += 1  # the row that gates the shared expert
-    in_experts = len(moe.layers) * config.hidden_size * (3 * sizes + routers)
-    in_mlps = dense_layers * 3 * config.hidden_size * config.intermediate_size
-    return without_mlp + in_experts + in_mlps
-
-
-def further_experts(config: ModelConfig, rows: int) -> float:
-    """How many weights of experts a step of `rows` tokens reads beyond those that one token reads.
-
-    The number is the mean for choices that are even and independent; experts that several tokens choose count once.
-    """
-    moe = config.moe
-    if moe is None:
-        return 0.0
-    missed = (1 - moe.experts_per_token / moe.num_experts) ** rows  # the chance that no token chooses an expert
-    chosen = moe.num_experts * (1 - missed) - moe.experts_per_token
-    return len(moe.layers) * chosen * 3 * config.hidden_size * moe.expert_size
+    as_dense = matrix_weights(replace(config, moe=None))
+    one_mlp = 3 * config.hidden_size * config.intermediate_size
+    return as_dense + len(moe.layers) * (moe.weights_met(config.hidden_size) - one_mlp)
 
 
 def keys_seen(config: ModelConfig, context: int) -> int:
@@ -76,7 +54,7 @@ def step_bytes(config: ModelConfig, context: int, rows: int = 1, weight_bits: fl
     """Bytes that a decode step must read: every weight once, and for each of `rows` sequences its keys and values.
 
     Each sequence is `context` tokens long, the new one included, and gets one token. Of experts only those of a single
-    token count; `further_experts` has those that more rows read.
+    token count; `MoeConfig.further_weights` has those that more rows read.
     """
     # TASK w2.1.2: weights once, keys and values for each sequence
     weights = matrix_weights(config) * weight_bits / 8
