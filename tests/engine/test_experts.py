@@ -1,5 +1,6 @@
 """Models with experts in the engine: each request's tokens are those of a run alone, however the batch is made up."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tiny_llm.engine.answers import join
 from tiny_llm.engine.serving import Engine
 
 FOUR_BITS = {"bits": 4, "group_size": 32}
-KERNELS = ["mlx", "cpu"]
+KERNELS = ["mlx", "cpu"] if sys.platform == "linux" else ["mlx"]
 KINDS: dict[str, dict[str, Any]] = {
     "contiguous": {},
     "rotating": {"cache": "rotating", "window": 24, "sinks": 2},

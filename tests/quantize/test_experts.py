@@ -42,10 +42,10 @@ def logits(path: Path, tokens: list[int]) -> mx.array:
 @pytest.mark.parametrize("stacked", [False, True], ids=["a tensor an expert", "stacked"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tensors_are_those_of_mlx_lm_with_dense_routers(tmp_path: Path, kind: str, stacked: bool) -> None:
-    path = make(tmp_path / "in", kind, stack_experts=stacked, shards=1 if stacked else 3)
+    path = make(tmp_path / "in", kind, stack_experts=stacked, shards=1 if stacked else 3, num_experts=12)
     out = quantized(path, tmp_path / "ours")
     mlx_lm.convert(
-        str(make(tmp_path / "same", kind)),
+        str(make(tmp_path / "same", kind, num_experts=12)),
         str(tmp_path / "theirs"),
         quantize=True,
         q_bits=4,
@@ -147,10 +147,23 @@ def test_incomplete_experts_are_refused_by_name(tmp_path: Path, change: str, mes
     assert not (tmp_path / "out").exists()
 
 
+def test_the_command_measures_a_model_with_experts(run: Run, tmp_path: Path) -> None:
+    path = make(tmp_path / "in", "qwen2_moe")
+    result = run("quantize", str(path), "-o", str(tmp_path / "out"), "--tokens", "200", "--json")
+    assert result.code == 0, result.err
+    told = json.loads(result.out)
+    assert told["before"]["bytes"] > told["after"]["bytes"] and told["after"]["perplexity"] > 1
+    assert told["left_dense"] == [
+        "model.layers.0.mlp.shared_expert.down_proj",
+        "model.layers.1.mlp.shared_expert.down_proj",
+    ]
+
+
 def test_the_command_counts_experts(run: Run, tmp_path: Path) -> None:
     path = make(tmp_path / "in", "qwen3_moe")
     options = ("--predicate", "sensitive", "--target-bits", "5.5", "--bits", "3", "--high-bits", "8")
     result = run("quantize", str(path), "-o", str(tmp_path / "out"), "--tokens", "0", *options, "--group-size", "32")
     assert result.code == 0, result.err
     assert f"{2 + 2 * (4 + 1 + 3 * 4)} matrices, 2 left dense" in result.out
+    assert "left dense, because" not in result.out
     close(logits(tmp_path / "out", prompt(9)), peer_logits(tmp_path / "out", prompt(9)))
