@@ -350,10 +350,11 @@ def test_a_bad_generation_default_is_named(tmp_path: Path, file: dict[str, Any],
 @pytest.mark.parametrize("dtype", [None, mx.float32, mx.float16], ids=str)
 @pytest.mark.parametrize("quantize", [None, {"bits": 4, "group_size": 32}], ids=["dense", "quantized"])
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
 def test_the_estimate_is_what_loading_and_the_cache_take(
-    tmp_path: Path, dtype: mx.Dtype | None, quantize: Any, tied: bool
+    tmp_path: Path, dtype: mx.Dtype | None, quantize: Any, tied: bool, kind: str
 ) -> None:
-    make_model(tmp_path, dtype="bfloat16", quantize=quantize, tie_word_embeddings=tied)
+    make_model(tmp_path, kind, dtype="bfloat16", quantize=quantize, tie_word_embeddings=tied)
     if tied:
         write_weights(tmp_path, {**stored(tmp_path), "lm_head.weight": mx.zeros((320, 64))})
     need = estimate_bytes(tmp_path, load_config(tmp_path), dtype, 100)
@@ -365,18 +366,32 @@ def test_the_estimate_is_what_loading_and_the_cache_take(
 
 SLIM = {"hidden_size": 128, "intermediate_size": 384}
 PACKED = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 6}
+EXPERTS = {"hidden_size": 256, "moe_intermediate_size": 192, "num_experts": 16, "num_experts_per_tok": 4}
+MANY = {"hidden_size": 128, "moe_intermediate_size": 128, "num_experts": 16, "num_experts_per_tok": 8}
+FOUR_BITS = {"bits": 4, "group_size": 32}
 
 
 @pytest.mark.parametrize(
-    ("context", "shape", "quantize"),
-    [(300, SLIM, None), (2048, SLIM, None), (3000, SLIM, None), (128, PACKED, {"bits": 4, "group_size": 64})],
-    ids=["300", "2048", "3000", "quantized"],
+    ("context", "kind", "shape", "quantize"),
+    [
+        (300, "qwen3", SLIM, None),
+        (2048, "qwen3", SLIM, None),
+        (3000, "qwen3", SLIM, None),
+        (128, "qwen3", PACKED, FOUR_BITS),
+        (300, "qwen3_moe", EXPERTS, None),
+        (2048, "qwen2_moe", EXPERTS, None),
+        (400, "qwen3_moe", MANY, FOUR_BITS),
+        (400, "qwen3_moe", {**MANY, "decoder_sparse_step": 2, "intermediate_size": 2048}, FOUR_BITS),
+    ],
 )
 def test_the_estimate_is_enough_for_a_prompt_and_not_far_too_much(
-    tmp_path: Path, context: int, shape: dict[str, int], quantize: Any
+    tmp_path: Path, context: int, kind: str, shape: dict[str, int], quantize: Any
 ) -> None:
-    """On a CPU a layer's packed weights are unpacked for a prompt; never all layers' at once."""
-    make_model(tmp_path, quantize=quantize, max_position_embeddings=4096, **shape)
+    """On a CPU a layer's packed weights are unpacked for a prompt; never all layers' at once.
+
+    Of experts it knew nothing, and took a third of what they need for the rows of a prompt.
+    """
+    make_model(tmp_path, kind, quantize=quantize, max_position_embeddings=4096, **shape)
     config, weights = load_config(tmp_path), load(tmp_path)
     model = Qwen3(config, weights, choose_ops("fused"))
     cache = ContiguousCache(config, model.ops)
@@ -389,6 +404,21 @@ def test_the_estimate_is_enough_for_a_prompt_and_not_far_too_much(
     taken = mx.get_peak_memory() - before
     assert taken < need.kv_cache + need.working
     assert mx.default_device() == mx.gpu or need.kv_cache + need.working < 3 * taken
+
+
+@pytest.mark.parametrize("quantize", [None, FOUR_BITS], ids=["dense", "quantized"])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_estimate_is_enough_while_experts_are_joined(tmp_path: Path, stacked: bool, quantize: Any) -> None:
+    """A layer's experts exist twice while they are stacked: far more than the largest tensor."""
+    shape = {"num_experts": 32, "hidden_size": 256, "moe_intermediate_size": 256}
+    make_model(tmp_path, "qwen3_moe", quantize=quantize, stack_experts=stacked, dtype="bfloat16", **shape)
+    config = load_config(tmp_path)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    load(tmp_path)
+    need = estimate_bytes(tmp_path, config, None, 1)
+    assert mx.get_peak_memory() - before < need.weights + need.working
 
 
 @pytest.fixture

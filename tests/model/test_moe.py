@@ -1,18 +1,22 @@
-"""Qwen2-MoE and Qwen3-MoE against mlx-lm, and the fast experts against the loop over all of them."""
+"""Qwen2-MoE and Qwen3-MoE against mlx-lm and a forward pass in float64; faults of their files named."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from tests.gguf_files import make_twins
 from tests.model.parity import close, ours, peer_logits, prompt
-from tests.support import make_model
+from tests.support import make_model, quantize_weights, stacked_experts, write_json, write_weights
+from tests.week1.oracles import angles, f64, rms_norm, silu, softmax, turn
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.engine.llm import load
 from tiny_llm.model.expert_store import ExpertStore, counts_of
+from tiny_llm.model.loader import load_config, load_weights
 
 FORMS: dict[str, dict[str, Any]] = {
     "4 experts, 2 chosen": {},
@@ -49,6 +53,179 @@ def test_logits_are_mlx_lm_s(tmp_path: Path, model_type: str, form: str, ops: st
     for length in (1, 3, 40):
         tokens = prompt(length)
         close(logits(path, tokens, ops), peer_logits(path, tokens))
+
+
+def by_numpy(path: Path, tokens: list[int]) -> np.ndarray:
+    """The logits of a Qwen2-MoE in float64, token by token and expert by expert, from the files alone."""
+    config = json.loads((path / "config.json").read_text())
+    weights = {name: f64(array) for name, array in mx.load(str(path / "model.safetensors")).items()}
+    heads, kv_heads, eps = (config[n] for n in ("num_attention_heads", "num_key_value_heads", "rms_norm_eps"))
+    dim = config["hidden_size"] // heads
+    rotation = angles(np.arange(len(tokens)), dim, config["rope_theta"])
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
+
+    def mlp(name: str, x: np.ndarray) -> np.ndarray:
+        inner = silu(linear(f"{name}.gate_proj", x)) * linear(f"{name}.up_proj", x)
+        return linear(f"{name}.down_proj", inner)
+
+    def mixture(name: str, x: np.ndarray) -> np.ndarray:
+        shares = softmax(linear(f"{name}.gate", x))
+        chosen = np.argsort(-shares)[: config["num_experts_per_tok"]]
+        total = shares[chosen].sum() if config["norm_topk_prob"] else 1.0
+        routed = sum(shares[expert] / total * mlp(f"{name}.experts.{expert}", x) for expert in chosen)
+        gate = 1 / (1 + np.exp(-linear(f"{name}.shared_expert_gate", x)))
+        return routed + gate * mlp(f"{name}.shared_expert", x)
+
+    x = weights["model.embed_tokens.weight"][tokens]
+    for layer in (f"model.layers.{i}" for i in range(config["num_hidden_layers"])):
+        normed = rms_norm(x, weights[f"{layer}.input_layernorm.weight"], eps)
+        q, k, v = (linear(f"{layer}.self_attn.{n}_proj", normed) for n in "qkv")
+        q = turn(q.reshape(len(tokens), heads, dim), rotation)
+        k = turn(k.reshape(len(tokens), kv_heads, dim), rotation)
+        v = v.reshape(len(tokens), kv_heads, dim)
+        attended = np.zeros_like(q)
+        for head in range(heads):
+            group = head * kv_heads // heads
+            scores = q[:, head] @ k[:, group].T / np.sqrt(dim)
+            scores[np.triu_indices(len(tokens), 1)] = -np.inf
+            attended[:, head] = softmax(scores) @ v[:, group]
+        x = x + linear(f"{layer}.self_attn.o_proj", attended.reshape(len(tokens), -1))
+        normed = rms_norm(x, weights[f"{layer}.post_attention_layernorm.weight"], eps)
+        x = x + np.stack([mixture(f"{layer}.mlp", row) for row in normed])
+    return linear("lm_head", rms_norm(x, weights["model.norm.weight"], eps))
+
+
+@pytest.mark.parametrize("ops", ["plain", "fused"])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(("experts", "chosen"), [(4, 1), (8, 2), (60, 8)])
+def test_a_shared_expert_beside_normalized_shares(
+    tmp_path: Path, experts: int, chosen: int, normalize: bool, ops: str
+) -> None:
+    """mlx-lm's qwen2_moe ignores norm_topk_prob, so it can't be the oracle."""
+    sizes = {"num_experts": experts, "num_experts_per_tok": chosen}
+    path = make_model(tmp_path, "qwen2_moe", norm_topk_prob=normalize, **sizes)
+    tokens = prompt(40)
+    close(logits(path, tokens, ops), by_numpy(path, tokens))
+
+
+def test_a_shared_expert_under_the_engine_s_layout(tmp_path: Path) -> None:
+    """The layout by columns took the shared expert for one matrix, and loading ended with a KeyError."""
+    path = make_model(tmp_path, "qwen2_moe")
+    model = ours(path)
+    model.ops.lay_out(model.weights, model.config)
+    got = model(mx.array(prompt(9)), ContiguousCache(model.config, model.ops))
+    close(got, by_numpy(path, prompt(9)))
+
+
+SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"num_experts_per_tok": 5}, r"num_experts_per_tok: expected at most num_experts \(4\), found 5"),
+    ({"num_experts_per_tok": 0}, r"num_experts_per_tok: expected an integer .*1.*, found 0"),
+    ({"num_experts": -1}, r"num_experts: expected an integer .*0.*, found -1"),
+    ({"num_experts": 2.5}, r"num_experts: expected an integer .*, found 2\.5"),
+    ({"num_local_experts": 8}, r"num_local_experts: expected num_experts \(4\), found 8; remove one of them"),
+    ({"mlp_only_layers": [2]}, r"mlp_only_layers: expected a list of layers from 0 to 1, found \[2\]"),
+    ({"mlp_only_layers": [-1]}, r"mlp_only_layers: expected a list of layers from 0 to 1, found \[-1\]"),
+    ({"mlp_only_layers": 1}, r"mlp_only_layers: expected a list of layers from 0 to 1, found 1"),
+    ({"decoder_sparse_step": 0}, r"decoder_sparse_step: expected an integer .*1.*, found 0"),
+    ({"moe_intermediate_size": 0}, r"moe_intermediate_size: expected an integer .*1.*, found 0"),
+    ({"norm_topk_prob": "yes"}, r'norm_topk_prob: expected true or false, found "yes"'),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), SETTINGS)
+def test_bad_settings_are_named(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    make_model(tmp_path, "qwen3_moe")
+    config = json.loads((tmp_path / "config.json").read_text())
+    write_json(tmp_path / "config.json", {**config, **settings})
+    with pytest.raises(ValueError, match=f"^{tmp_path}/config.json: {message}$"):
+        load_config(tmp_path)
+
+
+def test_both_names_of_the_number_of_experts_are_read(tmp_path: Path) -> None:
+    make_model(tmp_path, "qwen3_moe", num_local_experts=4)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["num_experts"]
+    write_json(tmp_path / "config.json", config)
+    found = load_config(tmp_path).moe
+    assert found is not None and found.num_experts == 4
+
+
+MLP = "model.layers.1.mlp"
+FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {  # kind of model, its settings, the error
+    "no experts": ("qwen3_moe", {}, r"experts.0.gate_proj.weight: expected .*\[64, 64\], found no such"),
+    "a missing expert": ("qwen3_moe", {}, r"experts.2.up_proj.weight: expected .*\[64, 64\], found no such tensor"),
+    "an expert too many": ("qwen3_moe", {}, r"experts.4.up_proj.weight: expected no such tensor by config.json"),
+    "one packed expert": ("qwen3_moe", {}, r"experts.2.up_proj.weight: expected it quantized as .*experts.0.up_proj"),
+    "one dense expert": ("qwen3_moe", {}, r"experts.2.up_proj.weight: expected it quantized as .*experts.0.up_proj"),
+    "other bits": ("qwen3_moe", {}, r"experts.2.up_proj.weight: expected it quantized as .*, found other bits or none"),
+    "a router with more rows": ("qwen3_moe", {}, r"mlp.gate.weight: expected .*\[4, 64\], found F32 \[5, 64\]"),
+    "a stack with more experts": (
+        "qwen3_moe",
+        {"stack_experts": True},
+        r"switch_mlp.up_proj.weight: expected .*\[4, 64, 64\], found F32 \[5, 64, 64\]",
+    ),
+    "stack and experts": (
+        "qwen3_moe",
+        {},
+        r"experts.0.down_proj.weight: expected no such tensor by config.json, found",
+    ),
+    "no shared expert": ("qwen2_moe", {}, r"shared_expert.gate_proj.weight: expected .*\[96, 64\], found no such"),
+    "no gate of the shared expert": ("qwen2_moe", {}, r"shared_expert_gate.weight: expected .*\[1, 64\], found no"),
+    "a shared expert too many": ("qwen3_moe", {}, r"shared_expert.up_proj.weight: expected no such tensor"),
+    "a dense MLP too many": ("qwen3_moe", {}, r"mlp.up_proj.weight: expected no such tensor by config.json, found it"),
+}
+
+
+def broken(weights: dict[str, mx.array], fault: str) -> dict[str, mx.array]:
+    """The tensors of a model with one fault."""
+    third = f"{MLP}.experts.2.up_proj"
+    only = lambda path, bits: quantize_weights(  # noqa: E731
+        weights, {**{name.removesuffix(".weight"): False for name in weights}, path: {"bits": bits, "group_size": 32}}
+    )
+    if fault == "no experts":
+        return {name: array for name, array in weights.items() if f"{MLP}.experts." not in name}
+    if fault == "a missing expert":
+        return {name: array for name, array in weights.items() if name != f"{third}.weight"}
+    if fault == "an expert too many":
+        return {**weights, f"{MLP}.experts.4.up_proj.weight": weights[f"{third}.weight"]}
+    if fault == "one packed expert":
+        return only(third, 4)
+    if fault in ("one dense expert", "other bits"):
+        four = {"bits": 4, "group_size": 32}
+        return quantize_weights(weights, {**four, third: False if "dense" in fault else {**four, "bits": 8}})
+    if fault == "a router with more rows":
+        router = weights[f"{MLP}.gate.weight"]
+        return {**weights, f"{MLP}.gate.weight": mx.concatenate([router, router[:1]])}
+    if fault == "a stack with more experts":
+        stack = weights[f"{MLP}.switch_mlp.up_proj.weight"]
+        return {**weights, f"{MLP}.switch_mlp.up_proj.weight": mx.concatenate([stack, stack[:1]])}
+    if fault == "stack and experts":
+        return {**weights, **{name: stack for name, stack in stacked_experts(weights).items() if f"{MLP}." in name}}
+    if fault == "no shared expert":
+        return {name: array for name, array in weights.items() if f"{MLP}.shared_expert." not in name}
+    if fault == "no gate of the shared expert":
+        return {name: array for name, array in weights.items() if f"{MLP}.shared_expert_gate." not in name}
+    inner = "mlp" if "dense" in fault else "mlp.shared_expert"
+    return {**weights, f"model.layers.1.{inner}.up_proj.weight": mx.zeros((64, 64))}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_files_is_named(tmp_path: Path, fault: str) -> None:
+    """Each error names the file, the tensor, what was expected and what was found."""
+    kind, settings, message = FAULTS[fault]
+    path = make_model(tmp_path, kind, **settings)
+    weights = broken(dict(mx.load(str(path / "model.safetensors"))), fault)
+    write_weights(path, weights)
+    if any(name.endswith(".scales") for name in weights):
+        config = json.loads((path / "config.json").read_text())
+        table: dict[str, Any] = {"bits": 4, "group_size": 32}
+        if fault == "other bits":
+            table[f"{MLP}.experts.2.up_proj"] = {"bits": 8, "group_size": 32}
+        write_json(path / "config.json", {**config, "quantization": table})
+    with pytest.raises(ValueError, match=f"^{path}/model.*safetensors: model.layers.1.*{message}"):
+        load_weights(path, load_config(path))
 
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)

@@ -127,7 +127,10 @@ def roofline(
     path = hub.resolve(model) if model else POCKET
     config = loader.load_config(path)
     width = bits or costs.weight_bits(config)
-    moved, operations = costs.step_bytes(config, context, rows, width), costs.step_operations(config, context, rows)
+    moved = costs.step_bytes(config, context, rows, width)
+    if config.moe:
+        moved += config.moe.further_weights(config.hidden_size, rows) * width / 8
+    operations = costs.step_operations(config, context, rows)
     print(f"{model or 'pocket'}: {costs.matrix_weights(config):,} weights of {width:g} bits, {rows} · {context} tokens")
     print(
         f"{moved / 1e6:,.1f} MB and {operations / 1e6:,.1f} million operations: {operations / moved:.2f} for each byte"

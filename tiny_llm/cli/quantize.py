@@ -161,12 +161,13 @@ def show(
         figures["left_dense"] = [matrix.path for matrix in dense]
         print_json(figures | {"quantization": table_of(plan)})
         return
-    own = [plan.layers.get(matrix.path, plan) for matrix in found]
-    kinds = sorted({0 if q is None else q.bits for q in own})
-    counts = {bits: sum(bits == (0 if q is None else q.bits) for q in own) for bits in kinds}
-    named = [f"{count} {f'in {bits} bits' if bits else 'left dense'}" for bits, count in counts.items()]
-    average = bits_per_weight(found, plan)
-    print(f"{out}: {len(found)} matrices, {', '.join(named)}; groups of {plan.group_size}, {average:.2f} bits a weight")
+    counts: Counter[int] = Counter()
+    for matrix in found:
+        own = plan.layers.get(matrix.path, plan)
+        counts[0 if own is None else own.bits] += matrix.stack
+    named = [f"{count} {f'in {bits} bits' if bits else 'left dense'}" for bits, count in sorted(counts.items())]
+    average = f"{bits_per_weight(found, plan):.2f} bits a weight"
+    print(f"{out}: {counts.total()} matrices, {', '.join(named)}; groups of {plan.group_size}, {average}")
     if dense:
         print(
             f"left dense, because groups of {plan.group_size} do not divide their rows: {', '.join(names_of(dense))}; "
@@ -182,5 +183,5 @@ def names_of(matrices: "Sequence[Matrix]") -> list[str]:
     """`model.layers.*.mlp.down_proj (28 times, rows of 144)`: each layer's matrix of a kind under one name."""
     counts: Counter[tuple[str, int]] = Counter()
     for matrix in matrices:
-        counts[re.sub(r"\.\d+\.", ".*.", matrix.path), matrix.columns] += 1
+        counts[re.sub(r"\.\d+\.", ".*.", matrix.path), matrix.columns] += matrix.stack
     return [f"{name} ({count} times, rows of {columns})" for (name, columns), count in counts.items()]

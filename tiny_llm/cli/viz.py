@@ -155,6 +155,30 @@ def divergence(
 
 
 @viz.command()
+def experts(
+    prompt: Annotated[str, option("Text to run through the model.")] = TEXT,
+    layer: Annotated[int | None, option("Draw the tokens of this layer alone; all layers if not given.")] = None,
+    model: Model = None,
+    code: ExercisesFolder = None,
+    out: Out = None,
+) -> None:
+    """Which experts each token goes to, layer by layer, and how even the load of the experts is."""
+    borrow(code)
+    from tiny_llm.views import experts, record
+
+    with usage("--model"):
+        path = record.find(model)
+        experts.check_experts(path, model or "pocket")
+    with usage("--prompt"):
+        found, words = experts.routing_of(path, text_of(prompt, "prompt"))
+    with usage("--layer"):
+        drawn = found if layer is None else experts.only_layer(found, layer)
+    drawings = [experts.draw_load("experts-load", found)]
+    drawings += [experts.draw_tokens(f"experts-{each.layer}", words, each) for each in drawn]
+    write("experts", "Experts, layer by layer", drawings, out, experts.describe(words, found), stepper=True)
+
+
+@viz.command()
 def kv(
     tokens: Annotated[int, option("Memory up to this many tokens.", max=COUNT)] = 4096,
     window: Annotated[int, option("The window of the rotating cache.", max=COUNT)] = 1024,

@@ -43,6 +43,26 @@ class MoeConfig:
             shared_size=config.integer("shared_expert_intermediate_size", 5632) if is_qwen2 else None,
         )
 
+    def weights_met(self, hidden_size: int) -> int:
+        """Return how many weights of a layer a token is multiplied with: router, chosen experts, shared expert."""
+        router = hidden_size * self.num_experts
+        expert = 3 * hidden_size * self.expert_size
+        met = router + self.experts_per_token * expert
+        if self.shared_size:
+            gate = hidden_size
+            met += 3 * hidden_size * self.shared_size + gate
+        return met
+
+    def further_weights(self, hidden_size: int, rows: int) -> float:
+        """Return how many weights of all layers' experts a step of `rows` tokens reads besides those of one token.
+
+        The number is the mean for choices that are even and independent; experts of several tokens are read once.
+        """
+        chance_of_none = (1 - self.experts_per_token / self.num_experts) ** rows  # that no token chooses an expert
+        read = self.num_experts * (1 - chance_of_none)
+        further = read - self.experts_per_token
+        return len(self.layers) * further * 3 * hidden_size * self.expert_size
+
 
 def _num_experts(config: JsonFields, default: int) -> int:
     """Return the number of experts, under either of its two names."""

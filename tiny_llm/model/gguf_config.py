@@ -144,6 +144,8 @@ def _mlp(fields: JsonFields, arch: str) -> dict[str, Any]:
         "num_experts_per_tok": fields.integer(f"{arch}.expert_used_count"),
         "moe_intermediate_size": expert_size,
         "norm_topk_prob": fields.flag(f"{arch}.expert_weights_norm", True),
+        "decoder_sparse_step": 1,  # mlx-lm has no default for these two
+        "mlp_only_layers": [],
     }
 
 

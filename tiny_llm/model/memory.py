@@ -1,5 +1,6 @@
 """Estimate, before loading, how much memory a model will take, and check that the machine has it."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
@@ -15,6 +16,7 @@ from tiny_llm.model.source import ModelSource, open_source
 
 PREFILL = 2048  # tokens of a prompt that are computed at once, at most
 GB = 1e9
+EXPERTS = ("experts.", "switch_mlp.")  # behind a layer's "mlp.", in the names of tensors of experts
 
 
 class MemoryBytes(NamedTuple):
@@ -59,12 +61,10 @@ def estimate_bytes(
         per_token = slot_bytes(width)
         slots = min(context, most or context)
     weights = 0
-    largest = 0
     for name, entry in entries.items():
         weights += _laid_out(name, entry, config) if native else _loaded(entry, dtype)
-        largest = max(largest, entry.end - entry.begin)
-    working = _prefill_bytes(config, width, context, native)
-    working = max(working, largest)  # while a tensor is converted, it exists twice
+    prefill = _prefill_bytes(config, width, context, native)
+    working = max(prefill, _loading_bytes(entries, None if native else dtype))
     return MemoryBytes(weights, per_token * slots, working, per_token)
 
 
@@ -84,8 +84,8 @@ def _prefill_bytes(config: ModelConfig, width: int, context: int, native: bool) 
     """
     length = min(context, PREFILL)
     heads = config.num_attention_heads
-    row = config.hidden_size + config.intermediate_size + heads * config.head_dim
-    activations = length * 8 * row * width
+    layer_numbers = 8 * (config.hidden_size + heads * config.head_dim) + _mlp_numbers(config)
+    activations = length * layer_numbers * width
     logits = config.vocab_size * 4
     prompt = activations + logits
     if mx.default_device() == mx.gpu or native:
@@ -94,9 +94,52 @@ def _prefill_bytes(config: ModelConfig, width: int, context: int, native: bool) 
     prompt += 4 * scores * 4
     if config.quantization:
         all_heads = heads + config.num_key_value_heads
-        columns = 2 * all_heads * config.head_dim + 3 * config.intermediate_size
+        columns = 2 * all_heads * config.head_dim + 3 * _unpacked_size(config)
         prompt += 2 * config.hidden_size * columns * width
     return prompt
+
+
+def _mlp_numbers(config: ModelConfig) -> int:
+    """Return how many numbers the largest MLP of a layer computes for a token, by factors that were measured.
+
+    The experts have a row of their own for each choice: its input, sorted by expert, its hidden units and its output.
+    """
+    numbers = 0
+    moe = config.moe
+    if moe:
+        choices = 6 * moe.experts_per_token * (config.hidden_size + moe.expert_size)
+        numbers = choices + 8 * (moe.num_experts + (moe.shared_size or 0))
+    if not moe or len(moe.layers) < config.num_hidden_layers:
+        numbers = max(numbers, 8 * config.intermediate_size)
+    return numbers
+
+
+def _unpacked_size(config: ModelConfig) -> int:
+    """Return the largest intermediate size of an MLP whose packed weights are unpacked; those of experts never are."""
+    moe = config.moe
+    shared = moe.shared_size if moe else None
+    if moe and len(moe.layers) == config.num_hidden_layers:
+        return shared or 0
+    return max(config.intermediate_size, shared or 0)
+
+
+def _loading_bytes(entries: Mapping[str, TensorEntry], dtype: mx.Dtype | None) -> int:
+    """Return the memory that loading takes besides the weights.
+
+    While a tensor is converted, it exists twice. A layer's experts exist as stored, and gate and up before they are
+    joined.
+    """
+    largest = 0
+    experts: Counter[str] = Counter()  # by layer
+    for name, entry in entries.items():
+        stored = entry.end - entry.begin
+        largest = max(largest, stored)
+        layer, _, rest = name.partition(".mlp.")
+        if rest.startswith(EXPERTS):
+            experts[layer] += stored
+            if "down_proj" not in rest:
+                experts[layer] += _loaded(entry, dtype)
+    return max(largest, *experts.values(), 0)
 
 
 def _loaded(entry: TensorEntry, dtype: mx.Dtype | None) -> int:

@@ -11,23 +11,35 @@ from tiny_llm.model.directory import load_config
 from tiny_llm.model.safetensors import FLOATS
 from tiny_llm.model.source import ModelSource, open_source
 from tiny_llm.quantize.affine import check_format, either
+from tiny_llm.quantize.stacks import written_names
 
 Predicate = Literal["all", "body"]
 ENDS = ("model.embed_tokens", "lm_head")
+# Routers stay dense: a rounded weight there can send a token to another expert, which costs more than a rounded
+# product, and routers are less than a hundredth of a model's weights. mlx-lm stores them in 8 bits for the same reason.
+ROUTERS = (".mlp.gate", ".mlp.shared_expert_gate")
 DENSE = 16  # bits of a weight that is not quantized
 BOTH_FLOATS = 32  # bits of a group's scale and bias, 16 each
 
 
 class Matrix(NamedTuple):
-    """A linear layer's or the embedding's weight, by its path in the files."""
+    """The weight of a linear layer or of the embedding, or a stack of one matrix of each expert of a layer.
+
+    `path` is its path in the files that are written.
+    """
 
     path: str
     rows: int
     columns: int
+    stack: int = 1  # how many matrices
 
     @property
     def size(self) -> int:
-        return self.rows * self.columns
+        return self.stack * self.rows * self.columns
+
+    @property
+    def is_router(self) -> bool:
+        return self.path.endswith(ROUTERS)
 
 
 def matrices(model: Path | ModelSource) -> list[Matrix]:
@@ -39,11 +51,16 @@ def matrices(model: Path | ModelSource) -> list[Matrix]:
         bits = f"to {config.quantization.bits} bits " if config.quantization else ""
         raise ValueError(f"{source.path}: expected a dense model, found one quantized {bits}already: take its original")
     found = []
-    for name, entry in sorted(entries.items()):
-        is_matrix = len(entry.shape) == 2 and entry.dtype in FLOATS
+    for name, stored in sorted(written_names(source, config).items()):
+        entry = entries[stored[0]]
+        is_stack = ".switch_mlp." in name
+        num_axes = 3 if is_stack and stored == [name] else 2
+        is_matrix = len(entry.shape) == num_axes and entry.dtype in FLOATS
         if is_matrix and name.endswith(".weight"):
             path = name.removesuffix(".weight")
-            found.append(Matrix(path, *entry.shape))
+            rows, columns = entry.shape[-2:]
+            stack = entry.shape[0] if num_axes == 3 else len(stored)
+            found.append(Matrix(path, rows, columns, stack))
     require(bool(found), f"{source.path}: expected matrices to quantize, found none")
     return found
 
@@ -51,12 +68,12 @@ def matrices(model: Path | ModelSource) -> list[Matrix]:
 def uniform(found: Sequence[Matrix], bits: int, group_size: int, predicate: Predicate = "all") -> QuantizationConfig:
     """Plan the same bits for "all" matrices, or for those of the "body": then embedding and head stay dense.
 
-    A matrix stays dense if the group size does not divide its rows. Raises ValueError for bits or a group size that the
-    format lacks, and for a group size that divides no matrix's rows.
+    Routers stay dense, and so does a matrix whose rows the group size does not divide. Raises ValueError for bits or a
+    group size that the format lacks, and for a group size that divides no matrix's rows.
     """
     require(predicate in ("all", "body"), f"predicate: expected all or body, found {predicate!r}")
     check_format(group_size, bits)
-    wanted = [matrix for matrix in found if predicate == "all" or matrix.path not in ENDS]
+    wanted = [matrix for matrix in found if not matrix.is_router and (predicate == "all" or matrix.path not in ENDS)]
     require(bool(wanted), f"predicate: expected matrices to quantize, found none of {predicate!r}; take another model")
     fitting = {matrix.path for matrix in wanted if matrix.columns % group_size == 0}
     require(bool(fitting), _nothing_fits(wanted, group_size))
@@ -81,7 +98,7 @@ def _nothing_fits(wanted: Iterable[Matrix], group_size: int) -> str:
 def unfit(found: Iterable[Matrix], plan: QuantizationConfig) -> list[Matrix]:
     """Return the matrices that stay dense because the group size does not divide their rows."""
     dense = [matrix for matrix in found if settings_of(plan, matrix.path) is None]
-    return [matrix for matrix in dense if matrix.columns % plan.group_size != 0]
+    return [matrix for matrix in dense if matrix.columns % plan.group_size != 0 and not matrix.is_router]
 
 
 def settings_of(plan: QuantizationConfig, path: str) -> QuantizationConfig | None:

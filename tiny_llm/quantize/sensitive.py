@@ -18,11 +18,11 @@ from tiny_llm.quantize.affine import check_format
 from tiny_llm.quantize.perplexity import Text, predictions
 from tiny_llm.quantize.plan import stored_bits
 
+MLP = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 JOINED = {  # a layer's matrices in the engine, and the matrices in the files of which each is joined
     "qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "o_proj": ("self_attn.o_proj",),
-    "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-    "down_proj": ("mlp.down_proj",),
+    **{name: tuple(f"mlp.{part}" for part in parts) for name, parts in MLP.items()},
 }
 
 
@@ -127,11 +127,21 @@ def divergence(p: mx.array, q: mx.array) -> mx.array:
 
 
 def _places(weights: Any) -> Iterator[tuple[dict[str, Any], str, tuple[str, ...]]]:
-    """Yield each matrix of the model as (the dict that holds it, its key, its paths in the files)."""
+    """Yield each matrix of the model as (the dict that holds it, its key, its paths in the files).
+
+    A matrix of all experts of a layer is one; routers are left out, because they stay dense.
+    """
     yield weights, "embed_tokens", ("model.embed_tokens",)
     if "lm_head" in weights:
         yield weights, "lm_head", ("lm_head",)
     for i, layer in enumerate(weights["layers"]):
         for name, parts in JOINED.items():
-            paths = tuple(f"model.layers.{i}.{part}" for part in parts)
-            yield layer, name, paths
+            if name in layer:
+                paths = tuple(f"model.layers.{i}.{part}" for part in parts)
+                yield layer, name, paths
+        for group, folder in (("experts", "switch_mlp"), ("shared_expert", "shared_expert")):
+            if group not in layer:
+                continue
+            for name, parts in MLP.items():
+                paths = tuple(f"model.layers.{i}.mlp.{folder}.{part}" for part in parts)
+                yield layer[group], name, paths

@@ -21,6 +21,7 @@ from tiny_llm.model.safetensors import INDEX, read_header
 from tiny_llm.model.source import ModelSource, open_source
 from tiny_llm.quantize.affine import check_fit
 from tiny_llm.quantize.plan import as_json, matrices, settings_of
+from tiny_llm.quantize.stacks import written_names
 
 SHARD = 5 * 10**9  # bytes of a file at most, as on the Hub
 
@@ -114,26 +115,39 @@ def _quantized(source: ModelSource, plan: QuantizationConfig) -> Iterator[tuple[
     half = mx.bfloat16
     if source.dtype is not None and source.dtype == mx.float16:
         half = mx.float16
-    entries = source.entries(load_config(source).tie_word_embeddings)
+    config = load_config(source)
+    entries = source.entries(config.tie_word_embeddings)
+    written = written_names(source, config)
     arrays = source.arrays()
-    for name in sorted(entries, key=lambda name: (entries[name].file, name)):
-        array = arrays.pop(name)
-        if array.dtype == mx.float32:
-            array = array.astype(half)
+    for name in sorted(written, key=lambda name: (entries[written[name][0]].file, name)):
         path = name.removesuffix(".weight")
         own = None
         if path in known and path != name:
             own = settings_of(plan, path)
-        tensors = {name: array} if own is None else _packed(array, own, path)
-        mx.eval(tensors)
+        parts = [_written(arrays.pop(stored), half, own, name) for stored in written[name]]
+        tensors = parts[0]
+        if written[name] != [name]:
+            tensors = {key: mx.stack([part[key] for part in parts]) for key in parts[0]}
+            mx.eval(tensors)
         yield from tensors.items()
 
 
+def _written(array: mx.array, half: mx.Dtype, own: QuantizationConfig | None, name: str) -> dict[str, mx.array]:
+    """Return what is written of a stored tensor, evaluated, so that its own memory can be freed."""
+    if array.dtype == mx.float32:
+        array = array.astype(half)
+    tensors = {name: array}
+    if own is not None:
+        tensors = _packed(array, own, name.removesuffix(".weight"))
+    mx.eval(tensors)
+    return tensors
+
+
 def _packed(matrix: mx.array, own: QuantizationConfig, path: str) -> dict[str, mx.array]:
-    """Quantize one matrix by MLX, which is faster than its plain twin `affine.quantize` and equal bit for bit."""
+    """Quantize a matrix, or a stack of them, by MLX: equal to its plain twin `affine.quantize`, and faster."""
     finite = mx.isfinite(matrix).all()
     require(bool(finite.item()), f"{path}: expected finite weights, found others: the file is bad")
-    check_fit(matrix.shape[1], own.group_size, own.bits, path)
+    check_fit(matrix.shape[-1], own.group_size, own.bits, path)
     packed, scales, biases = mx.quantize(matrix, group_size=own.group_size, bits=own.bits)
     return {f"{path}.weight": packed, f"{path}.scales": scales, f"{path}.biases": biases}
 

@@ -25,6 +25,10 @@ MADE_BY = {  # the last word of a tensor's name → the functions that made it
     "gate_up_proj": "ops.linear (1.4)",
     "swiglu": "ops.swiglu, ops.silu (1.4)",
     "down_proj": "ops.linear (1.4)",
+    "router": "ops.linear (1.4)",
+    "routing": "moe.route (3.6)",
+    "experts": "moe.py (3.6)",
+    "gate": "ops.linear (1.4)",
     "norm": "Qwen3.finish (1.5): the last residual",
     "logits": "Qwen3.logits (1.5)",
 }

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.engine.llm import POCKET
-from tiny_llm.model import hub, loader, ops
+from tiny_llm.model import hub, loader, moe, ops
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
@@ -44,8 +44,10 @@ class Listener:
             embedding=self._listen(table.embedding, lambda *_: "embed_tokens"),
             rms_norm=self._listen(table.rms_norm, lambda x, w, eps: self.names.get(id(w))),
             swiglu=self._listen(table.swiglu, lambda x: f"{self.layer}swiglu"),
+            experts=self.experts,
             compile=lambda function: function,
         )
+        self.table = table
 
     def _listen(self, function: Callable[..., mx.array], name_of: Callable[..., str | None]) -> Callable[..., mx.array]:
         def run(*arguments: Any) -> mx.array:
@@ -56,6 +58,20 @@ class Listener:
             return out
 
         return run
+
+    def experts(self, x: mx.array, routing: moe.Routing, w: ops.Weight, _: ops.Ops) -> mx.array:
+        """The experts' sum, and before it each token's shares of all experts, so that no order of the choices counts.
+
+        Tensors within the experts are not noted, because the experts get the table without the listener.
+        """
+        count = w["down_proj"]["weight"].shape[0]
+        shares = mx.zeros((x.shape[0], count))
+        shares = mx.put_along_axis(shares, routing.experts, routing.shares.astype(mx.float32), axis=-1)
+        name = self.names[id(w)]
+        self.note(name.replace("experts", "routing"), shares)
+        out = self.table.experts(x, routing, w, self.table)
+        self.note(name, out)
+        return out
 
     def note(self, name: str, value: mx.array) -> None:
         self.notes[name] = np.array(value.astype(mx.float32))
@@ -82,6 +98,8 @@ def _names(weights: Mapping[str, Any]) -> dict[int, str]:
             found[id(weight)] = f"layer {i} {name}"
             if "norm" in name:
                 found[id(weight["weight"])] = f"layer {i} {name}"
+        for name, weight in layer.get("shared_expert", {}).items():
+            found[id(weight)] = f"layer {i} shared_expert {name}"
     return found
 
 
@@ -137,11 +155,7 @@ def run(model: str | None, text: str, stop: bool = True) -> Run:
     """
     path = find(model)
     tokenizer = Tokenizer.from_dir(path)
-    tokens = tokenizer.encode(text)
-    if not tokens:
-        raise ValueError("prompt: expected at least one token, found none")
-    if len(tokens) > MOST_TOKENS:
-        raise ValueError(f"prompt: expected at most {MOST_TOKENS} tokens for a picture, found {len(tokens)}")
+    tokens = check_length(tokenizer.encode(text))
     notes: Notes = {}
     error = ""
     try:
@@ -152,6 +166,15 @@ def run(model: str | None, text: str, stop: bool = True) -> Run:
         error = f"{type(raised).__name__}: {' '.join(str(raised).split())}"
     words = [repr(tokenizer.decode([token]))[1:-1] for token in tokens]
     return Run(path, tokens, words, notes, error, tokenizer.decode)
+
+
+def check_length(tokens: list[int]) -> list[int]:
+    """Return the tokens of a text. Raises ValueError for none, and for more than a picture holds."""
+    if not tokens:
+        raise ValueError("prompt: expected at least one token, found none")
+    if len(tokens) > MOST_TOKENS:
+        raise ValueError(f"prompt: expected at most {MOST_TOKENS} tokens for a picture, found {len(tokens)}")
+    return tokens
 
 
 def find(model: str | None) -> Path:
