@@ -6,11 +6,13 @@ two sets the time. Only matrices and the KV cache are counted; norms, activation
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
 from tiny_llm.config import ModelConfig
+from tiny_llm.config.moe import MoeConfig
 from tiny_llm.course import NotDone
 from tiny_llm.kernels.chips import Chip
 
@@ -25,10 +27,19 @@ class Bound(NamedTuple):
 def matrix_weights(config: ModelConfig) -> int:
     """How many weights a token is multiplied with: those of every matrix, the head's included.
 
-    The embedding table counts only as the head of a tied model: a token reads one row of it.
+    The embedding table counts only as the head of a tied model: a token reads one row of it. Of a layer's experts, the
+    chosen ones count.
     """
+    if config.moe:
+        return _weights_with_experts(config, config.moe)
     # YOUR CODE (w2.1.1): the weights of all matrices
     raise NotDone("w2.1.1")
+
+
+def _weights_with_experts(config: ModelConfig, moe: MoeConfig) -> int:
+    as_dense = matrix_weights(replace(config, moe=None))
+    one_mlp = 3 * config.hidden_size * config.intermediate_size
+    return as_dense + len(moe.layers) * (moe.weights_met(config.hidden_size) - one_mlp)
 
 
 def keys_seen(config: ModelConfig, context: int) -> int:
@@ -39,7 +50,8 @@ def keys_seen(config: ModelConfig, context: int) -> int:
 def step_bytes(config: ModelConfig, context: int, rows: int = 1, weight_bits: float = 16, kv_bits: float = 16) -> float:
     """Bytes that a decode step must read: every weight once, and for each of `rows` sequences its keys and values.
 
-    Each sequence is `context` tokens long, the new one included, and gets one token.
+    Each sequence is `context` tokens long, the new one included, and gets one token. Of experts only those of a single
+    token count; `MoeConfig.further_weights` has those that more rows read.
     """
     # YOUR CODE (w2.1.2): weights once, keys and values for each sequence
     raise NotDone("w2.1.2")
