@@ -228,6 +228,18 @@ def test_a_fault_of_the_files_is_named(tmp_path: Path, fault: str) -> None:
         load_weights(path, load_config(path))
 
 
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=str)
+def test_dense_experts_of_16_bits(tmp_path: Path, dtype: mx.Dtype) -> None:
+    """MLX's product with gathered matrices refuses them on a CPU."""
+    path = make_model(tmp_path, "qwen3_moe", dtype="bfloat16")
+    for length in (1, 40):
+        tokens = mx.array(prompt(length))
+        wide, half = (ours(path, "fused", each) for each in (mx.float32, dtype))
+        want, got = (model(tokens, ContiguousCache(model.config, model.ops)) for model in (wide, half))
+        error = mx.linalg.norm(got.astype(mx.float32) - want) / mx.linalg.norm(want)
+        assert error.item() < 0.05
+
+
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
 STORED: dict[str, dict[str, Any]] = {
     "one tensor an expert": {"dtype": "bfloat16"},
