@@ -1,6 +1,7 @@
 """A model that answers from a script, for what the command line does with answers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from tiny_llm.config import SamplingParams
@@ -26,6 +27,7 @@ class FakeLLM:
     """Gives the next of `answers`: a text, a list of pieces (a function among them is called there), or an error."""
 
     name = "fake"
+    model = SimpleNamespace(weights={"layers": []})
 
     def __init__(self, *answers: Answer, max_context: int = 10_000):
         self.answers, self.max_context = list(answers), max_context

@@ -75,9 +75,7 @@ def test_engine_options_arrive(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def load(model: Any, *, config: EngineConfig, lesson: bool) -> FakeLLM:
         loaded.append((model, config))
-        fake = FakeLLM("x")
-        fake.model = None
-        return fake
+        return FakeLLM("x")
 
     monkeypatch.setattr(engine, "load", load)
     monkeypatch.setattr("tiny_llm.kernels.table.describe_operations", lambda *_: "what runs where")

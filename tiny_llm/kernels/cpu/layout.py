@@ -162,7 +162,7 @@ def laid_out_bytes(weights: Mapping[str, Any], config: ModelConfig) -> float:
     head = weights.get("lm_head", weights["embed_tokens"])
     total = float(head["cpu"].nbytes)
     for layer in weights["layers"]:
-        dense = {name: weight for name, weight in layer.items() if name not in ("cpu", "experts")}
+        dense = {name: weight for name, weight in layer.items() if name != "experts"}
         total += nbytes_of(dense)
         if config.moe and "experts" in layer:
             total += nbytes_of(layer["experts"]) * config.moe.experts_per_token / config.moe.num_experts
@@ -175,6 +175,6 @@ def nbytes_of(tree: Any) -> int:
         return sum(nbytes_of(child) for child in tree)
     if not isinstance(tree, Mapping):
         return 0
-    if "cpu" in tree:
+    if tree.keys() == {"cpu"}:
         return int(tree["cpu"].nbytes)
     return sum(nbytes_of(child) for child in tree.values())
