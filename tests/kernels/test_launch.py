@@ -50,7 +50,7 @@ def test_unknown_and_missing_back_ends_are_named(monkeypatch: pytest.MonkeyPatch
         choose_back_end("opencl")
     for gpu in ("metal", "cuda"):
         monkeypatch.setattr(getattr(mx, gpu), "is_available", lambda: False)
-        with pytest.raises(ValueError, match=f"no {gpu} here; use sim or plain"):
+        with pytest.raises(ValueError, match=f"no {gpu} here; use cpu, mlx, sim or plain"):
             axpby(X, X, 1, 1, on=gpu)
 
 

@@ -205,7 +205,7 @@ def test_what_runs_where_in_words(pocket_of_4_bits: Path, tmp_path: Path) -> Non
 
 
 def test_a_back_end_that_is_not_here() -> None:
-    with pytest.raises(ValueError, match="no cuda here; use sim or plain"):
+    with pytest.raises(ValueError, match="no cuda here; use cpu, mlx, sim or plain"):
         with_kernels(PLAIN, "cuda")
     with pytest.raises(ValueError, match="kernels: expected one of metal, cuda, cpu, sim, plain, mlx, found 'gpu'"):
         EngineConfig(kernels="gpu")

@@ -113,7 +113,7 @@ def choose_back_end(on: str | None = None) -> str:
             f"kernels: expected one of {', '.join(KERNELS)} (--kernels, TINY_LLM_KERNELS or on=), found {name!r}"
         )
     if not available[name]:
-        raise ValueError(f"kernels: no {name} here; use sim or plain (--kernels, TINY_LLM_KERNELS or on=)")
+        raise ValueError(f"kernels: no {name} here; use cpu, mlx, sim or plain (--kernels, TINY_LLM_KERNELS or on=)")
     return name
 
 
