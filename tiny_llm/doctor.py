@@ -132,8 +132,8 @@ def _cpu_kernels(mx: Any) -> Fact:
         module = build.kernels()
     except build.NoKernelsError as error:
         return Fact("CPU kernels", "warn", "none: quantized models are slow", str(error))
-    read = module.read_speed(MATRIX_ROWS * MATRIX_COLUMNS // 2)
     product = product_speed(mx, module)
+    read = max(product, module.read_speed(MATRIX_ROWS * MATRIX_COLUMNS // 2))
     value = f"{module.LANES} lanes, {build.threads()} threads; 4-bit products read {product:.0f} GB/s of {read:.0f}"
     return Fact("CPU kernels", "ok", value)
 

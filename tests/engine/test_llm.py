@@ -1,9 +1,11 @@
 """`load` and `LLM`: what the Python API promises."""
 
+import warnings
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from tests.support import make_model
@@ -258,3 +260,13 @@ def test_the_estimate_knows_the_cache(path: Path, monkeypatch: pytest.MonkeyPatc
     want = [512 * token * width, (32 + 256) * token * width]
     want += [slots * (token * bits // 8 + token // 32 * 2 * width) for slots, bits in ((512, 8), (512, 4), (288, 8))]
     assert needs == want
+
+
+@pytest.mark.skipif(mx.default_device() == mx.gpu, reason="a GPU computes in 16 bits as fast")
+def test_slow_numbers_are_told(path: Path) -> None:
+    """A CPU took minutes for a sentence, and nothing said why."""
+    with pytest.warns(RuntimeWarning, match="dtype float16: a CPU computes .* slower in 16 bits"):
+        load(path, config=EngineConfig(dtype="float16"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path, config=EngineConfig(dtype="float32"))

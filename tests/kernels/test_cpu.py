@@ -1,5 +1,6 @@
 """The CPU kernels against NumPy in float64, and in the whole model against the plain operations."""
 
+import gc
 import os
 import platform
 import shutil
@@ -519,6 +520,19 @@ def test_the_bound_counts_the_matrices_as_they_are_laid_out(tmp_path: Path) -> N
 
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
+
+
+def test_peak_memory_counts_what_the_kernels_hold(tmp_path: Path) -> None:
+    """It was that of MLX's arrays alone. The matrices are freed with the model."""
+    before = build.held_bytes()
+    llm = load(make_model(tmp_path / "model", **WIDE), config=EngineConfig(kernels="cpu"))
+    matrices = nbytes_of(llm.model.weights)
+    assert matrices <= build.held_bytes() - before < matrices + 100_000  # norms, and padding to lines of the cache
+    llm.generate("hello", GREEDY)
+    assert llm.last_stats and llm.last_stats.peak_memory > build.held_bytes() > matrices
+    del llm
+    gc.collect()
+    assert build.held_bytes() == before
 
 
 @pytest.mark.parametrize("cache", ["contiguous", "rotating", "quantized"])

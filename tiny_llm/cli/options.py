@@ -73,7 +73,8 @@ class EngineOptions:
         str | None, option("A directory, GGUF file, hub name or alias (see `tiny-llm models list`).", "--model", "-m")
     ] = None
     ops: Annotated[
-        Literal["fused", "plain"] | None, option("Fastest or readable implementation of each operation.")
+        Literal["fused", "plain"] | None,
+        option("Fastest or readable implementation of each operation that no kernel computes."),
     ] = None
     kernels: Annotated[
         Literal["metal", "cuda", "cpu", "sim", "plain", "mlx"] | None,
@@ -106,7 +107,7 @@ class EngineOptions:
     prefill_chunk: Annotated[int | None, option("Prompt tokens per forward pass.")] = None
     cache: Annotated[
         Literal["contiguous", "rotating", "quantized"] | None,
-        option("Keep every token, the first and newest ones, or all in few bits."),
+        option("Keep every token, the first and newest ones, or all in few bits, with which texts may change."),
     ] = None
     window: Annotated[int | None, option("With a rotating cache: tokens that are seen, sinks included; 1024.")] = None
     sinks: Annotated[int | None, option("With a rotating cache: first tokens that stay in sight; 4.")] = None

@@ -18,7 +18,8 @@ BELONGS = {"window": RING, "sinks": RING, "kv_bits": FEW_BITS, "kv_group_size": 
 class EngineConfig:
     """How the engine runs a model.
 
-    `ops`: "fused" (the fastest implementation of each operation) or "plain" (the readable ones).
+    `ops`: "fused" (the fastest implementation of each operation) or "plain" (the readable ones), for the operations
+    that `kernels` leaves to MLX.
     `dtype`: of weights and arithmetic; "auto" is float32 on a CPU and the files' own on a GPU.
     `prefill_chunk`: prompt tokens per forward pass of a single prompt; `SchedulerConfig.token_budget` bounds the steps
     of many. `max_context`: tokens a sequence may hold, None for the model's; more than these are refused when the model

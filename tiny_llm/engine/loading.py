@@ -33,6 +33,13 @@ def dtype_of(config: EngineConfig) -> mx.Dtype | None:
 def choose_operations(config: EngineConfig, dtype: mx.Dtype | None) -> Ops:
     """Choose the operations for this machine. Raises ValueError for settings that can't be had here."""
     _check_compiler()
+    if mx.default_device() == mx.cpu and dtype != mx.float32:
+        warnings.warn(
+            f"dtype {config.dtype}: a CPU computes about fifty times slower in 16 bits; float32 is faster, and keeps "
+            "weights stored in 16 bits as they are in the CPU kernels",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     return operations(config, unfused(PLAIN), dtype)
 
 

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <new>
 #include <vector>
 
@@ -13,6 +14,7 @@ class Arena {
   Arena(const Arena&) = delete;
   ~Arena() {
     for (auto [start, size] : chunks_) munmap(start, size);
+    all_taken -= taken_;
   }
 
   // Return the address of `bytes` bytes, which are zeros.
@@ -22,8 +24,13 @@ class Arena {
     char* start = next_;
     next_ += bytes;
     left_ -= bytes;
+    taken_ += bytes;
+    all_taken += bytes;
     return start;
   }
+
+  // Return the bytes that are taken from all arenas of this process.
+  static size_t held_bytes() { return all_taken; }
 
  private:
   static constexpr size_t LINE = 64;         // of the processor's cache
@@ -49,4 +56,6 @@ class Arena {
   std::vector<Chunk> chunks_;
   char* next_ = nullptr;
   size_t left_ = 0;
+  size_t taken_ = 0;
+  static inline std::atomic<size_t> all_taken = 0;
 };

@@ -86,6 +86,12 @@ def _kernels() -> Any:
         raise NoKernelsError(f"the compiled kernels can't be loaded: {error}") from error
 
 
+def held_bytes() -> int:
+    """Return the bytes of the weights that this process has laid out for the CPU kernels."""
+    is_loaded = _kernels.cache_info().currsize > 0
+    return int(_kernels().held_bytes()) if is_loaded else 0
+
+
 def _built(place: Path) -> Path:
     """Return the compiled library in a folder. One process compiles and tries it; other processes wait for it."""
     path = place / f"{NAME}.so"

@@ -25,6 +25,7 @@ NB_MODULE(MODULE, m) {
   m.attr("LANES") = LANES;
   m.def("start", &start);
   m.def("read_speed", &read_speed);
+  m.def("held_bytes", &Arena::held_bytes);
   nb::class_<SharedArena>(m, "Arena").def(nb::init<>());
   nb::class_<Matrix>(m, "Matrix")
       .def(nb::init<const SharedArena&, const mx::array&, const std::optional<mx::array>&>(), nb::arg("arena"),
