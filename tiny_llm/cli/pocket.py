@@ -9,8 +9,12 @@ from tiny_llm.cli.terminal import print_json
 
 app = typer.Typer(help="The small model inside: train it again, measure it.", no_args_is_help=True)
 SizeName = Annotated[
-    Literal["target", "deep", "draft"],
-    typer.Option("--size", help="The model itself, one with more and narrower layers, or its drafter."),
+    Literal["target", "deep", "draft", "moe", "moe-unbalanced"],
+    typer.Option(
+        "--size",
+        help="The model itself, one with more and narrower layers, its drafter, or one with experts, with or without "
+        "the balance loss.",
+    ),
 ]
 Number = Annotated[int, typer.Option("--number", "-n", help="Cases of each task.", min=1, max=100_000)]
 
@@ -23,7 +27,10 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many more steps.", min=1, max=10**9)] = None,
     out: Annotated[Path | None, typer.Option(help="Where checkpoints go (default: runs/SIZE).")] = None,
-    after: Annotated[Path | None, typer.Option(help="A trained model's directory to start from; it may grow.")] = None,
+    after: Annotated[
+        Path | None,
+        typer.Option(help="A trained model's directory to start from; it may grow, or be divided into experts."),
+    ] = None,
     relearn: Annotated[
         bool, typer.Option("--relearn", help="Go on from OUT's checkpoint though lessons or settings have changed.")
     ] = False,

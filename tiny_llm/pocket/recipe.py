@@ -64,7 +64,7 @@ class Size:
 TARGET = Size(hidden=256, layers=6, mlp=640)
 DEEP = Size(hidden=256, layers=7, mlp=512)  # as many parameters as TARGET
 DRAFT = Size(hidden=128, layers=3, mlp=256)
-MOE = Size(hidden=256, layers=4, mlp=96, experts=8, chosen=2)
+MOE = Size(hidden=256, layers=5, mlp=64, experts=8, chosen=2)  # divided from a TARGET
 
 
 @dataclass(frozen=True)

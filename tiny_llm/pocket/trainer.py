@@ -20,6 +20,7 @@ from tiny_llm.pocket.stream import LessonStream
 from tiny_llm.pocket.tokenizer import VOCAB_SIZE, shipped_tokenizer
 from tiny_llm.train.batches import TrainingBatch, repeated
 from tiny_llm.train.differentiable import EVALUATION
+from tiny_llm.train.divide import can_divide, divided
 from tiny_llm.train.grow import can_grow, grown
 from tiny_llm.train.trainer import Trainer, TrainingProgress
 from tiny_llm.train.vocabulary import translated
@@ -56,8 +57,9 @@ class PocketTrainer(Trainer):
         self.growth: dict[str, list[int]] = {}  # the parent's sizes and this model's, where they differ
 
     def follow(self, model: Path) -> None:
-        """Start from a trained model, which grows if it has fewer layers or a narrower MLP; its tokens count.
+        """Start from a trained model; its tokens count.
 
+        It grows if it has fewer layers or a narrower MLP. A dense model is divided into experts if the recipe has some.
         Its embedding is translated if it has another tokenizer.
         Raises ValueError when it is no pocket model, or its shape can't grow to this recipe's.
         """
@@ -65,10 +67,11 @@ class PocketTrainer(Trainer):
         found = load_config(model)
         if not made.exists():
             raise ValueError(f"{made}: not there, so this is no pocket model: name the model/ of a run")
-        if not can_grow(found, self.config):
+        divides = can_divide(found, self.config)
+        if not divides and not can_grow(found, self.config):
             raise ValueError(
-                f"{model}: another size than this recipe's: choose the fitting --size, or one with more layers or a "
-                "wider MLP and everything else alike"
+                f"{model}: another size than this recipe's: choose the fitting --size, one with more layers or a wider "
+                "MLP and everything else alike, or one with experts that its MLPs can fill"
             )
         try:
             self.parent = json.loads(made.read_text(encoding="utf-8"))
@@ -76,8 +79,11 @@ class PocketTrainer(Trainer):
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{made}: expected an object that tells its tokens, found {error!r}") from error
         self.weights = load_weights(model, found, mx.float32)
-        if found != self.config:
+        if divides:
+            self.weights = divided(self.weights, self.recipe.random_weights(), self.recipe.size.chosen)
+        elif found != self.config:
             self.weights = grown(self.weights, self.recipe.random_weights())
+        if found != self.config:
             self.growth = {
                 "layers": [found.num_hidden_layers, self.config.num_hidden_layers],
                 "mlp": [found.intermediate_size, self.config.intermediate_size],
