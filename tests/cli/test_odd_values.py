@@ -168,7 +168,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "book").mkdir()
     shutil.copy(ROOT / "book" / "quizzes.toml", made / "book")
     make_model(made / "model")
-    make_model(made / "experts", "qwen3_moe")
     return made
 
 
@@ -187,8 +186,6 @@ def line_of(place: Place, value: str, folder: Path) -> list[str]:
     for name in place.required:
         given = REQUIRED[name].format(folder=folder, model=folder / "model")
         words += [name, given] if name.startswith("-") else [given]
-    if place.path == ("viz", "experts") and place.name != "--model":
-        words += ["--model", str(folder / "experts")]  # the model inside has none
     if place.is_option:
         return [*words, f"{place.name}={value}"] if place.name.startswith("--") else [*words, place.name, value]
     return [*words, "--", value]

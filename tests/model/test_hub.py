@@ -334,3 +334,20 @@ def test_without_the_package_the_alias_is_downloaded(
     hub.resolve("smollm2-135m")
     assert [call["repo"] for call in calls] == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
     assert [model.alias for model in hub.local_models()] == ["smollm2-135m"]
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_models_inside_have_names() -> None:
+    for name, place in hub.SHIPPED.items():
+        assert hub.resolve(name) == hub.resolve(name.upper()) == hub.download(name) == place
+        assert (place / "config.json").exists()
+        with pytest.raises(ValueError, match=f"{name}: expected a downloaded model, found one that ships"):
+            hub.remove(name)
+    with pytest.raises(ValueError, match="alias such as pocket-moe"):
+        hub.resolve("pocket-mo")
+
+
+def test_a_folder_goes_before_a_model_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pocket").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert hub.resolve("pocket") == Path("pocket")

@@ -19,12 +19,14 @@ models = typer.Typer(help="List, download, convert and remove models.", rich_mar
 @models.command("list")
 def list_models(as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False) -> None:
     """List the downloaded models with their sizes, and the aliases."""
-    from tiny_llm.model.hub import ALIASES, local_models
+    from tiny_llm.model.hub import ALIASES, SHIPPED, local_models
 
     local = local_models()
     if as_json:
-        print_json({"models": [vars(model) | {"path": str(model.path)} for model in local], "aliases": ALIASES})
+        models = [vars(model) | {"path": str(model.path)} for model in local]
+        print_json({"models": models, "aliases": ALIASES, "inside": list(SHIPPED)})
         return
+    print(f"Inside: {', '.join(SHIPPED)}")
     if local:
         state = {True: "", False: "incomplete: download it again"}
         table([(model.alias or "", model.repo, size(model.size), state[model.complete]) for model in local])

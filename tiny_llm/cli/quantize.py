@@ -72,7 +72,9 @@ class Precision:
 def quantize(
     model: Annotated[
         str,
-        typer.Argument(help="A directory, a dense GGUF file, a hub name, an alias, or pocket for the model inside."),
+        typer.Argument(
+            help="A directory, a dense GGUF file, a hub name or an alias, such as pocket for the model inside."
+        ),
     ],
     precision: Precision,
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to make.")],
@@ -93,7 +95,7 @@ def quantize(
 
     with usage("MODEL"):
         check_text(model, "model")
-        source = engine.POCKET if model == "pocket" else resolve(model)
+        source = resolve(model)
     with usage("--out"):
         check_text(str(out), "directory")
         check_place(source, out, overwrite)

@@ -158,7 +158,7 @@ def divergence(
 def experts(
     prompt: Annotated[str, option("Text to run through the model.")] = TEXT,
     layer: Annotated[int | None, option("Draw the tokens of this layer alone; all layers if not given.")] = None,
-    model: Model = None,
+    model: Annotated[str, option("A directory, GGUF file, hub name or alias of a model with experts.")] = "pocket-moe",
     code: ExercisesFolder = None,
     out: Out = None,
 ) -> None:
@@ -168,7 +168,7 @@ def experts(
 
     with usage("--model"):
         path = record.find(model)
-        experts.check_experts(path, model or "pocket")
+        experts.check_experts(path, model)
     with usage("--prompt"):
         found, words = experts.routing_of(path, text_of(prompt, "prompt"))
     with usage("--layer"):

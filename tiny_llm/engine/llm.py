@@ -35,7 +35,7 @@ from tiny_llm.model.source import open_source
 from tiny_llm.model.tokenizer import Tokenizer
 
 MOST_ANSWERS = 128  # of a single prompt: SamplingParams allows no more
-POCKET = Path(__file__).parent.parent / "pocket" / "weights" / "target"
+POCKET = hub.SHIPPED["pocket"]
 
 
 def load(model: str | Path | None = None, *, config: EngineConfig | None = None, lesson: bool = False) -> "LLM":
@@ -92,7 +92,8 @@ class LLM:
         lesson: bool = False,
     ):
         self.model, self.tokenizer, self.path, self.engine_config = model, tokenizer, path, config
-        self.name = "pocket" if path == POCKET else path.name
+        inside = [name for name, place in hub.SHIPPED.items() if place == path]
+        self.name = inside[0] if inside else path.name
         self.defaults = dict(defaults or {})
         self.max_context = model.config.context(config.max_context)
         self.builder = RequestBuilder(tokenizer, self.defaults, self.max_context, model.config.vocab_size)

