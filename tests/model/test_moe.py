@@ -1,6 +1,8 @@
 """Qwen2-MoE and Qwen3-MoE against mlx-lm and a forward pass in float64; faults of their files named."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from tests.support import make_model, quantize_weights, stacked_experts, write_j
 from tests.week1.oracles import angles, f64, rms_norm, silu, softmax, turn
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig, SamplingParams
-from tiny_llm.engine.llm import load
+from tiny_llm.engine.llm import LLM, load
 from tiny_llm.model.expert_store import ExpertStore, counts_of
 from tiny_llm.model.loader import load_config, load_weights
 
@@ -142,6 +144,21 @@ def test_bad_settings_are_named(tmp_path: Path, settings: dict[str, Any], messag
         load_config(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen2_moe"])
+@pytest.mark.parametrize(
+    "key", ["num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"]
+)
+def test_a_missing_setting_is_named(tmp_path: Path, kind: str, key: str) -> None:
+    """A default of transformers in its place made the weights look wrong."""
+    make_model(tmp_path, kind)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if config.pop(key, None) is None:
+        return  # a qwen3_moe has no shared expert
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(ValueError, match=f"config.json: {key}: expected an integer .*found nothing"):
+        load_config(tmp_path)
+
+
 def test_both_names_of_the_number_of_experts_are_read(tmp_path: Path) -> None:
     make_model(tmp_path, "qwen3_moe", num_local_experts=4)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -260,6 +277,46 @@ def test_experts_in_files_give_the_same_answers(tmp_path: Path, form: str, kerne
         assert counts and counts.hits > 0 and 0 < counts.resident <= expert_bytes
         if expert_bytes == 10**9:
             assert counts.misses <= 8 * 3  # each is read once
+
+
+def stored(path: Path) -> LLM:
+    """A model that keeps one or two experts in memory."""
+    return load(path, config=EngineConfig(expert_bytes=60_000))
+
+
+def test_a_model_is_read_anew_where_another_lay(tmp_path: Path) -> None:
+    """Where the tensors of a file begin was remembered by its name."""
+    path = make_model(tmp_path / "model", "qwen3_moe", num_experts=8)
+    stored(path).generate("the quick", GREEDY)
+    shutil.rmtree(path)
+    make_model(path, "qwen3_moe", num_experts=8, seed=5, stack_experts=True)
+    assert stored(path).generate("the quick", GREEDY).tokens == load(path).generate("the quick", GREEDY).tokens
+
+
+def test_files_replaced_after_loading_are_not_mixed_in(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "model", "qwen3_moe", num_experts=8)
+    want = load(path).generate("the quick", GREEDY).tokens
+    llm = stored(path)
+    other = make_model(tmp_path / "other", "qwen3_moe", num_experts=8, seed=5)
+    for file in path.glob("*.safetensors"):
+        (other / file.name).replace(file)
+    assert llm.generate("the quick", GREEDY).tokens == want
+
+
+@pytest.mark.parametrize("size", [0, 10_000, None])
+def test_a_file_changed_after_loading_is_named(tmp_path: Path, size: int | None) -> None:
+    path = make_model(tmp_path, "qwen3_moe", num_experts=8)
+    llm = stored(path)
+    for file in path.glob("*.safetensors"):
+        with file.open("r+b") as stream:
+            if size is None:
+                stream.seek(-4, 2)
+                stream.write(b"abcd")
+            else:
+                stream.truncate(size)
+        os.utime(file, ns=(1, 1))
+    with pytest.raises(ValueError, match=r"model.*safetensors: expected the file that was loaded, found it changed"):
+        llm.generate("the quick", GREEDY)
 
 
 def test_the_least_recently_used_expert_is_dropped() -> None:

@@ -165,3 +165,14 @@ def test_nothing_is_overwritten_and_nothing_is_left(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="no space left"):
         convert(file, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "there"]
+
+
+def test_damaged_numbers_are_not_converted(tmp_path: Path) -> None:
+    """The directory was written, and its first answer failed."""
+    file = make_twins(tmp_path, "llama", {"": "Q4_1"}).file
+    data = bytearray(file.read_bytes())
+    data[-2000:] = bytes([255]) * 2000
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=f"^{file}: .*: expected finite numbers, found others: the file is damaged"):
+        convert(file, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()].count("out") == 0

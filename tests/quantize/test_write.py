@@ -241,7 +241,7 @@ def test_a_full_disk_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(OSError, match=f"^{tmp_path}: weights can't be written there: .*Is the disk full"):
         quantized(path, tmp_path / "out")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=str(tmp_path / "file" / "out")):
+    with pytest.raises(ValueError, match=f"^{tmp_path}/file: expected a folder, found a file: name another place"):
         quantized(path, tmp_path / "file" / "out")
 
 
@@ -300,3 +300,12 @@ def test_models_that_are_refused(tmp_path: Path) -> None:
     shutil.rmtree(path)
     with pytest.raises(ValueError, match=r"config.json: expected a file, found nothing"):
         quantized(path, tmp_path / "out")
+
+
+def test_a_place_that_can_not_be_made_is_told_at_the_start(tmp_path: Path) -> None:
+    """The error named a temporary folder, after all the work."""
+    path = make_model(tmp_path / "in")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=f"^{tmp_path}/link: .*found a link that leads nowhere"):
+        quantized(path, tmp_path / "link")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "link"]

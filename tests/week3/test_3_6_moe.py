@@ -24,7 +24,14 @@ def config(num_experts: int, per_token: int, normalize: bool = False) -> MoeConf
 
 def routed(m: Any, logits: mx.array, settings: MoeConfig, bias: Sequence[float] | None = None) -> tuple[Any, Any]:
     """Return experts and shares of `route`, each token's sorted by expert: their order is free."""
-    experts, shares = m.route(logits, settings, None if bias is None else mx.array(bias))
+    routing = m.route(logits, settings, None if bias is None else mx.array(bias))
+    if not isinstance(routing, m.Routing):
+        raise TypeError(f"route: expected a Routing, found {type(routing).__name__}")
+    experts, shares = routing
+    wanted = (len(logits), settings.experts_per_token)
+    for name, found in (("experts", experts.shape), ("shares", shares.shape)):
+        if found != wanted:
+            raise ValueError(f"{name}: expected the shape (T, K) = {wanted}, found {found}")
     order = mx.argsort(experts, axis=-1)
     return mx.take_along_axis(experts, order, axis=-1), mx.take_along_axis(shares, order, axis=-1)
 
@@ -274,12 +281,13 @@ def rows_and_runs(m: Any, experts: Any, shares: Any) -> list[int]:
 def test_products_are_told_that_the_experts_ascend(check: Checker) -> None:
     """Only then `gathered_product` reads each expert once; and if it is told so, it must be true."""
 
-    def call(m: Any) -> bool:
-        given, told = m.gathered_product, []
+    def call(m: Any) -> list[bool]:
+        given, told, ascending = m.gathered_product, [], []
 
         def watched(x: mx.array, experts: mx.array, w: Any, is_sorted: bool = False) -> Any:
             numbers = experts.tolist()
-            told.append(numbers == sorted(numbers) if is_sorted else len(set(numbers)) < 2)
+            told.append(is_sorted or len(set(numbers)) < 2)
+            ascending.append(numbers == sorted(numbers))
             return given(x, experts, w, is_sorted)
 
         m.gathered_product = watched
@@ -287,11 +295,11 @@ def test_products_are_told_that_the_experts_ascend(check: Checker) -> None:
             mx.eval(m.sorted_experts(mx.ones((4, 1)), routing_of(m, CHOSEN, SHARES), times(4), GATE_ONLY))
         finally:
             m.gathered_product = given
-        return all(told)
+        return [all(told), all(ascending)]
 
     check_by_hand(check)
     check(lambda m: rows_and_runs(m, CHOSEN, SHARES), [8, 4], what="rows, and how often an expert is read")
-    check(call, True, what="each product has ascending experts and is_sorted, or one expert")
+    check(call, [True, True], what="told of the order, and the experts ascend")
 
 
 def loss(logits: Array, experts: Any) -> float:

@@ -31,7 +31,7 @@ def _words(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, UnicodeError):
         return f"expected UTF-8 text: {text}"
-    if isinstance(error, ValueError | OSError):
+    if isinstance(error, ValueError | OSError) or type(error) is ArithmeticError:  # logits that are no numbers
         return text or type(error).__name__
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)"
 

@@ -149,4 +149,13 @@ def as_data(llm: "LLM", completions: Sequence["Completion"]) -> dict[str, Any]:
         ],
         "stats": {f.name: getattr(stats, f.name) for f in fields(stats)}
         | {"prefill_tps": stats.prefill_tps, "decode_tps": stats.decode_tps},
+        **expert_reads(llm),
     }
+
+
+def expert_reads(llm: "LLM") -> dict[str, Any]:
+    """What --json prints of experts that are read from files."""
+    from tiny_llm.model.expert_store import counts_of
+
+    counts = counts_of(llm.model.weights)
+    return {} if counts is None else {"experts": {**counts._asdict(), "hit_rate": counts.hit_rate}}

@@ -51,14 +51,16 @@ def convert(
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to make.")],
 ) -> None:
     """Write the model of a GGUF file as a directory that MLX's programs read; packed weights stay as they are."""
-    from tiny_llm.model.hub import local_path, packaged
+    from tiny_llm.model.hub import PACKAGED, local_path, packaged
     from tiny_llm.quantize.write import convert
 
     with usage("FILE"):
         check_text(file, "file")
         found = local_path(file) or packaged(file)
         if found is None:
-            raise ValueError(f"{file}: expected a GGUF file, found nothing of that name")
+            package = PACKAGED.get(file.lower())
+            remedy = f"; install it: pip install {package.replace('_', '-')}" if package else ""
+            raise ValueError(f"{file}: expected a GGUF file, found nothing of that name{remedy}")
     with usage("--out"):
         check_text(str(out), "directory")
     convert(found, out)

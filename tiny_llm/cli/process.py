@@ -13,7 +13,6 @@ from typing import Any, TextIO
 
 from tiny_llm._start import INTERRUPTED
 
-TERMINATED = 143  # exit code, as shells have it: 128 + SIGTERM
 IMPORTING = "<frozen importlib._bootstrap>"
 
 
@@ -129,14 +128,14 @@ def _wrapped(kind: type[Stdout] | type[Stderr], stream: TextIO | None) -> TextIO
 
 @contextmanager
 def handled_signals() -> Iterator[None]:
-    """Within it Ctrl-C raises KeyboardInterrupt, and SIGTERM SystemExit, so that a command can clean up.
+    """Within it Ctrl-C raises KeyboardInterrupt, SIGTERM and SIGHUP SystemExit, so that a command can clean up.
 
     A signal that the process was told to ignore stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {signal.SIGINT: _interrupt, signal.SIGTERM: _terminate}
+    handlers = {signal.SIGINT: _interrupt, signal.SIGTERM: _terminate, signal.SIGHUP: _terminate}
     before = {number: signal.getsignal(number) for number in handlers}
     for number, handler in handlers.items():
         if before[number] not in (signal.SIG_IGN, None):
@@ -157,8 +156,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     if _importing(frame):
-        os._exit(TERMINATED)
-    raise SystemExit(TERMINATED)
+        os._exit(128 + number)
+    raise SystemExit(128 + number)
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -104,7 +104,9 @@ def num_bytes_of(text: str) -> int:
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]{0,2})\s*", text, re.IGNORECASE | re.ASCII)
     unit = UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
-        raise ValueError(f"expected bytes such as 500MB or 2GB, found {text!r:.60}")
+        raise ValueError(
+            f"expected bytes such as 500MB or 2GB (units: B, KB, MB, GB, in powers of 1000), found {text!r:.60}"
+        )
     return int(float(found[1]) * unit)
 
 

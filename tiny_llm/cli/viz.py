@@ -175,7 +175,7 @@ def experts(
         drawn = found if layer is None else experts.only_layer(found, layer)
     drawings = [experts.draw_load("experts-load", found)]
     drawings += [experts.draw_tokens(f"experts-{each.layer}", words, each) for each in drawn]
-    write("experts", "Experts, layer by layer", drawings, out, experts.describe(words, found), stepper=True)
+    write("experts", "Experts, layer by layer", drawings, out, experts.describe(words, drawn), stepper=True)
 
 
 @viz.command()

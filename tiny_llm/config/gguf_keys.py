@@ -63,5 +63,11 @@ EXPERT_RULES = (  # of a qwen3moe, beside and before the others
     Rule("feed_forward_length", HONOURED, "no layer has a dense MLP: not used"),
     Rule("expert_weights_norm", HONOURED, "true: the shares of a token's experts sum to 1; true if missing"),
     Rule("expert_gating_func", REFUSED, "the router is a softmax here; " + OTHER_WEIGHTS, (1,)),
+    Rule(
+        "expert_group_count leading_dense_block_count expert_shared_count expert_shared_feed_forward_length",
+        REFUSED,
+        "of experts only those of a qwen3moe are read: in all layers, in one group, with none that is shared",
+        (0,),
+    ),
     Rule("expert_weights_scale", REFUSED, "shares are not scaled here; " + OTHER_WEIGHTS, (0, 1)),
 )

@@ -18,18 +18,18 @@ class MoeConfig:
 
     @classmethod
     def from_hf(cls, config: JsonFields, model_type: str, num_layers: int) -> "MoeConfig | None":
-        """Read the settings, with transformers' defaults for missing keys. Returns None where no layer has experts.
+        """Read the settings. Returns None where no layer has experts.
 
         Raises ValueError naming file, key, expected and found.
         """
         is_qwen2 = model_type == "qwen2_moe"
-        num_experts = _num_experts(config, 60 if is_qwen2 else 128)
+        num_experts = _num_experts(config)
         step = config.integer("decoder_sparse_step", 1)
         dense = _dense_layers(config, num_layers)
         layers = tuple(i for i in range(num_layers) if (i + 1) % step == 0 and i not in dense)
         if num_experts == 0 or not layers:
             return None
-        chosen = config.integer("num_experts_per_tok", 4 if is_qwen2 else 8)
+        chosen = config.integer("num_experts_per_tok")
         require(
             chosen <= num_experts,
             f"{config.source}: num_experts_per_tok: expected at most num_experts ({num_experts}), found {chosen}",
@@ -37,10 +37,10 @@ class MoeConfig:
         return cls(
             num_experts=num_experts,
             experts_per_token=chosen,
-            expert_size=config.integer("moe_intermediate_size", 1408 if is_qwen2 else 768),
+            expert_size=config.integer("moe_intermediate_size"),
             normalize=config.flag("norm_topk_prob", False),
             layers=layers,
-            shared_size=config.integer("shared_expert_intermediate_size", 5632) if is_qwen2 else None,
+            shared_size=config.integer("shared_expert_intermediate_size") if is_qwen2 else None,
         )
 
     def weights_met(self, hidden_size: int) -> int:
@@ -64,7 +64,7 @@ class MoeConfig:
         return len(self.layers) * further * 3 * hidden_size * self.expert_size
 
 
-def _num_experts(config: JsonFields, default: int) -> int:
+def _num_experts(config: JsonFields) -> int:
     """Return the number of experts, under either of its two names."""
     names = [name for name in ("num_experts", "num_local_experts") if config.data.get(name) is not None]
     values = {config.integer(name, low=0, high=100_000) for name in names}
@@ -73,7 +73,7 @@ def _num_experts(config: JsonFields, default: int) -> int:
         f"{config.source}: num_local_experts: expected num_experts ({config.data.get('num_experts')}), "
         f"found {config.data.get('num_local_experts')}; remove one of them",
     )
-    return values.pop() if values else default
+    return values.pop() if values else config.integer("num_experts")
 
 
 def _dense_layers(config: JsonFields, num_layers: int) -> list[int]:

@@ -50,6 +50,8 @@ class Engine:
         emit: Callable[[Event], None] | None = None,
     ):
         require(emit is None or callable(emit), f"emit: expected a function of an event, found {shown(emit)}")
+        ok = model is None or isinstance(model, str | Path)
+        require(ok, f"model: expected a path or a name, which the engine loads itself, found {shown(model)}")
         ok = serving is None or isinstance(serving, ServingConfig)
         require(ok, f"serving: expected ServingConfig, found {shown(serving)}")
         self._serving = serving or ServingConfig()

@@ -4,8 +4,8 @@ No other file chooses a back end for a model.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +14,7 @@ from tiny_llm.config import EngineConfig
 from tiny_llm.config.fields import require
 from tiny_llm.kernels.copy_blocks import copied_blocks
 from tiny_llm.kernels.cpu import build
-from tiny_llm.kernels.cpu.build import NoKernelsError
+from tiny_llm.kernels.cpu.build import NoKernelsError, UnusableSettingError
 from tiny_llm.kernels.cpu.native import INT8_ROWS, with_native
 from tiny_llm.kernels.decode_attention import MAX_HEADS, decode_attention
 from tiny_llm.kernels.elementwise import swiglu
@@ -62,8 +62,12 @@ def operations(config: EngineConfig, plain: Ops, dtype: mx.Dtype | None = None) 
     back_end = "plain" if name == "mlx" else choose_back_end()
     ops = ops._replace(paged=paged_on(back_end), paged_packed=PACKED_TWINS)
     if name is None and config.ops == "fused":
-        with suppress(NoKernelsError):
+        try:
             return with_native(ops, cpu_kernels(dtype), int8=False)
+        except UnusableSettingError as error:
+            warnings.warn(f"the CPU kernels are off, which is slower: {error}", RuntimeWarning, stacklevel=2)
+        except NoKernelsError:
+            pass  # this machine has none
     return ops
 
 

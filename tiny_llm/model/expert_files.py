@@ -1,6 +1,6 @@
 """Read single experts out of the files of a Hugging Face directory, whose other bytes are not touched."""
 
-from functools import cache
+import os
 from math import prod
 from pathlib import Path
 
@@ -57,6 +57,9 @@ class ExpertFiles:
             )
         self.entries = source.entries(config.tie_word_embeddings)
         self.dtype = dtype
+        self._files: dict[Path, TensorFile] = {}
+        for entry in self.entries.values():
+            self._open(entry.file)  # all of them now, so that a later file of that name is not mixed in
 
     def read(self, layer: int, expert: int) -> Matrices:
         """Return the MLP of one expert: {"gate_up_proj", "down_proj"}."""
@@ -80,19 +83,38 @@ class ExpertFiles:
         """Return array number `index` of those of this shape that a tensor consists of."""
         dtype = DTYPES[entry.dtype]
         size = prod(shape) * dtype.size
-        begin = data_begin(entry.file) + entry.begin + index * size
-        mapped = np.memmap(entry.file, np.uint8, "r", begin, (size,))
-        array = mx.array(mapped).view(dtype).reshape(shape)
+        data = self._open(entry.file).read(entry.begin + index * size, size)
+        array = mx.array(np.frombuffer(data, np.uint8)).view(dtype).reshape(shape)
         if self.dtype is None or entry.dtype not in FLOATS:
             return array
         return array.astype(self.dtype)
 
+    def _open(self, file: Path) -> "TensorFile":
+        if file not in self._files:
+            self._files[file] = TensorFile(file)
+        return self._files[file]
 
-@cache
-def data_begin(file: Path) -> int:
-    """Return where the tensors of a safetensors file begin, behind its header."""
-    with file.open("rb") as stream:
-        return 8 + int.from_bytes(stream.read(8), "little")
+
+class TensorFile:
+    """An open safetensors file. One that another file has replaced is read on; one that was written into is refused."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._stream = path.open("rb", buffering=0)
+        self._state = self._now()
+        self._data = 8 + int.from_bytes(self._stream.read(8), "little")  # where the tensors begin, behind the header
+
+    def read(self, begin: int, size: int) -> bytes:
+        """Return bytes of the tensors. Raises ValueError where the file has changed since it was opened."""
+        data = os.pread(self._stream.fileno(), size, self._data + begin)
+        if len(data) < size or self._now() != self._state:
+            raise ValueError(f"{self.path}: expected the file that was loaded, found it changed; load the model again")
+        return data
+
+    def _now(self) -> tuple[int, int]:
+        """Return the file's size and the time of its last change."""
+        found = os.fstat(self._stream.fileno())
+        return found.st_size, found.st_mtime_ns
 
 
 def nbytes_of(mlp: Matrices) -> int:

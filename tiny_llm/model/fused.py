@@ -13,7 +13,7 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.model import ops as plain
 from tiny_llm.model.attention import causal_mask
 from tiny_llm.model.cached_attention import LOWEST, packed_attention_cpu, packed_attention_product
-from tiny_llm.model.moe import Routing, chosen_experts, each_expert
+from tiny_llm.model.moe import chosen_experts
 from tiny_llm.model.ops import Ops, Weight
 from tiny_llm.model.rope import Rotation
 
@@ -137,18 +137,6 @@ def rope_gpu(x: mx.array, rotation: Rotation) -> mx.array:
     return rows[:, :, 0]
 
 
-def experts_cpu(x: mx.array, routing: Routing, w: Weight, ops: Ops) -> mx.array:
-    """Compute `moe.chosen_experts`. With dense matrices of 16 bits each expert computes all tokens.
-
-    MLX's product with gathered matrices knows float32 only on a CPU.
-    """
-    for weight in w.values():
-        for part in weight.get("parts", [weight]):
-            if part["weight"].dtype in (mx.float16, mx.bfloat16):
-                return each_expert(x, routing, w, ops)
-    return chosen_experts(x, routing, w, ops)
-
-
 @mx.compile
 def _exp_shifted(scores: mx.array, top: mx.array) -> mx.array:
     return exp_nonpositive(scores - top)
@@ -270,7 +258,7 @@ CPU = Ops(
     mx.compile,
     masked_attention_cpu,
     packed_attention_cpu,
-    experts_cpu,
+    chosen_experts,
     lay_out=by_columns,
 )
 

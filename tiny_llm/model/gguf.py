@@ -86,7 +86,8 @@ class GgufFile:
         return GgufArrays(self)
 
     def write_rest(self, directory: Path) -> None:
-        self.tokenizer().save(str(directory / "tokenizer.json"))
+        text = self.tokenizer().to_str(pretty=True)
+        (directory / "tokenizer.json").write_text(text, encoding="utf-8")
         settings = tokenizer_config(self._vocabulary)
         templates = self.templates()
         if list(templates) == ["default"]:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,12 @@ def local_path(name: str) -> Path | None:
     """Return the directory or GGUF file of that name; None if `name` looks like an alias or a repository."""
     require(bool(name.strip()), "model: expected a directory, a GGUF file, an alias or a hub name, found nothing")
     path = os.path.expanduser(name)
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        raise ValueError(f"{name}: expected a model directory or a GGUF file, found: {error.strerror}") from error
+    except (OSError, ValueError):  # a ValueError for a NUL byte
+        require(not os.path.islink(path), f"{name}: expected a model, found a link that leads nowhere")
     if os.path.isdir(path):
         return Path(path)
     if os.path.exists(path):
@@ -89,12 +96,14 @@ def packaged(alias: str) -> Path | None:
     """Return the GGUF file of an alias in an installed Python package, without importing it; None if there is none.
 
     Packages lie in the folder that TINY_LLM_PACKAGES names, where Python finds its modules, or in that of
-    `make smollm2`.
+    `make smollm2`. Raises ValueError where TINY_LLM_PACKAGES names no folder.
     """
     package = PACKAGED.get(alias.lower())
     if package is None:
         return None
     first = [os.environ[PACKAGES]] if os.environ.get(PACKAGES) else []
+    missing = [folder for folder in first if not os.path.isdir(folder)]
+    require(not missing, f"{PACKAGES}: expected a folder with Python packages, found none at {''.join(missing)}")
     spec = PathFinder.find_spec(package, [*first, *sys.path, str(MADE)])
     folders = spec.submodule_search_locations if spec is not None else None
     files = [file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))]
@@ -130,7 +139,9 @@ def download(name: str, *, progress: bool = True) -> Path:
         with _progress_bars(progress):
             path = Path(snapshot_download(repo, allow_patterns=ALLOW_PATTERNS))
     except Exception as error:  # the Hub's client, its transport and the disk raise errors of many types
-        raise ValueError(_remedy(repo, error)) from error
+        package = PACKAGED.get(name.lower())
+        other = f"; `pip install {package.replace('_', '-')}` brings it, too" if package else ""
+        raise ValueError(_remedy(repo, error) + other) from error
     missing = _missing(path)
     if missing:
         raise ValueError(f"{repo}: expected {missing}, found none in the repository; take another version of the model")
@@ -179,6 +190,9 @@ def _cached_repos() -> list["CachedRepoInfo"]:
     try:
         return [repo for repo in scan_cache_dir(constants.HF_HUB_CACHE).repos if repo.repo_type == "model"]
     except CacheNotFound:
+        return []
+    except PermissionError as error:
+        warnings.warn(f"{error.filename}: {error.strerror}; set HF_HOME to another folder", stacklevel=4)
         return []
 
 

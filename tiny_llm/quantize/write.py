@@ -33,11 +33,22 @@ def check_place(source: Path, out: Path, overwrite: bool) -> None:
     nested = origin in place.parents or place in origin.parents
     if nested or place == origin:
         raise ValueError(f"{out}: expected a place of its own for the result, found the input {source}: name another")
+    _check_parent(out)
     if not out.exists():
         return
     require(overwrite, f"{out}: expected no such directory yet, found one: name another, or allow to overwrite it")
     known = out.is_dir() and _is_replaceable(out)
     require(known, f"{out}: expected a quantized model to overwrite, found something else: name another directory")
+
+
+def _check_parent(out: Path) -> None:
+    """Check that a directory can be made at `out`. Raises ValueError with the remedy if not."""
+    require(
+        out.exists() or not out.is_symlink(), f"{out}: expected no such directory yet, found a link that leads nowhere"
+    )
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    require(parent.is_dir(), f"{parent}: expected a folder, found a file: name another place")
+    require(os.access(parent, os.W_OK | os.X_OK), f"{parent}: nothing can be written there: name another place")
 
 
 def _is_replaceable(directory: Path) -> bool:
@@ -71,6 +82,7 @@ def convert(file: Path, out: Path) -> None:
     if a file cannot be written.
     """
     require(not file.is_dir(), f"{file}: expected a GGUF file to convert, found a directory, which needs no conversion")
+    _check_parent(out)
     require(not out.exists(), f"{out}: expected no such directory yet, found one: name another or remove it")
     source = GgufFile(file)
     _write_model(source, out, dict(source.json("config.json").data), _converted(source))
@@ -86,7 +98,8 @@ def _converted(source: ModelSource) -> Iterator[tuple[str, mx.array]]:
             narrow = array.astype(source.dtype)
             if mx.array_equal(narrow.astype(mx.float32), array):
                 array = narrow
-        mx.eval(array)
+        finite = array.dtype == mx.uint32 or bool(mx.isfinite(array).all().item())
+        require(finite, f"{source.where(name)}: expected finite numbers, found others: the file is damaged")
         yield name, array
 
 

@@ -50,8 +50,7 @@ def rotate(x: TorchTensor, cos: TorchTensor, sin: TorchTensor) -> TorchTensor:
 
 def attend(q: TorchTensor, k: TorchTensor, v: TorchTensor, hidden: TorchTensor) -> TorchTensor:
     """Attention of q, k, v (B, H, T, D) → (B, H, T, D). hidden (B, 1, T, T) is added to the scores."""
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + hidden
-    return scores.softmax(-1).to(BF16) @ v
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=hidden)
 
 
 def use_torch(trainer: Trainer) -> None:
@@ -76,7 +75,6 @@ class TorchGradients:
         self.config = config
         self.balance = balance  # how much the balance loss of experts counts
         self._attention = torch.compile(self._attention_inputs, dynamic=True)
-        self._attend = torch.compile(attend, dynamic=True)
         self._rest = torch.compile(self._rest_of_layer, dynamic=True)
         self._experts = torch.compile(self._rest_with_experts, dynamic=True)
         self._losses = torch.compile(self._cross_entropy, dynamic=True)
@@ -100,7 +98,7 @@ class TorchGradients:
     ) -> tuple[TorchTensor, list[TorchTensor]]:
         """Return -log p of each of the batch's R targets, (R,), and the balance loss of each layer with experts."""
         positions = to_torch(batch.positions)
-        hidden = torch.where(to_torch(batch.visible), 0.0, HIDDEN)[:, None]
+        hidden = torch.where(to_torch(batch.visible), 0.0, HIDDEN).to(BF16)[:, None]
         frequencies = self.config.rope.theta ** (-torch.arange(0, self.config.head_dim, 2) / self.config.head_dim)
         angles = positions[:, :, None, None] * frequencies
         cos, sin = angles.cos(), angles.sin()
@@ -109,7 +107,7 @@ class TorchGradients:
         for index in range(self.config.num_hidden_layers):
             layer = layer_of(weights, index)
             q, k, v = self._attention(x, layer, cos, sin)
-            attended = self._attend(q, k, v, hidden)
+            attended = attend(q, k, v, hidden)
             if "router" in layer:
                 x, of_layer = self._experts(x, attended, layer)
                 balance.append(of_layer)

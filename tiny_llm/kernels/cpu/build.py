@@ -22,7 +22,7 @@ from importlib.machinery import ExtensionFileLoader
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import mlx.core  # noqa: F401  (the kernels need its library)
 
@@ -31,6 +31,7 @@ from tiny_llm.kernels import toolchain
 from tiny_llm.kernels.cpu import abi
 from tiny_llm.kernels.cpu.compiling import OTHER_CACHE, OTHER_COMPILER, PASSING, blaming, remember, run_together
 from tiny_llm.kernels.cpu.compiling import NoKernelsError as NoKernelsError
+from tiny_llm.kernels.cpu.compiling import UnusableSettingError as UnusableSettingError
 
 HERE = Path(__file__).parent
 NAME = "tiny_llm_cpu_kernels"
@@ -100,13 +101,22 @@ def _built(place: Path) -> Path:
     with blaming(place, OTHER_CACHE):
         place.mkdir(parents=True, exist_ok=True)
         with (place / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _take(lock)
             fault = place / "fault"
             if fault.exists():
                 raise NoKernelsError(f"{fault.read_text()} (remove {fault} to try again)")
             if not _is_whole(path):
                 _build(path, fault)
     return path
+
+
+def _take(lock: TextIO) -> None:
+    """Wait until no other process compiles, and say so."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("tiny-llm: waiting for another process that compiles the CPU kernels", file=sys.stderr, flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _build(path: Path, fault: Path) -> None:
@@ -213,7 +223,8 @@ def compiler() -> str:
     try:
         return toolchain.compiler()
     except ValueError as error:
-        raise NoKernelsError(str(error)) from error
+        kind = UnusableSettingError if os.environ.get("CXX") else NoKernelsError
+        raise kind(str(error)) from error
 
 
 def _mlx() -> Path:
@@ -243,8 +254,7 @@ def _compiled(making: Path, fault: Path) -> Path:
     python = Path(sysconfig.get_paths()["include"])
     if not (python / "Python.h").is_file():
         raise NoKernelsError(f"{python}/Python.h is missing: install Python's headers (apt install python3-dev)")
-    if sys.stderr.isatty():
-        print("tiny-llm: compiling the CPU kernels, once for this machine (10 to 20 s)", file=sys.stderr)
+    print("tiny-llm: compiling the CPU kernels, once for this machine (10 to 20 s)", file=sys.stderr, flush=True)
     learners = [path.parent for path in replaced.values()]
     of_nanobind = [nanobind / "include", nanobind / "ext" / "robin_map" / "include"]
     includes = [*learners, HERE, mlx / "include", *of_nanobind, python]
@@ -259,6 +269,8 @@ def _compiled(making: Path, fault: Path) -> Path:
     found_at = [f"-L{library}", "-lmlx", f"-Wl,-rpath,{library}"]
     link = [compiler(), "-shared", "-pthread", *map(str, objects), *found_at, "-o", str(made)]
     run_together([link], making, fault)
+    if not made.exists():
+        raise UnusableSettingError(f"{compiler()} made no library; {OTHER_COMPILER}")
     return made
 
 

@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 # a failure of the machine and not of the sources, which another start may not meet
 PASSING = re.compile(
@@ -20,8 +22,15 @@ OTHER_CACHE = "set TINY_LLM_CACHE to another folder"
 OTHER_COMPILER = "set CXX to another compiler"
 
 
+ROOM = 16 << 20  # bytes on the disk that compiling takes
+
+
 class NoKernelsError(Exception):
     """The CPU kernels can't be used here; the message says why, and what to do."""
+
+
+class UnusableSettingError(NoKernelsError):
+    """They could be used if CXX or TINY_LLM_CACHE named something else."""
 
 
 @contextmanager
@@ -31,29 +40,45 @@ def blaming(thing: Path | str, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise NoKernelsError(f"{error.filename or thing} can't be used: {reason}; {remedy}") from error
+        kind = UnusableSettingError if remedy in (OTHER_CACHE, OTHER_COMPILER) else NoKernelsError
+        raise kind(f"{error.filename or thing} can't be used: {reason}; {remedy}") from error
 
 
 def run_together(commands: Sequence[Sequence[str]], making: Path, fault: Path) -> None:
     """Run commands of the compiler side by side. The first that fails ends the others, with their child processes."""
-    running: dict[subprocess.Popen[bytes], Path] = {}
+    running: dict[subprocess.Popen[bytes], BinaryIO] = {}
     environment = os.environ | {"LC_ALL": "C"}  # PASSING has English words
     try:
-        for number, command in enumerate(commands):
-            words = making / f"stderr-{number}"
-            with words.open("wb") as stderr, blaming(command[0], OTHER_COMPILER):
-                process = subprocess.Popen(command, stderr=stderr, env=environment, start_new_session=True)
+        for command in commands:
+            words = os.fdopen(os.memfd_create("stderr"), "w+b")  # the disk may be full
+            with blaming(command[0], OTHER_COMPILER):
+                process = subprocess.Popen(command, stderr=words, env=environment, start_new_session=True)
             running[process] = words
         while running:
             for process in [process for process in running if process.poll() is not None]:
-                words = running.pop(process)
-                _check(commands[0][0], words.read_text(errors="replace"), process.returncode, fault)
+                with running.pop(process) as words:
+                    words.seek(0)
+                    said = words.read().decode(errors="replace")
+                if process.returncode != 0:
+                    _check_room(making)
+                _check(commands[0][0], said, process.returncode, fault)
             time.sleep(0.01)
     finally:
         for process in running:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _check_room(folder: Path) -> None:
+    """Raise NoKernelsError where a folder's disk is full: the compiler and the linker then say this and that."""
+    free = shutil.disk_usage(folder).free
+    if free < ROOM:
+        cache = folder.parents[2]
+        raise UnusableSettingError(
+            f"the disk of {cache} is full: the kernels need {ROOM >> 20} MB, and {free >> 20} are free; make room, or "
+            + OTHER_CACHE
+        )
 
 
 def _check(command: str, words: str, code: int, fault: Path) -> None:
