@@ -1,5 +1,6 @@
 """`tiny-llm pocket train`: run a recipe to its end, with a progress bar, a log, a plot of the loss and checkpoints."""
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,6 +95,7 @@ def resumed(
 def advance(trainer: PocketTrainer, last: int | None) -> Iterator[dict[str, Any]]:
     """Step until the recipe is done or step `last`; log, save, and hand out every entry of the log."""
     recent: list[dict[str, float]] = []
+    gc.disable()  # a collection walks over all lessons that wait, and takes seconds
     while not trainer.done and trainer.progress.step != last:
         recent.append(trainer.step())
         if trainer.progress.step % LOG_EVERY == 0:
@@ -103,6 +105,8 @@ def advance(trainer: PocketTrainer, last: int | None) -> Iterator[dict[str, Any]
             yield entry
         if trainer.progress.step % SAVE_EVERY == 0:
             publish(trainer)
+            gc.collect()
+    gc.enable()
     publish(trainer)
 
 
