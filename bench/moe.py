@@ -32,6 +32,7 @@ from tiny_llm.kernels.catalog import expert_arguments
 from tiny_llm.kernels.experts import expert_rows
 from tiny_llm.kernels.sim import Simulator
 from tiny_llm.model.expert_store import counts_of
+from tiny_llm.model.hub import SHIPPED
 
 SHAPE: dict[str, Any] = {
     "num_hidden_layers": 8,
@@ -149,6 +150,7 @@ def main() -> None:
         rows += as_experts_grow(Path(folder), options.rounds)
         few = make_model(Path(folder) / "16", "qwen3_moe", **{**SHAPE, "num_experts": 16}, **FORMS["4 bits"])
         rows += from_files(few, "16 random experts", (1.0, 0.5, 0.25))
+    rows += from_files(SHIPPED["pocket-moe"], "pocket-moe", (1.0, 0.5, 0.25))
     rows += kernel_reads()
     blas = _blas.status()
     report(

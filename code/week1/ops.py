@@ -18,7 +18,7 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
 from tiny_llm.model.attention import causal_attention
 from tiny_llm.model.cached_attention import PagedOps, masked_attention, packed_attention
-from tiny_llm.model.moe import each_expert
+from tiny_llm.model.moe import chosen_experts
 from tiny_llm.model.rope import apply_rope
 
 Weight = dict[str, Any]
@@ -96,7 +96,7 @@ class Ops(NamedTuple):
     compile: Callable[[Callable[..., Any]], Callable[..., Any]]
     masked_attention: Callable[..., mx.array] = masked_attention
     packed_attention: Callable[..., mx.array] = packed_attention
-    experts: Callable[..., mx.array] = each_expert
+    experts: Callable[..., mx.array] = chosen_experts
     paged: PagedOps | None = None  # of a pool in full width; None: the plain twins
     paged_packed: PagedOps | None = None  # of a pool in few bits; None: the plain twins
     lay_out_mlp: Callable[[Weight, int, int], None] = lambda mlp, hidden, inner: None  # of an expert that is read later

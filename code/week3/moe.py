@@ -80,13 +80,23 @@ def each_expert(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.arra
 
 
 def chosen_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
-    """Compute `each_expert` with the chosen experts only."""
+    """Compute `each_expert` with the chosen experts only, where MLX can."""
+    if not has_gathered_product(w):
+        return each_expert(x, routing, w, ops)
     if routing.experts.size >= MANY_CHOICES:
         return sorted_experts(x, routing, w, ops)
     per_token = routing.experts.shape[1]
     rows = mx.repeat(x, per_token, axis=0)  # (T·K, hidden)
     y = mlp_of_rows(rows, routing.experts.reshape(-1), w, ops)
     return shared_out(y, routing)
+
+
+def has_gathered_product(w: Matrices) -> bool:
+    """Return whether MLX's product with gathered matrices knows their dtype: dense ones must be float32 on a CPU."""
+    if mx.default_device() == mx.gpu:
+        return True
+    parts = [part for weight in w.values() for part in weight.get("parts", [weight])]
+    return all(part["weight"].dtype in (mx.float32, mx.uint32) for part in parts)
 
 
 def sorted_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
@@ -141,7 +151,7 @@ def gathered_product(x: mx.array, experts: mx.array, w: Matrices, is_sorted: boo
 
 
 def counts_of(experts: mx.array, num_experts: int) -> mx.array:
-    """Count how many choices each expert got. experts (T, K), result (E,) float32."""
+    """Count how many choices each of the experts 0 to E - 1 got. experts (T, K), result (E,) float32."""
     chosen = experts[..., None] == mx.arange(num_experts)
     return chosen.astype(mx.float32).sum(axis=(0, 1))
 

@@ -15,7 +15,7 @@ from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.engine.llm import POCKET
 
 CHAT = [{"role": "user", "content": "What is a KV cache?"}]
-LIMITS = {"target": 8_500_000, "draft": 2_000_000}
+LIMITS = {"target": 8_500_000, "draft": 2_000_000, "moe": 8_000_000}
 
 
 @pytest.mark.parametrize("size", LIMITS)
