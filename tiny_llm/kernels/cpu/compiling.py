@@ -50,7 +50,7 @@ def run_together(commands: Sequence[Sequence[str]], making: Path, fault: Path) -
     environment = os.environ | {"LC_ALL": "C"}  # PASSING has English words
     try:
         for command in commands:
-            words = os.fdopen(os.memfd_create("stderr"), "w+b")  # the disk may be full
+            words: BinaryIO = os.fdopen(os.memfd_create("stderr"), "w+b")  # the disk may be full
             with blaming(command[0], OTHER_COMPILER):
                 process = subprocess.Popen(command, stderr=words, env=environment, start_new_session=True)
             running[process] = words
