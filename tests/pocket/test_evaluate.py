@@ -12,7 +12,7 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.model.ops import PLAIN
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.pocket import evaluate
-from tiny_llm.pocket.card import ROWS, runs
+from tiny_llm.pocket.card import ROWS, mlp_of, runs
 from tiny_llm.pocket.evaluate import TASKS, Case, Evaluation, acceptance, cases, write_card
 from tiny_llm.pocket.greedy import agreement, answers
 from tiny_llm.pocket.lessons.words import held_out
@@ -177,3 +177,9 @@ def test_evaluation_operations_are_the_plain_ones_up_to_rounding() -> None:
         Qwen3(config, weights, ops).finish(x, mx.zeros((5, 2, 64)), weights["layers"][0]) for ops in (EVALUATION, PLAIN)
     )
     np.testing.assert_allclose(fast, plain, atol=1e-5)
+
+
+def test_the_card_names_experts() -> None:
+    assert mlp_of({"intermediate_size": 640}) == "MLP 640"
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "intermediate_size": 64}
+    assert mlp_of(experts) == "8 experts of 64 each, 2 of them chosen for a token"

@@ -30,7 +30,7 @@ model: `tiny-llm chat --model qwen3-0.6b`.
 
 | | |
 |---|---|
-| layers | {layers}, hidden size {hidden}, MLP {mlp} |
+| layers | {layers}, hidden size {hidden}, {mlp} |
 | attention | {heads} heads of {head_dim}, {kv_heads} KV heads |
 | vocabulary | {vocab:,}, embeddings tied |
 | file | {bytes:,} bytes, bfloat16 |
@@ -71,6 +71,14 @@ def runs(made: Mapping[str, Any]) -> Iterator[str]:
     yield run
 
 
+def mlp_of(size: Mapping[str, Any]) -> str:
+    """Say how wide a layer's MLP is, or how many experts it has."""
+    if "num_experts" not in size:
+        return f"MLP {size['intermediate_size']}"
+    experts, chosen = size["num_experts"], size["num_experts_per_tok"]
+    return f"{experts} experts of {size['moe_intermediate_size']} each, {chosen} of them chosen for a token"
+
+
 def model_card(
     name: str, size: Mapping[str, Any], made: Mapping[str, Any], figures: Mapping[str, Any], number: int, longest: int
 ) -> str:
@@ -88,7 +96,7 @@ def model_card(
         heads=size["num_attention_heads"],
         head_dim=size["head_dim"],
         kv_heads=size["num_key_value_heads"],
-        mlp=size["intermediate_size"],
+        mlp=mlp_of(size),
         vocab=size["vocab_size"],
         bytes=figures["bytes"],
         number=number,
