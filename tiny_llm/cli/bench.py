@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiny_llm.cli.options import EngineOptions, option, with_options
+from tiny_llm.cli.session import peak_memory
 from tiny_llm.cli.terminal import note, print_json, size, table
 
 if TYPE_CHECKING:
@@ -111,6 +112,6 @@ def summarize(stats: "list[Stats]") -> list[Figure]:
         "prefill": ("tokens/s", [each.prefill_tps for each in stats]),
         "decode": ("tokens/s", [each.decode_tps for each in stats]),
         "time to first token": ("s", [each.time_to_first_token for each in stats]),
-        "peak memory": ("bytes", [float(each.peak_memory) for each in stats]),
+        "peak memory": ("bytes", [float(peak_memory(each)) for each in stats]),
     }
     return [Figure(case, median(v), min(v), max(v), unit) for case, (unit, v) in quantities.items()]

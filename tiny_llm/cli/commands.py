@@ -8,7 +8,7 @@ from typing import Any
 
 from tiny_llm.cli.conversation import Conversation
 from tiny_llm.cli.options import SamplingOptions, parse_logit_bias
-from tiny_llm.cli.session import Session, reads, timing
+from tiny_llm.cli.session import Session, peak_memory, reads, timing
 from tiny_llm.cli.terminal import size, table
 from tiny_llm.config import SamplingParams
 
@@ -94,7 +94,7 @@ class Commands:
             rows += [
                 ("last answer", timing(stats)),
                 ("its prompt", f"{stats.prompt_tokens} tokens, {stats.cached_tokens} of them from the cache"),
-                ("peak memory", size(stats.peak_memory)),
+                ("peak memory", size(peak_memory(stats))),
             ]
         rows += [("experts", line) for line in reads(session.llm)]
         table(rows)

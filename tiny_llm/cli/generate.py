@@ -20,7 +20,7 @@ from tiny_llm.cli.options import (
     settings_of,
     with_options,
 )
-from tiny_llm.cli.session import AnswerView, reads, timing
+from tiny_llm.cli.session import AnswerView, peak_memory, reads, timing
 from tiny_llm.cli.terminal import note, print_json, printable
 from tiny_llm.cli.thinking import ThinkingSplitter
 
@@ -148,7 +148,7 @@ def as_data(llm: "LLM", completions: Sequence["Completion"]) -> dict[str, Any]:
             for completion in completions
         ],
         "stats": {f.name: getattr(stats, f.name) for f in fields(stats)}
-        | {"prefill_tps": stats.prefill_tps, "decode_tps": stats.decode_tps},
+        | {"peak_memory": peak_memory(stats), "prefill_tps": stats.prefill_tps, "decode_tps": stats.decode_tps},
         **expert_reads(llm),
     }
 

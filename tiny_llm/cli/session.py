@@ -149,6 +149,13 @@ def timing(stats: "Stats") -> str:
     return f"{stats.generated_tokens} tokens · {speed}first after {stats.time_to_first_token:.2f} s"
 
 
+def peak_memory(stats: "Stats") -> int:
+    """The most bytes that a request took: MLX's arrays, and the weights that the CPU kernels hold beside them."""
+    from tiny_llm.kernels.cpu.build import held_bytes
+
+    return stats.peak_memory + held_bytes()
+
+
 def reads(llm: "LLM") -> list[str]:
     """How often an expert was in memory, in one line; none where all experts are, or there are none."""
     from tiny_llm.model.expert_store import counts_of

@@ -17,14 +17,13 @@ import mlx.core as mx
 from tiny_llm.decode.text import Delta, TokenLogprobs
 from tiny_llm.engine.loop import Output
 from tiny_llm.engine.request import EndReason, Request
-from tiny_llm.kernels.cpu.build import held_bytes
 
 
 @dataclass(frozen=True)
 class Stats:
     """Counts, times and memory of one request. Times are in seconds, `peak_memory` is in bytes.
 
-    `peak_memory` is that of MLX's arrays, with the weights that the CPU kernels hold beside them.
+    `peak_memory` is that of MLX's arrays; the CPU kernels hold weights beside them, see `kernels.cpu.build.held_bytes`.
     `queue_time` lasts from the request's arrival to its admission and is part of `time_to_first_token`.
     `inter_token_time` and `longest_gap` are the mean and the longest time between two tokens of one answer.
     """
@@ -164,7 +163,7 @@ def stats_of(collected: Collected) -> Stats:
         collected.num_tokens,
         first - begin,
         last - first,
-        mx.get_peak_memory() + held_bytes(),
+        mx.get_peak_memory(),
         admitted - begin,
         collected.sum_of_gaps / max(1, collected.gaps),
         collected.longest_gap,
