@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,6 +25,11 @@ def pytest_configure(config: pytest.Config) -> None:
             config.overlay = desk.install(code)
         except CourseError as error:
             raise pytest.UsageError(str(error)) from error
+    elif not hasattr(config, "workerinput"):
+        from tiny_llm.kernels.cpu import build  # not before the learner's files are in place
+
+        with suppress(build.NoKernelsError):
+            build.kernels()  # compiled here where they are new, or the first test that needs them would say so
 
 
 def pytest_report_header(config: pytest.Config) -> str:

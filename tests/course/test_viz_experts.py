@@ -108,7 +108,7 @@ def test_bad_input_is_one_line(
 
 
 def test_a_dense_model_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, model in (("pocket", []), ("dense", ["--model", str(make_model(tmp_path / "dense"))])):
+    for name, model in (("pocket", ["--model", "pocket"]), ("dense", ["--model", str(make_model(tmp_path / "dense"))])):
         assert main(["viz", "experts", *model, "--out", str(tmp_path / "x.html")]) == 2
         assert f"{name}: expected a model with experts, found a dense one (model_type " in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()

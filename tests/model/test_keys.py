@@ -274,11 +274,13 @@ OF_EXPERTS = (
     "num_experts num_local_experts num_experts_per_tok moe_intermediate_size norm_topk_prob decoder_sparse_step "
     "mlp_only_layers"
 ).split()
+QWEN3_MOE = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+QWEN2_MOE = {**QWEN3_MOE, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 32}
 BESIDE = {  # what must stand beside a key before it acts
     "mlp_bias": {"model_type": "llama"},
-    "qkv_bias": {"model_type": "qwen2_moe"},
-    "shared_expert_intermediate_size": {"model_type": "qwen2_moe"},
-    **{key: {"model_type": "qwen3_moe"} for key in OF_EXPERTS},
+    "qkv_bias": QWEN2_MOE,
+    "shared_expert_intermediate_size": QWEN2_MOE,
+    **dict.fromkeys(OF_EXPERTS, QWEN3_MOE),
     "sliding_window": {"use_sliding_window": True, "max_window_layers": 1},
     "max_window_layers": {"use_sliding_window": True, "sliding_window": 8},
     "layer_types": {"use_sliding_window": True, "sliding_window": 8},

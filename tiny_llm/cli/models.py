@@ -26,12 +26,12 @@ def list_models(as_json: Annotated[bool, option("Print one JSON object.", "--jso
         models = [vars(model) | {"path": str(model.path)} for model in local]
         print_json({"models": models, "aliases": ALIASES, "inside": list(SHIPPED)})
         return
-    print(f"Inside: {', '.join(SHIPPED)}")
     if local:
         state = {True: "", False: "incomplete: download it again"}
         table([(model.alias or "", model.repo, size(model.size), state[model.complete]) for model in local])
     else:
         print("No model has been downloaded yet.")
+    print(f"Inside: {', '.join(SHIPPED)}")
     here = {model.alias for model in local}
     print("\nAliases for `tiny-llm models download` and --model:")
     table([(alias, repo) for alias, repo in ALIASES.items() if alias not in here])
