@@ -104,7 +104,7 @@ def kernel_reads() -> list[Row]:
     rows = []
     for tokens in (1, 4, 16):
         x, choices, *matrices = expert_arguments(mx.float16, tokens, 16, 4, 512, 512, 4, 64)
-        simulator = Simulator()
+        simulator = Simulator(check=True)
         expert_rows(x, choices, *matrices, on=simulator)
         (report_of,) = simulator.reports
         read = sum(b.read for b in report_of.buffers if b.name in ("weight", "scales", "biases"))
