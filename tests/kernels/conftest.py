@@ -15,6 +15,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def kernel_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from tiny_llm._blas import cache_dir
     from tiny_llm.kernels.sim import compiler
 
     try:
@@ -23,7 +24,9 @@ def kernel_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         pytest.skip(str(error))
     before = os.environ.get("TINY_LLM_CACHE")
     folder = kept(request.config) or tmp_path_factory.getbasetemp() / "kernels"  # one, whoever takes the fixture
+    compiled_for_cpu = cache_dir() / "cpu"
     os.environ["TINY_LLM_CACHE"] = str(folder)
+    share(compiled_for_cpu, folder / "cpu")
     forget_others(folder, keep=compiler.folder().name)
     yield
     if before is None:
@@ -39,6 +42,18 @@ def kept(config: pytest.Config) -> Path | None:
     """
     cache = getattr(config, "cache", None)
     return Path(cache.mkdir("kernels")) if cache is not None else None
+
+
+def share(compiled: Path, place: Path) -> None:
+    """Let tests that run later in this process find the kernels that are compiled already."""
+    if place.is_symlink() and place.readlink() == compiled:
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    link = place.with_name(f"cpu.{os.getpid()}")
+    link.symlink_to(compiled)
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    link.replace(place)
 
 
 def forget_others(folder: Path, keep: str) -> None:
