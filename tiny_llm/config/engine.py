@@ -1,10 +1,11 @@
 """How the engine runs a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tiny_llm.config.fields import is_integer, require
 from tiny_llm.config.model import GROUP_SIZES
+from tiny_llm.config.speculation import SpeculationConfig
 
 CACHES = ("contiguous", "rotating", "quantized")
 KV_BITS = (8, 4)
@@ -32,6 +33,7 @@ class EngineConfig:
     `cache`: "contiguous" keeps every token; "rotating" the first `sinks` and the newest, `window` in all (1024 and 4
     if not set); "quantized" keeps `kv_bits` (8 or 4, 8 if not set) for each number, in groups of `kv_group_size`
     (64 if not set and head_dim allows it). With one of these two a rotating cache is packed as well.
+    `speculation`: who guesses the next tokens, if anyone.
     """
 
     ops: Literal["fused", "plain"] = "fused"
@@ -46,6 +48,7 @@ class EngineConfig:
     sinks: int | None = None
     kv_bits: int | None = None
     kv_group_size: int | None = None
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
 
     def __post_init__(self) -> None:
         require(self.ops in ("fused", "plain"), f"ops: expected fused or plain, found {self.ops!r}")

@@ -97,9 +97,14 @@ class Sampler:
         logprobs, top_tokens, top_logprobs = self._report(logits, tokens)
         return Sampled(tokens, finite, logprobs, top_tokens, top_logprobs)
 
+    @property
+    def counts(self) -> bool:
+        """Whether it counts the tokens of its rows, for penalties."""
+        return self._history is not None
+
     def fork(self) -> "Sampler":
         """Make a sampler that goes on from here by itself; this one, where it counts no tokens."""
-        return self if self._history is None else copy(self)
+        return copy(self) if self.counts else self
 
     def select(self, rows: Sequence[int]) -> "Sampler":
         """Make a sampler of these rows, in this order. A row may be left out, or appear twice."""

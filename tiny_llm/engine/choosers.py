@@ -7,6 +7,8 @@ Forms   say which tokens may come next in the answers that have a grammar
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Row
+from contextlib import suppress
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -14,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from tiny_llm.config import SamplingParams
+from tiny_llm.decode.acceptance import DraftTree, accepted
 from tiny_llm.decode.beam import Logprobs, Search, deltas_of_beams
 from tiny_llm.decode.sampler import Sampled, Sampler
 from tiny_llm.decode.structured import Bits, Grammars, mask_logits
@@ -39,12 +42,48 @@ class Track:
     output: list[int]
 
 
+class Verified(NamedTuple):
+    """The rows of logits of one sequence: one for its next token, and one behind each node of its draft.
+
+    `position` is that of its next token.
+    """
+
+    sequence: SequenceId
+    position: int
+    draft: DraftTree = DraftTree()
+
+
+class Path(NamedTuple):
+    """A row of logits: the drafted tokens behind the sequence's own, and the position of the token after them."""
+
+    sequence: SequenceId
+    tokens: tuple[int, ...]
+    position: int
+
+
+def _paths_of(verified: Verified) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Yield the path and the position of each row of a sequence: behind its text, then behind each node."""
+    draft = verified.draft
+    for node in range(-1, len(draft)):
+        path = tuple(draft.tokens[each] for each in draft.path(node))
+        yield path, verified.position + len(path)
+
+
 class Choice(NamedTuple):
-    """The tokens chosen for the sequences `rows`, and the sampler that has counted them."""
+    """The tokens chosen for each row of the sequences `verified`, and the sampler that has counted them."""
 
     sampled: Sampled
     sampler: Sampler
-    rows: list[SequenceId]
+    verified: list[Verified]
+
+    @property
+    def rows(self) -> list[SequenceId]:
+        """The sequence of each row."""
+        return [one.sequence for one in self.verified for _ in range(1 + len(one.draft))]
+
+    @property
+    def has_drafts(self) -> bool:
+        return any(len(one.draft) for one in self.verified)
 
 
 class Draw:
@@ -81,54 +120,68 @@ class Draw:
 
     def adopt(self, choice: Choice | None) -> None:
         """Go on from a choice whose step is run."""
-        if choice is not None:
+        if choice is not None and choice.has_drafts and choice.sampler.counts:
+            self._sampler = None  # it has counted rejected tokens, too
+        elif choice is not None:
             self._sampler, self._rows = choice.sampler, choice.rows
 
     def reset(self) -> None:
         """After a step that failed: drop the sampler, whose counts are made again from the tokens."""
         self._sampler = None
 
-    def __call__(
-        self, logits: mx.array, sequences: Row[SequenceId], positions: Row[int], state: Row[mx.array]
-    ) -> Choice:
-        """Choose a token for each row of logits (R, V); nothing is evaluated. `positions` are those of the tokens.
+    def __call__(self, logits: mx.array, verified: list[Verified], state: Row[mx.array]) -> Choice:
+        """Choose a token for each row of logits (R, V), of these sequences in their order; nothing is evaluated.
 
         The choice counts only when it is adopted: its step may be one that is predicted and never run. `state` are
         buffers that the device may compute while the host finds out what forms allow.
         """
-        logits = self.forms.mask(logits, sequences, state)
-        rows = list(sequences)
-        sampler = self._sampler_for(rows)
-        return Choice(sampler(logits, positions), sampler, rows)
+        paths = [Path(one.sequence, *at) for one in verified for at in _paths_of(one)]
+        logits = self.forms.mask(logits, paths, state)
+        sampler = self._sampler_for(paths)
+        positions = [path.position for path in paths]
+        return Choice(sampler(logits, positions), sampler, verified)
 
-    def _sampler_for(self, rows: list[SequenceId]) -> Sampler:
-        """A sampler of these sequences that has counted their tokens so far."""
+    def _sampler_for(self, paths: list[Path]) -> Sampler:
+        """A sampler of these rows that has counted the tokens before each."""
         known = self._sampler
-        if known is not None and rows == self._rows:
-            return known.fork()
-        if known is not None and set(rows) <= set(self._rows):
-            return known.select([self._rows.index(sequence) for sequence in rows])
+        rows = [path.sequence for path in paths]
+        drafted = any(path.tokens for path in paths)
+        if known is not None and not (drafted and known.counts):
+            if rows == self._rows:
+                return known.fork()
+            if set(rows) <= set(self._rows):
+                return known.select([self._rows.index(sequence) for sequence in rows])
         tracks = [self._tracks[sequence] for sequence in rows]
         return Sampler(
             [track.params for track in tracks],
             self.vocab_size,
             [track.prompt for track in tracks],
-            outputs=[track.output for track in tracks],
+            outputs=[(*track.output, *path.tokens) for track, path in zip(tracks, paths, strict=True)],
             samples=[sequence.number for sequence in rows],
         )
 
-    def read(self, choice: Choice) -> list[Token]:
-        """Wait for the tokens of a choice, and follow them."""
-        tokens = []
-        for sequence, token, finite in zip(choice.rows, *_numbers_of(choice.sampled), strict=True):
-            track = self._tracks[sequence]
-            track.output.append(token.id)
-            tokens.append(_with_logprobs(token, track.params.logprobs))
-            if finite:
-                self.forms.follow(sequence, token.id)
-            else:
-                self.forms.faults.append(Fault(sequence.request, ArithmeticError(NOT_FINITE)))
-        return tokens
+    def read(self, choice: Choice) -> list[list[Token]]:
+        """Wait for a choice. Returns the new tokens of each sequence: the accepted ones of its draft, and one more."""
+        drawn, finite = _numbers_of(choice.sampled)
+        begin = 0
+        found = []
+        for sequence, _, draft in choice.verified:
+            rows = range(begin, begin + 1 + len(draft))
+            begin = rows.stop
+            kept = accepted(draft, [drawn[row].id for row in rows])
+            followed = [rows[0], *(rows[1 + node] for node in kept)]
+            found.append([self._follow(sequence, drawn[row], finite[row]) for row in followed])
+        return found
+
+    def _follow(self, sequence: SequenceId, token: Token, finite: bool) -> Token:
+        """Take in a sequence's next token. Returns it as its request asks for it."""
+        track = self._tracks[sequence]
+        track.output.append(token.id)
+        if finite:
+            self.forms.follow(sequence, token.id)
+        else:
+            self.forms.faults.append(Fault(sequence.request, ArithmeticError(NOT_FINITE)))
+        return _with_logprobs(token, track.params.logprobs)
 
     def take_faults(self) -> list[Fault]:
         """Return the faults found since the last call, and forget them."""
@@ -250,6 +303,15 @@ class Form:
             raise ValueError(_dead_end(_reason(self.matcher) or "no token may follow"))
         return bits
 
+    def behind(self, tokens: Row[int]) -> "Form":
+        """Return a copy that has followed these tokens. Raises ValueError where the grammar does not allow them."""
+        other = copy(self)
+        other.matcher = self.matcher.deep_copy()
+        other._thought, other._detokenizer = deepcopy((self._thought, self._detokenizer))
+        for token in tokens:
+            other.follow(token)
+        return other
+
     def follow(self, token: int) -> None:
         """Advance by the token that was chosen. Raises ValueError where the grammar does not allow it."""
         if self._detokenizer is not None:
@@ -297,17 +359,17 @@ class Forms:
         """Drop the data of a sequence that has ended."""
         self._forms.pop(sequence, None)
 
-    def mask(self, logits: mx.array, sequences: Row[SequenceId], state: Row[mx.array]) -> mx.array:
-        """Set to minus infinity the logits that a sequence's grammar forbids. logits (R, V), one row a sequence.
+    def mask(self, logits: mx.array, paths: Row[Path], state: Row[mx.array]) -> mx.array:
+        """Set to minus infinity the logits that a sequence's grammar forbids behind a path. logits (R, V).
 
         `state` are the pool's buffers: the device computes them and the logits while the host computes the masks.
         """
-        rows = [row for row, sequence in enumerate(sequences) if sequence in self._forms]
+        rows = [row for row, path in enumerate(paths) if path.sequence in self._forms]
         if not rows:
             return logits
         mx.async_eval(logits, *state)  # type: ignore[no-untyped-call]
-        bits = mx.array(np.stack([self._bits(sequences[row]) for row in rows]))
-        if len(rows) == len(sequences):
+        bits = mx.array(np.stack([self._bits(paths[row]) for row in rows]))
+        if len(rows) == len(paths):
             return mask_logits(logits, bits)
         index = mx.array(rows)
         logits[index] = mask_logits(logits[index], bits)
@@ -321,13 +383,20 @@ class Forms:
             except Exception as error:
                 self.faults.append(Fault(sequence.request, error))
 
-    def _bits(self, sequence: SequenceId) -> Bits:
-        """Return the sequence's mask. An error becomes a fault of its request, and the mask then allows all tokens."""
+    def _bits(self, path: Path) -> Bits:
+        """Return the mask behind a path. An error becomes a fault of the request, and the mask then allows all tokens.
+
+        Behind a drafted token that the grammar forbids nothing is read, so that the mask may allow all, too.
+        """
+        form = self._forms[path.sequence]
         try:
-            return self._forms[sequence].bits()
+            if not path.tokens:
+                return form.bits()
+            with suppress(ValueError):
+                return form.behind(path.tokens).bits()
         except Exception as error:
-            self.faults.append(Fault(sequence.request, error))
-            return np.full_like(self.grammars.anything_but_an_end, -1)
+            self.faults.append(Fault(path.sequence.request, error))
+        return np.full_like(self.grammars.anything_but_an_end, -1)
 
 
 def _dead_end(reason: str) -> str:

@@ -97,6 +97,16 @@ class Ledger:
         return length
         # ANCHOR_END: extend
 
+    def extend_draft(self, sequence: Sequence, limit: int) -> int:
+        """Give a sequence, behind its last token, blocks for drafted tokens. Returns their number, at most `limit`."""
+        table, size = sequence.block_table, self.blocks.block_size
+        known = len(sequence.tokens)
+        room = (len(table) + self.blocks.num_available) * size - known
+        length = min(limit, room)
+        while len(table) < self.blocks.blocks_for(known + length):
+            table.append(self._allocate())
+        return length
+
     def view(self, sequence: Sequence, end: int) -> View:
         """Return the view of a share that starts after the computed tokens and ends before position `end`."""
         return View(tuple(sequence.block_table[: -(-end // self.blocks.block_size)]), sequence.computed)

@@ -24,12 +24,14 @@ from tiny_llm.decode.beam import all_finite
 from tiny_llm.decode.structured import Grammars
 from tiny_llm.decode.text import NOT_FINITE, Delta, Token, Writer, check_prompt
 from tiny_llm.engine.choosers import Beams, Draw, Fault, texts_of
+from tiny_llm.engine.drafters import new_drafter
 from tiny_llm.engine.events import Event, Guarded
 from tiny_llm.engine.ledger import check_request
 from tiny_llm.engine.recovery import Recovery, out_of_memory
 from tiny_llm.engine.request import UNKNOWN, Request, Result, Sequence, SequenceId, Share, Step
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.speculation import Speculation
 from tiny_llm.engine.store import Store, new_scheduler, new_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model.qwen3 import Qwen3
@@ -91,6 +93,8 @@ class Loop:
         self._beams = Beams()
         self._running: Running | None = None
         self._recovery = Recovery(self.scheduler, self.runner, self.store)
+        wanted = self.engine.speculation
+        self.speculation = Speculation(wanted, new_drafter(wanted))
 
     @property
     def has_work(self) -> bool:
@@ -181,6 +185,8 @@ class Loop:
         """Build the step that will probably be next, while the device works."""
         if self.config.disk_folder and self.scheduler.waiting:
             return  # admission may load blocks; a prepared step references the buffers, so MLX would copy them to write
+        if self.speculation.on:
+            return  # the next step's drafts depend on the tokens of this one
         guess = foresee(self.scheduler, running.step)
         if guess is not None:
             self.runner.prepare(guess, running)
@@ -190,6 +196,7 @@ class Loop:
         outputs: list[Output] = []
         now = self.clock()
         self.scheduler.finish(step, results, now)
+        self.speculation.observe(step, results)
         faults = self.runner.draw.take_faults()
         for share, result in zip(step.shares, results, strict=True):
             if result.row is not None and not all_finite(result.row):
@@ -219,11 +226,13 @@ class Loop:
     def _start(self) -> list[Output]:
         """Plan the next step and set it going."""
         if not self.scheduler.has_work:
-            self.runner.release(self.scheduler.sequences.take_ended())
+            self._release(self.scheduler.sequences.take_ended())
             if isinstance(self.store, WholeCaches):
                 self.store.drop_unused(self.scheduler.blocks.in_use)
             return []
+        self.speculation.draft(self.scheduler.running, self.max_context)
         step = self.scheduler.schedule(self.clock())
+        self.speculation.forget(step.ended)
         if not step.shares:  # nothing fits under the limits lowered after a failure: restore them
             self.runner.release(step.ended)
             self.scheduler.restore_limits()
@@ -233,6 +242,11 @@ class Loop:
         except Exception as error:
             return self._after_failure(step, error)
         return []
+
+    def _release(self, ended: Row[SequenceId]) -> None:
+        """Drop what is known of sequences that have ended, where no step tells it."""
+        self.runner.release(ended)
+        self.speculation.forget(ended)
 
     def _texts(self, sequence: SequenceId, result: Result) -> list[Output]:
         """Turn a result's tokens into outputs. An error here ends only the sequence's own request."""

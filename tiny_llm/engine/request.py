@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tiny_llm.cache.view import View
 from tiny_llm.config import SamplingParams, Structured
 from tiny_llm.config.fields import is_finite, is_integer, require, shown
+from tiny_llm.decode.acceptance import DraftTree
 
 if TYPE_CHECKING:
     from tiny_llm.decode.text import TokenLogprobs
@@ -118,7 +119,8 @@ class Sequence:
     `tokens` are the prompt and the generated tokens. The blocks of `block_table` hold K and V of the first `computed`
     tokens; `cached` of these were found in kept blocks when the sequence was last admitted. `rank` orders sequences,
     the least rank first. `followers` are the request's other continuations while they wait until this sequence's prompt
-    is computed. In a beam search they also include the beams that were preempted together with this one.
+    is computed. In a beam search they also include the beams that were preempted together with this one. `draft` are
+    guesses for the tokens behind `tokens`, which the next step may verify.
     """
 
     request: Request
@@ -132,6 +134,7 @@ class Sequence:
     admitted: float | None = None
     finish_reason: EndReason | None = None
     followers: list["Sequence"] = field(default_factory=list)
+    draft: DraftTree = DraftTree()  # noqa: RUF009 (frozen)
 
     id: SequenceId = field(init=False)
 
@@ -162,7 +165,7 @@ class Share(NamedTuple):
 
     `wanted` is the number of the share's last rows that need logits: 0 for a chunk, 1 for a decode and for the end of a
     prompt, k + 1 to verify k drafted tokens. `parents` is the tree of a draft: the number in the share of each token's
-    parent; None for a plain row. No policy makes drafts yet: `parents`, and `held` in a view, are set by tests alone.
+    parent; None for a plain row. No policy makes views with `held` yet: tests alone set it.
     """
 
     sequence: SequenceId
@@ -180,6 +183,15 @@ class Share(NamedTuple):
     def end(self) -> int:
         """The position after the share's last token."""
         return self.start + len(self.tokens)
+
+    @property
+    def draft(self) -> DraftTree:
+        """The drafted tokens, behind the last verified one."""
+        known = self.length - max(0, self.wanted - 1)
+        tokens = self.tokens[known:]
+        if self.parents is None:
+            return DraftTree.chain(tokens)
+        return DraftTree(tokens, tuple(parent - known for parent in self.parents[known:]))
 
     @property
     def scattered(self) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from tiny_llm.decode.beam import log_softmax
-from tiny_llm.engine.choosers import Choice, Draw
+from tiny_llm.engine.choosers import Choice, Draw, Verified
 from tiny_llm.engine.request import UNKNOWN, Result, SequenceId, Share, Step
 from tiny_llm.engine.store import Store
 from tiny_llm.model.qwen3 import Qwen3
@@ -39,13 +39,14 @@ class Batch(NamedTuple):
         drawing: list[int] = []
         searching: list[int] = []
         for place, share in enumerate(shares):
-            assert share.wanted <= 1, "a draw takes one row of a share"
             if share.wanted:
                 chosen = searching if draw.searches(share.sequence) else drawing
                 chosen.append(place)
         ends = list(accumulate(share.length for share in shares))
-        rows = tuple(ends[place] - 1 for place in drawing + searching)
-        return cls(tuple(order), shares, rows, tuple(drawing), tuple(searching))
+        rows: list[int] = []
+        for place in drawing + searching:
+            rows += range(ends[place] - shares[place].wanted, ends[place])
+        return cls(tuple(order), shares, tuple(rows), tuple(drawing), tuple(searching))
 
     @property
     def num_tokens(self) -> int:
@@ -115,9 +116,11 @@ class Runner:
             mx.eval(self.store.state)
         batch = running.batch
         if running.choice is not None:
-            tokens = self.draw.read(running.choice)
-            for place, token in zip(batch.drawing, tokens, strict=True):
-                results[batch.order[place]] = Result((token.id,), logprobs=(token.logprobs,))
+            found = self.draw.read(running.choice)
+            for place, tokens in zip(batch.drawing, found, strict=True):
+                ids = tuple(token.id for token in tokens)
+                logprobs = tuple(token.logprobs for token in tokens)
+                results[batch.order[place]] = Result(ids, logprobs=logprobs)
         if running.logits is not None:
             for place, row in zip(batch.searching, running.logits, strict=True):
                 results[batch.order[place]] = Result(row=log_softmax(row))
@@ -152,14 +155,13 @@ class Runner:
             return Running(step, batch)
         every = batch.rows == tuple(range(batch.num_tokens))
         logits = self.model.logits(hidden if every else hidden[mx.array(batch.rows)])
-        count = len(batch.drawing)
+        shares = [batch.shares[place] for place in batch.drawing]
+        count = sum(share.wanted for share in shares)
         choice = None
         if count:
-            shares = [batch.shares[place] for place in batch.drawing]
-            sequences = [share.sequence for share in shares]
-            positions = [share.end for share in shares]
+            verified = [Verified(share.sequence, share.end - len(share.draft), share.draft) for share in shares]
             drawn = logits if not batch.searching else logits[:count]
-            choice = self.draw(drawn, sequences, positions, store.state)
+            choice = self.draw(drawn, verified, store.state)
         return Running(step, batch, choice, logits[count:] if batch.searching else None)
 
 

@@ -287,6 +287,7 @@ class Scheduler:
 
     def _step(self, plan: Plan) -> Step:
         """Turn the plan into a step, which is plain data."""
+        self._add_drafts(plan)
         shares = tuple(plan.entries.values())
         admitted = self.sequences.admissions(plan.entries)
         return Step(plan.number, shares, tuple(self.ledger.copies), admitted, self.sequences.take_ended())
@@ -298,10 +299,29 @@ class Scheduler:
         wanted = int(end == len(tokens))  # a prompt's last token, or a decode
         return Share(sequence.id, start, tuple(tokens[start:end]), wanted, self.ledger.view(sequence, end))
 
+    def _add_drafts(self, plan: Plan) -> None:
+        """Add to decodes as much of their drafts as the token budget and the available blocks allow."""
+        left = self.config.token_budget - plan.num_tokens
+        for sequence, share in plan.entries.items():
+            if left > 0 and len(sequence.draft) and share.wanted and share.length == 1:
+                length = self.ledger.extend_draft(sequence, min(left, len(sequence.draft)))
+                plan.entries[sequence] = self._verification(sequence, length)
+                left -= length
+
+    def _verification(self, sequence: Sequence, length: int) -> Share:
+        """Make the share of a sequence's last token and of the first `length` nodes of its draft."""
+        start, draft = sequence.computed, sequence.draft
+        tokens = sequence.tokens[start], *draft.tokens[:length]
+        parents = None if draft.is_chain else (-1, *(parent + 1 for parent in draft.parents[:length]))
+        view = self.ledger.view(sequence, start + 1 + length)
+        return Share(sequence.id, start, tokens, 1 + length, view, parents)
+
     def _append(self, sequence: Sequence, tokens: Row[int]) -> None:
         """Append the tokens of a result, up to a token that ends the sequence."""
-        for token in tokens:
+        before = sequence.computed - len(tokens)  # K and V before the first of them
+        for number, token in enumerate(tokens, 1):
             if sequence.state is State.RUNNING:
+                sequence.computed = before + number
                 self.sequences.append(sequence, token)
         if sequence.state is State.RUNNING:
             self.ledger.trim(sequence)

@@ -1,0 +1,37 @@
+"""How the engine guesses the next tokens of an answer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tiny_llm.config.fields import is_finite, is_integer, require, shown
+
+DRAFTERS = ("none", "suffix")
+MOST_GUESSES = 63  # a tree of drafts has at most 64 nodes, the last verified token among them
+
+
+@dataclass(frozen=True)
+class SpeculationConfig:
+    """How the engine guesses the next tokens of an answer, which it then verifies many at a time.
+
+    `drafter`: "none", or "suffix" (what followed the same words before, in the prompt, in this answer or in the
+    tenant's earlier answers). `max_draft`: guesses of a sequence in a step, at most. `least`: a guess is left out where
+    the drafter gives less than this probability to all guesses up to it being right.
+    """
+
+    drafter: Literal["none", "suffix"] = "none"
+    max_draft: int = 8
+    least: float = 0.3
+
+    def __post_init__(self) -> None:
+        require(
+            self.drafter in DRAFTERS,
+            f"drafter: expected one of {', '.join(DRAFTERS)}, found {shown(self.drafter)}",
+        )
+        require(
+            is_integer(self.max_draft) and 1 <= self.max_draft <= MOST_GUESSES,
+            f"max_draft: expected an integer from 1 to {MOST_GUESSES}, found {shown(self.max_draft)}",
+        )
+        require(
+            is_finite(self.least) and 0 <= self.least <= 1,
+            f"least: expected a probability from 0 to 1, found {shown(self.least)}",
+        )

@@ -1,0 +1,113 @@
+"""Give the running sequences their drafts before a step, and count how many guesses were right after it."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence as Row
+from dataclasses import dataclass, field
+
+from tiny_llm.config.speculation import SpeculationConfig
+from tiny_llm.decode.acceptance import DraftTree
+from tiny_llm.engine.drafters import Drafter
+from tiny_llm.engine.request import Result, Sequence, SequenceId, Step
+
+NO_DRAFT = DraftTree()
+
+
+@dataclass
+class SpeculationCounts:
+    """Counts since the start. `accepted_at[i]`: drafts whose guess number i was accepted, from 0 on."""
+
+    drafts: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    accepted_at: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """The share of the guesses that were accepted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_per_draft(self) -> float:
+        """New tokens of a step that verifies a draft, on average: the accepted ones and one more."""
+        return 1 + self.accepted / self.drafts if self.drafts else 1.0
+
+
+class Speculation:
+    """The drafter of a loop. One that raises is switched off, and the answers go on without it.
+
+    `fault` is the error for which the drafter was switched off.
+    """
+
+    def __init__(self, config: SpeculationConfig, drafter: Drafter | None):
+        self.config, self.drafter = config, drafter
+        self.counts = SpeculationCounts()
+        self.fault: Exception | None = None
+
+    @property
+    def on(self) -> bool:
+        return self.drafter is not None
+
+    def draft(self, running: Row[Sequence], max_context: int) -> None:
+        """Set the drafts of the sequences that decode next."""
+        for sequence in running:
+            sequence.draft = NO_DRAFT
+            if self.drafter is None or sequence.remaining != 1 or sequence.request.searches:
+                continue
+            limit = min(self.config.max_draft, room(sequence, max_context))
+            if limit > 0:
+                sequence.draft = self._proposed(sequence, limit)
+
+    def _proposed(self, sequence: Sequence, limit: int) -> DraftTree:
+        assert self.drafter is not None
+        try:
+            return pruned(self.drafter.propose(sequence, limit), sequence.request.stop_tokens, limit)
+        except Exception as error:
+            self._switch_off(error)
+            return NO_DRAFT
+
+    def observe(self, step: Step, results: Row[Result]) -> None:
+        """Count the guesses of a step."""
+        counts = self.counts
+        for share, result in zip(step.shares, results, strict=True):
+            guesses = share.wanted - 1
+            if guesses <= 0:
+                continue
+            right = len(result.tokens) - 1
+            counts.drafts += 1
+            counts.drafted += guesses
+            counts.accepted += right
+            counts.accepted_at.update(range(right))
+
+    def forget(self, ended: Row[SequenceId]) -> None:
+        """Drop the data of sequences that have ended or were preempted."""
+        if self.drafter is None or not ended:
+            return
+        try:
+            self.drafter.forget(ended)
+        except Exception as error:
+            self._switch_off(error)
+
+    def _switch_off(self, error: Exception) -> None:
+        self.drafter, self.fault = None, error
+        name = self.config.drafter
+        warnings.warn(f"drafter {name}: {error!r}; the engine goes on without drafts", RuntimeWarning, stacklevel=4)
+
+
+def room(sequence: Sequence, max_context: int) -> int:
+    """Return how many guesses may be accepted before the answer's last token, which no guess needs to be."""
+    longest = min(sequence.num_prompt + sequence.request.params.max_tokens, max_context)
+    return longest - len(sequence.tokens) - 1
+
+
+def pruned(draft: DraftTree, stops: frozenset[int], limit: int) -> DraftTree:
+    """Return the first `limit` nodes of a draft without tokens that end an answer, and without what follows these."""
+    kept: dict[int, int] = {-1: -1}
+    tokens: list[int] = []
+    parents: list[int] = []
+    for node, (token, parent) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
+        if token not in stops and parent in kept and len(tokens) < limit:
+            kept[node] = len(tokens)
+            tokens.append(token)
+            parents.append(kept[parent])
+    return DraftTree(tuple(tokens), tuple(parents))
