@@ -88,7 +88,7 @@ def test_rule_a_accepts_as_often_as_the_model_draws_a_child(tree: DraftTree) -> 
         assert drawn[node + 1] not in {tree.tokens[child] for child in tree.children(node)}
 
 
-class Choice(Exception):
+class UndecidedError(Exception):
     """A random number is asked for that the enumeration has not decided yet."""
 
 
@@ -104,11 +104,11 @@ def outcomes(run: Callable[[Callable[[Fraction], bool]], tuple]) -> Iterator[tup
                 return next(asked)
             except StopIteration:
                 pending.append(chance)
-                raise Choice from None
+                raise UndecidedError from None
 
         try:
             yield run(decide), share
-        except Choice:
+        except UndecidedError:
             (chance,) = pending
             for outcome, part in ((True, chance), (False, 1 - chance)):
                 if part:

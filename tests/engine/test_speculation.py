@@ -1,0 +1,313 @@
+"""Speculation: whatever is guessed, every answer is the one without guesses, and right guesses save steps."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engine.test_loop import (
+    GREEDY,
+    SAMPLED,
+    SEARCH,
+    alone,
+    assert_same,
+    make_loop,
+    mixed_requests,
+    request,
+    run,
+    summary,
+)
+from tests.support import make_model
+from tiny_llm import LLM, SamplingParams, load
+from tiny_llm.config import EngineConfig, Structured
+from tiny_llm.config.speculation import SpeculationConfig
+from tiny_llm.decode.acceptance import DraftTree
+from tiny_llm.engine.loop import Loop
+from tiny_llm.engine.request import Request, SequenceId
+from tiny_llm.engine.request import Sequence as Running
+from tiny_llm.engine.speculation import Speculation, pruned, room
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    path: Path = make_model(tmp_path_factory.mktemp("model"))
+    return load(path)
+
+
+class Scripted:
+    """Guesses by a function of the sequence and the number of guesses that are asked for."""
+
+    def __init__(self, guess: Callable[[Running, int], Sequence[int]]):
+        self.guess = guess
+
+    def propose(self, sequence: Running, limit: int) -> DraftTree:
+        return DraftTree.chain(self.guess(sequence, limit))
+
+    def forget(self, ended: Sequence[SequenceId]) -> None:
+        pass
+
+
+def guessing(llm: LLM, drafter, max_draft: int = 5, **settings) -> Loop:
+    """A loop with this drafter."""
+    loop = make_loop(llm, **settings)
+    loop.speculation = Speculation(SpeculationConfig("suffix", max_draft), drafter)
+    return loop
+
+
+Answers = dict[SequenceId, list[int]]
+
+
+def answers_of(llm: LLM, requests: Sequence[Request]) -> Answers:
+    """What each request is answered without guesses."""
+    found = {}
+    for one in requests:
+        for index, deltas in alone(llm, one).items():
+            found[SequenceId(one.id, index)] = [delta.token for delta in deltas]
+    return found
+
+
+def following(answers: Answers, sequence: Running, limit: int) -> list[int]:
+    """The tokens that will follow."""
+    begin = len(sequence.output)
+    return answers[sequence.id][begin : begin + limit]
+
+
+def oracle(answers: Answers) -> Scripted:
+    return Scripted(lambda sequence, limit: following(answers, sequence, limit))
+
+
+def wrong(answers: Answers) -> Scripted:
+    return Scripted(lambda sequence, limit: [(token + 1) % 300 for token in following(answers, sequence, limit)])
+
+
+def mixed(answers: Answers, seed: int = 0) -> Scripted:
+    """Right for a while, then wrong; of any length."""
+    rng = random.Random(seed)
+
+    def guess(sequence: Running, limit: int) -> list[int]:
+        tokens = following(answers, sequence, rng.randint(0, limit))
+        right = rng.randint(0, len(tokens))
+        return tokens[:right] + [rng.randrange(300) for _ in tokens[right:]]
+
+    return Scripted(guess)
+
+
+DRAFTERS = {"oracle": oracle, "wrong": wrong, "mixed": mixed}
+
+
+def prompt(seed: int, length: int = 20) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(300) for _ in range(length)]
+
+
+def check(llm: LLM, requests: Sequence[Request], loop: Loop) -> None:
+    got = run(loop, requests)
+    for one in requests:
+        want = alone(llm, one)
+        assert got[one.id].keys() == want.keys()
+        for index, deltas in want.items():
+            assert_same(llm, one, index, got[one.id][index], deltas)
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_right_guesses_give_a_token_more_each_and_wrong_ones_none(llm: LLM, params: SamplingParams) -> None:
+    one = request(llm, "one", prompt(1), replace(params, max_tokens=25))
+    answers = answers_of(llm, [one])
+    steps = {}
+    for name in ("oracle", "wrong"):
+        loop = guessing(llm, DRAFTERS[name](answers), max_draft=5)
+        loop.add(one)
+        tokens, count = [], 0
+        while loop.has_work:
+            tokens += [output.delta.token for output in loop.step()]
+            count += 1
+            loop.scheduler.check()
+        assert tokens == answers[SequenceId("one", 0)]
+        steps[name] = loop.scheduler.steps
+        counts = loop.speculation.counts
+        assert counts.acceptance_rate == (1.0 if name == "oracle" else 0.0)
+        assert counts.tokens_per_draft == pytest.approx(1 + counts.accepted / counts.drafts)
+    assert steps["oracle"] == 1 + 4  # the prompt gives a token, and four steps six each
+    assert steps["wrong"] == 25
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("blocks", [200, 45], ids=["room", "preemption"])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_request_gets_what_it_gets_alone(llm: LLM, drafter: str, blocks: int, seed: int) -> None:
+    """Batches with prompts, all sampling settings, penalties, log-probabilities, stop strings, end tokens."""
+    requests = mixed_requests(llm, 12, seed)
+    loop = guessing(llm, DRAFTERS[drafter](answers_of(llm, requests)), blocks=blocks)
+    check(llm, requests, loop)
+    assert loop.speculation.fault is None
+    assert loop.speculation.counts.drafts > 0
+    assert (loop.speculation.counts.accepted > 0) == (drafter != "wrong")
+
+
+@pytest.mark.parametrize("penalty", ["repetition_penalty", "frequency_penalty", "presence_penalty"])
+def test_penalties_count_the_path(llm: LLM, penalty: str) -> None:
+    """Each row of a draft has its own counts: once for each token before it, rejected ones not at all."""
+    params = SamplingParams(max_tokens=40, temperature=0.9, seed=3, ignore_eos=True, **{penalty: 1.9})
+    requests = [request(llm, f"{i}", prompt(i, 8), params) for i in range(3)]
+    for drafter in DRAFTERS.values():
+        check(llm, requests, guessing(llm, drafter(answers_of(llm, requests))))
+
+
+def test_several_answers_and_searches(llm: LLM) -> None:
+    """Beams are not drafted."""
+    several = request(llm, "several", prompt(4), SamplingParams(n=3, max_tokens=20, seed=1, ignore_eos=True))
+    search = request(llm, "search", prompt(5), SEARCH)
+    answers = answers_of(llm, [several])
+    for drafter in DRAFTERS.values():
+        loop = guessing(llm, drafter(answers))
+        got = run(loop, [several, search])
+        for one in (several, search):
+            want = alone(llm, one)
+            assert {i: summary(deltas) for i, deltas in got[one.id].items()} == {
+                i: summary(deltas) for i, deltas in want.items()
+            }
+
+
+FORMS = [
+    Structured("regex", "[a-z]{2,4}( [0-9]{1,3}){3}"),
+    Structured("json_schema", '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["regex", "schema"])
+@pytest.mark.parametrize("thinks", [False, True])
+def test_grammars_hold_behind_every_guess(llm: LLM, form: Structured, thinks: bool) -> None:
+    """A row of a draft has the grammar's mask behind its path; a guess that is forbidden is never accepted."""
+    for seed in range(3):
+        params = SamplingParams(max_tokens=40, temperature=1.0, seed=seed, structured=form)
+        one = replace(request(llm, "one", prompt(seed), params), in_thought=thinks)
+        want = summary(run(make_loop(llm), [one])["one"][0])
+        answers = {SequenceId("one", 0): want[0]}
+        for drafter in DRAFTERS.values():
+            loop = guessing(llm, drafter(answers))
+            assert summary(run(loop, [one])["one"][0]) == want
+            assert loop.speculation.fault is None
+
+
+def test_an_answer_ends_where_it_would_inside_a_draft(llm: LLM) -> None:
+    """By a stop token, a stop string or its length, with right guesses beyond that place."""
+    one = request(llm, "one", prompt(6), replace(GREEDY, max_tokens=30))
+    answers = answers_of(llm, [one])
+    tokens = answers[SequenceId("one", 0)]
+    text = llm.tokenizer.decode(tokens)
+    for params in (
+        replace(GREEDY, max_tokens=30, stop_token_ids=(tokens[8],)),
+        replace(GREEDY, max_tokens=30, stop=(text[9:12],)),
+        replace(GREEDY, max_tokens=9),
+    ):
+        cut = request(llm, "one", one.tokens, params)
+        for size in (1, 2, 5, 8):
+            check(llm, [cut], guessing(llm, oracle(answers), max_draft=size))
+
+
+def test_no_guess_goes_beyond_the_answer(llm: LLM) -> None:
+    one = request(llm, "one", prompt(6), replace(GREEDY, max_tokens=4))
+    asked: list[int] = []
+
+    def guess(sequence: Running, limit: int) -> list[int]:
+        asked.append(limit)
+        return [1] * 40
+
+    loop = guessing(llm, Scripted(guess), max_draft=6)
+    run(loop, [one])
+    assert asked == [2, 1] and loop.speculation.counts.drafted == 3
+    sequence = Running(one)
+    assert room(sequence, 22) == 1 and room(sequence, 1000) == 3
+
+
+def test_a_drafter_that_raises_is_switched_off(llm: LLM) -> None:
+    requests = mixed_requests(llm, 4, 1)
+
+    def fail(sequence: Running, limit: int) -> list[int]:
+        raise KeyError("no idea")
+
+    loop = guessing(llm, Scripted(fail))
+    with pytest.warns(RuntimeWarning, match="drafter suffix: KeyError.*goes on without drafts"):
+        check(llm, requests, loop)
+    assert isinstance(loop.speculation.fault, KeyError) and not loop.speculation.on
+
+
+def test_kept_keys_and_values_are_those_of_a_prefill(llm: LLM) -> None:
+    """Rejected guesses have written into the slots of later tokens."""
+    one = request(llm, "one", prompt(7), replace(GREEDY, max_tokens=60))
+    answers = answers_of(llm, [one])
+    loop = guessing(llm, mixed(answers), max_draft=7)
+    loop.add(one)
+    for _ in range(12):
+        loop.step()
+    (sequence,) = loop.scheduler.running
+    count = sequence.computed
+    assert count > 30 and loop.speculation.counts.drafted > loop.speculation.counts.accepted > 0
+    fresh = make_loop(llm)
+    fresh.add(request(llm, "fresh", sequence.tokens[:count], replace(GREEDY, max_tokens=2)))
+    fresh.step()
+    (other,) = fresh.scheduler.running
+    fresh.step()
+    for layer in range(llm.config.num_hidden_layers):
+        mine = loop.store.sequence(layer, sequence.block_table, count)
+        theirs = fresh.store.sequence(layer, other.block_table, count)
+        for a, b in zip(mine, theirs, strict=True):
+            np.testing.assert_allclose(np.array(a), np.array(b), atol=1e-5)
+
+
+def test_a_later_request_finds_only_verified_blocks(llm: LLM) -> None:
+    first = request(llm, "first", prompt(8), replace(GREEDY, max_tokens=30))
+    answers = answers_of(llm, [first])
+    loop = guessing(llm, wrong(answers))
+    run(loop, [first])
+    second = request(llm, "second", [*first.tokens, *answers[SequenceId("first", 0)]], GREEDY)
+    answers |= answers_of(llm, [second])
+    loop.speculation = Speculation(SpeculationConfig("suffix", 5), mixed(answers))
+    check(llm, [second], loop)
+
+
+def test_the_token_budget_bounds_drafts(llm: LLM) -> None:
+    requests = [request(llm, f"{i}", prompt(i), replace(GREEDY, max_tokens=20)) for i in range(6)]
+    loop = guessing(llm, oracle(answers_of(llm, requests)), max_draft=30, token_budget=16)
+    sizes = []
+    launch = loop.runner.launch
+    loop.runner.launch = lambda step: (sizes.append(step.num_tokens), launch(step))[1]
+    check(llm, requests, loop)
+    assert max(sizes) == 16
+
+
+@pytest.mark.parametrize("cache", ["contiguous", "quantized"])
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_whole_caches_forget_rejected_tokens(llm: LLM, cache: str, params: SamplingParams) -> None:
+    path = llm.path
+    plain = load(path, config=EngineConfig(cache=cache, kernels="mlx"))
+    fast = load(path, config=EngineConfig(cache=cache, kernels="mlx", speculation=SpeculationConfig("suffix", 4)))
+    tokens = [5, 6, 7, 8] * 6
+    params = replace(params, max_tokens=40)
+    want = plain.generate(tokens, params).tokens
+    assert fast.generate(tokens, params).tokens == want
+    assert fast.generate([*tokens, *want], params).tokens == plain.generate([*tokens, *want], params).tokens
+
+
+def test_a_draft_is_pruned_at_end_tokens() -> None:
+    tree = DraftTree((4, 9, 5, 6, 7), (-1, -1, 0, 1, 2))
+    assert pruned(tree, frozenset({9}), 10) == DraftTree((4, 5, 7), (-1, 0, 1))
+    assert pruned(tree, frozenset({5}), 10) == DraftTree((4, 9, 6), (-1, -1, 1))
+    assert pruned(tree, frozenset(), 2) == DraftTree((4, 9), (-1, -1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"drafter": "oracle"}, "drafter: expected one of none, suffix, found 'oracle'"),
+        ({"max_draft": 0}, "max_draft: expected an integer from 1 to 63, found 0"),
+        ({"max_draft": 64}, "max_draft: expected an integer from 1 to 63, found 64"),
+        ({"least": 1.5}, "least: expected a probability from 0 to 1, found 1.5"),
+    ],
+)
+def test_odd_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpeculationConfig(**settings)
