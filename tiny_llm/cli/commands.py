@@ -8,7 +8,7 @@ from typing import Any
 
 from tiny_llm.cli.conversation import Conversation
 from tiny_llm.cli.options import SamplingOptions, parse_logit_bias
-from tiny_llm.cli.session import Session, peak_memory, reads, timing
+from tiny_llm.cli.session import Session, guesses, peak_memory, reads, timing
 from tiny_llm.cli.terminal import size, table
 from tiny_llm.config import SamplingParams
 
@@ -97,6 +97,7 @@ class Commands:
                 ("peak memory", size(peak_memory(stats))),
             ]
         rows += [("experts", line) for line in reads(session.llm)]
+        rows += [("guesses", line) for line in guesses(session.llm)]
         table(rows)
 
     def do_quit(self, _: str) -> None:

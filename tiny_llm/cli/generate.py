@@ -20,7 +20,7 @@ from tiny_llm.cli.options import (
     settings_of,
     with_options,
 )
-from tiny_llm.cli.session import AnswerView, peak_memory, reads, timing
+from tiny_llm.cli.session import AnswerView, guesses, peak_memory, reads, timing
 from tiny_llm.cli.terminal import note, print_json, printable
 from tiny_llm.cli.thinking import ThinkingSplitter
 
@@ -101,6 +101,8 @@ def show_stream(llm: "LLM", request: "Prompt", template: dict[str, Any], setting
         note(timing(llm.last_stats))
         for line in reads(llm):
             note(f"experts: {line}")
+        for line in guesses(llm):
+            note(f"guesses: {line}")
 
 
 def show_text(llm: "LLM", request: "Prompt", template: dict[str, Any], texts: Iterable[str]) -> None:
@@ -150,7 +152,25 @@ def as_data(llm: "LLM", completions: Sequence["Completion"]) -> dict[str, Any]:
         "stats": {f.name: getattr(stats, f.name) for f in fields(stats)}
         | {"peak_memory": peak_memory(stats), "prefill_tps": stats.prefill_tps, "decode_tps": stats.decode_tps},
         **expert_reads(llm),
+        **speculation(llm),
     }
+
+
+def speculation(llm: "LLM") -> dict[str, Any]:
+    """What --json prints of guesses; the names are vLLM's."""
+    counts = llm.speculation
+    if not counts.drafts:
+        return {}
+    histogram = [counts.accepted_at[position] for position in range(max(counts.accepted_at, default=-1) + 1)]
+    figures = {
+        "mean_acceptance_length": counts.tokens_per_draft,
+        "draft_acceptance_rate": counts.acceptance_rate,
+        "acceptance_histogram": histogram,
+        "num_spec_steps": counts.drafts,
+        "num_draft_tokens": counts.drafted,
+        "num_accepted_draft_tokens": counts.accepted,
+    }
+    return {"speculative_decoding": figures}
 
 
 def expert_reads(llm: "LLM") -> dict[str, Any]:

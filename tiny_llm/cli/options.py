@@ -15,6 +15,7 @@ from tiny_llm.cli.errors import usage
 from tiny_llm.cli.inputs import check_text, read_file, text_of
 from tiny_llm.cli.terminal import dim, note, num_bytes_of
 from tiny_llm.config import EngineConfig, SamplingParams, Structured
+from tiny_llm.config.speculation import SpeculationConfig
 
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM
@@ -118,12 +119,19 @@ class EngineOptions:
     kv_group_size: Annotated[
         int | None, option("There: numbers that share a scale, 32, 64 or 128; 64 where it fits.")
     ] = None
+    speculate: Annotated[
+        Literal["none", "suffix"] | None,
+        option("Guess the next tokens and verify many at once: suffix guesses what followed the same words before."),
+    ] = None
+    max_draft: Annotated[int | None, option("Guesses of a step at most; 8 if not set.")] = None
     code: Annotated[
         str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")
     ] = None
 
     def config(self) -> EngineConfig:
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "code")}
+        own = ("model", "code", "speculate", "max_draft")  # not named as in EngineConfig
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
+        values["speculation"] = self._speculation()
         if self.code is not None:  # the exercises are the plain operations
             if self.ops == "fused":
                 raise typer.BadParameter("fused operations are not the exercises; leave it out", param_hint="--ops")
@@ -137,6 +145,14 @@ class EngineOptions:
                 values["expert_bytes"] = num_bytes_of(self.expert_bytes)
         with usage():
             return EngineConfig(**{name: value for name, value in values.items() if value is not None})
+
+    def _speculation(self) -> SpeculationConfig | None:
+        if self.max_draft is None:
+            return None if self.speculate is None else SpeculationConfig(self.speculate)
+        with usage("--max-draft"):
+            if self.speculate in (None, "none"):
+                raise ValueError("is for guesses: name who makes them, such as --speculate suffix, or leave it out")
+            return SpeculationConfig(self.speculate or "none", self.max_draft)
 
     def load(self) -> "LLM":
         """Load the model that was named, or the one that ships with the package."""

@@ -167,6 +167,15 @@ def reads(llm: "LLM") -> list[str]:
     return [f"{counts.hit_rate:.1%} of {number:,} reads from memory, {size(counts.resident)} kept there"]
 
 
+def guesses(llm: "LLM") -> list[str]:
+    """How many guesses were right, in one line; none where nothing was guessed."""
+    counts = llm.speculation
+    if not counts.drafts:
+        return []
+    accepted = f"{counts.acceptance_rate:.0%} of {counts.drafted:,} guesses accepted"
+    return [f"{accepted}, {counts.tokens_per_draft:.2f} tokens a step in {counts.drafts:,} steps with guesses"]
+
+
 def remark(text: str) -> None:
     """Something about the conversation, not of it: on stderr, dim."""
     sys.stdout.flush()

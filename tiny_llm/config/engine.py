@@ -63,6 +63,10 @@ class EngineConfig:
             f"kernels: expected one of {', '.join(KERNELS)}, found {self.kernels!r}",
         )
         require(
+            self.speculation.drafter == "none" or self.cache != "rotating",
+            "speculation: a full rotating cache can't forget rejected guesses; choose another cache, or leave it out",
+        )
+        require(
             self.activations in ("float32", "int8"),
             f"activations: expected float32 or int8, found {self.activations!r}",
         )

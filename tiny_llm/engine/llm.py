@@ -27,6 +27,7 @@ from tiny_llm.engine.loop import Loop, Output
 from tiny_llm.engine.offline import loop_for, run_all
 from tiny_llm.engine.prompt import Prompt, RequestBuilder, encode_prompt, many
 from tiny_llm.engine.request import Request
+from tiny_llm.engine.speculation import SpeculationCounts
 from tiny_llm.engine.store import whole_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model import hub, loader
@@ -97,6 +98,7 @@ class LLM:
         self.defaults = dict(defaults or {})
         self.max_context = model.config.context(config.max_context)
         self.builder = RequestBuilder(tokenizer, self.defaults, self.max_context, model.config.vocab_size)
+        self.speculation = SpeculationCounts()  # of all requests so far
         self._collected: Collected | None = None  # of the request that began last
         self._lesson = Lesson(model, tokenizer, config) if lesson else None
         self._loop: Loop | None = None  # for single prompts
@@ -258,6 +260,7 @@ class LLM:
         if self._loop is None:
             store = whole_store(self.model, self.engine_config, MOST_ANSWERS, self.max_context, kept=1)
             self._loop = Loop(self.model, self.tokenizer, engine=self.engine_config, store=store)
+            self._loop.speculation.counts = self.speculation
         if request is not None:
             slots = request.num_sequences
             budget = max(self.engine_config.prefill_chunk, slots)
@@ -271,6 +274,7 @@ class LLM:
         requests = self.builder.requests(prompts, params, template)
         with self._working():
             loop = loop_for(self.model, self.tokenizer, requests, self.engine_config)
+            loop.speculation.counts = self.speculation
             collected = run_all(loop, requests, progress)
         return [completion for one in collected for completion in completions_of(one)]
 
