@@ -50,6 +50,19 @@ class Scripted:
         pass
 
 
+class Trees(Scripted):
+    """Guesses the tokens that follow among others, at every level of a tree."""
+
+    def propose(self, sequence: Running, limit: int) -> DraftTree:
+        rng = random.Random(len(sequence.tokens))
+        line = list(self.guess(sequence, rng.randint(0, limit)))
+        lines = []
+        for at in range(len(line) + 1):
+            lines += [[*line[:at], rng.randrange(300), rng.randrange(300)] for _ in range(rng.randint(0, 2))]
+        lines.insert(rng.randint(0, len(lines)), line)
+        return DraftTree.merged(lines)
+
+
 def guessing(llm: LLM, drafter, max_draft: int = 5, **settings) -> Loop:
     """A loop with this drafter."""
     loop = make_loop(llm, **settings)
@@ -95,7 +108,11 @@ def mixed(answers: Answers, seed: int = 0) -> Scripted:
     return Scripted(guess)
 
 
-DRAFTERS = {"oracle": oracle, "wrong": wrong, "mixed": mixed}
+def trees(answers: Answers) -> Scripted:
+    return Trees(lambda sequence, limit: following(answers, sequence, limit))
+
+
+DRAFTERS = {"oracle": oracle, "wrong": wrong, "mixed": mixed, "trees": trees}
 
 
 def prompt(seed: int, length: int = 20) -> list[int]:
@@ -235,11 +252,12 @@ def test_a_drafter_that_raises_is_switched_off(llm: LLM) -> None:
     assert isinstance(loop.speculation.fault, KeyError) and not loop.speculation.on
 
 
-def test_kept_keys_and_values_are_those_of_a_prefill(llm: LLM) -> None:
-    """Rejected guesses have written into the slots of later tokens."""
+@pytest.mark.parametrize("drafter", ["mixed", "trees"])
+def test_kept_keys_and_values_are_those_of_a_prefill(llm: LLM, drafter: str) -> None:
+    """Rejected guesses have written into the slots of later tokens; those of a tree's path lie scattered."""
     one = request(llm, "one", prompt(7), replace(GREEDY, max_tokens=60))
     answers = answers_of(llm, [one])
-    loop = guessing(llm, mixed(answers), max_draft=7)
+    loop = guessing(llm, DRAFTERS[drafter](answers), max_draft=7)
     loop.add(one)
     for _ in range(12):
         loop.step()
@@ -290,6 +308,28 @@ def test_whole_caches_forget_rejected_tokens(llm: LLM, cache: str, params: Sampl
     want = plain.generate(tokens, params).tokens
     assert fast.generate(tokens, params).tokens == want
     assert fast.generate([*tokens, *want], params).tokens == plain.generate([*tokens, *want], params).tokens
+
+
+def test_whole_caches_verify_the_first_line_of_a_tree() -> None:
+    tree = DraftTree((4, 9, 5, 6, 7), (-1, -1, 0, 1, 2))
+    assert tree.first_line() == DraftTree.chain([4, 5, 7])
+    assert DraftTree.merged([[4, 5, 7], [9, 6], [4, 8]]) == DraftTree((4, 5, 7, 9, 6, 8), (-1, 0, 1, -1, 3, 0))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_trees_in_a_packed_pool(llm: LLM, bits: int) -> None:
+    """Packed K and V are moved as they are."""
+    config = EngineConfig(cache="quantized", kv_bits=bits, kernels="mlx")
+    plain = load(llm.path, config=config)
+    requests = [request(llm, f"{i}", prompt(i), replace(GREEDY, max_tokens=20)) for i in range(3)]
+    answers = {}
+    for one in requests:
+        answers[SequenceId(one.id, 0)] = plain.generate([list(one.tokens)], one.params)[0].tokens
+    loop = Loop(plain.model, plain.tokenizer, engine=config)
+    loop.speculation = Speculation(SpeculationConfig("suffix", 6), trees(answers))
+    got = run(loop, requests)
+    same = sum(summary(got[one.id][0])[0] == answers[SequenceId(one.id, 0)] for one in requests)
+    assert same >= 2 and loop.speculation.counts.accepted > 10  # rounding may part one
 
 
 def test_a_draft_is_pruned_at_end_tokens() -> None:

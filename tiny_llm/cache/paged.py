@@ -19,7 +19,7 @@ from mlx.utils import tree_map
 
 from tiny_llm.cache.scattered import ScatteredBatch
 from tiny_llm.cache.tables import groups_of, half_filled, padded_tables
-from tiny_llm.cache.view import Span
+from tiny_llm.cache.view import Span, View
 from tiny_llm.config import ModelConfig
 from tiny_llm.kernels.paged_attention import TWINS, Pages
 from tiny_llm.model.memory import available_bytes
@@ -135,6 +135,20 @@ class PagedPool:
             mx.eval(copied)  # MLX would copy the whole pool if the write came before this read
             buffer[:, to_blocks] = copied
         mx.eval(self.state)
+
+    def move(self, view: View, sources: Sequence[int], start: int) -> None:
+        """Move K and V from these slots of a view, in ascending order, to the slots from `start` on.
+
+        All are read before one is written, because a source may be the target of an earlier one.
+        """
+        places = np.array([*sources, *range(start, start + len(sources))])
+        blocks = mx.array(np.array(view.blocks, np.uint32)[places // self.block_size])
+        slots = mx.array((places % self.block_size).astype(np.uint32))
+        count = len(sources)
+        moved = [buffer[:, blocks[:count], slots[:count]] for buffer in self.state]
+        mx.eval(moved)
+        for buffer, rows in zip(self.state, moved, strict=True):
+            buffer[:, blocks[count:], slots[count:]] = rows
 
     def buffers(self, layer: int) -> tuple[Any, Any]:
         """Return a layer's keys and values as the operations in `paged` take them."""

@@ -69,6 +69,25 @@ class DraftTree(NamedTuple):
             node = self.parents[node]
         return nodes[::-1]
 
+    def first_line(self) -> "DraftTree":
+        """Return the chain of first children: what is left where only rows of tokens can be verified."""
+        tokens = []
+        nodes = self.children(-1)
+        while nodes:
+            tokens.append(self.tokens[nodes[0]])
+            nodes = self.children(nodes[0])
+        return DraftTree.chain(tokens)
+
+    @classmethod
+    def merged(cls, lines: Sequence[Sequence[int]]) -> "DraftTree":
+        """Make the tree of several lines of guesses; equal beginnings are one."""
+        nodes: dict[tuple[int, int], int] = {}
+        for line in lines:
+            at = -1
+            for token in line:
+                at = nodes.setdefault((at, token), len(nodes))
+        return cls(tuple(token for _, token in nodes), tuple(parent for parent, _ in nodes))
+
     def check(self) -> None:
         """Assert that the nodes are a tree of distinct siblings, of at most MOST_NODES nodes."""
         assert len(self.tokens) == len(self.parents) <= MOST_NODES, len(self.tokens)

@@ -69,6 +69,13 @@ def _paths_of(verified: Verified) -> Iterator[tuple[tuple[int, ...], int]]:
         yield path, verified.position + len(path)
 
 
+class Followed(NamedTuple):
+    """A sequence's new tokens: those of the nodes `kept` of its draft, and one more."""
+
+    tokens: list[Token]
+    kept: list[int]
+
+
 class Choice(NamedTuple):
     """The tokens chosen for each row of the sequences `verified`, and the sampler that has counted them."""
 
@@ -160,8 +167,8 @@ class Draw:
             samples=[sequence.number for sequence in rows],
         )
 
-    def read(self, choice: Choice) -> list[list[Token]]:
-        """Wait for a choice. Returns the new tokens of each sequence: the accepted ones of its draft, and one more."""
+    def read(self, choice: Choice) -> list[Followed]:
+        """Wait for a choice. Returns the new tokens of each sequence, by rule A of `decode.acceptance`."""
         drawn, finite = _numbers_of(choice.sampled)
         begin = 0
         found = []
@@ -170,7 +177,8 @@ class Draw:
             begin = rows.stop
             kept = accepted(draft, [drawn[row].id for row in rows])
             followed = [rows[0], *(rows[1 + node] for node in kept)]
-            found.append([self._follow(sequence, drawn[row], finite[row]) for row in followed])
+            tokens = [self._follow(sequence, drawn[row], finite[row]) for row in followed]
+            found.append(Followed(tokens, kept))
         return found
 
     def _follow(self, sequence: SequenceId, token: Token, finite: bool) -> Token:

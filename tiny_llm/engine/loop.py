@@ -94,7 +94,8 @@ class Loop:
         self._running: Running | None = None
         self._recovery = Recovery(self.scheduler, self.runner, self.store)
         wanted = self.engine.speculation
-        self.speculation = Speculation(wanted, new_drafter(wanted))
+        trees = not isinstance(self.store, WholeCaches)
+        self.speculation = Speculation(wanted, new_drafter(wanted), trees)
 
     @property
     def has_work(self) -> bool:

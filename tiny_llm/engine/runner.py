@@ -117,7 +117,8 @@ class Runner:
         batch = running.batch
         if running.choice is not None:
             found = self.draw.read(running.choice)
-            for place, tokens in zip(batch.drawing, found, strict=True):
+            for place, (tokens, kept) in zip(batch.drawing, found, strict=True):
+                self._compact(batch.shares[place], kept)
                 ids = tuple(token.id for token in tokens)
                 logprobs = tuple(token.logprobs for token in tokens)
                 results[batch.order[place]] = Result(ids, logprobs=logprobs)
@@ -125,6 +126,13 @@ class Runner:
             for place, row in zip(batch.searching, running.logits, strict=True):
                 results[batch.order[place]] = Result(row=log_softmax(row))
         return results
+
+    def _compact(self, share: Share, kept: Row[int]) -> None:
+        """Move K and V of a tree's kept nodes behind those of the last verified token, in the order of the text."""
+        first = share.view.first + 1
+        slots = [first + node for node in kept]
+        if slots != list(range(first, first + len(slots))):
+            self.store.move(share.view, slots, first)
 
     def release(self, ended: Row[SequenceId]) -> None:
         """Drop the data of sequences that have ended."""

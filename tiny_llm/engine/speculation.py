@@ -36,11 +36,11 @@ class SpeculationCounts:
 class Speculation:
     """The drafter of a loop. One that raises is switched off, and the answers go on without it.
 
-    `fault` is the error for which the drafter was switched off.
+    `fault` is the error for which the drafter was switched off. Without `trees` a draft is cut to its first line.
     """
 
-    def __init__(self, config: SpeculationConfig, drafter: Drafter | None):
-        self.config, self.drafter = config, drafter
+    def __init__(self, config: SpeculationConfig, drafter: Drafter | None, trees: bool = True):
+        self.config, self.drafter, self.trees = config, drafter, trees
         self.counts = SpeculationCounts()
         self.fault: Exception | None = None
 
@@ -61,7 +61,10 @@ class Speculation:
     def _proposed(self, sequence: Sequence, limit: int) -> DraftTree:
         assert self.drafter is not None
         try:
-            return pruned(self.drafter.propose(sequence, limit), sequence.request.stop_tokens, limit)
+            draft = self.drafter.propose(sequence, limit)
+            if not self.trees and not draft.is_chain:
+                draft = draft.first_line()
+            return pruned(draft, sequence.request.stop_tokens, limit)
         except Exception as error:
             self._switch_off(error)
             return NO_DRAFT

@@ -8,7 +8,7 @@ from tiny_llm.cache.block_files import BlockFiles
 from tiny_llm.cache.choose import new_cache, num_blocks_for, slot_bytes
 from tiny_llm.cache.packed import PackedPool
 from tiny_llm.cache.paged import PagedPool
-from tiny_llm.cache.view import Span
+from tiny_llm.cache.view import Span, View
 from tiny_llm.cache.whole import WholeCaches
 from tiny_llm.config import EngineConfig
 from tiny_llm.config.fields import require
@@ -35,6 +35,9 @@ class Store(Protocol):
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, source to target. All sources are read before a target is written."""
+
+    def move(self, view: View, sources: Sequence[int], start: int) -> None:
+        """Move K and V from these slots of a view to the slots from `start` on; where slots are no more than order."""
 
     def ahead(self) -> Any:
         """Return a shallow copy on which to build a future step; `adopt` makes it current."""
