@@ -102,11 +102,13 @@ def _digits(figure: float | None, unit: str) -> str:
     return f"{figure:.{4 if unit == 'ppl' else 2}f}"
 
 
-def arguments(description: str, rounds: int) -> argparse.Namespace:
-    """The options that every bench script has: `json` and `rounds`."""
+def arguments(description: str, rounds: int, **choices: Sequence[str]) -> argparse.Namespace:
+    """The options that every bench script has, `json` and `rounds`, and lists of `choices`, all of them if not given."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--rounds", type=int, default=rounds, help="measurements of each side (default: %(default)s)")
+    for name, known in choices.items():
+        parser.add_argument(f"--{name}", nargs="+", choices=known, default=known)
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error(f"--rounds: expected at least 2, found {options.rounds}")
