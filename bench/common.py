@@ -103,7 +103,7 @@ def _digits(figure: float | None, unit: str) -> str:
 
 
 def arguments(description: str, rounds: int, **choices: Sequence[str]) -> argparse.Namespace:
-    """The options that every bench script has, `json` and `rounds`, and lists of `choices`, all of them if not given."""
+    """The options that every bench script has, `json` and `rounds`, and lists of `choices`, all if not given."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--rounds", type=int, default=rounds, help="measurements of each side (default: %(default)s)")
