@@ -100,7 +100,6 @@ def accepted(tree: DraftTree, drawn: Sequence[int]) -> list[int]:
 
     drawn[0] is the model's token after the text, drawn[i + 1] the one after node i.
     """
-    # TASK w3.8.1: follow the model's own tokens down the tree
     kept: list[int] = []
     node = -1
     while True:
@@ -110,7 +109,6 @@ def accepted(tree: DraftTree, drawn: Sequence[int]) -> list[int]:
             return kept
         node = matching[0]
         kept.append(node)
-    # END TASK
 
 
 def residual(p: Distribution, q: Distribution) -> Distribution:
@@ -118,11 +116,9 @@ def residual(p: Distribution, q: Distribution) -> Distribution:
 
     Where p and q are the same, nothing can be rejected, and p is returned.
     """
-    # TASK w3.8.2: what a rejected guess leaves
     left = np.maximum(p - q, 0 * p)
     total = left.sum()
     return left / total if total > 0 else p
-    # END TASK
 
 
 def accepted_of_drawn(
@@ -136,7 +132,6 @@ def accepted_of_drawn(
     p(node) and q(node) are the model's and the drafter's distributions behind a node, -1 for the text. uniform(child)
     is the child's own random number in [0, 1).
     """
-    # TASK w3.8.3: accept a guess, or go on with what is left
     kept: list[int] = []
     node = -1
     left = p(node)
@@ -153,7 +148,6 @@ def accepted_of_drawn(
         left = residual(left, guesses)
         guesses = without(guesses, token)
     return kept, left
-    # END TASK
 
 
 def without(q: Distribution, token: int) -> Distribution:

@@ -52,14 +52,12 @@ class SuffixDrafter:
         for token in sequence.tokens[text.own.size :]:
             text.own.extend([token])
             text.match = earlier.follow(text.match, token)
-        # TASK w3.7.1: the better of two guesses
         least = self.config.least
         repeated = text.own.repeated
         here = text.own.guess(repeated, min(limit, TRUST * repeated.length), least, is_end=True)
         before = earlier.guess(text.match, min(limit, TRUST * text.match.length), least)
         best = max(here, before, key=lambda guess: guess.expected)
         return DraftTree.chain(best.tokens)
-        # END TASK
 
     def forget(self, ended: Row[SequenceId]) -> None:
         for name in ended:
