@@ -4,19 +4,31 @@ schedule   one token for every decoding sequence, then admissions, then prompt c
 finish     take in a step's results: append tokens, keep full blocks for later requests, end finished sequences
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field, replace
 
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.fields import require
 from tiny_llm.course import NotDone
+from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.kept import Kept
 from tiny_llm.engine.ledger import Ledger, Log, check_request
 from tiny_llm.engine.radix import Match, RadixTree
-from tiny_llm.engine.request import EndReason, Request, Result, Sequence, Share, State, Step, computed_after
+from tiny_llm.engine.request import (
+    EndReason,
+    Request,
+    Result,
+    Sequence,
+    SequenceId,
+    Share,
+    State,
+    Step,
+    computed_after,
+    verification,
+)
 from tiny_llm.engine.sequences import Sequences, Waiting
 
 
@@ -117,6 +129,27 @@ class Scheduler:
         # YOUR CODE (w3.1.4): take in the results
         raise NotDone("w3.1.4")
         return ended
+
+    def decoding(self, step: Step) -> list[Sequence]:
+        """Return the sequences of a step that compute the last of their tokens, in the order of the shares."""
+        found = [self.sequences.find(share.sequence) for share in step.shares if share.wanted and share.length == 1]
+        return [sequence for sequence in found if sequence is not None and not sequence.request.searches]
+
+    def reserve(self, sequence: Sequence, limit: int) -> int:
+        """Give a sequence that decodes blocks for up to `limit` drafted tokens, and return their number."""
+        return self.ledger.extend_draft(sequence, limit)
+
+    def with_drafts(self, step: Step, drafts: Mapping[SequenceId, DraftTree]) -> Step:
+        """Return a step that verifies these drafts, for which blocks are reserved."""
+        shares = []
+        for share in step.shares:
+            draft = drafts.get(share.sequence)
+            if draft is not None and len(draft):
+                sequence = self.sequences.find(share.sequence)
+                assert sequence is not None
+                share = verification(share, draft, self.ledger.view(sequence, share.end + len(draft)))
+            shares.append(share)
+        return replace(step, shares=tuple(shares))
 
     def _decode(self, plan: Plan) -> None:
         """Schedule one token for every sequence with one token to compute, best rank first."""
@@ -253,8 +286,10 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, tokens: Row[int]) -> None:
         """Append the tokens of a result, up to a token that ends the sequence."""
-        for token in tokens:
+        before = sequence.computed - len(tokens)  # K and V before the first of them
+        for number, token in enumerate(tokens, 1):
             if sequence.state is State.RUNNING:
+                sequence.computed = before + number
                 self.sequences.append(sequence, token)
         if sequence.state is State.RUNNING:
             self.ledger.trim(sequence)

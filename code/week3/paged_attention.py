@@ -19,7 +19,7 @@ from mlx.utils import tree_map
 
 from tiny_llm.cache.scattered import ScatteredBatch
 from tiny_llm.cache.tables import groups_of, half_filled, padded_tables
-from tiny_llm.cache.view import Span
+from tiny_llm.cache.view import Span, View
 from tiny_llm.config import ModelConfig
 from tiny_llm.course import NotDone
 from tiny_llm.kernels.paged_attention import TWINS, Pages
@@ -134,6 +134,25 @@ class PagedPool:
             mx.eval(copied)  # MLX would copy the whole pool if the write came before this read
             buffer[:, to_blocks] = copied
         mx.eval(self.state)
+
+    def move(self, view: View, sources: Sequence[int], start: int) -> None:
+        """Move K and V from these slots of a view, in ascending order, to the slots from `start` on.
+
+        All are read before one is written, because a source may be the target of an earlier one.
+        """
+        targets = range(start, start + len(sources))
+        from_blocks, from_slots = self._places(view, sources)
+        to_blocks, to_slots = self._places(view, targets)
+        moved = [buffer[:, from_blocks, from_slots] for buffer in self.state]
+        mx.eval(moved)
+        for buffer, rows in zip(self.state, moved, strict=True):
+            buffer[:, to_blocks, to_slots] = rows
+
+    def _places(self, view: View, slots: Sequence[int]) -> tuple[mx.array, mx.array]:
+        """Return the block in the pool, and the slot in that block, of each of these slots of a view."""
+        table = np.array(view.blocks)
+        numbers, rest = np.divmod(np.array(slots), self.block_size)
+        return mx.array(table[numbers].astype(np.uint32)), mx.array(rest.astype(np.uint32))
 
     def buffers(self, layer: int) -> tuple[Any, Any]:
         """Return a layer's keys and values as the operations in `paged` take them."""

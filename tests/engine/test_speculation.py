@@ -28,7 +28,7 @@ from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Request, SequenceId
 from tiny_llm.engine.request import Sequence as Running
-from tiny_llm.engine.speculation import Speculation, pruned, room
+from tiny_llm.engine.speculation import Speculation, SpeculationCounts, pruned, room
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,10 @@ class Scripted:
     def __init__(self, guess: Callable[[Running, int], Sequence[int]]):
         self.guess = guess
 
-    def propose(self, sequence: Running, limit: int) -> DraftTree:
+    def propose(self, sequences: Sequence[Running], limits: Sequence[int]) -> list[DraftTree]:
+        return [self.draft(sequence, limit) for sequence, limit in zip(sequences, limits, strict=True)]
+
+    def draft(self, sequence: Running, limit: int) -> DraftTree:
         return DraftTree.chain(self.guess(sequence, limit))
 
     def forget(self, ended: Sequence[SequenceId]) -> None:
@@ -53,7 +56,7 @@ class Scripted:
 class Trees(Scripted):
     """Guesses the tokens that follow among others, at every level of a tree."""
 
-    def propose(self, sequence: Running, limit: int) -> DraftTree:
+    def draft(self, sequence: Running, limit: int) -> DraftTree:
         rng = random.Random(len(sequence.tokens))
         line = list(self.guess(sequence, rng.randint(0, limit)))
         lines = []
@@ -66,7 +69,7 @@ class Trees(Scripted):
 def guessing(llm: LLM, drafter, max_draft: int = 5, **settings) -> Loop:
     """A loop with this drafter."""
     loop = make_loop(llm, **settings)
-    loop.speculation = Speculation(SpeculationConfig("suffix", max_draft), drafter)
+    loop.speculation = Speculation(SpeculationConfig("suffix", max_draft), drafter, SpeculationCounts())
     return loop
 
 
@@ -249,7 +252,7 @@ def test_a_drafter_that_raises_is_switched_off(llm: LLM) -> None:
     loop = guessing(llm, Scripted(fail))
     with pytest.warns(RuntimeWarning, match="drafter suffix: KeyError.*goes on without drafts"):
         check(llm, requests, loop)
-    assert isinstance(loop.speculation.fault, KeyError) and not loop.speculation.on
+    assert isinstance(loop.speculation.fault, KeyError) and loop.speculation.drafter is None
 
 
 @pytest.mark.parametrize("drafter", ["mixed", "trees"])
@@ -283,7 +286,7 @@ def test_a_later_request_finds_only_verified_blocks(llm: LLM) -> None:
     run(loop, [first])
     second = request(llm, "second", [*first.tokens, *answers[SequenceId("first", 0)]], GREEDY)
     answers |= answers_of(llm, [second])
-    loop.speculation = Speculation(SpeculationConfig("suffix", 5), mixed(answers))
+    loop.speculation = Speculation(SpeculationConfig("suffix", 5), mixed(answers), SpeculationCounts())
     check(llm, [second], loop)
 
 
@@ -326,7 +329,7 @@ def test_trees_in_a_packed_pool(llm: LLM, bits: int) -> None:
     for one in requests:
         answers[SequenceId(one.id, 0)] = plain.generate([list(one.tokens)], one.params)[0].tokens
     loop = Loop(plain.model, plain.tokenizer, engine=config)
-    loop.speculation = Speculation(SpeculationConfig("suffix", 6), trees(answers))
+    loop.speculation = Speculation(SpeculationConfig("suffix", 6), trees(answers), SpeculationCounts())
     got = run(loop, requests)
     same = sum(summary(got[one.id][0])[0] == answers[SequenceId(one.id, 0)] for one in requests)
     assert same >= 2 and loop.speculation.counts.accepted > 10  # rounding may part one

@@ -1,7 +1,8 @@
 """A file has at most 300 lines of code, in C++, too, and a function at most 60; a room has a budget of lines.
 
-A core room has a budget of density, too. Lines of code are those without blank lines and comments. A function's nodes
-are those of its syntax tree without the docstring; its lines for the density are those on which a node begins or ends.
+A core room has a budget of density, too. Lines of code are those without blank lines, comments and docstrings. A
+function's nodes are those of its syntax tree without the docstring; its lines for the density are those on which a node
+begins or ends.
 """
 
 import ast
@@ -16,33 +17,40 @@ NODES, NODES_A_LINE, SHORT = 200, 12, 6  # a function of fewer lines than SHORT 
 DENSE = {"config": 8.0, "model": 8.0, "cache": 8.0, "decode": 8.0, "engine": 8.0, "quantize": 8.0}
 # lines of code that the rooms of each line may have together
 ROOMS = {
-    "config model cache decode engine quantize": 13_000,
-    "kernels": 2_850,
+    "config model cache decode engine quantize": 12_500,
+    "kernels": 2_500,
     "kernels/sim": 3_800,
     "cli": 3_000,
     "views": 1_700,
     "course": 1_700,
-    "pocket train": 5_300,
+    "pocket train": 5_000,
 }
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 CPP_ROOMS = {"kernels/cpu": 2_000}  # lines of code in C++
 
 
-def lines_of_code(source: str, begin: int = 1, end: int | None = None, comment: str = "#") -> int:
-    """The lines from `begin` to `end` that are not blank and not a comment alone."""
-    lines = source.splitlines()[begin - 1 : end]
-    return sum(bool(line.strip()) and not line.strip().startswith(comment) for line in lines)
+def lines_of_code(source: str) -> set[int]:
+    """The numbers of the lines that are not blank, not a comment alone and not part of a docstring."""
+    lines = source.splitlines()
+    found = {number for number, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith("#")}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, Documented) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            found -= set(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
+    return found
 
 
 def lines_of_cpp(source: str) -> int:
-    return lines_of_code(source, comment="//")
+    return sum(bool(line.strip()) and not line.strip().startswith("//") for line in source.splitlines())
 
 
 def over_budget(name: str, source: str) -> list[str]:
     """The budgets of lines that `source` exceeds; a function's decorators do not count."""
-    lines = lines_of_code(source)
+    counted = lines_of_code(source)
+    lines = len(counted)
     found = [f"{name} has {lines} lines of code, more than {FILE_LINES}"] if lines > FILE_LINES else []
     for node in functions(source):
-        lines = lines_of_code(source, node.lineno, node.end_lineno)
+        lines = len(counted & set(range(node.lineno, (node.end_lineno or 0) + 1)))
         if lines > FUNCTION_LINES:
             found.append(f"{name}:{node.lineno} {node.name} has {lines} lines, more than {FUNCTION_LINES}")
     return found
@@ -91,7 +99,7 @@ def test_rooms_keep_their_budget_of_lines(rooms: str) -> None:
     found = [(name, source) for room in rooms.split() for name, source in sources(room)]
     if rooms == "kernels":  # the simulator has a budget of its own
         found = [(name, source) for name, source in found if not name.startswith("tiny_llm/kernels/sim/")]
-    lines = sum(lines_of_code(source) for _, source in found)
+    lines = sum(len(lines_of_code(source)) for _, source in found)
     assert lines <= ROOMS[rooms], f"{rooms}: {lines} lines of code, more than {ROOMS[rooms]}"
 
 
@@ -114,6 +122,7 @@ def test_an_excess_is_found() -> None:
     assert over_budget("a.py", longest) == []
     assert over_budget("a.py", longest + "    x = 1\n") == ["a.py:1 f has 61 lines, more than 60"]
     assert over_budget("a.py", longest + "\n    # a remark\n") == []
+    assert over_budget("a.py", longest.replace(":\n", ':\n    """Do it.\n\n    Well.\n    """\n', 1)) == []
     assert over_budget("a.py", "x = 1\n" * FILE_LINES) == []
     assert over_budget("a.py", "x = 1\n" * (FILE_LINES + 1)) == ["a.py has 301 lines of code, more than 300"]
 

@@ -141,14 +141,19 @@ class PagedPool:
 
         All are read before one is written, because a source may be the target of an earlier one.
         """
-        places = np.array([*sources, *range(start, start + len(sources))])
-        blocks = mx.array(np.array(view.blocks, np.uint32)[places // self.block_size])
-        slots = mx.array((places % self.block_size).astype(np.uint32))
-        count = len(sources)
-        moved = [buffer[:, blocks[:count], slots[:count]] for buffer in self.state]
+        targets = range(start, start + len(sources))
+        from_blocks, from_slots = self._places(view, sources)
+        to_blocks, to_slots = self._places(view, targets)
+        moved = [buffer[:, from_blocks, from_slots] for buffer in self.state]
         mx.eval(moved)
         for buffer, rows in zip(self.state, moved, strict=True):
-            buffer[:, blocks[count:], slots[count:]] = rows
+            buffer[:, to_blocks, to_slots] = rows
+
+    def _places(self, view: View, slots: Sequence[int]) -> tuple[mx.array, mx.array]:
+        """Return the block in the pool, and the slot in that block, of each of these slots of a view."""
+        table = np.array(view.blocks)
+        numbers, rest = np.divmod(np.array(slots), self.block_size)
+        return mx.array(table[numbers].astype(np.uint32)), mx.array(rest.astype(np.uint32))
 
     def buffers(self, layer: int) -> tuple[Any, Any]:
         """Return a layer's keys and values as the operations in `paged` take them."""

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from tiny_llm.cache.contiguous import ContiguousCache
-from tiny_llm.cache.view import Span
+from tiny_llm.cache.view import Span, View
 
 
 class WholeCaches:
@@ -51,6 +51,10 @@ class WholeCaches:
         """Fork caches, source to target. A target that is also a source gives its old content."""
         forks = {target: self.caches[source].fork() for source, target in pairs}
         self.caches.update(forks)
+
+    def move(self, view: View, sources: Sequence[int], start: int) -> None:
+        """Refuse: these caches verify only rows of drafted tokens, whose K and V lie in order."""
+        raise NotImplementedError("whole caches can't move tokens")
 
     def ahead(self) -> "WholeCaches":
         """Return a shallow copy on which to build a future step; `adopt` makes it current."""

@@ -64,7 +64,8 @@ class Path(NamedTuple):
 def _paths_of(verified: Verified) -> Iterator[tuple[tuple[int, ...], int]]:
     """Yield the path and the position of each row of a sequence: behind its text, then behind each node."""
     draft = verified.draft
-    for node in range(-1, len(draft)):
+    yield (), verified.position
+    for node in range(len(draft.tokens)):
         path = tuple(draft.tokens[each] for each in draft.path(node))
         yield path, verified.position + len(path)
 
@@ -86,11 +87,11 @@ class Choice(NamedTuple):
     @property
     def rows(self) -> list[SequenceId]:
         """The sequence of each row."""
-        return [one.sequence for one in self.verified for _ in range(1 + len(one.draft))]
+        return [one.sequence for one in self.verified for _ in range(1 + len(one.draft.tokens))]
 
     @property
     def has_drafts(self) -> bool:
-        return any(len(one.draft) for one in self.verified)
+        return any(one.draft.tokens for one in self.verified)
 
 
 class Draw:
@@ -173,9 +174,9 @@ class Draw:
         begin = 0
         found = []
         for sequence, _, draft in choice.verified:
-            rows = range(begin, begin + 1 + len(draft))
+            rows = range(begin, begin + 1 + len(draft.tokens))
             begin = rows.stop
-            kept = accepted(draft, [drawn[row].id for row in rows])
+            kept = accepted(draft, [drawn[row].id for row in rows]) if draft.tokens else []
             followed = [rows[0], *(rows[1 + node] for node in kept)]
             tokens = [self._follow(sequence, drawn[row], finite[row]) for row in followed]
             found.append(Followed(tokens, kept))

@@ -8,7 +8,7 @@ from typing import Protocol
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.request import Sequence, SequenceId
-from tiny_llm.engine.suffix import Match, SuffixAutomaton
+from tiny_llm.engine.suffix import KnownSuffix, SuffixAutomaton
 
 TRUST = 2  # guesses for each token of a match: the longer the text that is the same, the further it will be
 SHARED_TOKENS = 200_000  # of a tenant's earlier answers
@@ -18,20 +18,20 @@ BETWEEN = -1  # stands between two answers, where no guess goes on
 class Drafter(Protocol):
     """Proposes drafts for sequences that decode, and is told which sequences have ended."""
 
-    def propose(self, sequence: Sequence, limit: int) -> DraftTree:
-        """Return guesses for the tokens behind `sequence.tokens`, `limit` at most."""
+    def propose(self, sequences: Row[Sequence], limits: Row[int]) -> list[DraftTree]:
+        """Return guesses for the tokens behind each sequence's tokens, limits[i] of them at most."""
 
     def forget(self, ended: Row[SequenceId]) -> None:
         """Drop the data of sequences that have ended or were preempted."""
 
 
 @dataclass
-class Text:
+class IndexedText:
     """A sequence, the automaton of its own tokens, and its longest suffix that is known from earlier answers."""
 
     sequence: Sequence
     own: SuffixAutomaton = field(default_factory=SuffixAutomaton)
-    match: Match = Match()  # noqa: RUF009 (frozen)
+    match: KnownSuffix = KnownSuffix()  # noqa: RUF009 (frozen)
 
 
 class SuffixDrafter:
@@ -43,11 +43,14 @@ class SuffixDrafter:
 
     def __init__(self, config: SpeculationConfig):
         self.config = config
-        self._texts: dict[SequenceId, Text] = {}
+        self._texts: dict[SequenceId, IndexedText] = {}
         self._earlier: defaultdict[str, SuffixAutomaton] = defaultdict(SuffixAutomaton)
 
-    def propose(self, sequence: Sequence, limit: int) -> DraftTree:
-        text = self._texts.setdefault(sequence.id, Text(sequence))
+    def propose(self, sequences: Row[Sequence], limits: Row[int]) -> list[DraftTree]:
+        return [self._guess(sequence, limit) for sequence, limit in zip(sequences, limits, strict=True)]
+
+    def _guess(self, sequence: Sequence, limit: int) -> DraftTree:
+        text = self._texts.setdefault(sequence.id, IndexedText(sequence))
         earlier = self._earlier[sequence.request.tenant]
         for token in sequence.tokens[text.own.size :]:
             text.own.extend([token])

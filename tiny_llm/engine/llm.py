@@ -259,8 +259,8 @@ class LLM:
         self._own()
         if self._loop is None:
             store = whole_store(self.model, self.engine_config, MOST_ANSWERS, self.max_context, kept=1)
-            self._loop = Loop(self.model, self.tokenizer, engine=self.engine_config, store=store)
-            self._loop.speculation.counts = self.speculation
+            config = self.engine_config
+            self._loop = Loop(self.model, self.tokenizer, engine=config, store=store, counts=self.speculation)
         if request is not None:
             slots = request.num_sequences
             budget = max(self.engine_config.prefill_chunk, slots)
@@ -273,8 +273,7 @@ class LLM:
         """Answer many prompts side by side, in a store for this call alone."""
         requests = self.builder.requests(prompts, params, template)
         with self._working():
-            loop = loop_for(self.model, self.tokenizer, requests, self.engine_config)
-            loop.speculation.counts = self.speculation
+            loop = loop_for(self.model, self.tokenizer, requests, self.engine_config, self.speculation)
             collected = run_all(loop, requests, progress)
         return [completion for one in collected for completion in completions_of(one)]
 

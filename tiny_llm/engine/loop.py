@@ -31,7 +31,7 @@ from tiny_llm.engine.recovery import Recovery, out_of_memory
 from tiny_llm.engine.request import UNKNOWN, Request, Result, Sequence, SequenceId, Share, Step
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.speculation import Speculation
+from tiny_llm.engine.speculation import Speculation, SpeculationCounts
 from tiny_llm.engine.store import Store, new_scheduler, new_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model.qwen3 import Qwen3
@@ -65,7 +65,7 @@ class Loop:
     """A model that answers requests, in the thread that calls it.
 
     `engine` sets the kind of cache and the longest context. `store` holds K and V. Without it the loop makes a store:
-    a pool of pages, or a cache for each sequence where `engine` asks for rotating caches.
+    a pool of pages, or a cache for each sequence where `engine` asks for rotating caches. Speculation adds to `counts`.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Loop:
         *,
         engine: EngineConfig | None = None,
         store: Store | None = None,
+        counts: SpeculationCounts | None = None,
     ):
         clear_streams_at_end()
         self.model, self.tokenizer, self.clock = model, tokenizer, clock
@@ -93,9 +94,12 @@ class Loop:
         self._beams = Beams()
         self._running: Running | None = None
         self._recovery = Recovery(self.scheduler, self.runner, self.store)
+        self.speculation: Speculation | None = None
         wanted = self.engine.speculation
-        trees = not isinstance(self.store, WholeCaches)
-        self.speculation = Speculation(wanted, new_drafter(wanted), trees)
+        drafter = new_drafter(wanted)
+        if drafter is not None:
+            trees = not isinstance(self.store, WholeCaches)
+            self.speculation = Speculation(wanted, drafter, counts or SpeculationCounts(), trees)
 
     @property
     def has_work(self) -> bool:
@@ -186,7 +190,7 @@ class Loop:
         """Build the step that will probably be next, while the device works."""
         if self.config.disk_folder and self.scheduler.waiting:
             return  # admission may load blocks; a prepared step references the buffers, so MLX would copy them to write
-        if self.speculation.on:
+        if self.speculation is not None:
             return  # the next step's drafts depend on the tokens of this one
         guess = foresee(self.scheduler, running.step)
         if guess is not None:
@@ -197,7 +201,8 @@ class Loop:
         outputs: list[Output] = []
         now = self.clock()
         self.scheduler.finish(step, results, now)
-        self.speculation.observe(step, results)
+        if self.speculation is not None:
+            self.speculation.observe(step, results)
         faults = self.runner.draw.take_faults()
         for share, result in zip(step.shares, results, strict=True):
             if result.row is not None and not all_finite(result.row):
@@ -231,9 +236,10 @@ class Loop:
             if isinstance(self.store, WholeCaches):
                 self.store.drop_unused(self.scheduler.blocks.in_use)
             return []
-        self.speculation.draft(self.scheduler.running, self.max_context)
         step = self.scheduler.schedule(self.clock())
-        self.speculation.forget(step.ended)
+        if self.speculation is not None:
+            self.speculation.forget(step.ended)
+            step = self.speculation.extend(step, self.scheduler, self.max_context)
         if not step.shares:  # nothing fits under the limits lowered after a failure: restore them
             self.runner.release(step.ended)
             self.scheduler.restore_limits()
@@ -247,7 +253,8 @@ class Loop:
     def _release(self, ended: Row[SequenceId]) -> None:
         """Drop what is known of sequences that have ended, where no step tells it."""
         self.runner.release(ended)
-        self.speculation.forget(ended)
+        if self.speculation is not None:
+            self.speculation.forget(ended)
 
     def _texts(self, sequence: SequenceId, result: Result) -> list[Output]:
         """Turn a result's tokens into outputs. An error here ends only the sequence's own request."""

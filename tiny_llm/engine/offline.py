@@ -12,6 +12,7 @@ from tiny_llm.decode.text import Delta
 from tiny_llm.engine.answers import Collected
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Request
+from tiny_llm.engine.speculation import SpeculationCounts
 from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
@@ -27,8 +28,14 @@ def kv_bytes_for(requests: Sequence[Request], limits: SchedulerConfig, block_siz
     return sum(blocks[: limits.max_sequences]) * block_bytes
 
 
-def loop_for(model: Qwen3, tokenizer: Tokenizer, requests: Sequence[Request], engine: EngineConfig) -> Loop:
-    """Return a loop with just enough memory and slots for these requests."""
+def loop_for(
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    engine: EngineConfig,
+    counts: SpeculationCounts | None = None,
+) -> Loop:
+    """Return a loop with just enough memory and slots for these requests. Speculation adds to `counts`."""
     config = ServingConfig()
     slots = max(config.scheduler.max_sequences, *(request.num_sequences for request in requests))
     config = replace(config, scheduler=replace(config.scheduler, max_sequences=slots))
@@ -38,7 +45,7 @@ def loop_for(model: Qwen3, tokenizer: Tokenizer, requests: Sequence[Request], en
         need = kv_bytes_for(requests, config.scheduler, config.block_size, each)
         free = available_bytes()
         config = replace(config, kv_bytes=need if free is None else min(need, free // 2))
-    return Loop(model, tokenizer, config, engine=engine)
+    return Loop(model, tokenizer, config, engine=engine, counts=counts)
 
 
 def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> list[Collected]:

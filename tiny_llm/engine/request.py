@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EndReason = Literal["stop", "length", "cancelled", "error"]
 PRIORITIES = 10
 MAX_TENANT = 256  # characters
+NO_DRAFT = DraftTree()
 UNKNOWN = -1  # stands for a token that the step before is still sampling
 
 
@@ -119,8 +120,7 @@ class Sequence:
     `tokens` are the prompt and the generated tokens. The blocks of `block_table` hold K and V of the first `computed`
     tokens; `cached` of these were found in kept blocks when the sequence was last admitted. `rank` orders sequences,
     the least rank first. `followers` are the request's other continuations while they wait until this sequence's prompt
-    is computed. In a beam search they also include the beams that were preempted together with this one. `draft` are
-    guesses for the tokens behind `tokens`, which the next step may verify.
+    is computed. In a beam search they also include the beams that were preempted together with this one.
     """
 
     request: Request
@@ -134,7 +134,6 @@ class Sequence:
     admitted: float | None = None
     finish_reason: EndReason | None = None
     followers: list["Sequence"] = field(default_factory=list)
-    draft: DraftTree = DraftTree()  # noqa: RUF009 (frozen)
 
     id: SequenceId = field(init=False)
 
@@ -187,7 +186,9 @@ class Share(NamedTuple):
     @property
     def draft(self) -> DraftTree:
         """The drafted tokens, behind the last verified one."""
-        known = self.length - max(0, self.wanted - 1)
+        if self.wanted <= 1:
+            return NO_DRAFT
+        known = self.length - self.wanted + 1
         tokens = self.tokens[known:]
         if self.parents is None:
             return DraftTree.chain(tokens)
@@ -268,6 +269,13 @@ class Result(NamedTuple):
     tokens: tuple[int, ...] = ()
     logprobs: "tuple[TokenLogprobs | None, ...]" = ()
     row: npt.NDArray[np.float32] | None = None
+
+
+def verification(share: Share, draft: DraftTree, view: View) -> Share:
+    """Return the share of a sequence's last token with a draft behind it. `view` has blocks for all of these tokens."""
+    parents = None if draft.is_chain else (-1, *(parent + 1 for parent in draft.parents))
+    tokens = (*share.tokens, *draft.tokens)
+    return share._replace(tokens=tokens, wanted=len(tokens), view=view, parents=parents)
 
 
 def computed_after(share: Share, result: Result) -> int:

@@ -167,7 +167,7 @@ class Runner:
         count = sum(share.wanted for share in shares)
         choice = None
         if count:
-            verified = [Verified(share.sequence, share.end - len(share.draft), share.draft) for share in shares]
+            verified = [Verified(share.sequence, share.end - len(share.draft.tokens), share.draft) for share in shares]
             drawn = logits if not batch.searching else logits[:count]
             choice = self.draw(drawn, verified, store.state)
         return Running(step, batch, choice, logits[count:] if batch.searching else None)

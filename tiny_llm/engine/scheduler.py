@@ -4,18 +4,30 @@ schedule   one token for every decoding sequence, then admissions, then prompt c
 finish     take in a step's results: append tokens, keep full blocks for later requests, end finished sequences
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field, replace
 
 from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.fields import require
+from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.kept import Kept
 from tiny_llm.engine.ledger import Ledger, Log, check_request
 from tiny_llm.engine.radix import Match, RadixTree
-from tiny_llm.engine.request import EndReason, Request, Result, Sequence, Share, State, Step, computed_after
+from tiny_llm.engine.request import (
+    EndReason,
+    Request,
+    Result,
+    Sequence,
+    SequenceId,
+    Share,
+    State,
+    Step,
+    computed_after,
+    verification,
+)
 from tiny_llm.engine.sequences import Sequences, Waiting
 
 
@@ -135,6 +147,27 @@ class Scheduler:
                 ended.append(sequence)
         # END TASK
         return ended
+
+    def decoding(self, step: Step) -> list[Sequence]:
+        """Return the sequences of a step that compute the last of their tokens, in the order of the shares."""
+        found = [self.sequences.find(share.sequence) for share in step.shares if share.wanted and share.length == 1]
+        return [sequence for sequence in found if sequence is not None and not sequence.request.searches]
+
+    def reserve(self, sequence: Sequence, limit: int) -> int:
+        """Give a sequence that decodes blocks for up to `limit` drafted tokens, and return their number."""
+        return self.ledger.extend_draft(sequence, limit)
+
+    def with_drafts(self, step: Step, drafts: Mapping[SequenceId, DraftTree]) -> Step:
+        """Return a step that verifies these drafts, for which blocks are reserved."""
+        shares = []
+        for share in step.shares:
+            draft = drafts.get(share.sequence)
+            if draft is not None and len(draft):
+                sequence = self.sequences.find(share.sequence)
+                assert sequence is not None
+                share = verification(share, draft, self.ledger.view(sequence, share.end + len(draft)))
+            shares.append(share)
+        return replace(step, shares=tuple(shares))
 
     def _decode(self, plan: Plan) -> None:
         """Schedule one token for every sequence with one token to compute, best rank first."""
@@ -287,7 +320,6 @@ class Scheduler:
 
     def _step(self, plan: Plan) -> Step:
         """Turn the plan into a step, which is plain data."""
-        self._add_drafts(plan)
         shares = tuple(plan.entries.values())
         admitted = self.sequences.admissions(plan.entries)
         return Step(plan.number, shares, tuple(self.ledger.copies), admitted, self.sequences.take_ended())
@@ -298,23 +330,6 @@ class Scheduler:
         end = start + length
         wanted = int(end == len(tokens))  # a prompt's last token, or a decode
         return Share(sequence.id, start, tuple(tokens[start:end]), wanted, self.ledger.view(sequence, end))
-
-    def _add_drafts(self, plan: Plan) -> None:
-        """Add to decodes as much of their drafts as the token budget and the available blocks allow."""
-        left = self.config.token_budget - plan.num_tokens
-        for sequence, share in plan.entries.items():
-            if left > 0 and len(sequence.draft) and share.wanted and share.length == 1:
-                length = self.ledger.extend_draft(sequence, min(left, len(sequence.draft)))
-                plan.entries[sequence] = self._verification(sequence, length)
-                left -= length
-
-    def _verification(self, sequence: Sequence, length: int) -> Share:
-        """Make the share of a sequence's last token and of the first `length` nodes of its draft."""
-        start, draft = sequence.computed, sequence.draft
-        tokens = sequence.tokens[start], *draft.tokens[:length]
-        parents = None if draft.is_chain else (-1, *(parent + 1 for parent in draft.parents[:length]))
-        view = self.ledger.view(sequence, start + 1 + length)
-        return Share(sequence.id, start, tokens, 1 + length, view, parents)
 
     def _append(self, sequence: Sequence, tokens: Row[int]) -> None:
         """Append the tokens of a result, up to a token that ends the sequence."""

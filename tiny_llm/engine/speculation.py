@@ -1,4 +1,4 @@
-"""Give the running sequences their drafts before a step, and count how many guesses were right after it."""
+"""Add drafts to the decodes of a step, and count afterwards how many guesses were right."""
 
 import warnings
 from collections import Counter
@@ -9,8 +9,7 @@ from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.drafters import Drafter
 from tiny_llm.engine.request import Result, Sequence, SequenceId, Step
-
-NO_DRAFT = DraftTree()
+from tiny_llm.engine.scheduler import Scheduler
 
 
 @dataclass
@@ -39,35 +38,43 @@ class Speculation:
     `fault` is the error for which the drafter was switched off. Without `trees` a draft is cut to its first line.
     """
 
-    def __init__(self, config: SpeculationConfig, drafter: Drafter | None, trees: bool = True):
-        self.config, self.drafter, self.trees = config, drafter, trees
-        self.counts = SpeculationCounts()
+    def __init__(self, config: SpeculationConfig, drafter: Drafter, counts: SpeculationCounts, trees: bool = True):
+        self.config, self.counts, self.trees = config, counts, trees
+        self.drafter: Drafter | None = drafter
         self.fault: Exception | None = None
 
-    @property
-    def on(self) -> bool:
-        return self.drafter is not None
-
-    def draft(self, running: Row[Sequence], max_context: int) -> None:
-        """Set the drafts of the sequences that decode next."""
-        for sequence in running:
-            sequence.draft = NO_DRAFT
-            if self.drafter is None or sequence.remaining != 1 or sequence.request.searches:
-                continue
-            limit = min(self.config.max_draft, room(sequence, max_context))
+    def extend(self, step: Step, scheduler: Scheduler, max_context: int) -> Step:
+        """Return the step with drafts behind its decodes, as far as token budget and available blocks allow."""
+        if self.drafter is None:
+            return step
+        sequences: list[Sequence] = []
+        limits: list[int] = []
+        left = scheduler.config.token_budget - step.num_tokens
+        for sequence in scheduler.decoding(step):
+            limit = min(self.config.max_draft, left, room(sequence, max_context))
             if limit > 0:
-                sequence.draft = self._proposed(sequence, limit)
+                limit = scheduler.reserve(sequence, limit)
+            if limit > 0:
+                sequences.append(sequence)
+                limits.append(limit)
+                left -= limit
+        if not sequences:
+            return step
+        drafts = self._proposed(self.drafter, sequences, limits)
+        return scheduler.with_drafts(step, drafts)
 
-    def _proposed(self, sequence: Sequence, limit: int) -> DraftTree:
-        assert self.drafter is not None
+    def _proposed(self, drafter: Drafter, sequences: Row[Sequence], limits: Row[int]) -> dict[SequenceId, DraftTree]:
         try:
-            draft = self.drafter.propose(sequence, limit)
-            if not self.trees and not draft.is_chain:
-                draft = draft.first_line()
-            return pruned(draft, sequence.request.stop_tokens, limit)
+            drafts = drafter.propose(sequences, limits)
+            found = {}
+            for sequence, draft, limit in zip(sequences, drafts, limits, strict=True):
+                if not self.trees and not draft.is_chain:
+                    draft = draft.first_line()
+                found[sequence.id] = pruned(draft, sequence.request.stop_tokens, limit)
+            return found
         except Exception as error:
             self._switch_off(error)
-            return NO_DRAFT
+            return {}
 
     def observe(self, step: Step, results: Row[Result]) -> None:
         """Count the guesses of a step."""

@@ -18,7 +18,7 @@ class Guess(NamedTuple):
     expected: float = 0.0
 
 
-class Match(NamedTuple):
+class KnownSuffix(NamedTuple):
     """The longest suffix of a text that the automaton knows: its state and its length."""
 
     state: int = 0
@@ -91,29 +91,29 @@ class SuffixAutomaton:
             state = self.links[state]
 
     @property
-    def repeated(self) -> Match:
+    def repeated(self) -> KnownSuffix:
         """The longest suffix of the text itself that also occurs earlier in it."""
         state = max(0, self.links[self._last])
-        return Match(state, self.longest[state])
+        return KnownSuffix(state, self.longest[state])
 
-    def follow(self, match: Match, token: int) -> Match:
+    def follow(self, match: KnownSuffix, token: int) -> KnownSuffix:
         """Return the longest known suffix of a text after one more token; `match` is that of the text before."""
         state, length = self.settled(match)
         while state > 0 and token not in self.following[state]:
             state = self.links[state]
             length = self.longest[state]
         if token not in self.following[state]:
-            return Match()
-        return Match(self.following[state][token], length + 1)
+            return KnownSuffix()
+        return KnownSuffix(self.following[state][token], length + 1)
 
-    def settled(self, match: Match) -> Match:
+    def settled(self, match: KnownSuffix) -> KnownSuffix:
         """Return where a match lies now: states may have been split since it was found."""
         state, length = match
         while state > 0 and self.longest[self.links[state]] >= length:
             state = self.links[state]
-        return Match(state, length)
+        return KnownSuffix(state, length)
 
-    def guess(self, match: Match, limit: int, least: float, *, is_end: bool = False) -> Guess:
+    def guess(self, match: KnownSuffix, limit: int, least: float, *, is_end: bool = False) -> Guess:
         """Return the tokens that most often follow a match, up to `limit`.
 
         It stops where the probability of all of them together falls under `least`. `is_end`: the match is the text's
