@@ -120,8 +120,14 @@ class EngineOptions:
         int | None, option("There: numbers that share a scale, 32, 64 or 128; 64 where it fits.")
     ] = None
     speculate: Annotated[
-        Literal["none", "suffix"] | None,
-        option("Guess the next tokens and verify many at once: suffix guesses what followed the same words before."),
+        Literal["none", "suffix", "draft"] | None,
+        option(
+            "Guess the next tokens and verify many at once: suffix guesses what followed the same words before, draft "
+            "asks a small model."
+        ),
+    ] = None
+    draft_model: Annotated[
+        str | None, option("The small model, with the model's tokenizer; pocket's own ships inside.")
     ] = None
     max_draft: Annotated[int | None, option("Guesses of a step at most; 8 if not set.")] = None
     code: Annotated[
@@ -129,7 +135,7 @@ class EngineOptions:
     ] = None
 
     def config(self) -> EngineConfig:
-        own = ("model", "code", "speculate", "max_draft")  # not named as in EngineConfig
+        own = ("model", "code", "speculate", "draft_model", "max_draft")  # not named as in EngineConfig
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
         values["speculation"] = self._speculation()
         if self.code is not None:  # the exercises are the plain operations
@@ -147,12 +153,14 @@ class EngineOptions:
             return EngineConfig(**{name: value for name, value in values.items() if value is not None})
 
     def _speculation(self) -> SpeculationConfig | None:
-        if self.max_draft is None:
-            return None if self.speculate is None else SpeculationConfig(self.speculate)
+        given = {"max_draft": self.max_draft, "model": self.draft_model}
+        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.speculate in (None, "none") and values:
+            named = "--max-draft" if "max_draft" in values else "--draft-model"
+            with usage(named):
+                raise ValueError("is for guesses: name who makes them, such as --speculate draft, or leave it out")
         with usage("--max-draft"):
-            if self.speculate in (None, "none"):
-                raise ValueError("is for guesses: name who makes them, such as --speculate suffix, or leave it out")
-            return SpeculationConfig(self.speculate or "none", self.max_draft)
+            return None if self.speculate is None else SpeculationConfig(self.speculate, **values)
 
     def load(self) -> "LLM":
         """Load the model that was named, or the one that ships with the package."""

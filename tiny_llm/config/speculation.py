@@ -5,7 +5,7 @@ from typing import Literal
 
 from tiny_llm.config.fields import is_finite, is_integer, require, shown
 
-DRAFTERS = ("none", "suffix")
+DRAFTERS = ("none", "suffix", "draft")
 MOST_GUESSES = 63  # a tree of drafts has at most 64 nodes, the last verified token among them
 
 
@@ -14,18 +14,24 @@ class SpeculationConfig:
     """How the engine guesses the next tokens of an answer, which it then verifies many at a time.
 
     `drafter`: "none", or "suffix" (what followed the same words before, in the prompt, in this answer or in the
-    tenant's earlier answers). `max_draft`: guesses of a sequence in a step, at most. `least`: a guess is left out where
-    the drafter gives less than this probability to all guesses up to it being right.
+    tenant's earlier answers), or "draft" (a small model). `model`: the draft model's directory, GGUF file or name; None
+    stands for the draft model that ships with the model inside. `max_draft`: guesses of a sequence in a step, at most.
+    `least`: a guess is left out where the drafter gives less than this probability to all guesses up to it being right.
     """
 
-    drafter: Literal["none", "suffix"] = "none"
+    drafter: Literal["none", "suffix", "draft"] = "none"
     max_draft: int = 8
     least: float = 0.3
+    model: str | None = None
 
     def __post_init__(self) -> None:
         require(
             self.drafter in DRAFTERS,
             f"drafter: expected one of {', '.join(DRAFTERS)}, found {shown(self.drafter)}",
+        )
+        require(
+            self.model is None or (self.drafter == "draft" and isinstance(self.model, str)),
+            f"draft_model: {shown(self.model)} is for the drafter draft, found {self.drafter}; leave it out",
         )
         require(
             is_integer(self.max_draft) and 1 <= self.max_draft <= MOST_GUESSES,

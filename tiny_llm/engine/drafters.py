@@ -1,18 +1,30 @@
-"""Guess the next tokens of a sequence. A guess may be wrong: it costs time, and never changes an answer."""
+"""Drafters guess the next tokens of sequences. A wrong guess costs time, and never changes an answer."""
 
-from collections import defaultdict
+import warnings
 from collections.abc import Sequence as Row
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.cache.paged import PagedPool
+from tiny_llm.cache.whole import WholeCaches
+from tiny_llm.config import EngineConfig
+from tiny_llm.config.fields import require
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.decode.acceptance import DraftTree
+from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.draft_model import DraftModel
+from tiny_llm.engine.loading import choose_operations, dtype_of, load_model, load_tokenizer
 from tiny_llm.engine.request import Sequence, SequenceId
-from tiny_llm.engine.suffix import KnownSuffix, SuffixAutomaton
+from tiny_llm.engine.store import Store
+from tiny_llm.engine.suffix import SuffixDrafter
+from tiny_llm.kernels.roofline import matrix_weights
+from tiny_llm.model import hub, loader
+from tiny_llm.model.qwen3 import Qwen3
+from tiny_llm.model.source import open_source
+from tiny_llm.model.tokenizer import Tokenizer
 
-TRUST = 2  # guesses for each token of a match: the longer the text that is the same, the further it will be
-SHARED_TOKENS = 200_000  # of a tenant's earlier answers
-BETWEEN = -1  # stands between two answers, where no guess goes on
+POCKETS = {hub.SHIPPED["pocket"]: hub.SHIPPED["pocket-draft"]}  # the draft models of the models inside
 
 
 class Drafter(Protocol):
@@ -25,54 +37,53 @@ class Drafter(Protocol):
         """Drop the data of sequences that have ended or were preempted."""
 
 
-@dataclass
-class IndexedText:
-    """A sequence, the automaton of its own tokens, and its longest suffix that is known from earlier answers."""
+def load_helper(engine: EngineConfig, target: Qwen3, tokenizer: Tokenizer, path: Path) -> Qwen3 | None:
+    """Load the weights that the drafter needs beside the model at `path`; None where it needs none.
 
-    sequence: Sequence
-    own: SuffixAutomaton = field(default_factory=SuffixAutomaton)
-    match: KnownSuffix = KnownSuffix()  # noqa: RUF009 (frozen)
-
-
-class SuffixDrafter:
-    """Suffix decoding: guesses what followed the longest known suffix of the text most often.
-
-    It is looked up in the sequence's own prompt and answer, and in the earlier answers to the same tenant.
-    (arXiv:2411.04975)
+    Raises ValueError where none are named and none ship with the model, and where they belong to another vocabulary.
+    Warns of a draft model that is not cheaper than the model.
     """
-
-    def __init__(self, config: SpeculationConfig):
-        self.config = config
-        self._texts: dict[SequenceId, IndexedText] = {}
-        self._earlier: defaultdict[str, SuffixAutomaton] = defaultdict(SuffixAutomaton)
-
-    def propose(self, sequences: Row[Sequence], limits: Row[int]) -> list[DraftTree]:
-        return [self._guess(sequence, limit) for sequence, limit in zip(sequences, limits, strict=True)]
-
-    def _guess(self, sequence: Sequence, limit: int) -> DraftTree:
-        text = self._texts.setdefault(sequence.id, IndexedText(sequence))
-        earlier = self._earlier[sequence.request.tenant]
-        for token in sequence.tokens[text.own.size :]:
-            text.own.extend([token])
-            text.match = earlier.follow(text.match, token)
-        least = self.config.least
-        repeated = text.own.repeated
-        here = text.own.guess(repeated, min(limit, TRUST * repeated.length), least, is_end=True)
-        before = earlier.guess(text.match, min(limit, TRUST * text.match.length), least)
-        best = max(here, before, key=lambda guess: guess.expected)
-        return DraftTree.chain(best.tokens)
-
-    def forget(self, ended: Row[SequenceId]) -> None:
-        for name in ended:
-            text = self._texts.pop(name, None)
-            if text is None or text.sequence.finish_reason is None:
-                continue
-            tenant = text.sequence.request.tenant
-            if self._earlier[tenant].size > SHARED_TOKENS:
-                del self._earlier[tenant]
-            self._earlier[tenant].extend([*text.sequence.output, BETWEEN])
+    speculation = engine.speculation
+    if speculation.drafter != "draft":
+        return None
+    name = speculation.model
+    place = POCKETS.get(path) if name is None else hub.resolve(name)
+    require(
+        place is not None, 'draft_model: name a smaller model with the same tokenizer, found none; "draft" needs it'
+    )
+    assert place is not None
+    source = open_source(place)
+    shape = loader.load_config(source)
+    dtype = dtype_of(engine)
+    model = load_model(source, shape, choose_operations(engine, dtype), dtype)
+    difference = tokenizer.difference(load_tokenizer(source, shape))
+    require(difference is None, f"draft_model: {place}: expected the model's tokenizer, found another: {difference}")
+    mine, its = matrix_weights(shape), matrix_weights(target.config)
+    if mine >= its:
+        warnings.warn(
+            f"draft_model: {place} multiplies each token with {mine:,} weights, the model with {its:,}: drafts will "
+            "cost more than they save; name a smaller model",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return model
 
 
-def new_drafter(config: SpeculationConfig) -> Drafter | None:
-    """Make the drafter of these settings; None for "none"."""
-    return SuffixDrafter(config) if config.drafter == "suffix" else None
+def new_drafter(
+    config: SpeculationConfig, helper: Qwen3 | None, store: Store, blocks: BlockPool, vocab_size: int
+) -> Drafter | None:
+    """Make the drafter of these settings; None for "none". `store` holds the model's K and V."""
+    if config.drafter == "suffix":
+        return SuffixDrafter(config.least)
+    if config.drafter == "draft":
+        assert helper is not None
+        return DraftModel(helper, store_like(store, helper), blocks, vocab_size, config.least)
+    return None
+
+
+def store_like(store: Store, model: Qwen3) -> Store:
+    """Make a store for another model, with as many blocks as `store` and as many slots in each."""
+    if isinstance(store, WholeCaches):
+        return WholeCaches(lambda: ContiguousCache(model.config, model.ops), store.num_blocks, store.block_size)
+    dtype = model.weights["norm"]["weight"].dtype
+    return PagedPool(model.config, model.ops, store.num_blocks, store.block_size, dtype)

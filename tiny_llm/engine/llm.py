@@ -20,6 +20,7 @@ from tiny_llm.decode.text import Delta
 from tiny_llm.engine.answers import Collected, completions_of, stats_of
 from tiny_llm.engine.answers import Completion as Completion
 from tiny_llm.engine.answers import Stats as Stats
+from tiny_llm.engine.drafters import load_helper
 from tiny_llm.engine.embed import Pooling, Vectors, embed
 from tiny_llm.engine.lesson import Lesson
 from tiny_llm.engine.loading import choose_operations, dtype_of, load_model, load_tokenizer
@@ -27,7 +28,7 @@ from tiny_llm.engine.loop import Loop, Output
 from tiny_llm.engine.offline import loop_for, run_all
 from tiny_llm.engine.prompt import Prompt, RequestBuilder, encode_prompt, many
 from tiny_llm.engine.request import Request
-from tiny_llm.engine.speculation import SpeculationCounts
+from tiny_llm.engine.speculation import Drafting, SpeculationCounts
 from tiny_llm.engine.store import whole_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model import hub, loader
@@ -65,7 +66,8 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None,
     qwen = load_model(source, shape, ops, dtype, config.expert_bytes)
     defaults = loader.load_generation_defaults(source, context)
     tokenizer = load_tokenizer(source, shape)
-    return LLM(qwen, tokenizer, path=path, config=config, defaults=defaults, lesson=lesson)
+    helper = load_helper(config, qwen, tokenizer, path)
+    return LLM(qwen, tokenizer, path=path, config=config, defaults=defaults, lesson=lesson, helper=helper)
 
 
 class OvertakenError(RuntimeError):
@@ -79,7 +81,7 @@ class LLM:
     later stream has begun. The KV cache of the last request is kept, so the next request computes only the tokens after
     the common prefix: a chat does not compute its history again. `defaults` are the sampling settings of the model's
     generation_config.json. `lesson`: answer single prompts by the loop of `decode.generate` instead of the engine's,
-    where it supports the request's settings.
+    where it supports the request's settings. `helper`: the weights that the drafter needs beside the model.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class LLM:
         config: EngineConfig,
         defaults: Mapping[str, Any] | None = None,
         lesson: bool = False,
+        helper: Qwen3 | None = None,
     ):
         self.model, self.tokenizer, self.path, self.engine_config = model, tokenizer, path, config
         inside = [name for name, place in hub.SHIPPED.items() if place == path]
@@ -98,7 +101,7 @@ class LLM:
         self.defaults = dict(defaults or {})
         self.max_context = model.config.context(config.max_context)
         self.builder = RequestBuilder(tokenizer, self.defaults, self.max_context, model.config.vocab_size)
-        self.speculation = SpeculationCounts()  # of all requests so far
+        self.drafting = Drafting(helper)
         self._collected: Collected | None = None  # of the request that began last
         self._lesson = Lesson(model, tokenizer, config) if lesson else None
         self._loop: Loop | None = None  # for single prompts
@@ -251,6 +254,11 @@ class LLM:
             if not ended and self._loop is loop and self._open == request.id:
                 loop.cancel(request.id)
 
+    @property
+    def speculation(self) -> SpeculationCounts:
+        """How many guesses were made and accepted in all requests so far."""
+        return self.drafting.counts
+
     def _single(self, request: Request | None = None) -> Loop:
         """Return the loop for single prompts: each answer has a whole cache, and the last cache is kept.
 
@@ -260,7 +268,7 @@ class LLM:
         if self._loop is None:
             store = whole_store(self.model, self.engine_config, MOST_ANSWERS, self.max_context, kept=1)
             config = self.engine_config
-            self._loop = Loop(self.model, self.tokenizer, engine=config, store=store, counts=self.speculation)
+            self._loop = Loop(self.model, self.tokenizer, engine=config, store=store, drafting=self.drafting)
         if request is not None:
             slots = request.num_sequences
             budget = max(self.engine_config.prefill_chunk, slots)
@@ -273,7 +281,7 @@ class LLM:
         """Answer many prompts side by side, in a store for this call alone."""
         requests = self.builder.requests(prompts, params, template)
         with self._working():
-            loop = loop_for(self.model, self.tokenizer, requests, self.engine_config, self.speculation)
+            loop = loop_for(self.model, self.tokenizer, requests, self.engine_config, self.drafting)
             collected = run_all(loop, requests, progress)
         return [completion for one in collected for completion in completions_of(one)]
 

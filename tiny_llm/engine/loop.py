@@ -31,7 +31,7 @@ from tiny_llm.engine.recovery import Recovery, out_of_memory
 from tiny_llm.engine.request import UNKNOWN, Request, Result, Sequence, SequenceId, Share, Step
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.speculation import Speculation, SpeculationCounts
+from tiny_llm.engine.speculation import Drafting, Speculation
 from tiny_llm.engine.store import Store, new_scheduler, new_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model.qwen3 import Qwen3
@@ -65,7 +65,7 @@ class Loop:
     """A model that answers requests, in the thread that calls it.
 
     `engine` sets the kind of cache and the longest context. `store` holds K and V. Without it the loop makes a store:
-    a pool of pages, or a cache for each sequence where `engine` asks for rotating caches. Speculation adds to `counts`.
+    a pool of pages, or a cache for each sequence where `engine` asks for rotating caches. `drafting`: see there.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Loop:
         *,
         engine: EngineConfig | None = None,
         store: Store | None = None,
-        counts: SpeculationCounts | None = None,
+        drafting: Drafting | None = None,
     ):
         clear_streams_at_end()
         self.model, self.tokenizer, self.clock = model, tokenizer, clock
@@ -96,10 +96,11 @@ class Loop:
         self._recovery = Recovery(self.scheduler, self.runner, self.store)
         self.speculation: Speculation | None = None
         wanted = self.engine.speculation
-        drafter = new_drafter(wanted)
+        drafting = drafting or Drafting()
+        drafter = new_drafter(wanted, drafting.helper, self.store, self.scheduler.blocks, vocab_size)
         if drafter is not None:
             trees = not isinstance(self.store, WholeCaches)
-            self.speculation = Speculation(wanted, drafter, counts or SpeculationCounts(), trees)
+            self.speculation = Speculation(wanted, drafter, drafting.counts, trees)
 
     @property
     def has_work(self) -> bool:

@@ -12,7 +12,7 @@ from tiny_llm.decode.text import Delta
 from tiny_llm.engine.answers import Collected
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Request
-from tiny_llm.engine.speculation import SpeculationCounts
+from tiny_llm.engine.speculation import Drafting
 from tiny_llm.model.memory import available_bytes
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
@@ -33,9 +33,9 @@ def loop_for(
     tokenizer: Tokenizer,
     requests: Sequence[Request],
     engine: EngineConfig,
-    counts: SpeculationCounts | None = None,
+    drafting: Drafting | None = None,
 ) -> Loop:
-    """Return a loop with just enough memory and slots for these requests. Speculation adds to `counts`."""
+    """Return a loop with just enough memory and slots for these requests."""
     config = ServingConfig()
     slots = max(config.scheduler.max_sequences, *(request.num_sequences for request in requests))
     config = replace(config, scheduler=replace(config.scheduler, max_sequences=slots))
@@ -45,7 +45,7 @@ def loop_for(
         need = kv_bytes_for(requests, config.scheduler, config.block_size, each)
         free = available_bytes()
         config = replace(config, kv_bytes=need if free is None else min(need, free // 2))
-    return Loop(model, tokenizer, config, engine=engine, counts=counts)
+    return Loop(model, tokenizer, config, engine=engine, drafting=drafting)
 
 
 def run_all(loop: Loop, requests: Sequence[Request], progress: bool = False) -> list[Collected]:

@@ -262,13 +262,15 @@ class Step:
 class Result(NamedTuple):
     """The result of a share: its new tokens (none for a chunk, up to k + 1 for a verification).
 
-    `logprobs` has each token's log-probabilities, where the request asks for them. `row` holds the log-probabilities of
-    the next token, (V,), where the share extends a beam.
+    `kept` are the nodes of its draft that were accepted, in the order of the text. `logprobs` has each token's
+    log-probabilities, where the request asks for them. `row` holds the log-probabilities of the next token, (V,), where
+    the share extends a beam.
     """
 
     tokens: tuple[int, ...] = ()
     logprobs: "tuple[TokenLogprobs | None, ...]" = ()
     row: npt.NDArray[np.float32] | None = None
+    kept: tuple[int, ...] = ()
 
 
 def verification(share: Share, draft: DraftTree, view: View) -> Share:

@@ -121,7 +121,7 @@ class Runner:
                 self._compact(batch.shares[place], kept)
                 ids = tuple(token.id for token in tokens)
                 logprobs = tuple(token.logprobs for token in tokens)
-                results[batch.order[place]] = Result(ids, logprobs=logprobs)
+                results[batch.order[place]] = Result(ids, logprobs=logprobs, kept=tuple(kept))
         if running.logits is not None:
             for place, row in zip(batch.searching, running.logits, strict=True):
                 results[batch.order[place]] = Result(row=log_softmax(row))

