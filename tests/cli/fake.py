@@ -7,6 +7,7 @@ from typing import Any
 from tiny_llm.config import SamplingParams
 from tiny_llm.decode.text import Delta
 from tiny_llm.engine.answers import Completion, Stats, join
+from tiny_llm.engine.speculation import SpeculationCounts
 from tiny_llm.model.rendered import Rendered
 
 Answer = str | Exception | Sequence[str | Callable[[], None]]
@@ -28,6 +29,7 @@ class FakeLLM:
 
     name = "fake"
     model = SimpleNamespace(weights={"layers": []})
+    speculation = SpeculationCounts()
 
     def __init__(self, *answers: Answer, max_context: int = 10_000):
         self.answers, self.max_context = list(answers), max_context

@@ -10,6 +10,7 @@ from tests.cli.conftest import Run
 from tests.cli.fake import FakeLLM
 from tiny_llm.cli.options import EngineOptions, SamplingOptions, SearchOptions, settings_of
 from tiny_llm.config import EngineConfig, SamplingParams, Structured
+from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.engine import llm as engine
 
 
@@ -17,9 +18,14 @@ def names(*kinds: Any) -> list[str]:
     return sorted(f.name for kind in kinds for f in fields(kind))
 
 
+SPECULATION = {"drafter": "speculate", "model": "draft_model", "max_draft": "max_draft", "p_min": "draft_p_min"}
+
+
 def test_every_setting_has_its_option() -> None:
     assert names(SamplingOptions, SearchOptions) == names(SamplingParams)
-    assert names(EngineOptions) == sorted([*names(EngineConfig), "model", "code"])
+    engine = set(names(EngineConfig)) - {"speculation"}
+    assert names(EngineOptions) == sorted([*engine, "model", "code", *SPECULATION.values()])
+    assert names(SpeculationConfig) == sorted(SPECULATION)
 
 
 def test_what_is_not_set_is_left_to_the_model(run: Run) -> None:
@@ -86,6 +92,13 @@ def test_engine_options_arrive(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TINY_LLM_KERNELS", "plain")
     assert run("generate", "hi", "--model", "m").code == 0
     assert loaded[1] == ("m", EngineConfig(kernels="plain"))
+    line = "--speculate draft --draft-model d --max-draft 3 --draft-p-min 0.1"
+    assert run("generate", "hi", *line.split()).code == 0
+    assert loaded[2][1].speculation == SpeculationConfig("draft", 3, 0.1, "d")
+    refused = run("generate", "hi", "--max-draft", "3")
+    assert refused.code == 2 and "--speculate" in refused.err
+    refused = run("generate", "hi", "--speculate", "suffix", "--max-draft", "64")
+    assert refused.code == 2 and "expected an integer from 1 to 63, found 64" in refused.err
     monkeypatch.setenv("TINY_LLM_KERNELS", "vulkan")
     assert run("generate", "hi").code == 2
 

@@ -22,7 +22,7 @@ def test_models_list(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = run("models", "list").out.splitlines()
     assert lines[0].split() == ["qwen3-0.6b", "Qwen/Qwen3-0.6B", "1.5", "GB"]
     assert lines[1].split(maxsplit=3) == ["me/mine", "900", "B", "incomplete: download it again"]
-    assert lines[2] == "Inside: pocket, pocket-moe"
+    assert lines[2] == "Inside: pocket, pocket-moe, pocket-draft"
     assert [line.split() for line in lines[5:]] == [[a, r] for a, r in hub.ALIASES.items() if a != "qwen3-0.6b"]
 
 

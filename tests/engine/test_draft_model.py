@@ -24,7 +24,7 @@ from tiny_llm.engine.request import Request
 from tiny_llm.engine.request import Sequence as Running
 from tiny_llm.engine.speculation import Speculation, SpeculationCounts
 
-DRAFT = SpeculationConfig("draft", 4, least=0.0)
+DRAFT = SpeculationConfig("draft", 4, p_min=0.0)
 
 
 @pytest.fixture(scope="module")

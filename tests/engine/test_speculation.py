@@ -345,10 +345,10 @@ def test_a_draft_is_pruned_at_end_tokens() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"drafter": "oracle"}, "drafter: expected one of none, suffix, found 'oracle'"),
+        ({"drafter": "oracle"}, "drafter: expected one of none, suffix, draft, found 'oracle'"),
         ({"max_draft": 0}, "max_draft: expected an integer from 1 to 63, found 0"),
         ({"max_draft": 64}, "max_draft: expected an integer from 1 to 63, found 64"),
-        ({"least": 1.5}, "least: expected a probability from 0 to 1, found 1.5"),
+        ({"p_min": 1.5}, "p_min: expected a probability from 0 to 1, found 1.5"),
     ],
 )
 def test_odd_settings_are_refused(settings: dict, message: str) -> None:

@@ -130,12 +130,15 @@ class EngineOptions:
         str | None, option("The small model, with the model's tokenizer; pocket's own ships inside.")
     ] = None
     max_draft: Annotated[int | None, option("Guesses of a step at most; 8 if not set.")] = None
+    draft_p_min: Annotated[
+        float | None, option("Leave guesses out that are less likely than this to be right; 0.3 if not set.")
+    ] = None
     code: Annotated[
         str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")
     ] = None
 
     def config(self) -> EngineConfig:
-        own = ("model", "code", "speculate", "draft_model", "max_draft")  # not named as in EngineConfig
+        own = ("model", "code", "speculate", "draft_model", "max_draft", "draft_p_min")  # not named as in EngineConfig
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
         values["speculation"] = self._speculation()
         if self.code is not None:  # the exercises are the plain operations
@@ -153,13 +156,12 @@ class EngineOptions:
             return EngineConfig(**{name: value for name, value in values.items() if value is not None})
 
     def _speculation(self) -> SpeculationConfig | None:
-        given = {"max_draft": self.max_draft, "model": self.draft_model}
+        given = {"max_draft": self.max_draft, "p_min": self.draft_p_min, "model": self.draft_model}
         values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.speculate in (None, "none") and values:
-            named = "--max-draft" if "max_draft" in values else "--draft-model"
-            with usage(named):
+            with usage("--max-draft, --draft-p-min, --draft-model"):
                 raise ValueError("is for guesses: name who makes them, such as --speculate draft, or leave it out")
-        with usage("--max-draft"):
+        with usage("--speculate"):
             return None if self.speculate is None else SpeculationConfig(self.speculate, **values)
 
     def load(self) -> "LLM":

@@ -16,12 +16,12 @@ class SpeculationConfig:
     `drafter`: "none", or "suffix" (what followed the same words before, in the prompt, in this answer or in the
     tenant's earlier answers), or "draft" (a small model). `model`: the draft model's directory, GGUF file or name; None
     stands for the draft model that ships with the model inside. `max_draft`: guesses of a sequence in a step, at most.
-    `least`: a guess is left out where the drafter gives less than this probability to all guesses up to it being right.
+    `p_min`: a guess is left out where the drafter gives less than this probability to all guesses up to it being right.
     """
 
     drafter: Literal["none", "suffix", "draft"] = "none"
     max_draft: int = 8
-    least: float = 0.3
+    p_min: float = 0.3
     model: str | None = None
 
     def __post_init__(self) -> None:
@@ -38,6 +38,6 @@ class SpeculationConfig:
             f"max_draft: expected an integer from 1 to {MOST_GUESSES}, found {shown(self.max_draft)}",
         )
         require(
-            is_finite(self.least) and 0 <= self.least <= 1,
-            f"least: expected a probability from 0 to 1, found {shown(self.least)}",
+            is_finite(self.p_min) and 0 <= self.p_min <= 1,
+            f"p_min: expected a probability from 0 to 1, found {shown(self.p_min)}",
         )

@@ -74,10 +74,10 @@ def new_drafter(
 ) -> Drafter | None:
     """Make the drafter of these settings; None for "none". `store` holds the model's K and V."""
     if config.drafter == "suffix":
-        return SuffixDrafter(config.least)
+        return SuffixDrafter(config.p_min)
     if config.drafter == "draft":
         assert helper is not None
-        return DraftModel(helper, store_like(store, helper), blocks, vocab_size, config.least)
+        return DraftModel(helper, store_like(store, helper), blocks, vocab_size, config.p_min)
     return None
 
 
