@@ -219,9 +219,3 @@ def test_the_state_has_every_array_of_every_cache() -> None:
     attend(store, [part(0, 0, 5), part(1, 0, 6)], [text(1), text(2)])
     assert len(store.state) == 2 * 2 * 2 * 3  # caches, layers, keys and values, codes with scales and biases
     assert store.nbytes == sum(array.nbytes for array in store.state)
-
-
-def test_drafts_that_make_a_tree_have_no_place_here() -> None:
-    drafted = part(0, 0, 3)._replace(parents=(-1, 0, 0))
-    with pytest.raises(AssertionError, match="keeps its tokens in order"):
-        make_store("contiguous").batch([drafted])

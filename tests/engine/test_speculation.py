@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ from tests.engine.test_loop import (
 )
 from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load
+from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig, Structured
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.decode.acceptance import DraftTree
@@ -29,6 +31,7 @@ from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Request, SequenceId
 from tiny_llm.engine.request import Sequence as Running
 from tiny_llm.engine.speculation import Speculation, SpeculationCounts, pruned, room
+from tiny_llm.engine.store import whole_store
 
 
 @pytest.fixture(scope="module")
@@ -313,9 +316,44 @@ def test_whole_caches_forget_rejected_tokens(llm: LLM, cache: str, params: Sampl
     assert fast.generate([*tokens, *want], params).tokens == plain.generate([*tokens, *want], params).tokens
 
 
-def test_whole_caches_verify_the_first_line_of_a_tree() -> None:
-    tree = DraftTree((4, 9, 5, 6, 7), (-1, -1, 0, 1, 2))
-    assert tree.first_line() == DraftTree.chain([4, 5, 7])
+@pytest.mark.parametrize("kernels", ["mlx", None])
+@pytest.mark.parametrize("cache", ["contiguous", "quantized"])
+def test_trees_in_whole_caches(llm: LLM, cache: str, kernels: str | None) -> None:
+    """Of one sequence, and of several side by side; K and V of the kept path are those of a prefill."""
+    config = EngineConfig(cache=cache, kernels=kernels)
+    plain = load(llm.path, config=config)
+    store = whole_store(plain.model, config, 4, plain.max_context, kept=1)
+    asked = [replace(GREEDY, max_tokens=40), replace(SAMPLED, max_tokens=40, n=3)]
+    requests = [request(llm, f"{i}", prompt(i), params) for i, params in enumerate(asked)]
+    answers = answers_of(plain, requests)
+    for one in requests:
+        loop = Loop(plain.model, plain.tokenizer, engine=config, store=store)
+        loop.speculation = Speculation(SpeculationConfig("suffix", 6), trees(answers), SpeculationCounts())
+        for index, deltas in run(loop, [one])[one.id].items():
+            assert summary(deltas)[0] == answers[SequenceId(one.id, index)]
+        assert loop.speculation.counts.accepted > 20
+
+
+def test_the_kept_path_of_a_tree_lies_in_order(llm: LLM) -> None:
+    one = request(llm, "one", prompt(7), replace(GREEDY, max_tokens=60))
+    answers = answers_of(llm, [one])
+    store = whole_store(llm.model, EngineConfig(), 4, llm.max_context, kept=1)
+    loop = Loop(llm.model, llm.tokenizer, store=store)
+    loop.speculation = Speculation(SpeculationConfig("suffix", 7), trees(answers), SpeculationCounts())
+    loop.add(one)
+    for _ in range(12):
+        loop.step()
+    (sequence,) = loop.scheduler.running
+    count = sequence.computed
+    assert count > 30
+    mine = store.caches[sequence.block_table[0]]
+    fresh = ContiguousCache(llm.config, llm.model.ops)
+    llm.model.hidden_states(mx.array(sequence.tokens[:count]), fresh)
+    for buffer, other in zip(mine.state, fresh.state, strict=True):
+        np.testing.assert_allclose(np.array(buffer[:, :count]), np.array(other[:, :count]), atol=1e-5)
+
+
+def test_lines_with_one_beginning_become_a_tree() -> None:
     assert DraftTree.merged([[4, 5, 7], [9, 6], [4, 8]]) == DraftTree((4, 5, 7, 9, 6, 8), (-1, 0, 1, -1, 3, 0))
 
 
@@ -345,7 +383,7 @@ def test_a_draft_is_pruned_at_end_tokens() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"drafter": "oracle"}, "drafter: expected one of none, suffix, draft, found 'oracle'"),
+        ({"drafter": "oracle"}, "drafter: expected one of none, suffix, draft, lookahead, found 'oracle'"),
         ({"max_draft": 0}, "max_draft: expected an integer from 1 to 63, found 0"),
         ({"max_draft": 64}, "max_draft: expected an integer from 1 to 63, found 64"),
         ({"p_min": 1.5}, "p_min: expected a probability from 0 to 1, found 1.5"),

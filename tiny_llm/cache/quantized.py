@@ -57,6 +57,11 @@ class QuantizedCache(ContiguousCache):
         scale = self.config.head_dim**-0.5
         return self.ops.packed_attention(q, keys, values, scale, self.config.window_of(layer))
 
+    def attend_masked(self, layer: int, q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
+        keys = self._pack(self.keys, layer, k)
+        values = self._pack(self.values, layer, v)
+        return self.ops.packed_attention(q, keys, values, self.config.head_dim**-0.5, mask=mask)
+
     def _pack(self, buffers: list[mx.array], layer: int, new: mx.array) -> Packed:
         """Append new (T, Hkv, D) packed; return all that is there now."""
         codes, scales, biases = mx.quantize(new, group_size=self.group_size, bits=self.bits)

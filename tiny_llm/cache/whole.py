@@ -7,12 +7,15 @@ than its sequence has computed goes back to them.
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 
 from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.cache.scattered import Scattered
 from tiny_llm.cache.view import Span, View
+from tiny_llm.model.step_buffers import StepBuffers
 
 
 class WholeCaches:
@@ -27,9 +30,12 @@ class WholeCaches:
         self.caches: dict[int, ContiguousCache] = {}
         self._forks = False  # leave the caches as they are, and write into forks of them
 
-    def batch(self, spans: Sequence[Span]) -> "ContiguousCache | CachesSideBySide":
+    def batch(self, spans: Sequence[Span]) -> "ContiguousCache | TreeInCache | CachesSideBySide":
         """Return the cache of a step: the only sequence's own cache, or several caches side by side."""
-        caches = [self._ready(span) for span in spans]
+        caches: list[ContiguousCache | TreeInCache] = []
+        for span in spans:
+            cache = self._ready(span)
+            caches.append(cache if span.parents is None else TreeInCache(cache, span))
         if len(caches) == 1:
             return caches[0]
         return CachesSideBySide(caches, [span.length for span in spans])
@@ -53,8 +59,9 @@ class WholeCaches:
         self.caches.update(forks)
 
     def move(self, view: View, sources: Sequence[int], start: int) -> None:
-        """Refuse: these caches verify only rows of drafted tokens, whose K and V lie in order."""
-        raise NotImplementedError("whole caches can't move tokens")
+        """Move tokens of one sequence to the slots from `start` on."""
+        (block,) = view.blocks
+        self.caches[block].move(sources, start)
 
     def ahead(self) -> "WholeCaches":
         """Return a shallow copy on which to build a future step; `adopt` makes it current."""
@@ -83,7 +90,7 @@ class WholeCaches:
 
     def _ready(self, span: Span) -> ContiguousCache:
         """Return the sequence's cache, trimmed to the tokens before the span."""
-        assert not span.scattered, "a whole cache keeps its tokens in order"
+        assert span.view.first == span.start and span.view.held is None, "a whole cache keeps its tokens in order"
         (block,) = span.view.blocks
         if span.start == 0:
             self.caches[block] = self.make()
@@ -95,10 +102,45 @@ class WholeCaches:
         return cache
 
 
+class TreeInCache:
+    """The cache of a step whose tokens make a tree: each sees the tokens before the step, and its own ancestors."""
+
+    def __init__(self, cache: ContiguousCache, span: Span):
+        self.cache = cache
+        self.tree = Scattered.of(span.view, span.start, span.length, span.parents)
+
+    @cached_property
+    def _masks(self) -> list[mx.array]:
+        """What each token sees in each layer, (T, S)."""
+        config = self.cache.config
+        windows = [config.window_of(layer) for layer in range(config.num_hidden_layers)]
+        masks = {window: self.tree.mask(window) for window in set(windows)}
+        return [masks[window] for window in windows]
+
+    def begin(self, num_tokens: int) -> mx.array:
+        """Open a step; return the positions of all tokens, (T,) int32."""
+        self.cache.begin(num_tokens)
+        return mx.array(self.tree.positions)
+
+    def open_buffers(self, num_tokens: int) -> StepBuffers | None:
+        """Open a step whose layers are one operation; None where the layers need masks that differ."""
+        mask = self._masks[0]
+        if any(other is not mask for other in self._masks):
+            return None
+        buffers = self.cache.open_buffers(num_tokens)
+        if buffers is None:
+            return None
+        return buffers._replace(positions=mx.array(self.tree.positions), mask=mask)
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """Append k and v (T, Hkv, D); return what q (T, Hq, D) sees, (T, Hq, D)."""
+        return self.cache.attend_masked(layer, q, k, v, self._masks[layer])
+
+
 class CachesSideBySide:
     """The caches of several sequences in one step: sequence i brings lengths[i] tokens of the flat row."""
 
-    def __init__(self, caches: Sequence[ContiguousCache], lengths: Sequence[int]):
+    def __init__(self, caches: Sequence[ContiguousCache | TreeInCache], lengths: Sequence[int]):
         self.caches, self.lengths = caches, lengths
 
     def begin(self, num_tokens: int) -> mx.array:

@@ -120,16 +120,16 @@ class EngineOptions:
         int | None, option("There: numbers that share a scale, 32, 64 or 128; 64 where it fits.")
     ] = None
     speculate: Annotated[
-        Literal["none", "suffix", "draft"] | None,
+        Literal["none", "suffix", "draft", "lookahead"] | None,
         option(
             "Guess the next tokens and verify many at once: suffix guesses what followed the same words before, draft "
-            "asks a small model."
+            "asks a small model, lookahead lets the model guess for itself."
         ),
     ] = None
     draft_model: Annotated[
         str | None, option("The small model, with the model's tokenizer; pocket's own ships inside.")
     ] = None
-    max_draft: Annotated[int | None, option("Guesses of a step at most; 8 if not set.")] = None
+    max_draft: Annotated[int | None, option("Guesses of a step at most; 8, 4 and 24 if not set.")] = None
     draft_p_min: Annotated[
         float | None, option("Leave guesses out that are less likely than this to be right; 0.3 if not set.")
     ] = None

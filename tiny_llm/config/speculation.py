@@ -5,7 +5,8 @@ from typing import Literal
 
 from tiny_llm.config.fields import is_finite, is_integer, require, shown
 
-DRAFTERS = ("none", "suffix", "draft")
+DRAFTERS = ("none", "suffix", "draft", "lookahead")
+USUAL = {"suffix": 8, "draft": 4, "lookahead": 24}  # guesses of a step at most
 MOST_GUESSES = 63  # a tree of drafts has at most 64 nodes, the last verified token among them
 
 
@@ -13,14 +14,15 @@ MOST_GUESSES = 63  # a tree of drafts has at most 64 nodes, the last verified to
 class SpeculationConfig:
     """How the engine guesses the next tokens of an answer, which it then verifies many at a time.
 
-    `drafter`: "none", or "suffix" (what followed the same words before, in the prompt, in this answer or in the
-    tenant's earlier answers), or "draft" (a small model). `model`: the draft model's directory, GGUF file or name; None
-    stands for the draft model that ships with the model inside. `max_draft`: guesses of a sequence in a step, at most.
-    `p_min`: a guess is left out where the drafter gives less than this probability to all guesses up to it being right.
+    `drafter`: "none", "suffix" (what followed the same words before, in the prompt, in this answer or in the tenant's
+    earlier answers), "draft" (a small model) or "lookahead" (the model itself, see `engine.lookahead`). `model`: the
+    draft model's directory, GGUF file or name; None stands for the draft model that ships with the model inside.
+    `max_draft`: guesses of a sequence in a step, at most; None takes the drafter's usual number. `p_min`: suffix and
+    draft leave a guess out where they give less than this probability to all guesses up to it being right.
     """
 
-    drafter: Literal["none", "suffix", "draft"] = "none"
-    max_draft: int = 8
+    drafter: Literal["none", "suffix", "draft", "lookahead"] = "none"
+    max_draft: int | None = None
     p_min: float = 0.3
     model: str | None = None
 
@@ -34,10 +36,15 @@ class SpeculationConfig:
             f"draft_model: {shown(self.model)} is for the drafter draft, found {self.drafter}; leave it out",
         )
         require(
-            is_integer(self.max_draft) and 1 <= self.max_draft <= MOST_GUESSES,
+            self.max_draft is None or (is_integer(self.max_draft) and 1 <= self.max_draft <= MOST_GUESSES),
             f"max_draft: expected an integer from 1 to {MOST_GUESSES}, found {shown(self.max_draft)}",
         )
         require(
             is_finite(self.p_min) and 0 <= self.p_min <= 1,
             f"p_min: expected a probability from 0 to 1, found {shown(self.p_min)}",
         )
+
+    @property
+    def most(self) -> int:
+        """Guesses of a sequence in a step, at most."""
+        return self.max_draft or USUAL.get(self.drafter, 0)

@@ -69,14 +69,15 @@ class DraftTree(NamedTuple):
             node = self.parents[node]
         return nodes[::-1]
 
-    def first_line(self) -> "DraftTree":
-        """Return the chain of first children: what is left where only rows of tokens can be verified."""
-        tokens = []
-        nodes = self.children(-1)
-        while nodes:
-            tokens.append(self.tokens[nodes[0]])
-            nodes = self.children(nodes[0])
-        return DraftTree.chain(tokens)
+    def find(self, line: Sequence[int]) -> int | None:
+        """Return the node at the end of a line of tokens that begins behind the text; None where there is none."""
+        node = -1
+        for token in line:
+            matching = [child for child in self.children(node) if self.tokens[child] == token]
+            if not matching:
+                return None
+            node = matching[0]
+        return node
 
     @classmethod
     def merged(cls, lines: Sequence[Sequence[int]]) -> "DraftTree":

@@ -71,10 +71,11 @@ def _paths_of(verified: Verified) -> Iterator[tuple[tuple[int, ...], int]]:
 
 
 class Followed(NamedTuple):
-    """A sequence's new tokens: those of the nodes `kept` of its draft, and one more."""
+    """A sequence's new tokens: those of the nodes `kept` of its draft, and one more. `drawn`: see `request.Result`."""
 
     tokens: list[Token]
     kept: list[int]
+    drawn: list[int]
 
 
 class Choice(NamedTuple):
@@ -176,10 +177,11 @@ class Draw:
         for sequence, _, draft in choice.verified:
             rows = range(begin, begin + 1 + len(draft.tokens))
             begin = rows.stop
-            kept = accepted(draft, [drawn[row].id for row in rows]) if draft.tokens else []
+            ids = [drawn[row].id for row in rows]
+            kept = accepted(draft, ids) if draft.tokens else []
             followed = [rows[0], *(rows[1 + node] for node in kept)]
             tokens = [self._follow(sequence, drawn[row], finite[row]) for row in followed]
-            found.append(Followed(tokens, kept))
+            found.append(Followed(tokens, kept, ids))
         return found
 
     def _follow(self, sequence: SequenceId, token: Token, finite: bool) -> Token:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence as Row
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.cache.paged import PagedPool
@@ -15,7 +15,8 @@ from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.draft_model import DraftModel
 from tiny_llm.engine.loading import choose_operations, dtype_of, load_model, load_tokenizer
-from tiny_llm.engine.request import Sequence, SequenceId
+from tiny_llm.engine.lookahead import LookaheadDrafter
+from tiny_llm.engine.request import Seen, Sequence, SequenceId
 from tiny_llm.engine.store import Store
 from tiny_llm.engine.suffix import SuffixDrafter
 from tiny_llm.kernels.roofline import matrix_weights
@@ -35,6 +36,16 @@ class Drafter(Protocol):
 
     def forget(self, ended: Row[SequenceId]) -> None:
         """Drop the data of sequences that have ended or were preempted."""
+
+
+@runtime_checkable
+class LearningDrafter(Drafter, Protocol):
+    """A drafter that learns from every step. `taps`: the layers whose outputs it reads, side by side."""
+
+    taps: tuple[int, ...]
+
+    def observe(self, seen: Row[Seen]) -> None:
+        """Learn from the shares of a step that has ended."""
 
 
 def load_helper(engine: EngineConfig, target: Qwen3, tokenizer: Tokenizer, path: Path) -> Qwen3 | None:
@@ -75,6 +86,8 @@ def new_drafter(
     """Make the drafter of these settings; None for "none". `store` holds the model's K and V."""
     if config.drafter == "suffix":
         return SuffixDrafter(config.p_min)
+    if config.drafter == "lookahead":
+        return LookaheadDrafter()
     if config.drafter == "draft":
         assert helper is not None
         return DraftModel(helper, store_like(store, helper), blocks, vocab_size, config.p_min)

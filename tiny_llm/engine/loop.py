@@ -99,8 +99,7 @@ class Loop:
         drafting = drafting or Drafting()
         drafter = new_drafter(wanted, drafting.helper, self.store, self.scheduler.blocks, vocab_size)
         if drafter is not None:
-            trees = not isinstance(self.store, WholeCaches)
-            self.speculation = Speculation(wanted, drafter, drafting.counts, trees)
+            self.speculation = Speculation(wanted, drafter, drafting.counts)
 
     @property
     def has_work(self) -> bool:

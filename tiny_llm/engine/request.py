@@ -18,6 +18,8 @@ from tiny_llm.config.fields import is_finite, is_integer, require, shown
 from tiny_llm.decode.acceptance import DraftTree
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from tiny_llm.decode.text import TokenLogprobs
 
 EndReason = Literal["stop", "length", "cancelled", "error"]
@@ -262,7 +264,8 @@ class Step:
 class Result(NamedTuple):
     """The result of a share: its new tokens (none for a chunk, up to k + 1 for a verification).
 
-    `kept` are the nodes of its draft that were accepted, in the order of the text. `logprobs` has each token's
+    `kept` are the nodes of its draft that were accepted, in the order of the text, and `drawn` the model's tokens: the
+    one behind the last verified token, then the one behind each node, accepted or not. `logprobs` has each token's
     log-probabilities, where the request asks for them. `row` holds the log-probabilities of the next token, (V,), where
     the share extends a beam.
     """
@@ -271,6 +274,15 @@ class Result(NamedTuple):
     logprobs: "tuple[TokenLogprobs | None, ...]" = ()
     row: npt.NDArray[np.float32] | None = None
     kept: tuple[int, ...] = ()
+    drawn: tuple[int, ...] = ()
+
+
+class Seen(NamedTuple):
+    """What a drafter may learn from a share: its result, and the outputs of the layers that it taps, (T, F)."""
+
+    share: Share
+    result: Result
+    features: "mx.array | None" = None
 
 
 def verification(share: Share, draft: DraftTree, view: View) -> Share:

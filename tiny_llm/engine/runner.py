@@ -117,11 +117,11 @@ class Runner:
         batch = running.batch
         if running.choice is not None:
             found = self.draw.read(running.choice)
-            for place, (tokens, kept) in zip(batch.drawing, found, strict=True):
+            for place, (tokens, kept, drawn) in zip(batch.drawing, found, strict=True):
                 self._compact(batch.shares[place], kept)
                 ids = tuple(token.id for token in tokens)
                 logprobs = tuple(token.logprobs for token in tokens)
-                results[batch.order[place]] = Result(ids, logprobs=logprobs, kept=tuple(kept))
+                results[batch.order[place]] = Result(ids, logprobs=logprobs, kept=tuple(kept), drawn=tuple(drawn))
         if running.logits is not None:
             for place, row in zip(batch.searching, running.logits, strict=True):
                 results[batch.order[place]] = Result(row=log_softmax(row))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.decode.acceptance import DraftTree
-from tiny_llm.engine.drafters import Drafter
-from tiny_llm.engine.request import Result, Sequence, SequenceId, Step
+from tiny_llm.engine.drafters import Drafter, LearningDrafter
+from tiny_llm.engine.request import Result, Seen, Sequence, SequenceId, Step
 from tiny_llm.engine.scheduler import Scheduler
 from tiny_llm.model.qwen3 import Qwen3
 
@@ -44,11 +44,11 @@ class Drafting:
 class Speculation:
     """The drafter of a loop. One that raises is switched off, and the answers go on without it.
 
-    `fault` is the error for which the drafter was switched off. Without `trees` a draft is cut to its first line.
+    `fault` is the error for which the drafter was switched off.
     """
 
-    def __init__(self, config: SpeculationConfig, drafter: Drafter, counts: SpeculationCounts, trees: bool = True):
-        self.config, self.counts, self.trees = config, counts, trees
+    def __init__(self, config: SpeculationConfig, drafter: Drafter, counts: SpeculationCounts):
+        self.config, self.counts = config, counts
         self.drafter: Drafter | None = drafter
         self.fault: Exception | None = None
 
@@ -60,7 +60,7 @@ class Speculation:
         limits: list[int] = []
         left = scheduler.config.token_budget - step.num_tokens
         for sequence in scheduler.decoding(step):
-            limit = min(self.config.max_draft, left, room(sequence, max_context))
+            limit = min(self.config.most, left, room(sequence, max_context))
             if limit > 0:
                 limit = scheduler.reserve(sequence, limit)
             if limit > 0:
@@ -77,16 +77,29 @@ class Speculation:
             drafts = drafter.propose(sequences, limits)
             found = {}
             for sequence, draft, limit in zip(sequences, drafts, limits, strict=True):
-                if not self.trees and not draft.is_chain:
-                    draft = draft.first_line()
                 found[sequence.id] = pruned(draft, sequence.request.stop_tokens, limit)
             return found
         except Exception as error:
             self._switch_off(error)
             return {}
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The layers whose outputs the drafter reads."""
+        return self.drafter.taps if isinstance(self.drafter, LearningDrafter) else ()
+
     def observe(self, step: Step, results: Row[Result]) -> None:
-        """Count the guesses of a step."""
+        """Count the guesses of a step, and let the drafter learn from it."""
+        self._count(step, results)
+        if not isinstance(self.drafter, LearningDrafter):
+            return
+        seen = [Seen(share, result) for share, result in zip(step.shares, results, strict=True)]
+        try:
+            self.drafter.observe(seen)
+        except Exception as error:
+            self._switch_off(error)
+
+    def _count(self, step: Step, results: Row[Result]) -> None:
         counts = self.counts
         for share, result in zip(step.shares, results, strict=True):
             guesses = share.wanted - 1
