@@ -236,11 +236,14 @@ def test_another_tokenizer_is_refused(llm: LLM, tmp_path: Path) -> None:
 
 
 def test_a_draft_model_must_be_named(llm: LLM) -> None:
-    with pytest.raises(ValueError, match="draft_model: name a smaller model with the same tokenizer, found none"):
+    with pytest.raises(
+        ValueError,
+        match="draft_model: the drafter draft needs a smaller model with the same tokenizer, found none named",
+    ):
         load(llm.path, config=EngineConfig(speculation=DRAFT))
     with pytest.raises(ValueError, match=r"no-such-model.*expected"):
         load(llm.path, config=EngineConfig(speculation=replace(DRAFT, model="no-such-model")))
-    with pytest.raises(ValueError, match="draft_model: 'x' is for the drafter draft, found suffix; leave it out"):
+    with pytest.raises(ValueError, match="draft_model: 'x' is for draft, medusa, eagle, found suffix; leave it out"):
         SpeculationConfig("suffix", model="x")
 
 

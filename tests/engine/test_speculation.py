@@ -383,7 +383,10 @@ def test_a_draft_is_pruned_at_end_tokens() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"drafter": "oracle"}, "drafter: expected one of none, suffix, draft, lookahead, found 'oracle'"),
+        (
+            {"drafter": "oracle"},
+            "drafter: expected one of none, suffix, draft, lookahead, medusa, eagle, found 'oracle'",
+        ),
         ({"max_draft": 0}, "max_draft: expected an integer from 1 to 63, found 0"),
         ({"max_draft": 64}, "max_draft: expected an integer from 1 to 63, found 64"),
         ({"p_min": 1.5}, "p_min: expected a probability from 0 to 1, found 1.5"),

@@ -120,25 +120,35 @@ class EngineOptions:
         int | None, option("There: numbers that share a scale, 32, 64 or 128; 64 where it fits.")
     ] = None
     speculate: Annotated[
-        Literal["none", "suffix", "draft", "lookahead"] | None,
+        Literal["none", "suffix", "draft", "lookahead", "medusa", "eagle"] | None,
         option(
             "Guess the next tokens and verify many at once: suffix guesses what followed the same words before, draft "
-            "asks a small model, lookahead lets the model guess for itself."
+            "asks a small model, lookahead lets the model guess for itself, medusa and eagle ask trained heads."
         ),
     ] = None
     draft_model: Annotated[
-        str | None, option("The small model, with the model's tokenizer; pocket's own ships inside.")
+        str | None,
+        option("The small model, with the model's tokenizer, or the directory of the heads; pocket's own ship inside."),
     ] = None
-    max_draft: Annotated[int | None, option("Guesses of a step at most; 8, 4 and 24 if not set.")] = None
+    max_draft: Annotated[int | None, option("Guesses of a step at most; 4 to 24 if not set.")] = None
     draft_p_min: Annotated[
         float | None, option("Leave guesses out that are less likely than this to be right; 0.3 if not set.")
     ] = None
+    beams: Annotated[int | None, option("Lines at each level of eagle's tree, 1 for a chain; 4 if not set.")] = None
     code: Annotated[
         str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")
     ] = None
 
     def config(self) -> EngineConfig:
-        own = ("model", "code", "speculate", "draft_model", "max_draft", "draft_p_min")  # not named as in EngineConfig
+        own = (
+            "model",
+            "code",
+            "speculate",
+            "draft_model",
+            "max_draft",
+            "draft_p_min",
+            "beams",
+        )  # not named as in EngineConfig
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
         values["speculation"] = self._speculation()
         if self.code is not None:  # the exercises are the plain operations
@@ -156,10 +166,15 @@ class EngineOptions:
             return EngineConfig(**{name: value for name, value in values.items() if value is not None})
 
     def _speculation(self) -> SpeculationConfig | None:
-        given = {"max_draft": self.max_draft, "p_min": self.draft_p_min, "model": self.draft_model}
+        given = {
+            "max_draft": self.max_draft,
+            "p_min": self.draft_p_min,
+            "model": self.draft_model,
+            "beams": self.beams,
+        }
         values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.speculate in (None, "none") and values:
-            with usage("--max-draft, --draft-p-min, --draft-model"):
+            with usage("--max-draft, --draft-p-min, --draft-model, --beams"):
                 raise ValueError("is for guesses: name who makes them, such as --speculate draft, or leave it out")
         with usage("--speculate"):
             return None if self.speculate is None else SpeculationConfig(self.speculate, **values)

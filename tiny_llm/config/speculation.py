@@ -5,8 +5,10 @@ from typing import Literal
 
 from tiny_llm.config.fields import is_finite, is_integer, require, shown
 
-DRAFTERS = ("none", "suffix", "draft", "lookahead")
-USUAL = {"suffix": 8, "draft": 4, "lookahead": 24}  # guesses of a step at most
+DRAFTERS = ("none", "suffix", "draft", "lookahead", "medusa", "eagle")
+USUAL = {"suffix": 8, "draft": 4, "lookahead": 24, "medusa": 12, "eagle": 12}  # guesses of a step at most
+WITH_WEIGHTS = ("draft", "medusa", "eagle")
+MOST_BEAMS = 16
 MOST_GUESSES = 63  # a tree of drafts has at most 64 nodes, the last verified token among them
 
 
@@ -15,16 +17,19 @@ class SpeculationConfig:
     """How the engine guesses the next tokens of an answer, which it then verifies many at a time.
 
     `drafter`: "none", "suffix" (what followed the same words before, in the prompt, in this answer or in the tenant's
-    earlier answers), "draft" (a small model) or "lookahead" (the model itself, see `engine.lookahead`). `model`: the
-    draft model's directory, GGUF file or name; None stands for the draft model that ships with the model inside.
-    `max_draft`: guesses of a sequence in a step, at most; None takes the drafter's usual number. `p_min`: suffix and
-    draft leave a guess out where they give less than this probability to all guesses up to it being right.
+    earlier answers), "draft" (a small model), "lookahead" (the model itself, see `engine.lookahead`), "medusa" (heads
+    on the model's last layer) or "eagle" (a layer on the outputs of three layers). `model`: the directory, GGUF file or
+    name of a draft model, or the directory of heads; None stands for those that ship with the model inside.
+    `max_draft`: guesses of a sequence in a step, at most; None takes the drafter's usual number. `p_min`: a guess is
+    left out where the drafter gives less than this probability to all guesses up to it being right; lookahead knows no
+    probabilities. `beams`: lines at each level of eagle's tree, 1 for a chain.
     """
 
-    drafter: Literal["none", "suffix", "draft", "lookahead"] = "none"
+    drafter: Literal["none", "suffix", "draft", "lookahead", "medusa", "eagle"] = "none"
     max_draft: int | None = None
     p_min: float = 0.3
     model: str | None = None
+    beams: int = 4
 
     def __post_init__(self) -> None:
         require(
@@ -32,8 +37,12 @@ class SpeculationConfig:
             f"drafter: expected one of {', '.join(DRAFTERS)}, found {shown(self.drafter)}",
         )
         require(
-            self.model is None or (self.drafter == "draft" and isinstance(self.model, str)),
-            f"draft_model: {shown(self.model)} is for the drafter draft, found {self.drafter}; leave it out",
+            self.model is None or (self.drafter in WITH_WEIGHTS and isinstance(self.model, str)),
+            f"draft_model: {shown(self.model)} is for {', '.join(WITH_WEIGHTS)}, found {self.drafter}; leave it out",
+        )
+        require(
+            is_integer(self.beams) and 1 <= self.beams <= MOST_BEAMS,
+            f"beams: expected an integer from 1 to {MOST_BEAMS}, found {shown(self.beams)}",
         )
         require(
             self.max_draft is None or (is_integer(self.max_draft) and 1 <= self.max_draft <= MOST_GUESSES),

@@ -20,8 +20,8 @@ from tiny_llm.decode.text import Delta
 from tiny_llm.engine.answers import Collected, completions_of, stats_of
 from tiny_llm.engine.answers import Completion as Completion
 from tiny_llm.engine.answers import Stats as Stats
-from tiny_llm.engine.drafters import load_helper
 from tiny_llm.engine.embed import Pooling, Vectors, embed
+from tiny_llm.engine.helper import Helper, load_helper
 from tiny_llm.engine.lesson import Lesson
 from tiny_llm.engine.loading import choose_operations, dtype_of, load_model, load_tokenizer
 from tiny_llm.engine.loop import Loop, Output
@@ -93,7 +93,7 @@ class LLM:
         config: EngineConfig,
         defaults: Mapping[str, Any] | None = None,
         lesson: bool = False,
-        helper: Qwen3 | None = None,
+        helper: Helper | None = None,
     ):
         self.model, self.tokenizer, self.path, self.engine_config = model, tokenizer, path, config
         inside = [name for name, place in hub.SHIPPED.items() if place == path]

@@ -83,6 +83,9 @@ class LookaheadDrafter:
                 new.append(column[-1] if node is None else result.drawn[node + 1])
             window.shift(new)
 
+    def copy_blocks(self, pairs: Row[tuple[int, int]]) -> None:
+        """Do nothing: this drafter keeps no blocks."""
+
     def forget(self, ended: Row[SequenceId]) -> None:
         """Drop the windows of sequences that have ended or were preempted."""
         for name in ended:

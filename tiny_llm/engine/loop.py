@@ -100,6 +100,7 @@ class Loop:
         drafter = new_drafter(wanted, drafting.helper, self.store, self.scheduler.blocks, vocab_size)
         if drafter is not None:
             self.speculation = Speculation(wanted, drafter, drafting.counts)
+            self.runner.taps = self.speculation.taps
 
     @property
     def has_work(self) -> bool:
@@ -157,7 +158,7 @@ class Loop:
             results = self.runner.read(running)
         except Exception as error:
             return self._after_failure(running.step, error) + self._start()
-        outputs = self._finish(running.step, results)
+        outputs = self._finish(running, results)
         outputs += self._start()
         for share, result in zip(running.step.shares, results, strict=True):
             outputs += self._texts(share.sequence, result)
@@ -196,13 +197,14 @@ class Loop:
         if guess is not None:
             self.runner.prepare(guess, running)
 
-    def _finish(self, step: Step, results: list[Result]) -> list[Output]:
+    def _finish(self, running: Running, results: list[Result]) -> list[Output]:
         """Take in a step's results. Returns the outputs of searches that end and of requests that fail."""
         outputs: list[Output] = []
+        step = running.step
         now = self.clock()
         self.scheduler.finish(step, results, now)
         if self.speculation is not None:
-            self.speculation.observe(step, results)
+            self.speculation.observe(running, results)
         faults = self.runner.draw.take_faults()
         for share, result in zip(step.shares, results, strict=True):
             if result.row is not None and not all_finite(result.row):

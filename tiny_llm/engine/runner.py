@@ -54,18 +54,22 @@ class Batch(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A step under way: what it draws and the logits (S, V) of its searches, not yet read."""
+    """A step under way: what it draws and the logits (S, V) of its searches, not yet read.
+
+    `features` (T, F) are the outputs of the layers that a drafter taps.
+    """
 
     step: Step
     batch: Batch
     choice: Choice | None = None
     logits: mx.array | None = None
+    features: mx.array | None = None
 
     @property
     def arrays(self) -> list[mx.array]:
         """The arrays to wait for; none where the step computes chunks alone."""
         chosen = () if self.choice is None else self.choice.sampled
-        return [array for array in (*chosen, self.logits) if array is not None]
+        return [array for array in (*chosen, self.logits, self.features) if array is not None]
 
 
 class Prepared(NamedTuple):
@@ -76,10 +80,14 @@ class Prepared(NamedTuple):
 
 
 class Runner:
-    """Runs steps on one model and one store, in the thread that made both. `ready` counts the prepared steps used."""
+    """Runs steps on one model and one store, in the thread that made both.
+
+    `taps` are the layers whose outputs a drafter reads. `ready` counts the prepared steps used.
+    """
 
     def __init__(self, model: Qwen3, store: Store, draw: Draw):
         self.model, self.store, self.draw = model, store, draw
+        self.taps: tuple[int, ...] = ()
         self.ready = 0
         self._prepared: Prepared | None = None
 
@@ -158,9 +166,14 @@ class Runner:
     def _build(self, step: Step, store: Store, before: Running | None = None) -> Running:
         """A step as arrays that nothing has computed yet, on tokens that are known or come from the step before."""
         batch = Batch.of(step, self.draw)
-        hidden = self.model.hidden_states(_row(batch.shares, before), store.batch(batch.shares))  # (T, hidden)
+        tokens, cache = _row(batch.shares, before), store.batch(batch.shares)
+        features = None
+        if self.taps:
+            hidden, features = self.model.layer_outputs(tokens, cache, self.taps)
+        else:
+            hidden = self.model.hidden_states(tokens, cache)  # (T, hidden)
         if not batch.rows:
-            return Running(step, batch)
+            return Running(step, batch, features=features)
         every = batch.rows == tuple(range(batch.num_tokens))
         logits = self.model.logits(hidden if every else hidden[mx.array(batch.rows)])
         shares = [batch.shares[place] for place in batch.drawing]
@@ -170,7 +183,7 @@ class Runner:
             verified = [Verified(share.sequence, share.end - len(share.draft.tokens), share.draft) for share in shares]
             drawn = logits if not batch.searching else logits[:count]
             choice = self.draw(drawn, verified, store.state)
-        return Running(step, batch, choice, logits[count:] if batch.searching else None)
+        return Running(step, batch, choice, logits[count:] if batch.searching else None, features)
 
 
 def _batch_order(share: Share) -> tuple[bool, bool, int]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.drafters import Drafter, LearningDrafter
+from tiny_llm.engine.helper import Helper
 from tiny_llm.engine.request import Result, Seen, Sequence, SequenceId, Step
+from tiny_llm.engine.runner import Running
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.model.qwen3 import Qwen3
 
 
 @dataclass
@@ -37,7 +38,7 @@ class SpeculationCounts:
 class Drafting:
     """What the loops of one model share. `helper` has the drafter's own weights, if it needs any."""
 
-    helper: Qwen3 | None = None
+    helper: Helper | None = None
     counts: SpeculationCounts = field(default_factory=SpeculationCounts)
 
 
@@ -67,10 +68,19 @@ class Speculation:
                 sequences.append(sequence)
                 limits.append(limit)
                 left -= limit
-        if not sequences:
+        if step.copies:
+            self._copy_blocks(step)
+        if self.drafter is None or not sequences:
             return step
         drafts = self._proposed(self.drafter, sequences, limits)
         return scheduler.with_drafts(step, drafts)
+
+    def _copy_blocks(self, step: Step) -> None:
+        if isinstance(self.drafter, LearningDrafter):
+            try:
+                self.drafter.copy_blocks(step.copies)
+            except Exception as error:
+                self._switch_off(error)
 
     def _proposed(self, drafter: Drafter, sequences: Row[Sequence], limits: Row[int]) -> dict[SequenceId, DraftTree]:
         try:
@@ -88,14 +98,13 @@ class Speculation:
         """The layers whose outputs the drafter reads."""
         return self.drafter.taps if isinstance(self.drafter, LearningDrafter) else ()
 
-    def observe(self, step: Step, results: Row[Result]) -> None:
+    def observe(self, running: Running, results: Row[Result]) -> None:
         """Count the guesses of a step, and let the drafter learn from it."""
-        self._count(step, results)
+        self._count(running.step, results)
         if not isinstance(self.drafter, LearningDrafter):
             return
-        seen = [Seen(share, result) for share, result in zip(step.shares, results, strict=True)]
         try:
-            self.drafter.observe(seen)
+            self.drafter.observe(_seen(running, results))
         except Exception as error:
             self._switch_off(error)
 
@@ -124,6 +133,18 @@ class Speculation:
         self.drafter, self.fault = None, error
         name = self.config.drafter
         warnings.warn(f"drafter {name}: {error!r}; the engine goes on without drafts", RuntimeWarning, stacklevel=4)
+
+
+def _seen(running: Running, results: Row[Result]) -> list[Seen]:
+    """Give each share its result and its rows of the features."""
+    seen = []
+    begin = 0
+    for share, place in zip(running.batch.shares, running.batch.order, strict=True):
+        end = begin + share.length
+        features = None if running.features is None else running.features[begin:end]
+        seen.append(Seen(share, results[place], features))
+        begin = end
+    return seen
 
 
 def room(sequence: Sequence, max_context: int) -> int:

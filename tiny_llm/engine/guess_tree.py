@@ -1,0 +1,54 @@
+"""Build the tree of the likeliest guesses from the likeliest tokens of each place."""
+
+import heapq
+from collections.abc import Sequence as Row
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from tiny_llm.decode.acceptance import DraftTree
+
+
+class Ranked(NamedTuple):
+    """The likeliest tokens of a place, in descending order, and the log-probabilities that a drafter gives them."""
+
+    tokens: Row[int]
+    log_q: Row[float]
+
+
+def ranked(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """Return the `count` likeliest tokens of each row of logits (…, V), best first, and their log-probabilities."""
+    log_q = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    top = mx.argpartition(-log_q, count - 1, axis=-1)[..., :count]
+    odds = mx.take_along_axis(log_q, top, axis=-1)
+    order = mx.argsort(-odds, axis=-1)
+    return mx.take_along_axis(top, order, axis=-1), mx.take_along_axis(odds, order, axis=-1)
+
+
+# ANCHOR: best
+def likeliest_tree(places: Row[Ranked], limit: int, least: float) -> DraftTree:
+    """Return the tree of the `limit` likeliest lines of guesses, the likeliest first.
+
+    The token at each depth does not depend on the tokens before it (Medusa). A line is as likely as its tokens are
+    together, and lines under the log-probability `least` are left out.
+    """
+    tokens: list[int] = []
+    parents: list[int] = []
+    heap: list[tuple[float, int, int, int, float]] = []
+
+    def offer(depth: int, rank: int, parent: int, before: float) -> None:
+        """Add the line that ends with this rank's token at this depth, behind the node `parent`."""
+        if depth < len(places) and rank < len(places[depth].tokens):
+            log_q = before + places[depth].log_q[rank]
+            if log_q >= least:
+                heapq.heappush(heap, (-log_q, parent, depth, rank, before))
+
+    offer(0, 0, -1, 0.0)
+    while heap and len(tokens) < limit:
+        negative, parent, depth, rank, before = heapq.heappop(heap)
+        tokens.append(places[depth].tokens[rank])
+        parents.append(parent)
+        offer(depth, rank + 1, parent, before)
+        offer(depth + 1, 0, len(tokens) - 1, -negative)
+    return DraftTree(tuple(tokens), tuple(parents))
+    # ANCHOR_END: best
