@@ -31,7 +31,7 @@ from tiny_llm.engine.llm import LLM
 from tiny_llm.kernels.catalog import expert_arguments
 from tiny_llm.kernels.experts import expert_rows
 from tiny_llm.kernels.sim import Simulator
-from tiny_llm.model.expert_store import counts_of
+from tiny_llm.model.expert_store import store_counts
 from tiny_llm.model.hub import SHIPPED
 
 SHAPE: dict[str, Any] = {
@@ -121,12 +121,11 @@ def from_files(path: Path, name: str, shares: Sequence[float]) -> list[Row]:
     config = load(path).config
     assert config.moe
     rows = []
-    one = bytes_of_expert(path)
-    every = one * config.moe.num_experts * len(config.moe.layers)
+    every = config.moe.num_experts * sum(expert_sizes(path))
     for share in shares:
         llm = load(path, config=EngineConfig(expert_bytes=int(every * share)))
         speed = decode_speed(llm)
-        counts = counts_of(llm.model.weights)
+        counts = store_counts(llm.model.weights)
         assert counts
         case = f"{name}, memory for {share:.0%} of the experts"
         rows.append(Row(f"decode, {case}", "tok/s", speed, None, None, None))
@@ -134,9 +133,10 @@ def from_files(path: Path, name: str, shares: Sequence[float]) -> list[Row]:
     return rows
 
 
-def bytes_of_expert(path: Path) -> int:
+def expert_sizes(path: Path) -> list[int]:
+    """Return the bytes of an expert of each layer."""
     store = load(path, config=EngineConfig(expert_bytes=10**12)).model.weights["layers"][0]["experts"]["store"]
-    return int(store.nbytes)
+    return list(store.sizes.values())
 
 
 def main() -> None:
