@@ -1,4 +1,4 @@
-"""The names that a model is written with: each matrix of a layer's experts is one stack, as in mlx-lm's directories.
+"""Name the tensors that a model is written with: the matrices of a layer's experts become stacks, as in mlx-lm.
 
 model.layers.0.mlp.experts.0.up_proj.weight (I, hidden)
 model.layers.0.mlp.experts.1.up_proj.weight (I, hidden)    →    model.layers.0.mlp.switch_mlp.up_proj.weight
@@ -12,26 +12,30 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.model.safetensors import TensorEntry
 from tiny_llm.model.source import ModelSource
 
-EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(.+)")  # of the router's layer, the expert's number, the rest
+EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(.+)")  # the path of the layer's MLP, the expert's number, the rest
 
 
 def written_names(source: ModelSource, config: ModelConfig) -> dict[str, list[str]]:
-    """Return for each tensor that is written the names of the stored tensors that it consists of.
+    """Return for each tensor to write the names of the stored tensors that it consists of.
 
-    These are the tensors of a layer's experts in their order, or the tensor itself. Raises ValueError naming file, key,
-    expected and found where a layer's experts are incomplete or differ in shape.
+    These are one tensor of each of a layer's experts, in the experts' order, or the tensor itself. Raises ValueError
+    naming file, key, expected and found where a layer's experts are incomplete, differ in shape or are stored twice.
     """
     entries = source.entries(config.tie_word_embeddings)
     written: dict[str, list[str]] = {}
     for name in entries:
         found = EXPERT.fullmatch(name)
-        if found is None:
-            written[name] = [name]
-            continue
-        layer, _, rest = found.groups()
-        written.setdefault(f"{layer}.switch_mlp.{rest}", []).append(name)
-    for names in written.values():
-        if EXPERT.fullmatch(names[0]):
+        target = name
+        if found:
+            layer, _, rest = found.groups()
+            target = f"{layer}.switch_mlp.{rest}"
+        written.setdefault(target, []).append(name)
+    for target, names in written.items():
+        single = [name for name in names if name != target]
+        if target in names and single:
+            where = source.where(single[0])
+            raise ValueError(f"{where}: expected no such tensor beside {target}, found both; remove one of them")
+        if single:
             names.sort(key=_number)
             _check_stack(source, entries, names, config)
     return written
@@ -46,7 +50,7 @@ def _number(name: str) -> int:
 def _check_stack(
     source: ModelSource, entries: Mapping[str, TensorEntry], names: list[str], config: ModelConfig
 ) -> None:
-    """Check that the tensors are those of all experts of a layer, with one shape."""
+    """Check that each expert of a layer has one of the tensors `names`, and that they have one shape."""
     found = EXPERT.fullmatch(names[0])
     assert found
     layer, _, rest = found.groups()
