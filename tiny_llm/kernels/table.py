@@ -137,26 +137,22 @@ def linear_on(on: str, dense: Callable[[mx.array, Weight], mx.array]) -> Callabl
 
 
 def experts_on(on: str, many: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """Return the function `moe.each_expert`: our kernel for packed experts and few tokens, `many` for others.
+    """Return the function `moe.each_expert`: our kernel for packed experts and few tokens, `many` for others."""
 
-    Few are 16 tokens, or 8 where the bits of a matrix do not divide 32.
-    """
-
-    def is_for_kernel(num_tokens: int, hidden: int, w: Weight) -> bool:
-        gate_up, down = w["gate_up_proj"], w["down_proj"]
+    def most_tokens(gate_up: Weight, down: Weight, hidden: int) -> int:
         if "scales" not in gate_up or "scales" not in down:
-            return False
+            return 0
         inner = gate_up["weight"].shape[1] // 2
         _, gate_up_bits = quantization_of(gate_up, hidden)
         _, down_bits = quantization_of(down, inner)
-        return num_tokens <= min(most_rows(gate_up_bits), most_rows(down_bits))
+        return min(most_rows(gate_up_bits), most_rows(down_bits))
 
     def product(x: mx.array, choices: SortedChoices, w: Weight) -> mx.array:
         return expert_rows(x, choices, w["weight"], w["scales"].astype(x.dtype), w["biases"].astype(x.dtype), on)
 
     def experts(x: mx.array, routing: Routing, w: Weight, ops: Ops) -> mx.array:
         num_tokens, per_token = routing.experts.shape
-        if not is_for_kernel(num_tokens, x.shape[-1], w):
+        if num_tokens > most_tokens(w["gate_up_proj"], w["down_proj"], x.shape[-1]):
             return many(x, routing, w, ops)
         chosen = routing.experts.reshape(-1).astype(mx.int32)
         order = mx.argsort(chosen).astype(mx.int32)

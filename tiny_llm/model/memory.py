@@ -61,17 +61,15 @@ def estimate_bytes(
         slot_bytes, most = cache
         per_token = slot_bytes(width)
         slots = min(context, most or context)
-    in_files = {name for name in entries if expert_bytes is not None and _is_of_experts(name)}
-    weights = 0
-    experts = 0  # bytes of the experts that stay in the files
-    for name, entry in entries.items():
-        size = _laid_out(name, entry, config) if native else _loaded(entry, dtype)
-        if name in in_files:
-            experts += size
-        else:
-            weights += size
+    sizes = {
+        name: _laid_out(name, entry, config) if native else _loaded(entry, dtype) for name, entry in entries.items()
+    }
+    loaded = entries
+    if expert_bytes is not None:
+        loaded = {name: entry for name, entry in entries.items() if not _is_of_experts(name)}
+    weights = sum(sizes[name] for name in loaded)
+    experts = sum(sizes.values()) - weights  # those that stay in the files
     weights += min(experts, expert_bytes or 0)
-    loaded = {name: entry for name, entry in entries.items() if name not in in_files}
     prefill = _prefill_bytes(config, width, context, native)
     working = max(prefill, _loading_bytes(loaded, None if native else dtype))
     return MemoryBytes(weights, per_token * slots, working, per_token)

@@ -12,7 +12,7 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.model.safetensors import TensorEntry
 from tiny_llm.model.source import ModelSource
 
-EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(.+)")  # the path of the layer's MLP, the expert's number, the rest
+EXPERT = re.compile(r"(.+)\.experts\.\d+\.(.+)")  # the path of the layer's MLP, the rest
 
 
 def written_names(source: ModelSource, config: ModelConfig) -> dict[str, list[str]]:
@@ -25,37 +25,20 @@ def written_names(source: ModelSource, config: ModelConfig) -> dict[str, list[st
     written: dict[str, list[str]] = {}
     for name in entries:
         found = EXPERT.fullmatch(name)
-        target = name
-        if found:
-            layer, _, rest = found.groups()
-            target = f"{layer}.switch_mlp.{rest}"
+        target = f"{found[1]}.switch_mlp.{found[2]}" if found else name
         written.setdefault(target, []).append(name)
     for target, names in written.items():
-        single = [name for name in names if name != target]
-        if target in names and single:
-            where = source.where(single[0])
-            raise ValueError(f"{where}: expected no such tensor beside {target}, found both; remove one of them")
-        if single:
-            names.sort(key=_number)
-            _check_stack(source, entries, names, config)
+        if names != [target]:
+            written[target] = _stack_of(source, entries, target, names, config)
     return written
 
 
-def _number(name: str) -> int:
-    found = EXPERT.fullmatch(name)
-    assert found
-    return int(found[2])
-
-
-def _check_stack(
-    source: ModelSource, entries: Mapping[str, TensorEntry], names: list[str], config: ModelConfig
-) -> None:
-    """Check that each expert of a layer has one of the tensors `names`, and that they have one shape."""
-    found = EXPERT.fullmatch(names[0])
-    assert found
-    layer, _, rest = found.groups()
+def _stack_of(
+    source: ModelSource, entries: Mapping[str, TensorEntry], target: str, names: list[str], config: ModelConfig
+) -> list[str]:
+    """Return the names in the experts' order. Raises ValueError unless each expert has one, all with one shape."""
     count = config.moe.num_experts if config.moe else 0
-    expected = [f"{layer}.experts.{index}.{rest}" for index in range(count)]
+    expected = [target.replace(".switch_mlp.", f".experts.{index}.") for index in range(count)]
     for name in expected:
         if name not in entries:
             where = source.where(name)
@@ -64,6 +47,7 @@ def _check_stack(
         if name not in expected:
             raise ValueError(f"{source.where(name)}: expected no such tensor by config.json, found it")
         shape = entries[name].shape
-        first = entries[names[0]].shape
+        first = entries[expected[0]].shape
         if shape != first:
-            raise ValueError(f"{source.where(name)}: expected {list(first)} as in {names[0]}, found {list(shape)}")
+            raise ValueError(f"{source.where(name)}: expected {list(first)} as in {expected[0]}, found {list(shape)}")
+    return expected

@@ -116,19 +116,14 @@ def is_complete(weights: Mapping[str, Any]) -> bool:
 
 
 def matrices_of(tree: Any) -> Iterator[Weight]:
-    """Yield the matrices of a tree of weights, such as a layer, before they are laid out.
-
-    A weight in parts yields each part. Experts in a store yield nothing.
-    """
+    """Yield the matrices of a tree of weights before they are laid out: each part of a weight, none of a store."""
     if isinstance(tree, list):
         for child in tree:
             yield from matrices_of(child)
-    elif "store" in tree:
-        return
     elif "weight" in tree:
         if tree["weight"].ndim > 1:
             yield tree
-    else:
+    elif "store" not in tree:
         for child in tree.values():
             yield from matrices_of(child)
 
@@ -163,7 +158,7 @@ def laid_out_bytes(weights: Mapping[str, Any], config: ModelConfig) -> float:
     """Return the bytes of the laid-out matrices that a decode step reads.
 
     These are all matrices except the experts that are not chosen, and except an embedding table that is no head, of
-    which a step reads one row. Experts in a store count with the bytes that they have once they are read.
+    which a step reads one row.
     """
     head = weights.get("lm_head", weights["embed_tokens"])
     total = float(head["cpu"].nbytes)
@@ -171,15 +166,11 @@ def laid_out_bytes(weights: Mapping[str, Any], config: ModelConfig) -> float:
         dense = {name: weight for name, weight in layer.items() if name != "experts"}
         total += nbytes_of(dense)
         if config.moe and "experts" in layer:
-            total += config.moe.experts_per_token * _expert_bytes(layer["experts"])
+            experts = layer["experts"]
+            is_whole = isinstance(experts, list)
+            each = nbytes_of(experts) / len(experts) if is_whole else experts["store"].sizes[experts["layer"]]
+            total += config.moe.experts_per_token * each
     return total
-
-
-def _expert_bytes(experts: Any) -> float:
-    """Return the bytes of one expert of a layer, laid out: experts are a list, or in a store."""
-    if isinstance(experts, list):
-        return nbytes_of(experts) / len(experts)
-    return float(experts["store"].sizes[experts["layer"]])
 
 
 def nbytes_of(tree: Any) -> int:
