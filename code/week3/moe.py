@@ -39,10 +39,7 @@ def route(logits: mx.array, config: MoeConfig, bias: mx.array | None = None) -> 
 
 
 def mixture(x: mx.array, layer: Mapping[str, Any], config: MoeConfig, ops: Any) -> mx.array:
-    """Compute the chosen experts by their shares, and add the shared expert by its gate.
-
-    x (T, hidden), normed; result (T, hidden).
-    """
+    """Compute a layer's experts, the shared one included. x (T, hidden), normed; result (T, hidden)."""
     routing = route(ops.linear(x, layer["router"]), config)
     y: mx.array = ops.experts(x, routing, layer["experts"], ops)
     shared = layer.get("shared_expert")
@@ -170,9 +167,9 @@ def balance_loss(logits: mx.array, experts: mx.array) -> mx.array:
 
 
 def adjusted_bias(bias: mx.array, counts: mx.array, rate: float) -> mx.array:
-    """Return the bias (E,) of `route` after a step: `rate` higher where the load is below the mean, lower where above.
+    """Return the bias (E,) of `route` after a step with `counts` (E,) choices: up where the load is below the mean.
 
-    counts (E,): the choices of the step. This balances the load without a second loss, whose gradient would work
-    against the model's own. (DeepSeek, arXiv:2408.15664)
+    It goes down where the load is above. There is no second loss, whose gradient would work against the model's own.
+    (DeepSeek, arXiv:2408.15664)
     """
     return bias + rate * mx.sign(counts.mean() - counts)

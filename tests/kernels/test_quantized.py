@@ -122,5 +122,5 @@ def test_the_kernel_multiplies_experts_of_as_many_tokens_as_it_takes(tokens: int
 
 def test_more_choices_of_an_expert_than_a_group_holds_are_refused() -> None:
     for tokens, bits in ((17, 4), (9, 3)):
-        with pytest.raises(ValueError, match=f"expert_rows: expected up to .* rows for an expert, found {tokens}"):
+        with pytest.raises(ValueError, match=f"expert_rows: expected up to .* rows an expert, found {tokens}"):
             expert_rows(*expert_arguments(mx.float32, tokens, 4, 2, 16, 96, bits, 32), on="sim")

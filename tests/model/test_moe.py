@@ -413,7 +413,7 @@ def test_dense_experts_in_files_are_refused_with_int8_activations(tmp_path: Path
         (
             {"model_type": "qwen3"},
             10**6,
-            "expert_bytes: expected a model with experts, found .*, which has none; leave it out",
+            "expert_bytes: expected a model with experts, found .*, a dense one; leave it out",
         ),
         ({"model_type": "qwen3_moe"}, 1000, r"at least the \d+ bytes of one expert, found 1000; all experts take \d+"),
     ],

@@ -10,11 +10,7 @@ EXPERT_KEYS = (
         "of a model with experts: how many there are (under either name), how many a token is sent to, and their "
         "width; required",
     ),
-    Rule(
-        "shared_expert_intermediate_size",
-        HONOURED,
-        "of a qwen2_moe: the width of the expert that all tokens pass; required",
-    ),
+    Rule("shared_expert_intermediate_size", HONOURED, "of a qwen2_moe: the width of the shared expert; required"),
     Rule("norm_topk_prob", HONOURED, "true: the shares of a token's experts sum to 1; false if missing"),
     Rule(
         "decoder_sparse_step mlp_only_layers",

@@ -58,9 +58,8 @@ def expert_rows(
     expect_array("expert_rows rows", choices.rows, choices.experts.shape, mx.int32)
     expect_array("expert_rows experts", choices.experts, (None,), mx.int32)
     bits, group = format_of("expert_rows", x, weight[0], scales[0], biases[0])
-    most = most_rows(bits)
-    if choices.most > most:
-        raise ValueError(f"expert_rows: expected up to {most} rows for an expert, found {choices.most}; split x")
+    if choices.most > most_rows(bits):
+        raise ValueError(f"expert_rows: expected up to {most_rows(bits)} rows an expert, found {choices.most}; split x")
     num_experts, outputs, _ = weight.shape
     columns, num_choices = x.shape[1], choices.rows.shape[0]
     places = min(num_choices, num_experts)
@@ -70,8 +69,7 @@ def expert_rows(
     simdgroups = max(2, min(MAX_SIMDGROUPS // 2, outputs // (each * THREADGROUPS)))
     tile = max(1, TILE // count // step) * step
     groups = max(1, -(-outputs // (simdgroups * each)))  # threadgroups that share an expert's rows
-    begins = begins_of(choices.experts, places)
-    inputs = (x, choices.rows, choices.experts, begins, weight, scales, biases)
+    inputs = (x, choices.rows, choices.experts, begins_of(choices.experts, places), weight, scales, biases)
     template = {"T": x.dtype, "BITS": bits, "GROUP": group, "M": count, "N": outputs, "K": columns}
     template |= {"SIMDGROUPS": simdgroups, "ROWS": each, "TILE": tile}
     return EXPERT_ROWS(

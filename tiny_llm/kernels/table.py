@@ -143,9 +143,8 @@ def experts_on(on: str, many: Callable[..., mx.array]) -> Callable[..., mx.array
         if "scales" not in gate_up or "scales" not in down:
             return 0
         inner = gate_up["weight"].shape[1] // 2
-        _, gate_up_bits = quantization_of(gate_up, hidden)
-        _, down_bits = quantization_of(down, inner)
-        return min(most_rows(gate_up_bits), most_rows(down_bits))
+        bits = (quantization_of(gate_up, hidden)[1], quantization_of(down, inner)[1])
+        return min(map(most_rows, bits))
 
     def product(x: mx.array, choices: SortedChoices, w: Weight) -> mx.array:
         return expert_rows(x, choices, w["weight"], w["scales"].astype(x.dtype), w["biases"].astype(x.dtype), on)

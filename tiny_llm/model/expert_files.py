@@ -43,15 +43,15 @@ def open_store(files: "ExpertFiles", ops: Ops, expert_bytes: int) -> ExpertStore
 
 
 class ExpertFiles:
-    """The experts of a directory, whose files are opened at once. `load_weights` must have checked them before a read.
+    """The experts of a directory, whose files are opened at once, and must be checked by `load_weights` before a read.
 
-    `dtype`: as in `load_weights`. Raises ValueError for a model without experts, and for a source that is no directory.
+    `dtype` as in `load_weights`. Raises ValueError for a model without experts, and for a source that is no directory.
     """
 
     def __init__(self, source: ModelSource, config: ModelConfig, dtype: mx.Dtype | None):
         if config.moe is None:
             raise ValueError(
-                f"expert_bytes: expected a model with experts, found {source.path}, which has none; leave it out"
+                f"expert_bytes: expected a model with experts, found {source.path}, a dense one; leave it out"
             )
         if not isinstance(source, Directory):
             raise ValueError(

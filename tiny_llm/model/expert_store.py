@@ -1,7 +1,6 @@
 """Keep a model's experts in its files, and the recently used ones in memory under a limit of bytes.
 
-A token needs few of a layer's experts, so a model can run that does not fit into memory. Its speed depends on how often
-a needed expert has to be read.
+A token needs few experts, so a model can run that does not fit into memory, as fast as reading the missing ones allows.
 """
 
 from collections import OrderedDict
@@ -27,10 +26,9 @@ class StoreCounts(NamedTuple):
 
 
 class ExpertStore:
-    """The experts of a model, at most `budget` bytes of them in memory.
+    """The experts of a model, at most `budget` bytes of them in memory, which must hold the largest.
 
-    `read`(layer, expert) returns the MLP of an expert. `sizes` has the bytes of an expert for each layer with experts;
-    the budget must hold the largest.
+    `read`(layer, expert) returns the MLP of an expert. `sizes` has the bytes of an expert for each layer with experts.
     """
 
     def __init__(self, read: Callable[[int, int], Matrices], sizes: Mapping[int, int], budget: int):
@@ -74,10 +72,9 @@ def store_counts(weights: Mapping[str, Any]) -> StoreCounts | None:
 
 
 def stored_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
-    """Compute Σ share · expert(x) with experts of a store, w = {"store": ExpertStore, "layer": int}.
+    """Compute `moe.each_expert` with experts of a store, w = {"store": ExpertStore, "layer": int}.
 
-    x (T, hidden), result (T, hidden). Each layer waits for its router, because an expert can be read only after the
-    choices are known.
+    Each layer waits for its router, because only then it is known which experts to read.
     """
     store, layer = w["store"], w["layer"]
     experts = np.array(routing.experts)  # (T, K)

@@ -167,8 +167,7 @@ def laid_out_bytes(weights: Mapping[str, Any], config: ModelConfig) -> float:
         total += nbytes_of(dense)
         if config.moe and "experts" in layer:
             experts = layer["experts"]
-            is_whole = isinstance(experts, list)
-            each = nbytes_of(experts) / len(experts) if is_whole else experts["store"].sizes[experts["layer"]]
+            each = nbytes_of(experts[0]) if isinstance(experts, list) else experts["store"].sizes[experts["layer"]]
             total += config.moe.experts_per_token * each
     return total
 
