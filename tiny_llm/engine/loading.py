@@ -48,8 +48,7 @@ def load_model(
 ) -> Qwen3:
     """Read the weights and lay them out for the operations.
 
-    With `expert_bytes` experts stay in the files, see `EngineConfig`. Raises ValueError where the files are broken, and
-    where the experts can't stay in the files: see `ExpertFiles` and `open_store`.
+    With `expert_bytes` experts stay in the files. Raises ValueError as `load_weights`, `ExpertFiles` and `open_store`.
     """
     if expert_bytes is None:
         weights = loader.load_weights(source, shape, dtype, ops.native)

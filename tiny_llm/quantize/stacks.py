@@ -25,7 +25,10 @@ def written_names(source: ModelSource, config: ModelConfig) -> dict[str, list[st
     written: dict[str, list[str]] = {}
     for name in entries:
         found = EXPERT.fullmatch(name)
-        target = f"{found[1]}.switch_mlp.{found[2]}" if found else name
+        target = name
+        if found:
+            path, rest = found.groups()
+            target = f"{path}.switch_mlp.{rest}"
         written.setdefault(target, []).append(name)
     for target, names in written.items():
         if names != [target]:
@@ -40,14 +43,15 @@ def _stack_of(
     count = config.moe.num_experts if config.moe else 0
     expected = [target.replace(".switch_mlp.", f".experts.{index}.") for index in range(count)]
     for name in expected:
+        where = source.where(name)
         if name not in entries:
-            where = source.where(name)
             raise ValueError(f"{where}: expected a tensor for each of {count} experts, found no such tensor")
     for name in names:
+        where = source.where(name)
         if name not in expected:
-            raise ValueError(f"{source.where(name)}: expected no such tensor by config.json, found it")
+            raise ValueError(f"{where}: expected no such tensor by config.json, found it")
         shape = entries[name].shape
         first = entries[expected[0]].shape
         if shape != first:
-            raise ValueError(f"{source.where(name)}: expected {list(first)} as in {expected[0]}, found {list(shape)}")
+            raise ValueError(f"{where}: expected {list(first)} as in {expected[0]}, found {list(shape)}")
     return expected
