@@ -1,10 +1,10 @@
-"""How evenly the experts of a model are used on the pocket model's lessons: variation and entropy of each layer.
+"""Measure how evenly a model's experts are used on the pocket model's lessons: variation and entropy of each layer.
 
     python bench/expert_load.py [--json] [MODEL …]
 
-MODEL is a directory or an alias, pocket-moe if none is given. The lessons are of a seed that training does not use.
-Variation is the standard deviation of the experts' counts over their mean, 0 where all are used alike; an expert is
-idle where it gets less than a tenth of an even share.
+MODEL is a directory or an alias, pocket-moe if none is given. The lessons come from a seed that training does not use.
+Variation is the standard deviation of the experts' counts over their mean, and 0 for an even load. An expert is idle if
+it gets less than a tenth of an even share.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SEED, LESSONS = 987_654, 60
 
 
 def lesson_tokens(tokenizer: Tokenizer) -> list[int]:
-    """The tokens of some lessons, one after the other."""
+    """Return the tokens of LESSONS lessons, one after the other."""
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text)
@@ -39,6 +39,7 @@ def lesson_tokens(tokenizer: Tokenizer) -> list[int]:
 
 
 def rows_of(name: str) -> list[Row]:
+    """Measure one model."""
     path = hub.resolve(name)
     tokens = lesson_tokens(Tokenizer.from_dir(path))[:4000]
     found = record_routing(record.load(path), tokens)

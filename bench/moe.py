@@ -1,4 +1,4 @@
-"""Models with experts against mlx-lm with the same BLAS: decode, prefill, 32 requests at once, and what experts cost.
+"""Race models with experts against mlx-lm with the same BLAS: decode, prefill and 32 requests at once.
 
     python bench/moe.py [--json] [--rounds 5]
 
@@ -31,7 +31,7 @@ from tiny_llm.engine.llm import LLM
 from tiny_llm.kernels.catalog import expert_arguments
 from tiny_llm.kernels.experts import expert_rows
 from tiny_llm.kernels.sim import Simulator
-from tiny_llm.model.expert_store import counts_of
+from tiny_llm.model.expert_store import store_counts
 from tiny_llm.model.hub import SHIPPED
 
 SHAPE: dict[str, Any] = {
@@ -59,7 +59,7 @@ def prompt_of(length: int) -> list[int]:
 
 
 def speeds(form: str, path: Path, rounds: int) -> list[Row]:
-    """Prefill and decode of one request, against mlx-lm."""
+    """Race prefill and decode of one request against mlx-lm."""
     llm, model = load(path), load_peer(str(path))[0]
     prompt = prompt_of(PROMPT)
     mine, theirs = ours(llm, prompt, ANSWER)[0], peer(model, prompt, ANSWER)[0]
@@ -70,7 +70,7 @@ def speeds(form: str, path: Path, rounds: int) -> list[Row]:
 
 
 def batch(form: str, path: Path, rounds: int) -> Row:
-    """Many requests of different lengths at once, in tokens that were written a second."""
+    """Race many requests of different lengths at once, in tokens written a second."""
     llm = load(path)
     model, tokenizer = load_peer(str(path))
     jobs = serving.make_jobs(REQUESTS, 8, 16)
@@ -88,7 +88,7 @@ def decode_speed(llm: LLM) -> float:
 
 
 def as_experts_grow(folder: Path, rounds: int) -> list[Row]:
-    """Decode with 4 chosen experts out of more and more: a token reads as much, and the model holds more."""
+    """Measure decode with 4 chosen experts of 4 to 64: a token reads as many bytes, while the model grows."""
     rows = []
     for count in (4, 8, 16, 32, 64):
         path = make_model(folder / str(count), "qwen3_moe", **{**SHAPE, **FORMS["4 bits"], "num_experts": count})
@@ -100,7 +100,7 @@ def as_experts_grow(folder: Path, rounds: int) -> list[Row]:
 
 
 def kernel_reads() -> list[Row]:
-    """Bytes of weights that the kernel for few tokens reads, over those of the experts that were chosen."""
+    """Count the bytes of weights that the kernel for few tokens reads, over the bytes of the chosen experts."""
     rows = []
     for tokens in (1, 4, 16):
         x, choices, *matrices = expert_arguments(mx.float16, tokens, 16, 4, 512, 512, 4, 64)
@@ -117,16 +117,15 @@ def kernel_reads() -> list[Row]:
 
 
 def from_files(path: Path, name: str, shares: Sequence[float]) -> list[Row]:
-    """Decode with experts in the files and so much memory for them, and how many reads found theirs in memory."""
+    """Measure decode and hit rate with experts in the files, and memory for these shares of them."""
     config = load(path).config
     assert config.moe
     rows = []
-    one = bytes_of_expert(path)
-    every = one * config.moe.num_experts * len(config.moe.layers)
+    every = config.moe.num_experts * sum(expert_sizes(path))
     for share in shares:
         llm = load(path, config=EngineConfig(expert_bytes=int(every * share)))
         speed = decode_speed(llm)
-        counts = counts_of(llm.model.weights)
+        counts = store_counts(llm.model.weights)
         assert counts
         case = f"{name}, memory for {share:.0%} of the experts"
         rows.append(Row(f"decode, {case}", "tok/s", speed, None, None, None))
@@ -134,9 +133,10 @@ def from_files(path: Path, name: str, shares: Sequence[float]) -> list[Row]:
     return rows
 
 
-def bytes_of_expert(path: Path) -> int:
+def expert_sizes(path: Path) -> list[int]:
+    """Return the bytes of an expert of each layer."""
     store = load(path, config=EngineConfig(expert_bytes=10**12)).model.weights["layers"][0]["experts"]["store"]
-    return int(store.nbytes)
+    return list(store.sizes.values())
 
 
 def main() -> None:

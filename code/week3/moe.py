@@ -1,11 +1,11 @@
 """Mixture of experts: a router sends each token to a few of many MLPs. (arXiv:1701.06538, arXiv:2101.03961)
 
-A layer with experts has instead of an MLP
+A layer with experts has these weights in place of an MLP's:
 
     {"router": (E, hidden), "experts": {"gate_up_proj": (E, 2·I, hidden), "down_proj": (E, hidden, I)},
      "shared_expert"?: {"gate_up_proj", "down_proj", "gate": (1, hidden)}}
 
-where each leaf is a weight as in `ops`, and those of the experts have one more axis in front.
+Each leaf is a weight as in `ops`; the experts' have an axis E in front, so that all experts are one array.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from tiny_llm.config.moe import MoeConfig
 from tiny_llm.course import NotDone
 
 Matrices = dict[str, Any]
-MANY_CHOICES = 64  # from so many on, it pays to sort them by expert
+MANY_CHOICES = 64  # with fewer choices, sorting them by expert costs more time than it saves
 
 
 class Routing(NamedTuple):
-    """The experts that T tokens were sent to."""
+    """The K experts of each of T tokens, and the factors of their outputs."""
 
     experts: mx.array  # (T, K) uint32
-    shares: mx.array  # (T, K): how much each of them counts
+    shares: mx.array  # (T, K)
 
 
 def route(logits: mx.array, config: MoeConfig, bias: mx.array | None = None) -> Routing:
@@ -32,14 +32,14 @@ def route(logits: mx.array, config: MoeConfig, bias: mx.array | None = None) -> 
 
     A share is the expert's probability, its part of the softmax over all experts, in float32. With `config.normalize`
     the shares of a token are divided by their sum. A `bias` (E,) is added to the probabilities for the choice, and not
-    for the shares. (arXiv:2408.15664) The experts of a token stand in any order, and of equal ones any may be chosen.
+    for the shares. (arXiv:2408.15664) A token's experts may stand in any order; of equal scores any may be chosen.
     """
     # YOUR CODE (w3.6.1): the largest probabilities, and what they sum to
     raise NotDone("w3.6.1")
 
 
 def mixture(x: mx.array, layer: Mapping[str, Any], config: MoeConfig, ops: Any) -> mx.array:
-    """Compute the MLP of a layer with experts. x (T, hidden), normed; result (T, hidden)."""
+    """Compute a layer's experts, the shared one included. x (T, hidden), normed; result (T, hidden)."""
     routing = route(ops.linear(x, layer["router"]), config)
     y: mx.array = ops.experts(x, routing, layer["experts"], ops)
     shared = layer.get("shared_expert")
@@ -57,7 +57,7 @@ def mlp(x: mx.array, w: Matrices, ops: Any) -> mx.array:
 
 
 def expert_of(w: Matrices, index: int) -> Matrices:
-    """Return one expert's MLP out of the stacks of all."""
+    """Return one expert's MLP from the stacks of all experts."""
     return {name: _expert_of(weight, index) for name, weight in w.items()}
 
 
@@ -68,9 +68,9 @@ def _expert_of(w: Matrices, index: int) -> Matrices:
 
 
 def each_expert(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
-    """Compute Σ share · expert(x) by letting each expert compute all tokens: slow, and easy to read.
+    """Compute Σ share · expert(x) over each token's experts. x (T, hidden), result (T, hidden).
 
-    x (T, hidden), result (T, hidden).
+    Every expert computes every token, which is slow and easy to read: the twin of the faster functions.
     """
     y = mx.zeros_like(x)
     for index in range(w["down_proj"]["weight"].shape[0]):
@@ -80,7 +80,7 @@ def each_expert(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.arra
 
 
 def chosen_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
-    """Compute `each_expert` with the chosen experts only, where MLX can."""
+    """Compute `each_expert` with the chosen experts only, where MLX has a product for their dtype."""
     if not has_gathered_product(w):
         return each_expert(x, routing, w, ops)
     if routing.experts.size >= MANY_CHOICES:
@@ -92,7 +92,7 @@ def chosen_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.a
 
 
 def has_gathered_product(w: Matrices) -> bool:
-    """Return whether MLX's product with gathered matrices knows their dtype: dense ones must be float32 on a CPU."""
+    """Return whether MLX multiplies with gathered matrices of this dtype: on a CPU, dense ones must be float32."""
     if mx.default_device() == mx.gpu:
         return True
     parts = [part for weight in w.values() for part in weight.get("parts", [weight])]
@@ -102,8 +102,8 @@ def has_gathered_product(w: Matrices) -> bool:
 def sorted_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
     """Compute Σ share · expert(x) over each token's experts, with the choices sorted by expert.
 
-    x (T, hidden), result (T, hidden) like x. Each choice is one row, and each expert that was chosen is read once: its
-    rows stand together. `mlp_of_rows` reads an expert once where it is told that they do.
+    x (T, hidden), result (T, hidden) like x. Each choice is one row. `mlp_of_rows` reads each chosen expert once if the
+    rows are sorted by expert and `is_sorted` says so.
     """
     # YOUR CODE (w3.6.2): a row for each choice, sorted by expert, and back
     raise NotDone("w3.6.2")
@@ -120,7 +120,7 @@ def shared_out(y: mx.array, routing: Routing) -> mx.array:
 def mlp_of_rows(rows: mx.array, experts: mx.array, w: Matrices, ops: Any, is_sorted: bool = False) -> mx.array:
     """Compute the MLP of experts[i] for row i. rows (R, hidden), experts (R,), result (R, hidden).
 
-    With `is_sorted` the experts must ascend, and each is read once.
+    With `is_sorted` the experts must ascend; each is then read once.
     """
     gate_up = gathered_product(rows, experts, w["gate_up_proj"], is_sorted)
     return gathered_product(ops.swiglu(gate_up), experts, w["down_proj"], is_sorted)
@@ -167,8 +167,9 @@ def balance_loss(logits: mx.array, experts: mx.array) -> mx.array:
 
 
 def adjusted_bias(bias: mx.array, counts: mx.array, rate: float) -> mx.array:
-    """Return the bias (E,) of `route` after a step whose choices were `counts` (E,): a little up where load is low.
+    """Return the bias (E,) of `route` after a step with `counts` (E,) choices: up where the load is below the mean.
 
-    It balances without a loss, so that no gradient works against the model's own. (DeepSeek, arXiv:2408.15664)
+    It goes down where the load is above. There is no second loss, whose gradient would work against the model's own.
+    (DeepSeek, arXiv:2408.15664)
     """
     return bias + rate * mx.sign(counts.mean() - counts)

@@ -60,9 +60,8 @@ def test_pictures_are_whole_and_every_choice_is_drawn(found: list[experts.LayerR
     tips = re.findall(r"<title>layer (\d), expert (\d): (\d+) choices</title>", load.svg())
     counted = {(int(layer), int(expert)): int(count) for layer, expert, count in tips}
     assert counted == {(r.layer, expert): int(n) for r in found for expert, n in enumerate(r.counts)}
-    assert f"layers (rows). An even load has variation 0 and entropy 1. Layer {LAYERS[0]}" in load.alt or (
-        f"Layer {LAYERS[1]}" in load.alt
-    )
+    worst = max(found, key=lambda routing: expert_load.variation(routing.counts))
+    assert f"Layer {worst.layer} is the least even: variation {expert_load.variation(worst.counts):.2f}" in load.alt
     for routing in found:
         drawing = experts.draw_tokens("tokens", words, routing)
         xml.dom.minidom.parseString(drawing.svg())
@@ -72,10 +71,27 @@ def test_pictures_are_whole_and_every_choice_is_drawn(found: list[experts.LayerR
     xml.dom.minidom.parseString(load.svg())
 
 
-def test_many_experts_fit_the_picture(tmp_path: Path) -> None:
-    path = make_model(tmp_path, "qwen2_moe", num_experts=60, num_experts_per_tok=4)
+@pytest.mark.parametrize(("num_experts", "step"), [(8, 1), (60, 10), (600, 100)])
+def test_many_experts_fit_the_picture_and_their_numbers_do_not_overlap(
+    tmp_path: Path, num_experts: int, step: int
+) -> None:
+    path = make_model(tmp_path, "qwen2_moe", num_experts=num_experts, num_experts_per_tok=4, moe_intermediate_size=8)
     found = experts.record_routing(record.load(path), TOKENS)
-    assert experts.draw_load("load", found).width < 900
+    load = experts.draw_load("load", found)
+    assert load.width < 900
+    written = re.findall(r'font-size="10"[^>]*>(\d+)<', load.svg())
+    assert [int(number) for number in written] == list(range(0, num_experts, step))
+
+
+def test_a_model_of_one_layer_with_one_expert_is_drawn(tmp_path: Path) -> None:
+    path = make_model(tmp_path, "qwen3_moe", num_hidden_layers=1, num_experts=1, num_experts_per_tok=1)
+    found = experts.record_routing(record.load(path), [3])
+    assert experts.describe(["a"], found).splitlines()[-1].split() == [
+        "0",
+        *"1 (expert 0) 1 (expert 0) 0 0.00 1.00".split(),
+    ]
+    xml.dom.minidom.parseString(experts.draw_load("load", found).svg())
+    xml.dom.minidom.parseString(experts.draw_tokens("tokens", ["a"], found[0]).svg())
 
 
 def test_the_command_writes_a_page(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +107,7 @@ def test_the_command_writes_a_page(path: Path, tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--layer", "0"], "--layer: layer: expected one with experts, of 1, 3, found 0"),
+        (["--layer", "0"], "--layer: layer: expected a layer with experts (1, 3), found 0"),
         (["--prompt", ""], "--prompt: prompt: expected at least one token, found none"),
         (["--prompt", "fox " * 400], "--prompt: prompt: expected at most 256 tokens for a picture"),
         (["--out", "a.svg"], "ends in .html, found a.svg"),
@@ -108,7 +124,13 @@ def test_bad_input_is_one_line(
 
 
 def test_a_dense_model_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, model in (("pocket", ["--model", "pocket"]), ("dense", ["--model", str(make_model(tmp_path / "dense"))])):
+    dense = make_model(tmp_path / "dense")
+    no_layer = make_model(tmp_path / "no-layer", "qwen3_moe", decoder_sparse_step=5)
+    for name, model in (
+        ("pocket", ["--model", "pocket"]),
+        ("dense", ["--model", str(dense)]),
+        ("no-layer", ["--model", str(no_layer)]),
+    ):
         assert main(["viz", "experts", *model, "--out", str(tmp_path / "x.html")]) == 2
         assert f"{name}: expected a model with experts, found a dense one (model_type " in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()

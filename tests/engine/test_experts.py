@@ -13,7 +13,9 @@ from tiny_llm import SamplingParams, load
 from tiny_llm.config import EngineConfig, SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.engine.answers import join
+from tiny_llm.engine.llm import LLM
 from tiny_llm.engine.serving import Engine
+from tiny_llm.model.expert_store import ExpertStore
 
 FOUR_BITS = {"bits": 4, "group_size": 32}
 KERNELS = ["mlx", "cpu"] if sys.platform == "linux" else ["mlx"]
@@ -91,3 +93,24 @@ def test_a_request_that_comes_while_others_decode(path: Path, kernels: str) -> N
         deltas += first
     assert_same(llm, PROMPTS[3], late, oracle(llm, PROMPTS[3], GREEDY)[0])
     assert_same(llm, PROMPTS[0], join(deltas, late.stats), oracle(llm, PROMPTS[0], long)[0])
+
+
+def test_requests_share_experts_that_stay_in_the_files(path: Path, kernels: str) -> None:
+    """With memory for one to three experts, each step drops experts that the next layer or request needs again."""
+    config = EngineConfig(kernels=kernels)
+    llm = load(path, config=config)
+    sizes = stored(load(path, config=replace(config, expert_bytes=10**9))).sizes
+    wanted = [oracle(llm, prompt, GREEDY)[0] for prompt in PROMPTS]
+    for experts in (1, 3):
+        limited = replace(config, expert_bytes=experts * max(sizes.values()))
+        with Engine(path, config=limited, serving=SERVING) as engine:
+            answers = [answers[0] for answers in engine.generate(PROMPTS, GREEDY)]
+        for prompt, answer, want in zip(PROMPTS, answers, wanted, strict=True):
+            assert_same(llm, prompt, answer, want)
+
+
+def stored(llm: LLM) -> ExpertStore:
+    """Return the store of a model whose experts stay in its files."""
+    assert llm.config.moe
+    store: ExpertStore = llm.model.weights["layers"][llm.config.moe.layers[0]]["experts"]["store"]
+    return store

@@ -1,10 +1,13 @@
 """Products with quantized weights as they are called: the kernel that suits the rows, against MLX and in bytes."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from tests.kernels.oracles import float64, product
+from tiny_llm.config.moe import MoeConfig
 from tiny_llm.kernels import quantized_matmul
 from tiny_llm.kernels.catalog import expert_arguments, quantized_arguments
 from tiny_llm.kernels.experts import expert_rows
@@ -12,6 +15,9 @@ from tiny_llm.kernels.matmul import quantized_tiles, splits_for
 from tiny_llm.kernels.quantized import quantized_matvec, quantized_rows
 from tiny_llm.kernels.sim import Simulator
 from tiny_llm.kernels.sim.recorder import Recorder
+from tiny_llm.kernels.table import experts_on
+from tiny_llm.model.moe import chosen_experts, route
+from tiny_llm.model.ops import PLAIN
 
 
 @pytest.mark.parametrize(("rows", "kernels"), [
@@ -94,7 +100,27 @@ def test_each_expert_that_was_chosen_is_read_once(tokens: int) -> None:
         assert read[name] == stack.nbytes // 8 * chosen
 
 
+@pytest.mark.parametrize(("tokens", "bits", "by_kernel"), [(16, 4, True), (17, 4, False), (8, 3, True), (9, 3, False)])
+def test_the_kernel_multiplies_experts_of_as_many_tokens_as_it_takes(tokens: int, bits: int, by_kernel: bool) -> None:
+    """From 9 tokens on its place was taken whatever the bits were."""
+    config = MoeConfig(8, 2, expert_size=64, normalize=True, layers=(0,))
+    x, _, *gate_up = expert_arguments(mx.float32, tokens, 8, 2, 128, 64, bits, 32)
+    _, _, *down = expert_arguments(mx.float32, tokens, 8, 2, 64, 64, bits, 32)
+    names = ("weight", "scales", "biases")
+    w = {"gate_up_proj": dict(zip(names, gate_up, strict=True)), "down_proj": dict(zip(names, down, strict=True))}
+    routing = route(mx.random.normal((tokens, 8), key=mx.random.key(1)), config)
+    others: list[int] = []
+
+    def many(*arguments: Any) -> mx.array:
+        others.append(tokens)
+        return chosen_experts(*arguments)
+
+    y = experts_on("plain", many)(x, routing, w, PLAIN)
+    assert others == ([] if by_kernel else [tokens])
+    np.testing.assert_allclose(np.array(y), np.array(chosen_experts(x, routing, w, PLAIN)), rtol=1e-3, atol=1e-3)
+
+
 def test_more_choices_of_an_expert_than_a_group_holds_are_refused() -> None:
     for tokens, bits in ((17, 4), (9, 3)):
-        with pytest.raises(ValueError, match=f"expert_rows: expected up to .* rows for an expert, found {tokens}"):
+        with pytest.raises(ValueError, match=f"expert_rows: expected up to .* rows an expert, found {tokens}"):
             expert_rows(*expert_arguments(mx.float32, tokens, 4, 2, 16, 96, bits, 32), on="sim")

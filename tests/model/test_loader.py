@@ -421,6 +421,44 @@ def test_the_estimate_is_enough_while_experts_are_joined(tmp_path: Path, stacked
     assert mx.get_peak_memory() - before < need.weights + need.working
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_experts_in_files_count_as_far_as_they_are_kept(tmp_path: Path, native: bool) -> None:
+    """All experts counted, so that a model was refused that its option would have made small enough."""
+    make_model(tmp_path, "qwen2_moe", num_experts=16, dtype="bfloat16")
+    config = load_config(tmp_path)
+    whole = estimate_bytes(tmp_path, config, mx.float32, 64, native=native)
+    number = 2 if native else 4  # bytes
+    experts = 2 * 16 * 3 * 64 * 64 * number  # layers, experts, matrices of 64 by 64
+    for expert_bytes in (0, 50_000):
+        need = estimate_bytes(tmp_path, config, mx.float32, 64, native=native, expert_bytes=expert_bytes)
+        assert need.weights == whole.weights - experts + expert_bytes
+    assert estimate_bytes(tmp_path, config, mx.float32, 64, native=native, expert_bytes=10**9).weights == whole.weights
+
+
+def test_experts_in_files_take_no_room_while_loading(tmp_path: Path) -> None:
+    shape = {"num_experts": 32, "hidden_size": 256, "moe_intermediate_size": 256, "vocab_size": 320}
+    make_model(tmp_path, "qwen3_moe", stack_experts=True, dtype="bfloat16", **shape)
+    config = load_config(tmp_path)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    weights = load_weights(tmp_path, config, experts=False)
+    need = estimate_bytes(tmp_path, config, None, 1, expert_bytes=0)
+    assert mx.get_peak_memory() - before < need.weights + need.working
+    assert need.total < estimate_bytes(tmp_path, config, None, 1).total / 4
+    assert not any("experts" in layer for layer in weights["layers"])
+
+
+def test_too_little_memory_for_experts_gives_advice_that_works(tmp_path: Path) -> None:
+    make_model(tmp_path, "qwen3_moe", num_experts=64, dtype="bfloat16")
+    config = load_config(tmp_path)
+    available = estimate_bytes(tmp_path, config, None, 64).total - 10**6
+    with pytest.raises(ValueError, match=r"leave experts in the files with --expert-bytes \d+ or less, or") as error:
+        check_memory(tmp_path, config, None, 64, available)
+    advised = int(str(error.value).split("--expert-bytes ")[1].split()[0])
+    assert check_memory(tmp_path, config, None, 64, available, expert_bytes=advised).total <= available
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> tuple[Path, ModelConfig]:
     return make_model(tmp_path, num_key_value_heads=4, num_hidden_layers=8), load_config(tmp_path)

@@ -17,7 +17,8 @@ from tests.week1.oracles import angles, f64, rms_norm, silu, softmax, turn
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.engine.llm import LLM, load
-from tiny_llm.model.expert_store import ExpertStore, counts_of
+from tiny_llm.model.expert_files import mlp_bytes
+from tiny_llm.model.expert_store import ExpertStore, store_counts
 from tiny_llm.model.loader import load_config, load_weights
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -144,16 +145,19 @@ def test_bad_settings_are_named(tmp_path: Path, settings: dict[str, Any], messag
         load_config(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen2_moe"])
-@pytest.mark.parametrize(
-    "key", ["num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"]
-)
+REQUIRED = [
+    (kind, key)
+    for kind in ("qwen3_moe", "qwen2_moe")
+    for key in ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+]
+
+
+@pytest.mark.parametrize(("kind", "key"), [*REQUIRED, ("qwen2_moe", "shared_expert_intermediate_size")])
 def test_a_missing_setting_is_named(tmp_path: Path, kind: str, key: str) -> None:
     """A default of transformers in its place made the weights look wrong."""
     make_model(tmp_path, kind)
     config = json.loads((tmp_path / "config.json").read_text())
-    if config.pop(key, None) is None:
-        return  # a qwen3_moe has no shared expert
+    del config[key]
     write_json(tmp_path / "config.json", config)
     with pytest.raises(ValueError, match=f"config.json: {key}: expected an integer .*found nothing"):
         load_config(tmp_path)
@@ -273,7 +277,7 @@ def test_experts_in_files_give_the_same_answers(tmp_path: Path, form: str, kerne
     for expert_bytes in (150_000, 10**9):
         llm = load(path, config=EngineConfig(kernels=kernels, expert_bytes=expert_bytes))
         assert llm.generate("the quick brown fox", GREEDY).tokens == want
-        counts = counts_of(llm.model.weights)
+        counts = store_counts(llm.model.weights)
         assert counts and counts.hits > 0 and 0 < counts.resident <= expert_bytes
         if expert_bytes == 10**9:
             assert counts.misses <= 8 * 3  # each is read once
@@ -321,17 +325,96 @@ def test_a_file_changed_after_loading_is_named(tmp_path: Path, size: int | None)
 
 def test_the_least_recently_used_expert_is_dropped() -> None:
     reads: list[tuple[int, int]] = []
-    store = ExpertStore(lambda *place: reads.append(place) or {}, (0,), 100, 250)
+    store = ExpertStore(lambda *place: reads.append(place) or {}, {0: 100}, 250)
     for expert in (0, 1, 0, 2, 0, 1):
         store.get(0, expert)
     assert reads == [(0, 0), (0, 1), (0, 2), (0, 1)]
     assert store.counts == (2, 4, 200) and store.counts.hit_rate == 2 / 6
 
 
+def test_as_many_experts_are_dropped_as_a_larger_one_needs() -> None:
+    """All experts were taken to have the size of the first layer's."""
+    store = ExpertStore(lambda *place: {}, {0: 100, 1: 150}, 250)
+    for place, resident in (((0, 0), 100), ((0, 1), 200), ((1, 0), 250), ((1, 1), 150), ((0, 0), 250)):
+        store.get(*place)
+        assert store.counts.resident == resident
+    assert list(store.kept) == [(1, 1), (0, 0)]
+
+
+def test_a_read_that_fails_leaves_the_store_usable() -> None:
+    def read(layer: int, expert: int) -> dict[str, Any]:
+        if expert == 1:
+            raise ValueError("gone")
+        return {}
+
+    store = ExpertStore(read, {0: 100}, 100)
+    store.get(0, 0)
+    with pytest.raises(ValueError, match="gone"):
+        store.get(0, 1)
+    assert store.counts.resident == 0
+    store.get(0, 0)
+    assert list(store.kept) == [(0, 0)] and store.counts.resident == 100
+
+
+def mixed_bits(path: Path) -> Path:
+    """Write a model whose experts have 4 bits in the first layer and 8 in the second."""
+    eight = {"bits": 8, "group_size": 32}
+    names = [f"model.layers.1.mlp.switch_mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")]
+    quantize = {"bits": 4, "group_size": 32, **dict.fromkeys(names, eight)}
+    return make_model(path, "qwen3_moe", num_experts=8, stack_experts=True, quantize=quantize)
+
+
+@pytest.mark.parametrize("kernels", [None, "mlx"])
+def test_experts_of_different_bits_stay_under_the_limit(tmp_path: Path, kernels: Any) -> None:
+    path = mixed_bits(tmp_path)
+    want = load(path, config=EngineConfig(kernels=kernels)).generate("the quick", GREEDY).tokens
+    llm = load(path, config=EngineConfig(kernels=kernels, expert_bytes=60_000))
+    assert llm.generate("the quick", GREEDY).tokens == want
+    store = llm.model.weights["layers"][0]["experts"]["store"]
+    assert store.sizes[1] > 1.5 * store.sizes[0]
+    assert store.resident == sum(mlp_bytes(mlp) for mlp in store.kept.values()) <= 60_000
+
+
+@pytest.mark.parametrize("kernels", [None, "mlx"])
+@pytest.mark.parametrize("form", STORED)
+def test_a_model_has_one_fingerprint_wherever_its_experts_are(tmp_path: Path, form: str, kernels: Any) -> None:
+    """A cache that was saved by a model with its experts in memory was not loaded by the same one without."""
+    path = make_model(tmp_path, **{"model_type": "qwen3_moe", "num_experts": 8, **STORED[form]})
+    whole, in_files = (load(path, config=EngineConfig(kernels=kernels, expert_bytes=n)).model for n in (None, 10**6))
+    assert whole.fingerprint == in_files.fingerprint
+
+
+def test_models_whose_experts_differ_have_different_fingerprints(tmp_path: Path) -> None:
+    """Without the experts in memory, caches of a model were loaded by one with other experts."""
+    first = make_model(tmp_path / "first", "qwen3_moe")
+    second = make_model(tmp_path / "second", "qwen3_moe")
+    weights = dict(mx.load(str(second / "model.safetensors")))
+    for name in weights:
+        if ".experts." in name:
+            weights[name] = weights[name] + 0.01
+    write_weights(second, weights)
+    for expert_bytes in (None, 10**6):
+        config = EngineConfig(expert_bytes=expert_bytes)
+        assert load(first, config=config).model.fingerprint != load(second, config=config).model.fingerprint
+
+
+def test_dense_experts_in_files_are_refused_with_int8_activations(tmp_path: Path) -> None:
+    """Loading ended with a TypeError."""
+    if mx.default_device() == mx.gpu:
+        pytest.skip("int8 activations are for the CPU kernels")
+    path = make_model(tmp_path, "qwen3_moe")
+    with pytest.raises(ValueError, match="activations: int8 is for packed weights, and this model's are dense"):
+        load(path, config=EngineConfig(activations="int8", expert_bytes=10**6))
+
+
 @pytest.mark.parametrize(
     ("settings", "expert_bytes", "message"),
     [
-        ({"model_type": "qwen3"}, 10**6, "expert_bytes: expected a model with experts, found one without"),
+        (
+            {"model_type": "qwen3"},
+            10**6,
+            "expert_bytes: expected a model with experts, found .*, a dense one; leave it out",
+        ),
         ({"model_type": "qwen3_moe"}, 1000, r"at least the \d+ bytes of one expert, found 1000; all experts take \d+"),
     ],
 )
@@ -345,5 +428,7 @@ def test_a_store_that_cannot_be_is_refused(
 
 def test_experts_of_a_gguf_file_are_not_read_one_by_one(tmp_path: Path) -> None:
     file = make_twins(tmp_path, "qwen3_moe", {"": "F16"}, stack_experts=True).file
-    with pytest.raises(ValueError, match="expert_bytes: .*model.gguf is no directory of safetensors.*models convert"):
+    with pytest.raises(
+        ValueError, match="expert_bytes: expected a directory of safetensors.*model.gguf; convert.*models convert"
+    ):
         load(file, config=EngineConfig(expert_bytes=10**6))

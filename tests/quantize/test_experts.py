@@ -15,7 +15,7 @@ from tests.model.parity import close, ours, peer_logits, prompt
 from tests.quantize.test_sensitive import TEXTS as CALIBRATION
 from tests.quantize.test_sensitive import log_softmax, measured
 from tests.quantize.test_write import quantized, same, tensors
-from tests.support import make_model, write_weights
+from tests.support import make_model, stacked_experts, write_weights
 from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.config import QuantizationConfig
 from tiny_llm.model.loader import load_config
@@ -128,6 +128,7 @@ def test_a_dense_file_is_quantized(tmp_path: Path) -> None:
     [
         ("missing", r"experts\.2\.up_proj\.weight: expected a tensor for each of 4 experts, found no such tensor"),
         ("further", r"experts\.4\.up_proj\.weight: expected no such tensor by config\.json, found it"),
+        ("twice", r"switch_mlp\.up_proj\.weight: expected no such tensor by config\.json, found it"),
         ("narrow", r"experts\.3\.up_proj\.weight: expected \[64, 64\] as in model\..*, found \[32, 64\]"),
     ],
 )
@@ -139,6 +140,9 @@ def test_incomplete_experts_are_refused_by_name(tmp_path: Path, change: str, mes
         del found[name.format("experts.2")]
     elif change == "further":
         found[name.format("experts.4")] = found[name.format("experts.3")]
+    elif change == "twice":
+        stacks = stacked_experts(found)
+        found[name.format("switch_mlp")] = stacks[name.format("switch_mlp")]
     else:
         found[name.format("experts.3")] = found[name.format("experts.3")][:32]
     write_weights(path, found)

@@ -174,8 +174,8 @@ def speculation(llm: "LLM") -> dict[str, Any]:
 
 
 def expert_reads(llm: "LLM") -> dict[str, Any]:
-    """What --json prints of experts that are read from files."""
-    from tiny_llm.model.expert_store import counts_of
+    """Return what --json prints about experts that stay in the files: nothing where all are in memory."""
+    from tiny_llm.model.expert_store import store_counts
 
-    counts = counts_of(llm.model.weights)
+    counts = store_counts(llm.model.weights)
     return {} if counts is None else {"experts": {**counts._asdict(), "hit_rate": counts.hit_rate}}

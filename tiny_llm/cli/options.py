@@ -96,7 +96,7 @@ class EngineOptions:
     expert_bytes: Annotated[
         str | None,
         option(
-            "Of a model with experts: leave them in its files and keep so much of them in memory, such as 4GB.",
+            "Of a model with experts: leave them in the files, and keep at most this much of them in memory: 4GB.",
             metavar="BYTES",
         ),
     ] = None

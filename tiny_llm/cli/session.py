@@ -157,10 +157,10 @@ def peak_memory(stats: "Stats") -> int:
 
 
 def reads(llm: "LLM") -> list[str]:
-    """How often an expert was in memory, in one line; none where all experts are, or there are none."""
-    from tiny_llm.model.expert_store import counts_of
+    """Return a line that says how often a needed expert was in memory; no line where no experts stay in the files."""
+    from tiny_llm.model.expert_store import store_counts
 
-    counts = counts_of(llm.model.weights)
+    counts = store_counts(llm.model.weights)
     if counts is None:
         return []
     number = counts.hits + counts.misses

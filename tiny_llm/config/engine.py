@@ -29,7 +29,7 @@ class EngineConfig:
     stands for our CPU kernels, "mlx" for MLX's operations alone; None takes the fastest, see `kernels.table`.
     `activations`: "int8" rounds activations to 8 bits in the CPU kernels' products of few rows with packed weights:
     faster, but texts change (of 200 greedy answers of SmolLM2-135M, 88 stayed equal).
-    `expert_bytes`: experts stay in the model's files, and at most so many bytes of them in memory; None loads all.
+    `expert_bytes`: leave experts in the files, and keep at most this many bytes of them in memory; None loads all.
     `cache`: "contiguous" keeps every token; "rotating" the first `sinks` and the newest, `window` in all (1024 and 4
     if not set); "quantized" keeps `kv_bits` (8 or 4, 8 if not set) for each number, in groups of `kv_group_size`
     (64 if not set and head_dim allows it). With one of these two a rotating cache is packed as well.

@@ -1,4 +1,4 @@
-"""The mixture of experts that stands in the place of a layer's MLP, read from config.json."""
+"""The settings of a mixture of experts, which replaces a layer's MLP, from config.json."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from tiny_llm.config.fields import JsonFields, as_json, is_integer, require
 
 @dataclass(frozen=True)
 class MoeConfig:
-    """Experts of which a router chooses a few for each token (arXiv:1701.06538). Sizes are in elements."""
+    """The shape of the layers with experts (arXiv:1701.06538). Sizes are in elements."""
 
     num_experts: int
     experts_per_token: int
     expert_size: int  # intermediate size of one expert
-    normalize: bool  # the shares of the chosen experts sum to 1; else they are parts of a softmax over all experts
-    layers: tuple[int, ...]  # those with experts; the others have a dense MLP
+    normalize: bool  # divide a token's shares by their sum; otherwise they are probabilities among all experts
+    layers: tuple[int, ...]  # the layers with experts; the others have a dense MLP
     shared_size: int | None = None  # intermediate size of the expert that every token passes, None without one
 
     @classmethod
@@ -54,18 +54,18 @@ class MoeConfig:
         return met
 
     def further_weights(self, hidden_size: int, rows: int) -> float:
-        """Return how many weights of all layers' experts a step of `rows` tokens reads besides those of one token.
+        """Return how many weights of experts a step of `rows` tokens reads beyond those of one token, in all layers.
 
         The number is the mean for choices that are even and independent; experts of several tokens are read once.
         """
-        chance_of_none = (1 - self.experts_per_token / self.num_experts) ** rows  # that no token chooses an expert
+        chance_of_none = (1 - self.experts_per_token / self.num_experts) ** rows  # that no row chooses a given expert
         read = self.num_experts * (1 - chance_of_none)
         further = read - self.experts_per_token
         return len(self.layers) * further * 3 * hidden_size * self.expert_size
 
 
 def _num_experts(config: JsonFields) -> int:
-    """Return the number of experts, under either of its two names."""
+    """Return `num_experts`, or `num_local_experts` if only that is set. Raises ValueError if they differ."""
     names = [name for name in ("num_experts", "num_local_experts") if config.data.get(name) is not None]
     values = {config.integer(name, low=0, high=100_000) for name in names}
     require(

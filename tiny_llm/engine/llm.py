@@ -62,8 +62,9 @@ def load(model: str | Path | None = None, *, config: EngineConfig | None = None,
     cache = partial(slot_bytes, shape, config), slots_at_most(config)
     ops = choose_operations(config, dtype)
     expected = context if config.max_context else min(context, 4096)
-    loader.check_memory(source, shape, dtype, expected, cache=cache, native=ops.native)
-    qwen = load_model(source, shape, ops, dtype, config.expert_bytes)
+    experts = config.expert_bytes
+    loader.check_memory(source, shape, dtype, expected, cache=cache, native=ops.native, expert_bytes=experts)
+    qwen = load_model(source, shape, ops, dtype, experts)
     defaults = loader.load_generation_defaults(source, context)
     tokenizer = load_tokenizer(source, shape)
     helper = load_helper(config, qwen, tokenizer, path)

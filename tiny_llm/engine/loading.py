@@ -10,7 +10,7 @@ from tiny_llm.config import EngineConfig, ModelConfig
 from tiny_llm.config.fields import require
 from tiny_llm.kernels.table import operations
 from tiny_llm.model import loader
-from tiny_llm.model.expert_files import open_store
+from tiny_llm.model.expert_files import ExpertFiles, open_store
 from tiny_llm.model.expert_store import stored_experts
 from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.ops import PLAIN, Ops
@@ -48,16 +48,19 @@ def load_model(
 ) -> Qwen3:
     """Read the weights and lay them out for the operations.
 
-    With `expert_bytes` experts stay in the files, see `EngineConfig`. Raises ValueError where the files are broken, and
-    for a model without experts or fewer bytes than one takes.
+    With `expert_bytes` experts stay in the files. Raises ValueError as `load_weights`, `ExpertFiles` and `open_store`.
     """
-    weights = loader.load_weights(source, shape, dtype, ops.native, experts=expert_bytes is None)
-    name = fingerprint(shape, weights)  # before a layout changes the arrays, or drops them
-    if expert_bytes is not None:
+    if expert_bytes is None:
+        weights = loader.load_weights(source, shape, dtype, ops.native)
+        name = fingerprint(shape, weights)  # before a layout changes the arrays, or drops them
+    else:
+        files = ExpertFiles(source, shape, None if ops.native else dtype)
+        weights = loader.load_weights(source, shape, dtype, ops.native, experts=False)
+        name = fingerprint(shape, weights, first_expert=lambda layer: files.read(layer, 0))
         ops = ops._replace(experts=stored_experts, compile=lambda function: function)
-        store = open_store(source, shape, ops, dtype, expert_bytes)
-        for i in store.layers:
-            weights["layers"][i]["experts"] = {"store": store, "layer": i}
+        store = open_store(files, ops, expert_bytes)
+        for layer in store.sizes:
+            weights["layers"][layer]["experts"] = {"store": store, "layer": layer}
     ops.lay_out(weights, shape)
     make = ops.model or Qwen3
     model: Qwen3 = make(shape, weights, ops)

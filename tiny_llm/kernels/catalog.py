@@ -14,7 +14,7 @@ from tiny_llm.kernels.decode_attention import (
     merge_attention,
 )
 from tiny_llm.kernels.elementwise import AXPBY, SWIGLU, axpby, swiglu
-from tiny_llm.kernels.experts import EXPERT_ROWS, Choices, expert_rows
+from tiny_llm.kernels.experts import EXPERT_ROWS, SortedChoices, expert_rows
 from tiny_llm.kernels.flash_attention import FLASH_ATTENTION, flash_attention
 from tiny_llm.kernels.launch import Kernel
 from tiny_llm.kernels.matmul import QUANTIZED_TILES, SPLIT_SUM, quantized_tiles, split_sum
@@ -81,7 +81,7 @@ def expert_arguments(
     scores = mx.random.uniform(shape=(tokens, experts), key=mx.random.key(3))
     flat = mx.argsort(scores, axis=1)[:, :chosen].reshape(-1).astype(mx.int32)
     order = mx.argsort(flat).astype(mx.int32)
-    choices = Choices(order // chosen, flat[order], tokens)
+    choices = SortedChoices(order // chosen, flat[order], tokens)
     return normal(dtype, tokens, width), choices, *mx.quantize(normal(dtype, experts, outputs, width), group, bits)
 
 

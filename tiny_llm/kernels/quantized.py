@@ -41,6 +41,7 @@ def format_of(name: str, x: mx.array, weight: mx.array, scales: mx.array, biases
 
 
 def most_rows(bits: int) -> int:
+    """Return the most rows of x that the kernels for few rows take, with weights of these bits."""
     return MOST_ROWS // 2 if 32 % bits else MOST_ROWS
 
 

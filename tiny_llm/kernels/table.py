@@ -18,7 +18,7 @@ from tiny_llm.kernels.cpu.build import NoKernelsError, UnusableSettingError
 from tiny_llm.kernels.cpu.native import INT8_ROWS, with_native
 from tiny_llm.kernels.decode_attention import MAX_HEADS, decode_attention
 from tiny_llm.kernels.elementwise import swiglu
-from tiny_llm.kernels.experts import Choices, expert_rows
+from tiny_llm.kernels.experts import SortedChoices, expert_rows
 from tiny_llm.kernels.flash_attention import Extent, flash_attention
 from tiny_llm.kernels.launch import choose_back_end
 from tiny_llm.kernels.matmul import quantized_matmul
@@ -30,7 +30,7 @@ from tiny_llm.kernels.rope import rope
 from tiny_llm.model import fused
 from tiny_llm.model.cached_attention import Packed, PagedOps
 from tiny_llm.model.moe import Routing, shared_out
-from tiny_llm.model.ops import Ops, Weight
+from tiny_llm.model.ops import Ops, Weight, quantization_of
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.rope import Rotation
 
@@ -137,19 +137,25 @@ def linear_on(on: str, dense: Callable[[mx.array, Weight], mx.array]) -> Callabl
 
 
 def experts_on(on: str, many: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """Return the experts' MLPs: packed ones of few tokens by our kernel, others by `many`."""
+    """Return the function `moe.each_expert`: our kernel for packed experts and few tokens, `many` for others."""
 
-    def product(x: mx.array, choices: Choices, w: Weight) -> mx.array:
+    def most_tokens(gate_up: Weight, down: Weight, hidden: int) -> int:
+        if "scales" not in gate_up or "scales" not in down:
+            return 0
+        inner = gate_up["weight"].shape[1] // 2
+        bits = (quantization_of(gate_up, hidden)[1], quantization_of(down, inner)[1])
+        return min(map(most_rows, bits))
+
+    def product(x: mx.array, choices: SortedChoices, w: Weight) -> mx.array:
         return expert_rows(x, choices, w["weight"], w["scales"].astype(x.dtype), w["biases"].astype(x.dtype), on)
 
     def experts(x: mx.array, routing: Routing, w: Weight, ops: Ops) -> mx.array:
         num_tokens, per_token = routing.experts.shape
-        matrices = (w["gate_up_proj"], w["down_proj"])
-        if num_tokens > most_rows(3) or any("scales" not in matrix for matrix in matrices):
+        if num_tokens > most_tokens(w["gate_up_proj"], w["down_proj"], x.shape[-1]):
             return many(x, routing, w, ops)
         chosen = routing.experts.reshape(-1).astype(mx.int32)
         order = mx.argsort(chosen).astype(mx.int32)
-        choices = Choices(order // per_token, chosen[order], num_tokens)
+        choices = SortedChoices(order // per_token, chosen[order], num_tokens)
         gate_up = product(x, choices, w["gate_up_proj"])
         by_row = choices._replace(rows=mx.arange(chosen.size, dtype=mx.int32))
         y = product(ops.swiglu(gate_up), by_row, w["down_proj"])

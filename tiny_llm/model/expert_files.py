@@ -1,4 +1,4 @@
-"""Read single experts out of the files of a Hugging Face directory, whose other bytes are not touched."""
+"""Read single experts from the files of a Hugging Face directory."""
 
 import os
 from math import prod
@@ -20,46 +20,51 @@ DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.u
 PARTS = ("weight", "scales", "biases")
 
 
-def open_store(
-    source: ModelSource, config: ModelConfig, ops: Ops, dtype: mx.Dtype | None, expert_bytes: int
-) -> ExpertStore:
-    """Return a store of the model's experts, at most `expert_bytes` of them in memory, laid out for the operations.
+def open_store(files: "ExpertFiles", ops: Ops, expert_bytes: int) -> ExpertStore:
+    """Return a store of a model's experts, which keeps at most `expert_bytes` of them, laid out for the operations.
 
-    Raises ValueError for a model without experts, one that is no directory, and fewer bytes than an expert takes.
+    Raises ValueError for fewer bytes than an expert takes.
     """
-    moe = config.moe
-    if moe is None:
-        raise ValueError("expert_bytes: expected a model with experts, found one without; leave it out")
-    files = ExpertFiles(source, config, None if ops.native else dtype)
+    moe = files.moe
 
     def read(layer: int, expert: int) -> Matrices:
         mlp = files.read(layer, expert)
-        ops.lay_out_mlp(mlp, config.hidden_size, moe.expert_size)
+        ops.lay_out_mlp(mlp, files.hidden_size, moe.expert_size)
         return mlp
 
-    nbytes = nbytes_of(read(moe.layers[0], 0))
+    sizes = {layer: mlp_bytes(read(layer, 0)) for layer in moe.layers}  # layers may have different bits
+    largest = max(sizes.values())
     require(
-        expert_bytes >= nbytes,
-        f"expert_bytes: expected at least the {nbytes} bytes of one expert, found {expert_bytes}; all experts take "
-        f"{nbytes * moe.num_experts * len(moe.layers)}",
+        expert_bytes >= largest,
+        f"expert_bytes: expected at least the {largest} bytes of one expert, found {expert_bytes}; all experts take "
+        f"{sum(sizes.values()) * moe.num_experts}",
     )
-    return ExpertStore(read, moe.layers, nbytes, expert_bytes)
+    return ExpertStore(read, sizes, expert_bytes)
 
 
 class ExpertFiles:
-    """The experts of a directory. `dtype` as in `load_weights`, which has checked the files."""
+    """The experts of a directory, whose files are opened at once, and must be checked by `load_weights` before a read.
+
+    `dtype` as in `load_weights`. Raises ValueError for a model without experts, and for a source that is no directory.
+    """
 
     def __init__(self, source: ModelSource, config: ModelConfig, dtype: mx.Dtype | None):
+        if config.moe is None:
+            raise ValueError(
+                f"expert_bytes: expected a model with experts, found {source.path}, a dense one; leave it out"
+            )
         if not isinstance(source, Directory):
             raise ValueError(
-                f"expert_bytes: {source.path} is no directory of safetensors, and experts are read from these alone; "
-                "convert it with `tiny-llm models convert`"
+                f"expert_bytes: expected a directory of safetensors files, found {source.path}; convert it with "
+                "`tiny-llm models convert`"
             )
-        self.entries = source.entries(config.tie_word_embeddings)
+        self.moe = config.moe
+        self.hidden_size = config.hidden_size
         self.dtype = dtype
+        self.entries = source.entries(config.tie_word_embeddings)
         self._files: dict[Path, TensorFile] = {}
         for entry in self.entries.values():
-            self._open(entry.file)  # all of them now, so that a later file of that name is not mixed in
+            self._open(entry.file)  # before the first read: a file that replaces one later must not be mixed in
 
     def read(self, layer: int, expert: int) -> Matrices:
         """Return the MLP of one expert: {"gate_up_proj", "down_proj"}."""
@@ -80,7 +85,7 @@ class ExpertFiles:
         return weight
 
     def _array(self, entry: TensorEntry, shape: tuple[int, ...], index: int) -> mx.array:
-        """Return array number `index` of those of this shape that a tensor consists of."""
+        """Return array number `index` of a tensor that consists of arrays of this shape."""
         dtype = DTYPES[entry.dtype]
         size = prod(shape) * dtype.size
         data = self._open(entry.file).read(entry.begin + index * size, size)
@@ -96,16 +101,16 @@ class ExpertFiles:
 
 
 class TensorFile:
-    """An open safetensors file. One that another file has replaced is read on; one that was written into is refused."""
+    """An open safetensors file. It can be read after another file has taken its name, but not after it was changed."""
 
     def __init__(self, path: Path):
         self.path = path
         self._stream = path.open("rb", buffering=0)
         self._state = self._now()
-        self._data = 8 + int.from_bytes(self._stream.read(8), "little")  # where the tensors begin, behind the header
+        self._data = 8 + int.from_bytes(self._stream.read(8), "little")  # the tensors begin after the header
 
     def read(self, begin: int, size: int) -> bytes:
-        """Return bytes of the tensors. Raises ValueError where the file has changed since it was opened."""
+        """Return `size` bytes of the tensors from `begin` on. Raises ValueError if the file was changed meanwhile."""
         data = os.pread(self._stream.fileno(), size, self._data + begin)
         if len(data) < size or self._now() != self._state:
             raise ValueError(f"{self.path}: expected the file that was loaded, found it changed; load the model again")
@@ -117,8 +122,8 @@ class TensorFile:
         return found.st_size, found.st_mtime_ns
 
 
-def nbytes_of(mlp: Matrices) -> int:
-    """Return the bytes of an MLP's matrices, laid out or not."""
+def mlp_bytes(mlp: Matrices) -> int:
+    """Return the bytes of an MLP's matrices, whether they are laid out for the CPU kernels or not."""
     total = 0
     for weight in mlp.values():
         for part in weight.get("parts", [weight]):

@@ -1,4 +1,4 @@
-"""How evenly a router spreads tokens over experts: figures from the number of choices that each expert got."""
+"""Measure how evenly a router spreads tokens over experts, from the number of choices of each expert."""
 
 import mlx.core as mx
 import numpy as np
@@ -8,13 +8,13 @@ Counts = NDArray[np.float64]
 
 
 def variation(counts: ArrayLike) -> float:
-    """Return the coefficient of variation, standard deviation over mean: 0 where all experts got as much."""
+    """Return the coefficient of variation, standard deviation over mean: 0 for an even load."""
     values = _counts(counts)
     return float(values.std() / values.mean()) if values.any() else 0.0
 
 
 def entropy(counts: ArrayLike) -> float:
-    """Return the entropy of the load over that of an even one: 1 where all got as much, 0 where one got all."""
+    """Return the load's entropy over that of an even load: 1 for an even load, 0 where one expert has all choices."""
     values = _counts(counts)
     if len(values) == 1 or not values.any():
         return 1.0
@@ -23,13 +23,13 @@ def entropy(counts: ArrayLike) -> float:
 
 
 def dropped_share(counts: ArrayLike, capacity: float) -> float:
-    """Return the share of choices that get no place if each expert takes at most `capacity` times an even load.
+    """Return the share of choices that are dropped if each expert takes at most `capacity` times an even load.
 
-    Switch Transformer (arXiv:2101.03961) drops them; this engine never does.
+    Switch Transformer (arXiv:2101.03961) drops choices in this way; this engine drops none.
     """
     values = _counts(counts)
     if not 0 < capacity < np.inf:
-        raise ValueError(f"capacity: expected a factor above 0, found {capacity}")
+        raise ValueError(f"capacity: expected a finite factor above 0, found {capacity}; 1.25 is usual")
     if not values.any():
         return 0.0
     places = np.floor(capacity * values.mean())
@@ -37,13 +37,13 @@ def dropped_share(counts: ArrayLike, capacity: float) -> float:
 
 
 def _counts(counts: ArrayLike) -> Counts:
-    """Return counts as float64. Raises ValueError for what is no row of finite numbers from 0 up."""
+    """Return counts as float64, (E,). Raises ValueError for another shape, and for negative or infinite numbers."""
     if isinstance(counts, mx.array):
-        counts = np.array(counts.astype(mx.float32))  # NumPy knows no bfloat16
+        counts = np.array(counts.astype(mx.float32))  # because NumPy has no bfloat16
     values = np.asarray(counts, np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"counts: expected a number of choices for each expert, found an array of {values.shape}")
-    odd = values[~(np.isfinite(values) & (values >= 0))]
-    if odd.size:
-        raise ValueError(f"counts: expected numbers of choices from 0 up, found {odd[0]}")
+        raise ValueError(f"counts: expected one number of choices for each expert, found an array of {values.shape}")
+    is_count = np.isfinite(values) & (values >= 0)
+    if not is_count.all():
+        raise ValueError(f"counts: expected finite numbers of choices from 0 up, found {values[~is_count][0]}")
     return values

@@ -1,11 +1,10 @@
-"""Experts that stay in the model's files: a step reads those that it needs, and the least recently used are dropped.
+"""Keep a model's experts in its files, and the recently used ones in memory under a limit of bytes.
 
-Of a model with many experts most are not needed for a token, so it runs where it does not fit, as fast as its misses
-are few.
+A token needs few experts, so a model can run that does not fit into memory, as fast as reading the missing ones allows.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -15,7 +14,7 @@ from tiny_llm.model.moe import Matrices, Routing, mlp
 
 
 class StoreCounts(NamedTuple):
-    """What a store has done so far. `resident`: bytes of the experts in memory."""
+    """How often a store found an expert in memory, how often it read one, and the bytes that it keeps in memory."""
 
     hits: int
     misses: int
@@ -27,14 +26,17 @@ class StoreCounts(NamedTuple):
 
 
 class ExpertStore:
-    """The experts of `layers`, at most `budget` bytes of them in memory. `read`(layer, expert) returns one's MLP."""
+    """The experts of a model, at most `budget` bytes of them in memory, which must hold the largest.
 
-    def __init__(self, read: Callable[[int, int], Matrices], layers: Sequence[int], nbytes: int, budget: int):
+    `read`(layer, expert) returns the MLP of an expert. `sizes` has the bytes of an expert for each layer with experts.
+    """
+
+    def __init__(self, read: Callable[[int, int], Matrices], sizes: Mapping[int, int], budget: int):
         self.read = read
-        self.layers = layers
-        self.nbytes = nbytes  # of one expert
-        self.room = budget // nbytes
+        self.sizes = sizes
+        self.budget = budget
         self.kept: OrderedDict[tuple[int, int], Matrices] = OrderedDict()  # the least recently used first
+        self.resident = 0  # bytes of `kept`
         self.hits = 0
         self.misses = 0
 
@@ -47,18 +49,21 @@ class ExpertStore:
             self.kept.move_to_end(place)
             return found
         self.misses += 1
-        while len(self.kept) >= self.room:
-            self.kept.popitem(last=False)
+        size = self.sizes[layer]
+        while self.kept and self.resident + size > self.budget:
+            (dropped_layer, _), _ = self.kept.popitem(last=False)
+            self.resident -= self.sizes[dropped_layer]
         found = self.kept[place] = self.read(layer, expert)
+        self.resident += size
         return found
 
     @property
     def counts(self) -> StoreCounts:
-        return StoreCounts(self.hits, self.misses, len(self.kept) * self.nbytes)
+        return StoreCounts(self.hits, self.misses, self.resident)
 
 
-def counts_of(weights: Mapping[str, Any]) -> StoreCounts | None:
-    """Return what a model's store has done so far; None where all experts are in memory, or there are none."""
+def store_counts(weights: Mapping[str, Any]) -> StoreCounts | None:
+    """Return the counts of a model's store; None where all experts are in memory, and for a model without experts."""
     for layer in weights["layers"]:
         if "store" in layer.get("experts", {}):
             store: ExpertStore = layer["experts"]["store"]
@@ -69,7 +74,7 @@ def counts_of(weights: Mapping[str, Any]) -> StoreCounts | None:
 def stored_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
     """Compute `moe.each_expert` with experts of a store, w = {"store": ExpertStore, "layer": int}.
 
-    The choices must be known before an expert can be read: each layer waits for its router.
+    Each layer waits for its router, because only then it is known which experts to read.
     """
     store, layer = w["store"], w["layer"]
     experts = np.array(routing.experts)  # (T, K)
@@ -80,5 +85,5 @@ def stored_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.a
         shares = routing.shares[rows, mx.array(places.astype(np.int32))]
         out = mlp(x[rows], store.get(layer, expert), ops)
         y = y.at[rows].add(out * shares[:, None].astype(out.dtype))
-        mx.eval(y)  # so that an expert that the store drops is free at once
+        mx.eval(y)  # a graph that is not evaluated would keep an expert in memory that the store has dropped
     return y

@@ -37,8 +37,8 @@ def load_weights(
     {"embed_tokens", "layers": [{"input_layernorm", "qkv_proj", "q_norm"?, "k_norm"?, "o_proj",
     "post_attention_layernorm", "gate_up_proj", "down_proj"}], "norm", "lm_head"?}; ops.py describes a leaf, moe.py
     experts. Floats are converted to `dtype`, or to the source's own type with None; packed weights stay packed. With
-    `native` all matrices stay as stored, because the CPU kernels read any format. Without `experts` those are
-    checked and left out. Raises ValueError naming file, key, expected and found.
+    `native` all matrices stay as stored, because the CPU kernels read any format. Without `experts` the experts'
+    tensors are checked and left out. Raises ValueError naming file, key, expected and found.
     """
     tensors = _Tensors(open_source(model), dtype, config.tie_word_embeddings, native)
     linear = partial(_linear, tensors, config.quantization)

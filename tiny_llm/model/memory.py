@@ -12,7 +12,7 @@ from tiny_llm import _machine
 from tiny_llm.config import ModelConfig
 from tiny_llm.model.fused import QUERY_TILE
 from tiny_llm.model.safetensors import FLOATS, WIDTHS, TensorEntry
-from tiny_llm.model.source import ModelSource, open_source
+from tiny_llm.model.source import Directory, ModelSource, open_source
 
 PREFILL = 2048  # tokens of a prompt that are computed at once, at most
 GB = 1e9
@@ -44,10 +44,11 @@ def estimate_bytes(
     context: int,
     cache: CacheCost | None = None,
     native: bool = False,
+    expert_bytes: int | None = None,
 ) -> MemoryBytes:
     """Return the memory for loading a model and computing `context` tokens, from the files' headers alone.
 
-    `dtype` and `native` as in `load_weights`. Raises ValueError for broken files.
+    `dtype` and `native` as in `load_weights`, `expert_bytes` as in `EngineConfig`. Raises ValueError for broken files.
     """
     source = open_source(model)
     dtype = dtype or source.dtype
@@ -60,12 +61,24 @@ def estimate_bytes(
         slot_bytes, most = cache
         per_token = slot_bytes(width)
         slots = min(context, most or context)
-    weights = 0
-    for name, entry in entries.items():
-        weights += _laid_out(name, entry, config) if native else _loaded(entry, dtype)
+    sizes = {
+        name: _laid_out(name, entry, config) if native else _loaded(entry, dtype) for name, entry in entries.items()
+    }
+    loaded = entries
+    if expert_bytes is not None:
+        loaded = {name: entry for name, entry in entries.items() if not _is_of_experts(name)}
+    weights = sum(sizes[name] for name in loaded)
+    experts = sum(sizes.values()) - weights  # those that stay in the files
+    weights += min(experts, expert_bytes or 0)
     prefill = _prefill_bytes(config, width, context, native)
-    working = max(prefill, _loading_bytes(entries, None if native else dtype))
+    working = max(prefill, _loading_bytes(loaded, None if native else dtype))
     return MemoryBytes(weights, per_token * slots, working, per_token)
+
+
+def _is_of_experts(name: str) -> bool:
+    """Return whether a tensor is of the experts that a router chooses among; the shared expert is none of them."""
+    _, _, rest = name.partition(".mlp.")
+    return rest.startswith(EXPERTS)
 
 
 def _width(entries: Mapping[str, TensorEntry], dtype: mx.Dtype | None) -> int:
@@ -134,10 +147,10 @@ def _loading_bytes(entries: Mapping[str, TensorEntry], dtype: mx.Dtype | None) -
     for name, entry in entries.items():
         stored = entry.end - entry.begin
         largest = max(largest, stored)
-        layer, _, rest = name.partition(".mlp.")
-        if rest.startswith(EXPERTS):
+        if _is_of_experts(name):
+            layer = name.partition(".mlp.")[0]
             experts[layer] += stored
-            if "down_proj" not in rest:
+            if "down_proj" not in name:
                 experts[layer] += _loaded(entry, dtype)
     return max(largest, *experts.values(), 0)
 
@@ -188,10 +201,11 @@ def check_memory(
     available: int | None = None,
     cache: CacheCost | None = None,
     native: bool = False,
+    expert_bytes: int | None = None,
 ) -> MemoryBytes:
     """Return the estimate if it fits into `available` bytes (None asks the system). Raises ValueError with advice."""
     source = open_source(model)
-    need = estimate_bytes(source, config, dtype, context, cache, native)
+    need = estimate_bytes(source, config, dtype, context, cache, native, expert_bytes)
     if available is None:
         available = available_bytes()
     if available is None or need.total <= available:
@@ -201,6 +215,10 @@ def check_memory(
     advice = "take a smaller model or a smaller quantization, such as a 4-bit one"
     if fits >= 1:
         advice = f"set --max-context {fits} or less, or {advice}"
+    if config.moe and isinstance(source, Directory):
+        left = available - estimate_bytes(source, config, dtype, context, cache, native, 0).total
+        if left > 0:
+            advice = f"leave experts in the files with --expert-bytes {left} or less, or {advice}"
     raise ValueError(
         f"{source.path}: needs about {need.total / GB:.1f} GB (weights {need.weights / GB:.1f}, KV cache for {context} "
         f"tokens {need.kv_cache / GB:.1f}, working room {need.working / GB:.1f}), but only {available / GB:.1f} GB "

@@ -1,4 +1,4 @@
-"""The names that a model is written with: each matrix of a layer's experts is one stack, as in mlx-lm's directories.
+"""Name the tensors that a model is written with: the matrices of a layer's experts become stacks, as in mlx-lm.
 
 model.layers.0.mlp.experts.0.up_proj.weight (I, hidden)
 model.layers.0.mlp.experts.1.up_proj.weight (I, hidden)    →    model.layers.0.mlp.switch_mlp.up_proj.weight
@@ -12,54 +12,46 @@ from tiny_llm.config import ModelConfig
 from tiny_llm.model.safetensors import TensorEntry
 from tiny_llm.model.source import ModelSource
 
-EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(.+)")  # of the router's layer, the expert's number, the rest
+EXPERT = re.compile(r"(.+)\.experts\.\d+\.(.+)")  # the path of the layer's MLP, the rest
 
 
 def written_names(source: ModelSource, config: ModelConfig) -> dict[str, list[str]]:
-    """Return for each tensor that is written the names of the stored tensors that it consists of.
+    """Return for each tensor to write the names of the stored tensors that it consists of.
 
-    These are the tensors of a layer's experts in their order, or the tensor itself. Raises ValueError naming file, key,
-    expected and found where a layer's experts are incomplete or differ in shape.
+    These are one tensor of each of a layer's experts, in the experts' order, or the tensor itself. Raises ValueError
+    naming file, key, expected and found where a layer's experts are incomplete, differ in shape or are stored twice.
     """
     entries = source.entries(config.tie_word_embeddings)
     written: dict[str, list[str]] = {}
     for name in entries:
         found = EXPERT.fullmatch(name)
-        if found is None:
-            written[name] = [name]
-            continue
-        layer, _, rest = found.groups()
-        written.setdefault(f"{layer}.switch_mlp.{rest}", []).append(name)
-    for names in written.values():
-        if EXPERT.fullmatch(names[0]):
-            names.sort(key=_number)
-            _check_stack(source, entries, names, config)
+        target = name
+        if found:
+            path, rest = found.groups()
+            target = f"{path}.switch_mlp.{rest}"
+        written.setdefault(target, []).append(name)
+    for target, names in written.items():
+        if names != [target]:
+            written[target] = _stack_of(source, entries, target, names, config)
     return written
 
 
-def _number(name: str) -> int:
-    found = EXPERT.fullmatch(name)
-    assert found
-    return int(found[2])
-
-
-def _check_stack(
-    source: ModelSource, entries: Mapping[str, TensorEntry], names: list[str], config: ModelConfig
-) -> None:
-    """Check that the tensors are those of all experts of a layer, with one shape."""
-    found = EXPERT.fullmatch(names[0])
-    assert found
-    layer, _, rest = found.groups()
+def _stack_of(
+    source: ModelSource, entries: Mapping[str, TensorEntry], target: str, names: list[str], config: ModelConfig
+) -> list[str]:
+    """Return the names in the experts' order. Raises ValueError unless each expert has one, all with one shape."""
     count = config.moe.num_experts if config.moe else 0
-    expected = [f"{layer}.experts.{index}.{rest}" for index in range(count)]
+    expected = [target.replace(".switch_mlp.", f".experts.{index}.") for index in range(count)]
     for name in expected:
+        where = source.where(name)
         if name not in entries:
-            where = source.where(name)
             raise ValueError(f"{where}: expected a tensor for each of {count} experts, found no such tensor")
     for name in names:
+        where = source.where(name)
         if name not in expected:
-            raise ValueError(f"{source.where(name)}: expected no such tensor by config.json, found it")
+            raise ValueError(f"{where}: expected no such tensor by config.json, found it")
         shape = entries[name].shape
-        first = entries[names[0]].shape
+        first = entries[expected[0]].shape
         if shape != first:
-            raise ValueError(f"{source.where(name)}: expected {list(first)} as in {names[0]}, found {list(shape)}")
+            raise ValueError(f"{where}: expected {list(first)} as in {expected[0]}, found {list(shape)}")
+    return expected

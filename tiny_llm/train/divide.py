@@ -1,10 +1,10 @@
-"""Start a model with experts from a trained dense one: each MLP's neurons are dealt out to the experts.
+"""Make a model with experts from a trained dense one: deal the neurons of each MLP out to the experts.
 
-Layers may be left out, evenly spaced. Of each MLP the strongest neurons stay, as many as all experts hold: those for
-which |up row| · |down column| is largest. They are dealt out in turn, so that the experts begin equally strong. A
-token's shares of its K experts are about 1/K each, so down_proj is multiplied by K: a neuron that is chosen adds what
-it added before. The others add nothing, and training makes up for that. Sources: MoEfication (Zhang et al., 2022),
-Sparse Upcycling (Komatsuzaki et al., 2023).
+The sparse model may have fewer layers; the kept ones are evenly spaced. Each MLP keeps as many neurons as all experts
+hold: the strongest, whose |up row| · |down column| is largest. They are dealt out in turn, so that the experts begin
+equally strong. A token's shares of its K experts are about 1/K each, so down_proj is multiplied by K: a neuron of a
+chosen expert then adds what it added before. Further training makes up for the neurons of the other experts. Sources:
+MoEfication (Zhang et al., 2022), Sparse Upcycling (Komatsuzaki et al., 2023).
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tiny_llm.train.weights_io import TrainedWeights
 
 
 def can_divide(dense: ModelConfig, sparse: ModelConfig) -> bool:
-    """Whether each layer of `sparse` has experts that an MLP of `dense` can fill, and all else is alike."""
+    """Return whether each layer of `sparse` has experts that an MLP of `dense` can fill, and all else is alike."""
     moe = sparse.moe
     if moe is None or dense.moe is not None or len(moe.layers) != sparse.num_hidden_layers:
         return False
@@ -28,9 +28,9 @@ def can_divide(dense: ModelConfig, sparse: ModelConfig) -> bool:
 
 
 def divided(weights: TrainedWeights, fresh: TrainedWeights, chosen: int) -> TrainedWeights:
-    """Return the weights of a dense model in the shape of `fresh`, untrained weights of a model with experts.
+    """Return a dense model's `weights` in the shape of `fresh`, the untrained weights of a model with experts.
 
-    `chosen` is K, the experts of a token. The routers are those of `fresh`.
+    `chosen` is K, the number of experts of a token. The routers are taken from `fresh`.
     """
     places = kept_places(len(weights["layers"]), len(fresh["layers"]))
     layers = []
@@ -46,14 +46,17 @@ def divided(weights: TrainedWeights, fresh: TrainedWeights, chosen: int) -> Trai
 
 
 def kept_places(trained: int, total: int) -> list[int]:
-    """Return which of the trained layers are kept, the first and the last among them: 5 of 6 → [0, 1, 2, 3, 5]."""
+    """Return which layers to keep, `total` of `trained`, the first and the last included: 5 of 6 → [0, 1, 2, 3, 5]."""
     if total == 1:
         return [0]
     return [index * (trained - 1) // (total - 1) for index in range(total)]
 
 
 def dealt_out(gate_up: mx.array, down: mx.array, num_experts: int, size: int, chosen: int) -> TrainedWeights:
-    """Return the experts' matrices (E, 2 · size, hidden) and (E, hidden, size), made of an MLP's."""
+    """Return experts with the strongest neurons of an MLP: matrices (E, 2 · size, hidden) and (E, hidden, size).
+
+    gate_up (2 · neurons, hidden), down (hidden, neurons); `chosen` is K.
+    """
     gate, up = mx.split(gate_up, 2)  # (neurons, hidden)
     columns = down.T  # (neurons, hidden)
     strength = mx.linalg.norm(up, axis=-1) * mx.linalg.norm(columns, axis=-1)

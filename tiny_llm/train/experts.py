@@ -1,4 +1,4 @@
-"""Experts in training: all of them at once, and the balance of the router."""
+"""Compute experts so that they can be trained, and collect the routers' balance loss."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from tiny_llm.model.qwen3 import Qwen3
 
 
 class RoutedQwen3(Qwen3):
-    """A `Qwen3` that keeps the balance loss of each layer with experts, in `balance`."""
+    """A `Qwen3` that appends the balance loss of each layer with experts to `balance`."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Any], ops: Ops):
         super().__init__(config, weights, ops)
@@ -29,7 +29,10 @@ class RoutedQwen3(Qwen3):
 
 
 def differentiable_routing(logits: mx.array, config: MoeConfig) -> Routing:
-    """Return `moe.route`'s choices, with shares that have a slope: MLX has none for the choices."""
+    """Return `moe.route`'s choices, with shares that have a gradient.
+
+    The shares are computed a second time, from constant choices, because MLX refuses to differentiate through indices.
+    """
     experts = mx.stop_gradient(route(logits, config).experts)
     shares = mx.take_along_axis(mx.softmax(logits, axis=-1), experts, axis=-1)
     if config.normalize:
@@ -38,9 +41,9 @@ def differentiable_routing(logits: mx.array, config: MoeConfig) -> Routing:
 
 
 def wide_experts(x: mx.array, routing: Routing, w: Matrices, ops: Any) -> mx.array:
-    """Compute `moe.each_expert` as one wide MLP, in which each expert's neurons count by its share.
+    """Compute `moe.each_expert` as one wide MLP, whose hidden units are multiplied by their expert's share.
 
-    x (T, hidden), result (T, hidden). With few small experts that is as fast as computing the chosen ones only.
+    x (T, hidden), result (T, hidden). With few small experts this is as fast as computing the chosen ones only.
     """
     down = w["down_proj"]["weight"]  # (E, hidden, I)
     num_experts, hidden, size = down.shape

@@ -1,8 +1,8 @@
-"""Which experts a text's tokens go to, layer by layer, and how even the load is."""
+"""Show which experts a text's tokens go to, layer by layer, and how even the load is."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +17,10 @@ from tiny_llm.model.tokenizer import Tokenizer
 from tiny_llm.views import record
 from tiny_llm.views.svg import AMBER, BLUE, GREY, LETTER, Drawing
 
-WIDTH, CELL, ROW = 640, 26, 18  # of all experts, of an expert at most, of a token or layer
+WIDTH = 640  # of the columns of all experts
+CELL = 26  # the largest width of an expert's column
+ROW = 18  # the height of a token's or layer's row
+NUMBER = 18  # the width that an expert's number takes
 SHOWN = 12  # letters of a token
 
 
@@ -45,8 +48,9 @@ def record_routing(model: Qwen3, tokens: Sequence[int], table: ops.Ops = ops.PLA
         routings.append(routing)
         return table.experts(x, routing, w, inner)
 
-    heard = table._replace(compile=_uncompiled, experts=experts)  # a compiled function would hide its values
-    Qwen3(config, model.weights, heard).hidden_states(mx.array(list(tokens), mx.int32), RecomputeCache(config, heard))
+    heard = table._replace(compile=lambda function: function, experts=experts)  # compiling would hide the values
+    listening = Qwen3(config, model.weights, heard)
+    listening.hidden_states(mx.array(list(tokens), mx.int32), RecomputeCache(config, heard))
     found = []
     for layer, routing in zip(config.moe.layers, routings, strict=True):
         chosen = np.array(routing.experts, np.int64)
@@ -61,7 +65,7 @@ def record_routing(model: Qwen3, tokens: Sequence[int], table: ops.Ops = ops.PLA
 def routing_of(path: Path, text: str) -> tuple[list[LayerRouting], list[str]]:
     """Run a text through a model with experts, by the plain operations. Return the choices, and each token's text.
 
-    Raises ValueError for a text without tokens or with more than a picture holds.
+    Raises ValueError for a text without tokens, and for one with more tokens than a picture has rows.
     """
     tokenizer = Tokenizer.from_dir(path)
     tokens = record.check_length(tokenizer.encode(text))
@@ -70,24 +74,20 @@ def routing_of(path: Path, text: str) -> tuple[list[LayerRouting], list[str]]:
 
 
 def check_experts(path: Path, name: str) -> None:
-    """Raise ValueError, with the model's name, if it has no experts."""
+    """Raise ValueError, with the model's name, unless it has experts."""
     config = load_config(path)
     if config.moe is None:
         raise ValueError(
-            f"{name}: expected a model with experts, found a dense one (model_type {config.model_type}); name a model "
-            "of type qwen3_moe or qwen2_moe"
+            f"{name}: expected a model with experts, found a dense one (model_type {config.model_type}, no layer with "
+            "experts); name a model with experts, such as pocket-moe"
         )
-
-
-def _uncompiled(function: Any) -> Any:
-    return function
 
 
 def only_layer(found: Sequence[LayerRouting], layer: int) -> list[LayerRouting]:
     """Return the routing of one layer. Raises ValueError for a layer without experts."""
     layers = [routing.layer for routing in found]
     if layer not in layers:
-        raise ValueError(f"layer: expected one with experts, of {', '.join(map(str, layers))}, found {layer}")
+        raise ValueError(f"layer: expected a layer with experts ({', '.join(map(str, layers))}), found {layer}")
     return [found[layers.index(layer)]]
 
 
@@ -125,7 +125,7 @@ def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def draw_load(name: str, found: Sequence[LayerRouting]) -> Drawing:
-    """A row for each layer, a column for each expert; the more choices an expert got, the darker it is."""
+    """Draw a row for each layer and a column for each expert, the darker the more choices the expert got."""
     num_experts = found[0].num_experts
     most = max(int(routing.counts.max()) for routing in found)
     variations = [expert_load.variation(routing.counts) for routing in found]
@@ -156,7 +156,7 @@ def draw_load(name: str, found: Sequence[LayerRouting]) -> Drawing:
 
 
 def draw_tokens(name: str, words: Sequence[str], routing: LayerRouting) -> Drawing:
-    """A row for each token, a column for each expert; a chosen one is filled, the darker the larger its share."""
+    """Draw a row for each token and a column for each expert, filled where it was chosen, darker for a larger share."""
     num_experts = routing.num_experts
     first = ", ".join(map(str, routing.experts[0].tolist()))
     alt = (
@@ -182,9 +182,11 @@ def draw_tokens(name: str, words: Sequence[str], routing: LayerRouting) -> Drawi
 
 
 def _number_experts(drawing: Drawing, left: float, cell: float, num_experts: int) -> None:
-    """Write the experts' numbers above their columns, as many as there is room for."""
+    """Write the experts' numbers above their columns: all, or as there is room every 10th, 100th and so on."""
     drawing.text(left + cell * num_experts / 2, 12, "experts", 11, colour=GREY)
-    step = 1 if cell >= 18 else 10
+    step = 1
+    while step * cell < NUMBER:
+        step *= 10
     for expert in range(0, num_experts, step):
         drawing.text(left + cell * (expert + 0.5), 30, str(expert), 10)
 

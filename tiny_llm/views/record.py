@@ -60,9 +60,10 @@ class Listener:
         return run
 
     def experts(self, x: mx.array, routing: moe.Routing, w: ops.Weight, _: ops.Ops) -> mx.array:
-        """The experts' sum, and before it each token's shares of all experts, so that no order of the choices counts.
+        """Note each token's shares as a row over all experts, and then the experts' sum.
 
-        Tensors within the experts are not noted, because the experts get the table without the listener.
+        In such a row the order of a token's choices does not matter. Tensors within the experts are not noted, because
+        the experts get the table without the listener.
         """
         count = w["down_proj"]["weight"].shape[0]
         shares = mx.zeros((x.shape[0], count))

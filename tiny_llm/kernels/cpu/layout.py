@@ -1,7 +1,7 @@
 """Copy a model's matrices into the order in which the CPU kernels read them.
 
-A weight is then {"cpu": Matrix}, and a layer has {"cpu": DecoderLayer} beside its weights. Of experts there is a list
-with a weight for each, in the place of a stack.
+A weight is then {"cpu": Matrix}, and a layer has {"cpu": DecoderLayer} beside its weights. A layer's experts become a
+list of MLPs in place of the stacks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -116,14 +116,14 @@ def is_complete(weights: Mapping[str, Any]) -> bool:
 
 
 def matrices_of(tree: Any) -> Iterator[Weight]:
-    """Yield the matrices of a tree of weights, such as a layer, before they are laid out; of one in parts, each."""
+    """Yield the matrices of a tree of weights before they are laid out: each part of a weight, none of a store."""
     if isinstance(tree, list):
         for child in tree:
             yield from matrices_of(child)
     elif "weight" in tree:
         if tree["weight"].ndim > 1:
             yield tree
-    else:
+    elif "store" not in tree:
         for child in tree.values():
             yield from matrices_of(child)
 
@@ -157,7 +157,8 @@ def matrix(weight: Weight, columns: int, module: Any, arena: Any) -> Any:
 def laid_out_bytes(weights: Mapping[str, Any], config: ModelConfig) -> float:
     """Return the bytes of the laid-out matrices that a decode step reads.
 
-    That is all but the experts that are not chosen, and an embedding table that is no head, of which it reads one row.
+    These are all matrices except the experts that are not chosen, and except an embedding table that is no head, of
+    which a step reads one row.
     """
     head = weights.get("lm_head", weights["embed_tokens"])
     total = float(head["cpu"].nbytes)
@@ -165,7 +166,9 @@ def laid_out_bytes(weights: Mapping[str, Any], config: ModelConfig) -> float:
         dense = {name: weight for name, weight in layer.items() if name != "experts"}
         total += nbytes_of(dense)
         if config.moe and "experts" in layer:
-            total += nbytes_of(layer["experts"]) * config.moe.experts_per_token / config.moe.num_experts
+            experts = layer["experts"]
+            each = nbytes_of(experts[0]) if isinstance(experts, list) else experts["store"].sizes[experts["layer"]]
+            total += config.moe.experts_per_token * each
     return total
 
 
