@@ -14,7 +14,6 @@ from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig
-from tiny_llm.config.fields import JsonFields
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.drafters import new_drafter
@@ -51,7 +50,7 @@ def eagle(llm: LLM, vocab: int = 320, seed: int = 0) -> EagleHead:
     c = llm.config
     data = {"hidden_size": c.hidden_size, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
     data |= {"head_dim": 16, "rms_norm_eps": 1e-5, "max_position_embeddings": 512, "rope_theta": 5000.0}
-    config = layer_config(JsonFields(data, "config.json"), llm.model)
+    config = layer_config(data, llm.model)
     weights = {}
     for name, shape in shapes(config, vocab).items():
         random = mx.random.normal(shape)

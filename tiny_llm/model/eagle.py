@@ -99,7 +99,7 @@ class EagleHead:
         """Read a head in EAGLE-3's layout. Raises ValueError for missing or unused tensors and for another model's."""
         files = HeadFiles(directory)
         files.check_base(model)
-        config = layer_config(files.config, model)
+        config = layer_config(files.config.data, model, files.config.source)
         dtype = model.weights["norm"]["weight"].dtype
         vocab = files.config.integer("draft_vocab_size", model.config.vocab_size)
         weights = {}
@@ -137,11 +137,11 @@ class EagleHead:
         write_head(directory, config, tensors)
 
 
-def layer_config(config: JsonFields, model: Qwen3) -> ModelConfig:
-    """Return the shape of a head's layer, read from its config.json."""
-    shape = {key: config.data[key] for key in SHAPE if key in config.data}
+def layer_config(data: Mapping[str, Any], model: Qwen3, source: str = "config") -> ModelConfig:
+    """Return the shape of a head's layer, which the keys SHAPE of a config.json describe."""
+    shape = {key: data[key] for key in SHAPE if key in data}
     names = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1}
-    return ModelConfig.from_hf({**shape, **names, "vocab_size": model.config.vocab_size}, config.source)
+    return ModelConfig.from_hf({**shape, **names, "vocab_size": model.config.vocab_size}, source)
 
 
 def shapes(config: ModelConfig, vocab: int) -> dict[str, tuple[int, ...]]:

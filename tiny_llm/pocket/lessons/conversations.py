@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tiny_llm.pocket.lessons.dialogue import Dialogue, encode_turns, user
+from tiny_llm.pocket.lessons.dialogue import Dialogue, JsonObject, encode_turns, user
 from tiny_llm.pocket.lessons.faq import question_and_answer
 from tiny_llm.pocket.lessons.mix import LESSONS
 from tiny_llm.pocket.lessons.words import Split, Words
@@ -13,6 +13,7 @@ OPENINGS = (
     *("talk", "talk", "talk", "talk", "odd", "odd"),
     *("faq", "text", "long_text", "tool", "context", "memory", "think", "needle"),
 )
+OPENED = ("talk", "faq", "text", "long_text", "copy", "tool", "builtin", "context", "passages", "memory", "think")
 
 
 def conversations(split: Split, budget: int, encode: Callable[[str], list[int]]) -> list[tuple[list[int], int]]:
@@ -61,4 +62,21 @@ def open_prompts(number: int, encode: Callable[[str], list[int]]) -> list[list[i
         dialogue = odd_question(words) if kind == "odd" else LESSONS[kind](words)[0]
         prompt, _ = next(encode_turns(dialogue, encode))
         found.append(prompt)
+    return found
+
+
+def chats(number: int, with_tools: bool) -> list[tuple[list[JsonObject], list[JsonObject]]]:
+    """Return so many openings of conversations and their tools, up to the first answer, made as in training.
+
+    Without tools they are for models that know none.
+    """
+    found: list[tuple[list[JsonObject], list[JsonObject]]] = []
+    index = 0
+    while len(found) < number:
+        words = Words(f"chats/{index}", "train")
+        index += 1
+        dialogue = LESSONS[words.choice(OPENED)](words)[0]
+        first = next(i for i, message in enumerate(dialogue.messages) if message["role"] == "assistant")
+        if with_tools or not dialogue.tools:
+            found.append((list(dialogue.messages[:first]), list(dialogue.tools)))
     return found
