@@ -18,8 +18,13 @@ def names(*kinds: Any) -> list[str]:
     return sorted(f.name for kind in kinds for f in fields(kind))
 
 
-SPECULATION = {"drafter": "speculate", "model": "draft_model", "max_draft": "max_draft", "p_min": "draft_p_min"} | {
-    "beams": "beams"
+SPECULATION = {
+    "drafter": "speculate",
+    "model": "draft_model",
+    "max_draft": "max_draft",
+    "p_min": "draft_p_min",
+    "beams": "beams",
+    "adaptive": "adaptive",
 }
 
 

@@ -63,6 +63,13 @@ def number(value: float | None) -> float | None:
     return value
 
 
+SPECULATION = {  # options beside --speculate, and their names in SpeculationConfig
+    "max_draft": "max_draft",
+    "draft_p_min": "p_min",
+    "draft_model": "model",
+    "beams": "beams",
+    "adaptive": "adaptive",
+}
 NO_MODEL = "no model named: this is the small one that ships inside; --model takes another"
 
 
@@ -135,20 +142,16 @@ class EngineOptions:
         float | None, option("Leave guesses out that are less likely than this to be right; 0.3 if not set.")
     ] = None
     beams: Annotated[int | None, option("Lines at each level of eagle's tree, 1 for a chain; 4 if not set.")] = None
+    adaptive: Annotated[
+        bool | None,
+        option("Choose the number of guesses for each step by measured times; else always as many as possible."),
+    ] = None
     code: Annotated[
         str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")
     ] = None
 
     def config(self) -> EngineConfig:
-        own = (
-            "model",
-            "code",
-            "speculate",
-            "draft_model",
-            "max_draft",
-            "draft_p_min",
-            "beams",
-        )  # not named as in EngineConfig
+        own = ("model", "code", "speculate", *SPECULATION)  # not named as in EngineConfig
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
         values["speculation"] = self._speculation()
         if self.code is not None:  # the exercises are the plain operations
@@ -166,15 +169,10 @@ class EngineOptions:
             return EngineConfig(**{name: value for name, value in values.items() if value is not None})
 
     def _speculation(self) -> SpeculationConfig | None:
-        given = {
-            "max_draft": self.max_draft,
-            "p_min": self.draft_p_min,
-            "model": self.draft_model,
-            "beams": self.beams,
-        }
+        given = {setting: getattr(self, name) for name, setting in SPECULATION.items()}
         values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.speculate in (None, "none") and values:
-            with usage("--max-draft, --draft-p-min, --draft-model, --beams"):
+            with usage(", ".join(f"--{name.replace('_', '-')}" for name in SPECULATION)):
                 raise ValueError("is for guesses: name who makes them, such as --speculate draft, or leave it out")
         with usage("--speculate"):
             return None if self.speculate is None else SpeculationConfig(self.speculate, **values)

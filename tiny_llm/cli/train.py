@@ -16,26 +16,28 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Train heads that guess tokens for a model, see --speculate.", no_args_is_help=True)
 ModelName = Annotated[str | None, typer.Option("--model", help="The model to train for (default: the one inside).")]
-Out = Annotated[Path, typer.Option(help="The directory to write the heads to.")]
+HeadsFolder = Annotated[Path, typer.Option(help="The directory to write the heads to.")]
 Prompts = Annotated[
     Path | None, typer.Option(help="A file with a prompt on each line (default: the course's own questions and tasks).")
 ]
-Number = Annotated[int, typer.Option("--number", "-n", help="Prompts to answer at most.", min=1, max=1_000_000)]
+NumPrompts = Annotated[int, typer.Option("--number", "-n", help="Prompts to answer at most.", min=1, max=1_000_000)]
 MaxTokens = Annotated[int, typer.Option(help="Tokens of an answer at most.", min=4, max=100_000)]
 Steps = Annotated[int, typer.Option(help="Steps to train.", min=1, max=10**7)]
-Seed = Annotated[int, typer.Option(help="Seed of the order of the answers, and of new matrices.", min=0, max=2**31)]
+TrainSeed = Annotated[
+    int, typer.Option(help="TrainSeed of the order of the answers, and of new matrices.", min=0, max=2**31)
+]
 
 
 @app.command()
 def medusa(
-    out: Out,
+    out: HeadsFolder,
     model: ModelName = None,
     prompts: Prompts = None,
-    number: Number = 600,
+    number: NumPrompts = 600,
     max_tokens: MaxTokens = 160,
     steps: Steps = 300,
     heads: Annotated[int, typer.Option(help="Heads, each a token further ahead.", min=1, max=16)] = 3,
-    seed: Seed = 0,
+    seed: TrainSeed = 0,
 ) -> None:
     """Train Medusa heads: from the last hidden state, the tokens after the next one."""
     from tiny_llm.train.heads import samples, train_medusa
@@ -44,23 +46,23 @@ def medusa(
     texts = _answers(llm, prompts, number, max_tokens)
     with usage():
         found = samples(llm.model, texts, [llm.config.num_hidden_layers - 1])
-        trained = train_medusa(llm.model, found, heads, steps, seed, _Progress(steps))
+        trained = train_medusa(llm.model, found, heads, steps, seed, _TrainingLine(steps))
         trained.save(out, _about(llm, texts, steps, seed))
     note(f"{out}: written; use it with --speculate medusa --draft-model {out}")
 
 
 @app.command()
 def eagle(
-    out: Out,
+    out: HeadsFolder,
     model: ModelName = None,
     prompts: Prompts = None,
-    number: Number = 600,
+    number: NumPrompts = 600,
     max_tokens: MaxTokens = 160,
     steps: Steps = 600,
     draft_vocab: Annotated[
         int, typer.Option(help="Tokens that the head can guess at most: the most frequent of the answers.", min=1)
     ] = 8192,
-    seed: Seed = 0,
+    seed: TrainSeed = 0,
 ) -> None:
     """Train an EAGLE-3 head: a layer that guesses the model's next features from those of three layers."""
     from tiny_llm.train.heads import head_taps, samples, train_eagle
@@ -70,7 +72,7 @@ def eagle(
     with usage():
         found = samples(llm.model, texts, head_taps(llm.config.num_hidden_layers))
         vocab = min(draft_vocab, llm.config.vocab_size)
-        trained = train_eagle(llm.model, found, vocab, steps, seed, _Progress(steps))
+        trained = train_eagle(llm.model, found, vocab, steps, seed, _TrainingLine(steps))
         trained.save(out, _about(llm, texts, steps, seed))
     note(f"{out}: written; use it with --speculate eagle --draft-model {out}")
 
@@ -110,7 +112,7 @@ def _about(llm: "LLM", texts: list[tuple[list[int], list[int]]], steps: int, see
     return {"trained": {**made, "steps": steps, "seed": seed}}
 
 
-class _Progress:
+class _TrainingLine:
     """Says now and then how far training is."""
 
     def __init__(self, steps: int):

@@ -22,7 +22,9 @@ class SpeculationConfig:
     name of a draft model, or the directory of heads; None stands for those that ship with the model inside.
     `max_draft`: guesses of a sequence in a step, at most; None takes the drafter's usual number. `p_min`: a guess is
     left out where the drafter gives less than this probability to all guesses up to it being right; lookahead knows no
-    probabilities. `beams`: lines at each level of eagle's tree, 1 for a chain.
+    probabilities. `beams`: lines at each level of eagle's tree, 1 for a chain. `adaptive`: choose
+    the number of guesses for each step by measured times, 0 included; without it a drafter always makes as many as it
+    can.
     """
 
     drafter: Literal["none", "suffix", "draft", "lookahead", "medusa", "eagle"] = "none"
@@ -30,6 +32,7 @@ class SpeculationConfig:
     p_min: float = 0.3
     model: str | None = None
     beams: int = 4
+    adaptive: bool = True
 
     def __post_init__(self) -> None:
         require(
@@ -40,6 +43,7 @@ class SpeculationConfig:
             self.model is None or (self.drafter in WITH_WEIGHTS and isinstance(self.model, str)),
             f"draft_model: {shown(self.model)} is for {', '.join(WITH_WEIGHTS)}, found {self.drafter}; leave it out",
         )
+        require(isinstance(self.adaptive, bool), f"adaptive: expected true or false, found {shown(self.adaptive)}")
         require(
             is_integer(self.beams) and 1 <= self.beams <= MOST_BEAMS,
             f"beams: expected an integer from 1 to {MOST_BEAMS}, found {shown(self.beams)}",

@@ -24,14 +24,13 @@ from tiny_llm.decode.beam import all_finite
 from tiny_llm.decode.structured import Grammars
 from tiny_llm.decode.text import NOT_FINITE, Delta, Token, Writer, check_prompt
 from tiny_llm.engine.choosers import Beams, Draw, Fault, texts_of
-from tiny_llm.engine.drafters import new_drafter
 from tiny_llm.engine.events import Event, Guarded
 from tiny_llm.engine.ledger import check_request
 from tiny_llm.engine.recovery import Recovery, out_of_memory
 from tiny_llm.engine.request import UNKNOWN, Request, Result, Sequence, SequenceId, Share, Step
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
-from tiny_llm.engine.speculation import Drafting, Speculation
+from tiny_llm.engine.speculation import Drafting, new_speculation
 from tiny_llm.engine.store import Store, new_scheduler, new_store
 from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model.qwen3 import Qwen3
@@ -94,12 +93,10 @@ class Loop:
         self._beams = Beams()
         self._running: Running | None = None
         self._recovery = Recovery(self.scheduler, self.runner, self.store)
-        self.speculation: Speculation | None = None
+        budget, blocks = self.config.scheduler.token_budget, self.scheduler.blocks
         wanted = self.engine.speculation
-        drafting = drafting or Drafting()
-        drafter = new_drafter(wanted, drafting.helper, self.store, self.scheduler.blocks, vocab_size)
-        if drafter is not None:
-            self.speculation = Speculation(wanted, drafter, drafting.counts)
+        self.speculation = new_speculation(wanted, drafting or Drafting(), model, self.store, blocks, budget)
+        if self.speculation is not None:
             self.runner.taps = self.speculation.taps
 
     @property
@@ -191,7 +188,7 @@ class Loop:
         """Build the step that will probably be next, while the device works."""
         if self.config.disk_folder and self.scheduler.waiting:
             return  # admission may load blocks; a prepared step references the buffers, so MLX would copy them to write
-        if self.speculation is not None:
+        if self.speculation is not None and not self.speculation.next_is_plain(self.scheduler):
             return  # the next step's drafts depend on the tokens of this one
         guess = foresee(self.scheduler, running.step)
         if guess is not None:

@@ -1,17 +1,25 @@
 """Add drafts to the decodes of a step, and count afterwards how many guesses were right."""
 
+import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.decode.acceptance import DraftTree
-from tiny_llm.engine.drafters import Drafter, LearningDrafter
+from tiny_llm.engine.blocks import BlockPool
+from tiny_llm.engine.controller import Controller, VerifiedStep
+from tiny_llm.engine.drafters import Drafter, LearningDrafter, new_drafter
 from tiny_llm.engine.helper import Helper
+from tiny_llm.engine.profile import measured_profile
 from tiny_llm.engine.request import Result, Seen, Sequence, SequenceId, Step
 from tiny_llm.engine.runner import Running
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.store import Store
+from tiny_llm.model.qwen3 import Qwen3
 
 
 @dataclass
@@ -40,16 +48,34 @@ class Drafting:
 
     helper: Helper | None = None
     counts: SpeculationCounts = field(default_factory=SpeculationCounts)
+    controller: Controller | None = None  # made by the first loop that needs one
+
+
+class Attempt(NamedTuple):
+    """The drafts of a step under way: their greatest length, the seconds that they took, and when they were ready."""
+
+    choice: int = 0
+    drafting: float = 0.0
+    end: float = 0.0
 
 
 class Speculation:
     """The drafter of a loop. One that raises is switched off, and the answers go on without it.
 
-    `fault` is the error for which the drafter was switched off.
+    `fault` is the error for which the drafter was switched off. With a `controller` the number of guesses is chosen for
+    each step, without one it is the largest that the settings allow.
     """
 
-    def __init__(self, config: SpeculationConfig, drafter: Drafter, counts: SpeculationCounts):
-        self.config, self.counts = config, counts
+    def __init__(
+        self,
+        config: SpeculationConfig,
+        drafter: Drafter,
+        counts: SpeculationCounts,
+        controller: Controller | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.config, self.counts, self.controller, self.clock = config, counts, controller, clock
+        self._attempt = Attempt()
         self.drafter: Drafter | None = drafter
         self.fault: Exception | None = None
 
@@ -57,11 +83,29 @@ class Speculation:
         """Return the step with drafts behind its decodes, as far as token budget and available blocks allow."""
         if self.drafter is None:
             return step
+        decoding = scheduler.decoding(step)
+        most = self.config.most
+        if self.controller is not None and decoding:
+            most = self.controller.choose(len(decoding), step.num_tokens - len(decoding))
+        begin = self.clock()
+        extended = self._extended(step, scheduler, decoding, most, max_context)
+        end = self.clock()
+        self._attempt = Attempt(most, end - begin, end)
+        return extended
+
+    def next_is_plain(self, scheduler: Scheduler) -> bool:
+        """Return whether the next step will surely have no drafts, if the same sequences go on."""
+        if self.drafter is None:
+            return True
+        return self.controller is not None and self.controller.next_is_plain(len(scheduler.running))
+
+    def _extended(self, step: Step, scheduler: Scheduler, decoding: Row[Sequence], most: int, max_context: int) -> Step:
+        """Return the step with drafts of at most `most` tokens."""
         sequences: list[Sequence] = []
         limits: list[int] = []
         left = scheduler.config.token_budget - step.num_tokens
-        for sequence in scheduler.decoding(step):
-            limit = min(self.config.most, left, room(sequence, max_context))
+        for sequence in decoding:
+            limit = min(most, left, room(sequence, max_context))
             if limit > 0:
                 limit = scheduler.reserve(sequence, limit)
             if limit > 0:
@@ -101,12 +145,32 @@ class Speculation:
     def observe(self, running: Running, results: Row[Result]) -> None:
         """Count the guesses of a step, and let the drafter learn from it."""
         self._count(running.step, results)
+        if self.controller is not None:
+            self._tell_controller(running, results)
         if not isinstance(self.drafter, LearningDrafter):
             return
         try:
             self.drafter.observe(_seen(running, results))
         except Exception as error:
             self._switch_off(error)
+
+    def _tell_controller(self, running: Running, results: Row[Result]) -> None:
+        """Give the controller the step's times, and what became of the guesses."""
+        assert self.controller is not None
+        step = self.clock() - self._attempt.end
+        guesses: list[int] = []
+        accepted: list[int] = []
+        others = 0
+        for share, result in zip(running.step.shares, results, strict=True):
+            known = share.length - max(0, share.wanted - 1)
+            if known == 1 and result.tokens:
+                guesses.append(share.length - 1)
+                accepted.append(len(result.tokens) - 1)
+            else:
+                others += share.length
+        if guesses:
+            verified = VerifiedStep(guesses, accepted, others, self._attempt.drafting, step)
+            self.controller.note(self._attempt.choice, verified)
 
     def _count(self, step: Step, results: Row[Result]) -> None:
         counts = self.counts
@@ -133,6 +197,18 @@ class Speculation:
         self.drafter, self.fault = None, error
         name = self.config.drafter
         warnings.warn(f"drafter {name}: {error!r}; the engine goes on without drafts", RuntimeWarning, stacklevel=4)
+
+
+def new_speculation(
+    config: SpeculationConfig, drafting: Drafting, model: Qwen3, store: Store, blocks: BlockPool, token_budget: int
+) -> Speculation | None:
+    """Make the speculation of a loop; None where the settings name no drafter."""
+    drafter = new_drafter(config, drafting.helper, store, blocks, model.config.vocab_size)
+    if drafter is None:
+        return None
+    if config.adaptive and drafting.controller is None:
+        drafting.controller = Controller(measured_profile(model, token_budget), config.most)
+    return Speculation(config, drafter, drafting.counts, drafting.controller)
 
 
 def _seen(running: Running, results: Row[Result]) -> list[Seen]:

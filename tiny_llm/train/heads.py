@@ -18,7 +18,7 @@ from tiny_llm.train.differentiable import HIDDEN, TRAINING, cross_entropy
 DECAY = 0.8  # weight of a guess, for each place further ahead
 AHEAD = 4  # guesses that an EAGLE head is trained to make from its own outputs
 BATCH_TOKENS = 384
-Report = Callable[[int, float], None]
+OnStep = Callable[[int, float], None]
 
 
 class Sample(NamedTuple):
@@ -89,7 +89,7 @@ def mean_loss(logits: mx.array, targets: mx.array, counted: mx.array) -> mx.arra
 
 
 def fit(
-    weights: Any, loss: Callable[[Any, Row], mx.array], found: Sequence[Sample], steps: int, seed: int, report: Report
+    weights: Any, loss: Callable[[Any, Row], mx.array], found: Sequence[Sample], steps: int, seed: int, report: OnStep
 ) -> Any:
     """Return weights after so many steps of AdamW, with a warm-up and a cosine down to zero."""
     warmup = max(1, steps // 20)
@@ -107,7 +107,7 @@ def fit(
 
 
 def train_medusa(
-    model: Qwen3, found: Sequence[Sample], count: int, steps: int, seed: int, report: Report
+    model: Qwen3, found: Sequence[Sample], count: int, steps: int, seed: int, report: OnStep
 ) -> MedusaHeads:
     """Train `count` heads of one block each that share the model's matrix. At first a block changes nothing."""
     hidden = model.config.hidden_size
@@ -169,7 +169,7 @@ class UnrolledAttention:
         return found.swapaxes(0, 1)
 
 
-def train_eagle(model: Qwen3, found: Sequence[Sample], vocab: int, steps: int, seed: int, report: Report) -> EagleHead:
+def train_eagle(model: Qwen3, found: Sequence[Sample], vocab: int, steps: int, seed: int, report: OnStep) -> EagleHead:
     """Train a head that can guess the `vocab` most frequent tokens of the answers."""
     head = new_head(model, found, vocab, seed)
     scale = head.config.head_dim**-0.5

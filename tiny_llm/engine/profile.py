@@ -1,0 +1,30 @@
+"""Measure the time of a step by its number of tokens, when an engine starts."""
+
+import time
+
+import mlx.core as mx
+
+from tiny_llm.cache.contiguous import ContiguousCache
+from tiny_llm.engine.controller import Profile, grid
+from tiny_llm.model.qwen3 import Qwen3
+
+LONGEST = 0.25  # seconds of a step; beyond, a straight line goes on
+TRIES = 3
+
+
+def measured_profile(model: Qwen3, most: int) -> Profile:
+    """Time steps of 1, 2, 4, … up to `most` tokens, each a few times on an empty cache, and keep the best times."""
+    points: dict[int, float] = {}
+    for size in grid(min(most, model.config.max_position_embeddings)):
+        times = [_seconds(model, size) for _ in range(TRIES)]
+        points[size] = min(times)
+        if points[size] > LONGEST:
+            break
+    return Profile(points)
+
+
+def _seconds(model: Qwen3, size: int) -> float:
+    cache = ContiguousCache(model.config, model.ops)
+    begin = time.perf_counter()
+    mx.eval(model(mx.zeros((size,), mx.int32), cache))
+    return time.perf_counter() - begin
