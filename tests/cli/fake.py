@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from tiny_llm.config import SamplingParams
+from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.decode.text import Delta
 from tiny_llm.engine.answers import Completion, Stats, join
 from tiny_llm.engine.speculation import SpeculationCounts
@@ -30,6 +30,7 @@ class FakeLLM:
     name = "fake"
     model = SimpleNamespace(weights={"layers": []})
     speculation = SpeculationCounts()
+    engine_config = EngineConfig()
 
     def __init__(self, *answers: Answer, max_context: int = 10_000):
         self.answers, self.max_context = list(answers), max_context

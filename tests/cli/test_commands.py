@@ -10,11 +10,13 @@ from tests.cli.fake import FakeLLM
 from tests.cli.test_chat import said
 from tiny_llm.cli.commands import Commands
 from tiny_llm.cli.options import SamplingOptions
+from tiny_llm.config import EngineConfig
+from tiny_llm.config.speculation import SpeculationConfig
 
 
 def test_help_lists_every_command(run: Run) -> None:
     out = run("chat", stdin="/help\n", llm=FakeLLM()).out
-    wanted = ["/help", "/system", "/set", "/retry", "/save", "/load", "/clear", "/stats", "/quit"]
+    wanted = ["/help", "/system", "/set", "/retry", "/spec", "/save", "/load", "/clear", "/stats", "/quit"]
     assert Commands.names() == wanted
     assert [line.split()[0] for line in out.splitlines()[: len(wanted)]] == wanted
 
@@ -147,3 +149,12 @@ def test_stats(run: Run) -> None:
 def test_saved_files_name_the_model(run: Run, tmp_path: Path) -> None:
     run("chat", stdin=f"one\n/save {tmp_path}/t.json\n", llm=FakeLLM("x"))
     assert json.loads((tmp_path / "t.json").read_text())["model"] == "fake"
+
+
+def test_guesses_are_coloured_where_there_are_some(run: Run) -> None:
+    result = run("chat", stdin="/spec\n", llm=FakeLLM())
+    assert "/spec: nothing is guessed here; start the chat with --speculate" in result.err
+    llm = FakeLLM()
+    llm.engine_config = EngineConfig(speculation=SpeculationConfig("suffix"))
+    result = run("chat", stdin="/spec\n/spec\n", llm=llm)
+    assert result.out.splitlines() == ["colours of guesses: on", "colours of guesses: off"]

@@ -157,3 +157,20 @@ def test_ctrl_c_ends_generate_with_130(open_terminal: Callable[..., Terminal], l
     generate.type("\x03")
     assert generate.wait() == 130
     assert "Traceback" not in generate.text
+
+
+@pytest.mark.parametrize(("no_color", "codes"), [("", True), ("1", False)])
+def test_guesses_have_colours(no_color: str, codes: bool) -> None:
+    """Accepted guesses are green, and the token after them cyan or yellow; where colours are unwanted nothing is."""
+    terminal = Terminal(["chat", "--speculate", "draft", "--no-adaptive", "--temperature", "0"], NO_COLOR=no_color)
+    terminal.read_prompt()
+    terminal.type("/spec\r")
+    terminal.read_until("colours of guesses: on")
+    terminal.read_prompt()
+    terminal.type("What is a KV cache?\r")
+    terminal.read_until("tokens/s")
+    assert ("\x1b[32m" in terminal.raw) == codes
+    assert (re.search("\x1b\\[3[36]m", terminal.raw) is not None) == codes
+    terminal.read_prompt()
+    terminal.type("/quit\r")
+    assert terminal.wait() == 0

@@ -65,7 +65,7 @@ def test_a_log_is_read_as_it_was_written(events: list[Event], tmp_path: Path) ->
         for event in events:
             JsonLines(stream)(event)
     assert read(path) == events
-    assert {e.kind for e in events} == KINDS - {"share", "load", "branch"}
+    assert {e.kind for e in events} == KINDS - {"share", "load", "branch", "verify"}
     assert "blocks" not in json.loads(Event(1.0, "step").line())
 
 

@@ -1,5 +1,6 @@
 """Speculation: whatever is guessed, every answer is the one without guesses, and right guesses save steps."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig, Structured
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.decode.acceptance import DraftTree
+from tiny_llm.engine.events import Event
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Request, SequenceId
 from tiny_llm.engine.request import Sequence as Running
@@ -395,3 +397,27 @@ def test_a_draft_is_pruned_at_end_tokens() -> None:
 def test_odd_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SpeculationConfig(**settings)
+
+
+def test_the_log_and_the_pieces_say_what_became_of_guesses(llm: LLM) -> None:
+    """A verification is an event with tree and kept nodes; every piece of an answer names its token's origin."""
+    one = request(llm, "one", prompt(1), replace(GREEDY, max_tokens=30))
+    answers = answers_of(llm, [one])
+    events: list[Event] = []
+    loop = make_loop(llm, emit=events.append)
+    loop.speculation = Speculation(SpeculationConfig("suffix", 5), trees(answers), SpeculationCounts())
+    (deltas,) = run(loop, [one])["one"].values()
+    verified = [event for event in events if event.kind == "verify"]
+    counts = loop.speculation.counts
+    assert len(verified) == counts.drafts and sum(event.tokens for event in verified) == counts.drafted
+    tokens = answers[SequenceId("one", 0)]
+    origins = [delta.origin for delta in deltas]
+    assert origins.count("accepted") == counts.accepted and origins[0] is None
+    for event in verified:
+        guesses, parents = json.loads(event.note)
+        begin = event.start - len(one.tokens)
+        assert [guesses[node] for node in event.blocks] == tokens[begin : begin + len(event.blocks)]
+        last = event.blocks[-1] if event.blocks else -1
+        end = begin + len(event.blocks)
+        assert origins[begin:end] == ["accepted"] * len(event.blocks)
+        assert origins[end] == ("corrected" if last in parents else "bonus")

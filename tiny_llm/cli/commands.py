@@ -64,6 +64,16 @@ class Commands:
         """/retry | Answer the last message again."""
         self.session.retry()
 
+    def do_spec(self, _: str) -> None:
+        """/spec | Colour the tokens that were guessed: accepted green, bonus cyan, corrected yellow; again: stop."""
+        session = self.session
+        if session.llm.engine_config.speculation.drafter == "none":
+            raise ValueError(
+                "/spec: nothing is guessed here; start the chat with --speculate, such as --speculate draft"
+            )
+        session.shows_guesses = not session.shows_guesses
+        print(f"colours of guesses: {'on' if session.shows_guesses else 'off'}")
+
     def do_save(self, file: str) -> None:
         """/save FILE | Write the conversation to a JSON file."""
         path = _path(file, "/save")

@@ -8,21 +8,26 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tiny_llm.cli.conversation import ChatMessage, Conversation
-from tiny_llm.cli.terminal import dim, printable, size, styled
+from tiny_llm.cli.terminal import coloured, dim, printable, size, styled
 from tiny_llm.cli.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM, Stats
 
 HOPELESS = 64  # characters for each token of the context: hardly a text of that length fits
+COLOURS = {"accepted": 32, "bonus": 36, "corrected": 33}  # of tokens by their origin: green, cyan, yellow
 MAX_TOKENS = 4096  # a conversation's default: thinking alone may take a thousand
 
 
 class AnswerView:
-    """Writes an answer as it comes. Thinking is dim; where stdout is no terminal it goes to stderr."""
+    """Writes an answer as it comes. Thinking is dim; where stdout is no terminal it goes to stderr.
+
+    `colour` is that of the pieces that come next.
+    """
 
     def __init__(self) -> None:
         self.thinking, self.answer = "", ""
+        self.colour: int | None = None
         self._place: bool | None = None
 
     def show(self, pieces: list[tuple[bool, str]]) -> None:
@@ -35,7 +40,11 @@ class AnswerView:
             if thinking != self._place:
                 self._switch(thinking)
             text = printable(text, stream)
-            print(dim(text, stream) if thinking else text, end="", file=stream, flush=True)
+            if self.colour is not None:
+                text = coloured(text, self.colour, stream)
+            elif thinking:
+                text = dim(text, stream)
+            print(text, end="", file=stream, flush=True)
 
     def finish(self) -> None:
         if self._place is not None:
@@ -59,6 +68,7 @@ class Session:
         self.llm, self.settings, self.template = llm, settings, template
         self.conversation = Conversation(system)
         self.answers = self.generated = 0
+        self.shows_guesses = False
 
     def requested(self) -> dict[str, Any]:
         """What each answer asks for beyond the model's own defaults."""
@@ -105,6 +115,7 @@ class Session:
         with interruptible() as stopped:
             stream = self.llm.stream(messages, template=self.template, **self.requested())
             for delta in stream:
+                view.colour = COLOURS[delta.origin] if self.shows_guesses and delta.origin else None
                 view.show(splitter.add(delta.text))
                 reason = delta.finish_reason
                 if stopped() and reason is None:

@@ -23,6 +23,11 @@ def dim(text: str, stream: TextIO) -> str:
     return f"\x1b[2m{text}\x1b[0m" if text and styled(stream) else text
 
 
+def coloured(text: str, colour: int, stream: TextIO) -> str:
+    """`text` in one of the terminal's eight colours, by the number of its escape code (31 red … 36 cyan)."""
+    return f"\x1b[{colour}m{text}\x1b[0m" if text and styled(stream) else text
+
+
 def printable(text: str, stream: TextIO) -> str:
     """`text` without control characters if a terminal would obey them; whole where it goes to a file or pipe."""
     return text.translate(CONTROLS) if stream.isatty() else text

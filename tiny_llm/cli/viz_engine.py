@@ -1,11 +1,11 @@
-"""`tiny-llm viz schedule|pages|radix`: pictures of the serving engine from its event log."""
+"""`tiny-llm viz schedule|pages|radix|speculation`: pictures of the serving engine from its event log."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.options import option
-from tiny_llm.cli.viz import DRAWN, ExercisesFolder, Out, borrow, viz, write
+from tiny_llm.cli.viz import DRAWN, ExercisesFolder, Model, Out, borrow, viz, write
 
 __all__ = ["viz"]
 
@@ -80,3 +80,33 @@ def radix(
     with usage("--step"):
         drawing = radix.draw("radix", events, step)
     write("radix", "The prefix tree", [drawing], out)
+
+
+@viz.command()
+def speculation(
+    prompt: Annotated[str, option("The question that is answered with drafts.")] = "Count from 3 to 9.",
+    model: Model = None,
+    drafter: Annotated[
+        Literal["suffix", "draft", "lookahead", "medusa", "eagle"], option("Who guesses, see chat's --speculate.")
+    ] = "draft",
+    draft_model: Annotated[str | None, option("The draft model, or the directory of the heads.")] = None,
+    max_draft: Annotated[int, option("Guesses of a step.", min=1, max=63)] = 6,
+    max_tokens: Annotated[int, option("Tokens of the answer at most.", min=1, max=DRAWN)] = 48,
+    out: Out = None,
+) -> None:
+    """The tree of guesses of each step, and which of them were right (arrow keys in the page)."""
+    from tiny_llm.config import EngineConfig
+    from tiny_llm.config.speculation import SpeculationConfig
+    from tiny_llm.engine.events import Event
+    from tiny_llm.engine.serving import Engine
+    from tiny_llm.views import speculation
+
+    events: list[Event] = []
+    with usage("--drafter and --draft-model"):
+        wanted = SpeculationConfig(drafter, max_draft, model=draft_model, p_min=0.0, adaptive=False)
+    with Engine(model, config=EngineConfig(speculation=wanted), emit=events.append) as engine:
+        engine.generate([[{"role": "user", "content": prompt}]], temperature=0.0, max_tokens=max_tokens)
+        word = engine.llm.tokenizer.token
+    with usage("--drafter and --prompt"):
+        drawings = speculation.frames(events, word)
+    write("speculation", "Drafts, step by step", drawings, out, speculation.describe(events, word), stepper=True)

@@ -9,6 +9,7 @@ from tiny_llm.decode.stop import StopStrings
 from tiny_llm.decode.thought import Thought
 from tiny_llm.model.tokenizer import Tokenizer
 
+Origin = Literal["accepted", "bonus", "corrected"]
 FinishReason = Literal["stop", "length"]
 NOT_FINITE = (
     "the model's logits are not finite numbers: they overflow in this number format (set --dtype bfloat16 or float32), "
@@ -34,13 +35,18 @@ class Token:
 
 @dataclass(frozen=True)
 class Delta:
-    """The part of the answer `index` that a step adds: text (perhaps ""), its token, and at the end the reason."""
+    """The part of the answer `index` that a step adds: text (perhaps ""), its token, and at the end the reason.
+
+    `origin`: with drafts, whether the token was "accepted" as it was guessed, came as a "bonus" behind the last right
+    guess, or "corrected" a wrong one; None where nothing was guessed.
+    """
 
     text: str
     token: int | None = None
     index: int = 0
     finish_reason: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
+    origin: Origin | None = None
 
 
 class Writer:

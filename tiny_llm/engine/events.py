@@ -14,6 +14,8 @@ branch   a beam took over another beam's tokens (note:    its new block table   
          the other beam)
 copy     a shared block was copied before a write         source, target        -
 step     a step was computed                              -                     0, tokens in the step
+verify   drafted tokens were verified (note: JSON, the    the nodes that were   position of the first, how many
+         tokens and each one's parent)                    right
 token    a token was sampled                              -                     its position, 1
 keep     a sequence's blocks were put into the prefix     parent (-1: none),    position, tokens in the blocks
          tree                                             then kept blocks
@@ -31,7 +33,7 @@ from typing import Any, TextIO
 
 from tiny_llm.config.fields import require
 
-KINDS = frozenset("pool arrival admit share load branch chunk copy step token keep preempt evict finish".split())
+KINDS = frozenset("pool arrival admit share load branch chunk copy step verify token keep preempt evict finish".split())
 
 
 @dataclass(frozen=True)

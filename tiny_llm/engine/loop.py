@@ -158,7 +158,7 @@ class Loop:
         outputs = self._finish(running, results)
         outputs += self._start()
         for share, result in zip(running.step.shares, results, strict=True):
-            outputs += self._texts(share.sequence, result)
+            outputs += self._texts(share, result)
         return outputs
 
     def close(self) -> None:
@@ -255,16 +255,20 @@ class Loop:
         if self.speculation is not None:
             self.speculation.forget(ended)
 
-    def _texts(self, sequence: SequenceId, result: Result) -> list[Output]:
+    def _texts(self, share: Share, result: Result) -> list[Output]:
         """Turn a result's tokens into outputs. An error here ends only the sequence's own request."""
         outputs: list[Output] = []
-        for token, logprobs in zip(result.tokens, result.logprobs, strict=True):
+        sequence = share.sequence
+        origins = result.origins(share.draft)
+        for token, logprobs, origin in zip(result.tokens, result.logprobs, origins, strict=True):
             if sequence not in self._answers:
                 break  # cancelled, failed, or ended by a stop string while this step ran
             try:
                 delta = self._answers[sequence].writer.add(Token(token, logprobs))
             except Exception as error:
                 return outputs + self._fail(sequence.request, error)
+            if origin is not None:
+                delta = replace(delta, origin=origin)
             outputs.append(self._output(sequence, delta))
         return outputs
 

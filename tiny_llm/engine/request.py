@@ -20,7 +20,7 @@ from tiny_llm.decode.acceptance import DraftTree
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from tiny_llm.decode.text import TokenLogprobs
+    from tiny_llm.decode.text import Origin, TokenLogprobs
 
 EndReason = Literal["stop", "length", "cancelled", "error"]
 PRIORITIES = 10
@@ -275,6 +275,15 @@ class Result(NamedTuple):
     row: npt.NDArray[np.float32] | None = None
     kept: tuple[int, ...] = ()
     drawn: tuple[int, ...] = ()
+
+    def origins(self, draft: DraftTree) -> "list[Origin | None]":
+        """Return where each new token comes from, for a share with this draft."""
+        if not draft.tokens:
+            return [None] * len(self.tokens)
+        last = self.kept[-1] if self.kept else -1
+        end: Origin = "corrected" if draft.children(last) else "bonus"
+        found: list[Origin | None] = ["accepted"] * len(self.kept)
+        return [*found, end]
 
 
 class Seen(NamedTuple):
