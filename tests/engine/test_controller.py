@@ -3,10 +3,16 @@
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tiny_llm.engine.controller import CHOICES, Controller, Profile, Survival, VerifiedStep, grid
+from tests.engine.test_loop import GREEDY, make_loop, request, run
+from tests.support import make_model
+from tiny_llm import load
+from tiny_llm.config import SchedulerConfig
+from tiny_llm.engine.controller import CHOICES, Controller, Pace, Profile, Survival, VerifiedStep, grid
 
 Time = Callable[[float], float]
 
@@ -168,3 +174,46 @@ def test_a_profile_between_and_beyond_its_points() -> None:
         profile.update(2, 4.0)
     assert profile.points[2] == pytest.approx(4.0, rel=0.05)
     assert list(grid(20)) == [1, 2, 4, 8, 16]
+
+
+def test_the_token_budget_keeps_steps_to_a_time() -> None:
+    """On a machine that becomes twice as slow, and fast again; decodes go on even where they alone take longer."""
+    profile = times(bent)
+    pace = Pace(profile, 0.100, 4, 512)
+    machine = Machine(bent, 0.0, noise=0.1)
+    for slowness in (1.0, 2.0, 1.0):
+        for _ in range(150):
+            budget = pace.token_budget
+            pace.note(budget, slowness * machine.step(1, budget - 1).step)
+        assert 0.08 < slowness * bent(pace.token_budget) < 0.12
+    assert Pace(times(bent), 0.001, 4, 512).token_budget == 4
+    assert Pace(times(bent), 10.0, 4, 512).token_budget == 512
+
+
+def test_a_loop_keeps_to_the_time(tmp_path: Path) -> None:
+    """A long prompt beside a decode: chunks follow a clock on which a token takes a millisecond."""
+    llm = load(make_model(tmp_path / "model", max_position_embeddings=2048))
+    loop = make_loop(llm, blocks=600, token_budget=256)
+    loop.pace = Pace(Profile({1: 0.001, 256: 0.256}), 0.050, 8, 256)
+    now = [0.0]
+    loop.clock = lambda: now[0]
+    sizes: list[int] = []
+    read = loop.runner.read
+
+    def slow(running):
+        sizes.append(running.step.num_tokens)
+        now[0] += 0.002 * running.step.num_tokens  # twice as slow as measured at the start
+        return read(running)
+
+    loop.runner.read = slow
+    requests = [request(llm, "one", [5] * 10, replace(GREEDY, max_tokens=60)), request(llm, "two", [7] * 900, GREEDY)]
+    got = run(loop, requests)
+    assert len(got["one"][0]) == 60 and len(got["two"][0]) == 12
+    chunks = [size for size in sizes if size > 8]
+    assert max(chunks[:4]) > 40 and all(20 <= size <= 30 for size in chunks[20:-1])
+
+
+def test_odd_times_are_refused() -> None:
+    for value in (0, -1.0, float("inf"), "fast", True):
+        with pytest.raises(ValueError, match="step_seconds: expected seconds above 0"):
+            SchedulerConfig(step_seconds=value)

@@ -11,8 +11,10 @@ class SchedulerConfig:
     """How the serving engine shares a step, the pool and the waiting line.
 
     `token_budget`: tokens a step may hold, decodes and prompt chunks together. `max_sequences`: sequences that run at
-    once. `patience`: seconds after which a request without a deadline is due. `priority_seconds`: how much earlier one
-    level of priority makes a request due. `weights`: a tenant's share of the tokens beside the others', 1 unless given.
+    once. `step_seconds`: the time between tokens that steps shall keep to: the token budget then follows the measured
+    speed of the machine, and `token_budget` is only the most that it may be. `patience`: seconds after which a request
+    without a deadline is due. `priority_seconds`: how much earlier one level of priority makes a request due.
+    `weights`: a tenant's share of the tokens beside the others', 1 unless given.
     """
 
     token_budget: int = 512
@@ -20,6 +22,7 @@ class SchedulerConfig:
     patience: float = 10.0
     priority_seconds: float = 10.0
     weights: Mapping[str, float] = field(default_factory=dict)
+    step_seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "max_sequences"):
@@ -31,6 +34,8 @@ class SchedulerConfig:
             f"token_budget: expected at least max_sequences ({self.max_sequences}), a token for each sequence, "
             f"found {self.token_budget}",
         )
+        ok = self.step_seconds is None or (is_finite(self.step_seconds) and self.step_seconds > 0)
+        require(ok, f"step_seconds: expected seconds above 0, found {shown(self.step_seconds)}")
         for name, value in (("patience", self.patience), ("priority_seconds", self.priority_seconds)):
             ok = is_finite(value) and value >= 0
             require(ok, f"{name}: expected seconds from 0 up, found {shown(value)}")

@@ -98,6 +98,24 @@ class Survival:
         return total
 
 
+class Pace:
+    """Keeps steps to a time: the token budget is the largest number of tokens that T(rows) allows. (adaptive chunking)
+
+    `most` tokens at most, and `least` even where they take longer: a token for each sequence.
+    """
+
+    def __init__(self, profile: Profile, seconds: float, least: int, most: int):
+        self.profile, self.seconds, self.least, self.most = profile, seconds, least, most
+
+    @property
+    def token_budget(self) -> int:
+        return self.profile.most_rows(self.seconds, self.least, self.most)
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """Take in the time of a step."""
+        self.profile.update(tokens, seconds)
+
+
 @dataclass
 class Arm:
     """What is known of a choice: how its steps differ from what is expected, each a mean over recent steps.

@@ -26,6 +26,7 @@ from tiny_llm.decode.text import NOT_FINITE, Delta, Token, Writer, check_prompt
 from tiny_llm.engine.choosers import Beams, Draw, Fault, texts_of
 from tiny_llm.engine.events import Event, Guarded
 from tiny_llm.engine.ledger import check_request
+from tiny_llm.engine.profile import new_pace
 from tiny_llm.engine.recovery import Recovery, out_of_memory
 from tiny_llm.engine.request import UNKNOWN, Request, Result, Sequence, SequenceId, Share, Step
 from tiny_llm.engine.runner import Runner, Running
@@ -98,6 +99,8 @@ class Loop:
         self.speculation = new_speculation(wanted, drafting or Drafting(), model, self.store, blocks, budget)
         if self.speculation is not None:
             self.runner.taps = self.speculation.taps
+        self.pace = new_pace(model, self.config.scheduler)
+        self._begun = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -153,6 +156,8 @@ class Loop:
         try:
             self._prepare(running)
             results = self.runner.read(running)
+            if self.pace is not None:
+                self.pace.note(running.step.num_tokens, self.clock() - self._begun)
         except Exception as error:
             return self._after_failure(running.step, error) + self._start()
         outputs = self._finish(running, results)
@@ -235,6 +240,8 @@ class Loop:
             if isinstance(self.store, WholeCaches):
                 self.store.drop_unused(self.scheduler.blocks.in_use)
             return []
+        if self.pace is not None:
+            self.scheduler.set_limits(self.pace.token_budget, self.config.scheduler.max_sequences)
         step = self.scheduler.schedule(self.clock())
         if self.speculation is not None:
             self.speculation.forget(step.ended)
@@ -243,6 +250,7 @@ class Loop:
             self.runner.release(step.ended)
             self.scheduler.restore_limits()
             return []
+        self._begun = self.clock()
         try:
             self._running = self.runner.launch(step)
         except Exception as error:
