@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,20 @@ def _digits(figure: float | None, unit: str) -> str:
     return f"{figure:.{4 if unit == 'ppl' else 2}f}"
 
 
-def arguments(description: str, rounds: int, **choices: Sequence[str]) -> argparse.Namespace:
-    """The options that every bench script has, `json` and `rounds`, and lists of `choices`, all if not given."""
+def arguments(
+    description: str, rounds: int, folders: Sequence[str] = (), **choices: Sequence[str]
+) -> argparse.Namespace:
+    """The options that every bench script has, `json` and `rounds`, and lists of `choices`, all if not given.
+
+    Each of `folders` is an option that names one.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--rounds", type=int, default=rounds, help="measurements of each side (default: %(default)s)")
     for name, known in choices.items():
         parser.add_argument(f"--{name}", nargs="+", choices=known, default=known)
+    for name in folders:
+        parser.add_argument(f"--{name}", type=Path)
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error(f"--rounds: expected at least 2, found {options.rounds}")
