@@ -14,6 +14,7 @@ from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load
 from tiny_llm.cache.contiguous import ContiguousCache
 from tiny_llm.config import EngineConfig
+from tiny_llm.config.serving import ServingConfig
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.engine import draft_model
 from tiny_llm.engine.blocks import BlockPool
@@ -22,7 +23,7 @@ from tiny_llm.engine.drafters import new_drafter
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.request import Sequence as Running
-from tiny_llm.engine.speculation import Speculation, SpeculationCounts
+from tiny_llm.engine.speculation import Drafting, Speculation, SpeculationCounts
 
 DRAFT = SpeculationConfig("draft", 4, p_min=0.0)
 
@@ -260,3 +261,17 @@ def test_the_model_inside_has_a_draft_model() -> None:
     params = SamplingParams(temperature=0.7, seed=2, max_tokens=40)
     assert llm.generate(chat, params).tokens == plain.generate(chat, params).tokens
     assert llm.speculation.acceptance_rate > 0.6
+
+
+def test_the_memory_of_a_pool_covers_the_draft_model(llm: LLM, far: LLM) -> None:
+    """Its K and V and the model's together stay within kv_bytes."""
+    budget = 1_000_000
+    loop = Loop(
+        llm.model,
+        llm.tokenizer,
+        ServingConfig(kv_bytes=budget, block_size=4),
+        engine=EngineConfig(speculation=replace(DRAFT, model="x")),
+        drafting=Drafting(far.model),
+    )
+    together = loop.store.nbytes + loop.speculation.drafter.store.nbytes
+    assert 0.98 * budget < together <= budget

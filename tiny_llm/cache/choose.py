@@ -37,12 +37,14 @@ def slots_at_most(engine: EngineConfig) -> int | None:
     return (engine.window or WINDOW) + SPARE
 
 
-def num_blocks_for(config: ModelConfig, engine: EngineConfig, budget: int, block_size: int, width: int) -> int:
+def num_blocks_for(
+    config: ModelConfig, engine: EngineConfig, budget: int, block_size: int, width: int, beside: int = 0
+) -> int:
     """Return how many blocks fit into `budget` bytes, with activations `width` bytes wide.
 
-    Raises ValueError where not even one does.
+    `beside`: the bytes that a drafter keeps beside each slot. Raises ValueError where not even one block fits.
     """
-    each = block_size * slot_bytes(config, engine, width)
+    each = block_size * (slot_bytes(config, engine, width) + beside)
     if budget < each:
         raise ValueError(
             f"KV budget: expected at least {each} bytes (one block of {block_size} tokens), found {budget}"

@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+from tiny_llm.cache.memory import bytes_per_slot
 from tiny_llm.config import EngineConfig
 from tiny_llm.config.fields import require
 from tiny_llm.engine.loading import choose_operations, dtype_of, load_model, load_tokenizer
@@ -21,6 +22,13 @@ INSIDE = {  # for the model inside
     "medusa": hub.WEIGHTS / "medusa",
     "eagle": hub.WEIGHTS / "eagle",
 }
+
+
+def bytes_beside(helper: Helper | None, width: int) -> int:
+    """Return the bytes that a drafter keeps beside each slot of the model, with activations `width` bytes wide."""
+    if isinstance(helper, Qwen3 | EagleHead):
+        return bytes_per_slot(helper.config, width)
+    return 0
 
 
 def load_helper(engine: EngineConfig, target: Qwen3, tokenizer: Tokenizer, path: Path) -> Helper | None:

@@ -25,6 +25,7 @@ from tiny_llm.decode.structured import Grammars
 from tiny_llm.decode.text import NOT_FINITE, Delta, Token, Writer, check_prompt
 from tiny_llm.engine.choosers import Beams, Draw, Fault, texts_of
 from tiny_llm.engine.events import Event, Guarded
+from tiny_llm.engine.helper import bytes_beside
 from tiny_llm.engine.ledger import check_request
 from tiny_llm.engine.profile import new_pace
 from tiny_llm.engine.recovery import Recovery, out_of_memory
@@ -85,7 +86,9 @@ class Loop:
         self.config = config or ServingConfig()
         self.engine = engine or EngineConfig()
         self.max_context = model.config.context(self.engine.max_context)
-        self.store = store or new_store(model, self.engine, self.config, self.max_context)
+        drafting = drafting or Drafting()
+        beside = bytes_beside(drafting.helper, model.weights["norm"]["weight"].dtype.size)
+        self.store = store or new_store(model, self.engine, self.config, self.max_context, beside)
         self.scheduler = new_scheduler(model, self.store, self.config, emit and Guarded(emit))
         vocab_size = model.config.vocab_size
         self.runner = Runner(model, self.store, Draw(Grammars(tokenizer, vocab_size), vocab_size))
@@ -96,9 +99,7 @@ class Loop:
         self._recovery = Recovery(self.scheduler, self.runner, self.store)
         budget, blocks = self.config.scheduler.token_budget, self.scheduler.blocks
         wanted = self.engine.speculation
-        self.speculation = new_speculation(wanted, drafting or Drafting(), model, self.store, blocks, budget)
-        if self.speculation is not None:
-            self.runner.taps = self.speculation.taps
+        self.speculation = new_speculation(wanted, drafting, model, self.store, blocks, budget)
         self.pace = new_pace(model, self.config.scheduler)
         self._begun = 0.0
 
@@ -246,6 +247,7 @@ class Loop:
         if self.speculation is not None:
             self.speculation.forget(step.ended)
             step = self.speculation.extend(step, self.scheduler, self.max_context)
+            self.runner.taps = self.speculation.taps
         if not step.shares:  # nothing fits under the limits lowered after a failure: restore them
             self.runner.release(step.ended)
             self.scheduler.restore_limits()

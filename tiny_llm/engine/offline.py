@@ -10,6 +10,7 @@ from tiny_llm.config import EngineConfig, SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.text import Delta
 from tiny_llm.engine.answers import Collected
+from tiny_llm.engine.helper import bytes_beside
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.speculation import Drafting
@@ -41,7 +42,8 @@ def loop_for(
     config = replace(config, scheduler=replace(config.scheduler, max_sequences=slots))
     if engine.cache != "rotating":
         dtype = model.weights["norm"]["weight"].dtype
-        each = config.block_size * slot_bytes(model.config, engine, dtype.size)
+        beside = 0 if drafting is None else bytes_beside(drafting.helper, dtype.size)
+        each = config.block_size * (slot_bytes(model.config, engine, dtype.size) + beside)
         need = kv_bytes_for(requests, config.scheduler, config.block_size, each)
         free = available_bytes()
         config = replace(config, kv_bytes=need if free is None else min(need, free // 2))

@@ -77,6 +77,7 @@ class Speculation:
         self.config, self.counts, self.controller, self.clock = config, counts, controller, clock
         self._attempt = Attempt()
         self.drafter: Drafter | None = drafter
+        self._learner = drafter if isinstance(drafter, LearningDrafter) else None
         self.fault: Exception | None = None
 
     def extend(self, step: Step, scheduler: Scheduler, max_context: int) -> Step:
@@ -120,9 +121,9 @@ class Speculation:
         return scheduler.with_drafts(step, drafts)
 
     def _copy_blocks(self, step: Step) -> None:
-        if isinstance(self.drafter, LearningDrafter):
+        if self._learner is not None:
             try:
-                self.drafter.copy_blocks(step.copies)
+                self._learner.copy_blocks(step.copies)
             except Exception as error:
                 self._switch_off(error)
 
@@ -140,17 +141,17 @@ class Speculation:
     @property
     def taps(self) -> tuple[int, ...]:
         """The layers whose outputs the drafter reads."""
-        return self.drafter.taps if isinstance(self.drafter, LearningDrafter) else ()
+        return () if self._learner is None else self._learner.taps
 
     def observe(self, running: Running, results: Row[Result]) -> None:
         """Count the guesses of a step, and let the drafter learn from it."""
         self._count(running.step, results)
         if self.controller is not None:
             self._tell_controller(running, results)
-        if not isinstance(self.drafter, LearningDrafter):
+        if self._learner is None:
             return
         try:
-            self.drafter.observe(_seen(running, results))
+            self._learner.observe(_seen(running, results))
         except Exception as error:
             self._switch_off(error)
 
@@ -194,7 +195,7 @@ class Speculation:
             self._switch_off(error)
 
     def _switch_off(self, error: Exception) -> None:
-        self.drafter, self.fault = None, error
+        self.drafter, self._learner, self.fault = None, None, error
         name = self.config.drafter
         warnings.warn(f"drafter {name}: {error!r}; the engine goes on without drafts", RuntimeWarning, stacklevel=4)
 

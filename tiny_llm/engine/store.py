@@ -57,13 +57,15 @@ class Store(Protocol):
         """The arrays to evaluate."""
 
 
-def new_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_context: int) -> Store:
+def new_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_context: int, beside: int = 0) -> Store:
     """Make a pool of pages, or where `engine` asks for rotating caches, a cache for each sequence.
+
+    `beside`: the bytes that a drafter keeps beside each slot of a pool.
 
     Raises ValueError for settings of a pool together with rotating caches.
     """
     if engine.cache != "rotating":
-        return paged_store(model, engine, serving, max_context)
+        return paged_store(model, engine, serving, max_context, beside)
     for name in ("kv_bytes", "block_size", "disk_folder"):
         found = getattr(serving, name)
         usual = getattr(ServingConfig, name)
@@ -97,17 +99,20 @@ def _files(model: Qwen3, pool: PagedPool, serving: ServingConfig) -> BlockFiles 
         raise ValueError(f"disk_folder: {error}; name a folder that can be made, read and written") from error
 
 
-def paged_store(model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_context: int) -> PagedPool:
+def paged_store(
+    model: Qwen3, engine: EngineConfig, serving: ServingConfig, max_context: int, beside: int = 0
+) -> PagedPool:
     """Make a pool of the configured size, with packed pages where `engine` asks for few bits."""
     config, size = model.config, serving.block_size
     dtype = model.weights["norm"]["weight"].dtype
     budget = serving.kv_bytes
     if budget is None:
         slots = -(-min(max_context, USUAL_CONTEXT) // size) * size
-        budget = serving.scheduler.max_sequences * slots * slot_bytes(config, engine, dtype.size)
+        each = slot_bytes(config, engine, dtype.size) + beside
+        budget = serving.scheduler.max_sequences * slots * each
         free = available_bytes()
         budget = budget if free is None else min(budget, free // 4)
-    count = num_blocks_for(config, engine, budget, size, dtype.size)
+    count = num_blocks_for(config, engine, budget, size, dtype.size, beside)
     if engine.packed_bits is None:
         return PagedPool(config, model.ops, count, size, dtype)
     return PackedPool(config, model.ops, count, size, dtype, engine.packed_bits, engine.kv_group_size)
