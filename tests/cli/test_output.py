@@ -16,6 +16,7 @@ from tests.cli.test_terminal import Terminal
 from tiny_llm.cli import terminal
 from tiny_llm.decode.text import TokenLogprobs
 from tiny_llm.engine.answers import Completion, Stats
+from tiny_llm.engine.speculation import SpeculationCounts
 
 WORDS = [
     ("\ud800", "\ufffd"),
@@ -99,3 +100,14 @@ def test_a_table_loses_nothing_in_any_terminal(columns: str, kind: str) -> None:
 def test_a_row_of_a_pipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.table([("a\nb", "c\rd"), ("e" * 300, "f\x1b[31m" * 100)])
     assert capsys.readouterr().out.splitlines()[0].split() == ["a\\nb", "c\\rd"]
+
+
+def test_figures_are_written_where_they_are_asked_for(run: Run) -> None:
+    assert run("generate", "hi", llm=FakeLLM("four")).err == ""
+    result = run("generate", "hi", "--stats", llm=FakeLLM("four"))
+    assert (result.out, result.err) == ("four\n", "4 tokens · 75.0 tokens/s · first after 0.25 s\n")
+    llm = FakeLLM("four")
+    llm.speculation = SpeculationCounts(drafts=4, drafted=10, accepted=5)
+    result = run("generate", "hi", "--json", "--stats", llm=llm)
+    assert "guesses: 50% of 10 guesses accepted, 2.25 tokens a step in 4 steps with guesses" in result.err
+    assert json.loads(result.out)["speculative_decoding"]["num_accepted_draft_tokens"] == 5

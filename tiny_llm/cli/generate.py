@@ -25,7 +25,7 @@ from tiny_llm.cli.terminal import note, print_json, printable
 from tiny_llm.cli.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
-    from tiny_llm.engine.llm import LLM, Completion
+    from tiny_llm.engine.llm import LLM, Completion, Stats
     from tiny_llm.engine.prompt import Prompt
 
 
@@ -46,6 +46,9 @@ def generate(
     ] = None,
     stream: Annotated[bool | None, option("Show text as it comes (the default), or at the end.")] = None,
     as_json: Annotated[bool, option("Print one JSON object: model, prompt, completions, stats.", "--json")] = False,
+    stats: Annotated[
+        bool | None, option("Say on stderr how fast it was and what was guessed; the default at a terminal.")
+    ] = None,
 ) -> None:
     """Answer one prompt, or continue it with --raw."""
     settings = settings_of(sampling, search)
@@ -65,11 +68,18 @@ def generate(
     whole, template = stream is False or several or as_json, dialogue.template()
     with keep.kept(llm):
         if not whole:
-            show_stream(llm, request, template, settings)
+            deltas = llm.stream(request, template=template, **settings)
+            show_text(llm, request, template, (delta.text for delta in deltas))
+            show_stats(llm, llm.last_stats, stats)
             return
         answer = llm.generate(request, template=template, **settings)
     completions = answer if isinstance(answer, list) else [answer]
-    show_whole(llm, request, template, completions, as_json)
+    if as_json:
+        print_json(as_data(llm, completions))
+    else:
+        show_whole(llm, request, template, completions)
+    if stats or not as_json:
+        show_stats(llm, completions[0].stats, stats)
 
 
 def read_prompt(argument: str | None, file: Path | None) -> str:
@@ -95,14 +105,18 @@ def messages(text: str, system: str | None) -> list[dict[str, str]]:
     return [*first, {"role": "user", "content": text}]
 
 
-def show_stream(llm: "LLM", request: "Prompt", template: dict[str, Any], settings: dict[str, Any]) -> None:
-    show_text(llm, request, template, (delta.text for delta in llm.stream(request, template=template, **settings)))
-    if llm.last_stats is not None:
-        note(timing(llm.last_stats))
-        for line in reads(llm):
-            note(f"experts: {line}")
-        for line in guesses(llm):
-            note(f"guesses: {line}")
+def show_stats(llm: "LLM", stats: "Stats | None", wanted: bool | None) -> None:
+    """Write an answer's figures to stderr: if `wanted`, and with None where stderr is a terminal."""
+    if stats is None or wanted is False:
+        return
+    lines = [timing(stats)]
+    lines += [f"experts: {line}" for line in reads(llm)]
+    lines += [f"guesses: {line}" for line in guesses(llm)]
+    for line in lines:
+        if wanted:
+            print(line, file=sys.stderr)
+        else:
+            note(line)
 
 
 def show_text(llm: "LLM", request: "Prompt", template: dict[str, Any], texts: Iterable[str]) -> None:
@@ -120,17 +134,11 @@ def show_text(llm: "LLM", request: "Prompt", template: dict[str, Any], texts: It
     view.finish()
 
 
-def show_whole(
-    llm: "LLM", request: "Prompt", template: dict[str, Any], completions: Sequence["Completion"], as_json: bool
-) -> None:
-    if as_json:
-        print_json(as_data(llm, completions))
-        return
+def show_whole(llm: "LLM", request: "Prompt", template: dict[str, Any], completions: Sequence["Completion"]) -> None:
     for place, completion in enumerate(completions, 1):
         if len(completions) > 1:
             print(f"--- {place} of {len(completions)} ({completion.finish_reason})", flush=True)
         show_text(llm, request, template, [completion.text])
-    note(timing(completions[0].stats))
 
 
 def as_data(llm: "LLM", completions: Sequence["Completion"]) -> dict[str, Any]:
