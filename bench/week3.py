@@ -4,11 +4,11 @@
 
 As bench/week1.py does it. The clock is `engine.simulate`'s: a step takes 4 ms, and 0.2 ms more for each token. So the
 figures are the same on every machine, and with your code they are its own. 3.3 counts memory, 3.4 what a kernel asks,
-3.6 the bytes of the experts that are read.
+3.6 the bytes of the experts that are read, 3.7 the tokens of a step of pocket, a count that depends on its weights.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -210,7 +210,42 @@ def reads_of(tokens: int) -> int:
     return 1 + sum(a != b for a, b in pairwise(seen))
 
 
-MAKERS: Makers = {"3.1": batching, "3.2": budgets, "3.3": paging, "3.4": paged_kernel, "3.5": prefixes, "3.6": experts}
+def drafting() -> Iterator[Count]:
+    """Tokens of a step that verifies a draft, greedy. All guesses right would give one more than there are."""
+    from bench.speculative import PROMPTS
+
+    asked = {"questions": PROMPTS["FAQ"], "counting and repeating": PROMPTS["text work"]}
+    for kind, prompts in asked.items():
+        yield Count(f"{kind}, suffix", lambda p=prompts: tokens_a_step("suffix", p), 9, "tokens a step")
+        yield Count(f"{kind} again, suffix", lambda p=prompts: tokens_a_step("suffix", p, before=p), 9, "tokens a step")
+        yield Count(f"{kind}, draft model", lambda p=prompts: tokens_a_step("draft", p), 5, "tokens a step")
+
+
+def tokens_a_step(drafter: str, prompts: Sequence[str], before: Sequence[str] = ()) -> float:
+    """Answer `prompts` one after the other, with earlier answers to the prompts `before`."""
+    from tiny_llm import load
+    from tiny_llm.config import EngineConfig
+    from tiny_llm.config.speculation import SpeculationConfig
+
+    llm = load(config=EngineConfig(speculation=SpeculationConfig(drafter)))  # type: ignore[arg-type]
+    params = SamplingParams(temperature=0.0, max_tokens=160)
+    for prompt in before:
+        llm.generate([{"role": "user", "content": prompt}], params)
+    drafts, accepted = llm.speculation.drafts, llm.speculation.accepted
+    for prompt in prompts:
+        llm.generate([{"role": "user", "content": prompt}], params)
+    return 1 + (llm.speculation.accepted - accepted) / (llm.speculation.drafts - drafts)
+
+
+MAKERS: Makers = {
+    "3.1": batching,
+    "3.2": budgets,
+    "3.3": paging,
+    "3.4": paged_kernel,
+    "3.5": prefixes,
+    "3.6": experts,
+    "3.7": drafting,
+}
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ def accepted(tree: DraftTree, drawn: Sequence[int]) -> list[int]:
 
     drawn[0] is the model's token after the text, drawn[i + 1] the one after node i.
     """
+    # TASK w3.7.1: from the text to the last right guess
     kept: list[int] = []
     node = -1
     while True:
@@ -110,6 +111,7 @@ def accepted(tree: DraftTree, drawn: Sequence[int]) -> list[int]:
             return kept
         node = matching[0]
         kept.append(node)
+    # END TASK
 
 
 def residual(p: Distribution, q: Distribution) -> Distribution:
