@@ -1,11 +1,14 @@
 """Chapters 3.7 and 3.8: a draft and what the model drew, guesses behind a repeated suffix, what rejection leaves."""
 
+from itertools import accumulate, pairwise
+
 from tiny_llm.engine.suffix import SuffixAutomaton
 from tiny_llm.views.svg import AMBER, BLUE, GREEN, GREY, RED, Drawing
 
 KNOWN, DRAFT = ("one", "two", "three"), ("four", "five", "six", "nine")
 DRAWN = ("four", "five", "seven", "eight", "ten")  # behind the text, and behind each guess
 LETTERS = "abcdabceabcdab"
+MODEL, DRAFTER = (0.5, 0.3, 0.2), (0.2, 0.5, 0.3)  # p and q of three tokens
 
 
 def verified() -> Drawing:
@@ -81,5 +84,75 @@ def suffix_guess() -> Drawing:
     return drawing
 
 
+def same_number() -> Drawing:
+    """The unit interval cut by p and by q: where both have the same token, one random number draws it from both."""
+    cuts = sorted({*accumulate(MODEL), *accumulate(DRAFTER), 0.0})
+    equal = [(a, b) for a, b in pairwise(cuts) if _drawn(MODEL, (a + b) / 2) == _drawn(DRAFTER, (a + b) / 2)]
+    both = sum(b - a for a, b in equal)
+    alt = (
+        f"The numbers from 0 to 1, divided among the tokens a, b and c by p = {_row(MODEL)} and by q = {_row(DRAFTER)}. "
+        f"Both divisions have the same token in {both:.1f} of it: from "
+        f"{', '.join(f'{a:.1f} to {b:.1f}' for a, b in equal)}."
+    )
+    drawing = Drawing("same-number", 700, 190, "One random number, two distributions", alt)
+    left, width = 90, 580
+    for y, row, name in ((30, MODEL, "model, p"), (100, DRAFTER, "drafter, q")):
+        drawing.text(left - 10, y + 17, name, 12, "end")
+        begin = 0.0
+        for token, part, hue in zip("abc", row, (BLUE, AMBER, GREEN), strict=True):
+            drawing.rect(left + width * begin, y, width * part, 34, hue, 0.4, rx=2)
+            drawing.text(left + width * (begin + part / 2), y + 17, f"{token}  {part:g}", 13)
+            begin += part
+    for a, b in equal:
+        drawing.rect(left + width * a, 66, width * (b - a), 32, GREEN, 0.15, stroke="none")
+        drawing.line([(left + width * a, 146), (left + width * b, 146)], GREEN, 4)
+    drawing.text(left, 168, f"the same token: {both:.1f} of all numbers", 12, "start", GREY)
+    x = left + width * 0.56
+    drawing.line([(x, 22), (x, 142)], RED, 1.5, dash="4 3")
+    drawing.text(x, 14, "u = 0.56: b and b", 11, colour=RED)
+    return drawing
+
+
+def overlap() -> Drawing:
+    """Bars of p and q: what both have is accepted, what q has more is rejected, and comes back where p has more."""
+    accepted = sum(map(min, MODEL, DRAFTER))
+    alt = (
+        f"p = {_row(MODEL)} and q = {_row(DRAFTER)} for the tokens a, b and c. What both have, {accepted:.1f} in all, is "
+        f"accepted. q has 0.2 more of b and 0.1 more of c, which is rejected. p has 0.3 more of a: the rejected "
+        f"{1 - accepted:.1f} is drawn there."
+    )
+    drawing = Drawing("rejection", 700, 230, "What a rejection leaves", alt)
+    base, scale, bar = 190, 280, 54
+    for i, (token, p, q) in enumerate(zip("abc", MODEL, DRAFTER, strict=True)):
+        x = 60 + 150 * i
+        for place, value, hue, name in ((0, p, AMBER, "p"), (1, q, RED, "q")):
+            at = x + place * (bar + 4)
+            low = min(p, q)
+            drawing.rect(at, base - scale * low, bar, scale * low, GREEN, 0.4)
+            if value > low:
+                drawing.rect(at, base - scale * value, bar, scale * (value - low), hue, 0.4)
+                drawing.text(at + bar / 2, base - scale * (value + low) / 2, f"{value - low:.1f}", 12, bold=True)
+            drawing.text(at + bar / 2, base - scale * low / 2, f"{low:g}", 12)
+            drawing.text(at + bar / 2, base - scale * value - 10, f"{name}({token}) = {value:g}", 11, colour=GREY)
+        drawing.text(x + bar + 2, base + 16, token, 14, bold=True)
+    for y, hue, words in (
+        (60, GREEN, "accepted: min(p, q), 0.7 in all"),
+        (92, RED, "rejected: q - p, 0.3 in all"),
+        (124, AMBER, "drawn instead: p - q, 0.3 in all"),
+    ):
+        drawing.rect(500, y - 9, 16, 16, hue, 0.4)
+        drawing.text(522, y, words, 11, "start")
+    return drawing
+
+
+def _drawn(row: tuple[float, ...], uniform: float) -> int:
+    """The token that a number in [0, 1) draws."""
+    return sum(uniform >= border for border in accumulate(row))
+
+
+def _row(row: tuple[float, ...]) -> str:
+    return ", ".join(f"{part:g}" for part in row)
+
+
 def drawings() -> list[Drawing]:
-    return [verified(), suffix_guess()]
+    return [verified(), suffix_guess(), same_number(), overlap()]
