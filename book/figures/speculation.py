@@ -90,8 +90,8 @@ def same_number() -> Drawing:
     equal = [(a, b) for a, b in pairwise(cuts) if _drawn(MODEL, (a + b) / 2) == _drawn(DRAFTER, (a + b) / 2)]
     both = sum(b - a for a, b in equal)
     alt = (
-        f"The numbers from 0 to 1, divided among the tokens a, b and c by p = {_row(MODEL)} and by q = {_row(DRAFTER)}. "
-        f"Both divisions have the same token in {both:.1f} of it: from "
+        f"The numbers from 0 to 1, divided among the tokens a, b and c by p = {_row(MODEL)} and by "
+        f"q = {_row(DRAFTER)}. Both divisions have the same token in {both:.1f} of it: from "
         f"{', '.join(f'{a:.1f} to {b:.1f}' for a, b in equal)}."
     )
     drawing = Drawing("same-number", 700, 190, "One random number, two distributions", alt)
@@ -117,8 +117,8 @@ def overlap() -> Drawing:
     """Bars of p and q: what both have is accepted, what q has more is rejected, and comes back where p has more."""
     accepted = sum(map(min, MODEL, DRAFTER))
     alt = (
-        f"p = {_row(MODEL)} and q = {_row(DRAFTER)} for the tokens a, b and c. What both have, {accepted:.1f} in all, is "
-        f"accepted. q has 0.2 more of b and 0.1 more of c, which is rejected. p has 0.3 more of a: the rejected "
+        f"p = {_row(MODEL)} and q = {_row(DRAFTER)} for the tokens a, b and c. What both have, {accepted:.1f} in all, "
+        f"is accepted. q has 0.2 more of b and 0.1 more of c, which is rejected. p has 0.3 more of a: the rejected "
         f"{1 - accepted:.1f} is drawn there."
     )
     drawing = Drawing("rejection", 700, 230, "What a rejection leaves", alt)

@@ -126,7 +126,7 @@ def accepted_of_drawn(
 
     p(node) and q(node) are the model's and the drafter's distributions behind a node, -1 for the text. uniform(child)
     is the child's own random number in [0, 1). Siblings are tried in their order, in which they were drawn from q
-    without replacement.
+    without replacement. A guess with p = 0 is never kept, whatever its number.
     """
     # YOUR CODE (w3.8.3): accept with p / q, or go on with what is left of both
     raise NotDone("w3.8.3")

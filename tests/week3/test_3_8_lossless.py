@@ -307,9 +307,10 @@ def check_lossless(check: Checker, cases: Sequence[tuple[Call, list[float]]], wh
     check(lambda m: [call(m) for call, _ in cases], [want for _, want in cases], what=what)
 
 
-P = {-1: of(5, 3, 2), 0: of(1, 1, 2), 1: of(2, 6, 2), 2: of(0, 4, 6)}
-Q = {-1: of(2, 5, 3), 0: of(4, 3, 1), 1: of(6, 2, 2), 2: of(1, 1, 1)}
+P = {-1: of(5, 3, 2), 0: of(1, 1, 2), 1: of(2, 6, 2), 2: of(0, 4, 6), 3: of(1, 1, 1)}
+Q = {-1: of(2, 5, 3), 0: of(4, 3, 1), 1: of(6, 2, 2), 2: of(1, 1, 1), 3: of(1, 1, 1)}
 CHAIN = ((1, 0, 2), (-1, 0, 1))
+LONGER = ((1, 0, 2, 0), (-1, 0, 1, 2))
 SIBLINGS = ((1, 2, 0), (-1, -1, -1))
 LEVELS = ((1, 2, 0), (-1, -1, 1))
 
@@ -360,6 +361,15 @@ def test_siblings_by_hand(check: Checker) -> None:
     rows = list(product((0.3, 0.62, 0.95), grid, grid))
     check_walks(check, [(SIBLINGS, row) for row in rows], "three siblings")
     check_walks(check, [(LEVELS, row) for row in rows], "two siblings, and one behind the second")
+
+
+@task("w3.8.3")
+def test_a_guess_with_p_zero_is_never_kept(check: Checker) -> None:
+    """Also where its random number is 0, which it may be."""
+    rows = [(0.1, 0.1, 0.1, 0.0), (0.0, 0.0, 0.0, 0.0)]
+    assert [by_rule_b(LONGER, row)[0] for row in rows] == [[0, 1, 2], [0, 1, 2]]
+    walks = [(CHAIN, (0.61, 0.0, 0.0)), *((LONGER, row) for row in rows)]
+    check_walks(check, walks, "a chain, and of one whose last guess has p = 0")
 
 
 @task("w3.8.3")

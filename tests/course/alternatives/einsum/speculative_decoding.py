@@ -27,7 +27,7 @@ def accepted_of_drawn(tree, p, q, uniform):
             return kept, left
         child, *others = siblings
         token = tree.tokens[child]
-        if 1 - uniform(child) >= 1 - left[token] / guesses[token]:
+        if 1 - uniform(child) > 1 - left[token] / guesses[token]:
             return walk([*kept, child], tree.children(child), p(child), q(child))
         return walk(kept, others, residual(left, guesses), without(guesses, token))
 
