@@ -4,15 +4,19 @@
 
 As bench/week1.py does it. The clock is `engine.simulate`'s: a step takes 4 ms, and 0.2 ms more for each token. So the
 figures are the same on every machine, and with your code they are its own. 3.3 counts memory, 3.4 what a kernel asks,
-3.6 the bytes of the experts that are read.
+3.6 the bytes of the experts that are read, 3.7 the tokens of a step of pocket, a count that depends on its weights, 3.8
+the guesses accepted of a model and a drafter with 40 tokens.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from tiny_llm.engine.simulate import SimulatedAnswer
     from tiny_llm.model.moe import Routing
 
+Array = npt.NDArray[Any]
 STEP, TOKEN, SLOTS, MS = 0.004, 0.0002, 8, "milliseconds"
 
 
@@ -210,7 +215,105 @@ def reads_of(tokens: int) -> int:
     return 1 + sum(a != b for a, b in pairwise(seen))
 
 
-MAKERS: Makers = {"3.1": batching, "3.2": budgets, "3.3": paging, "3.4": paged_kernel, "3.5": prefixes, "3.6": experts}
+def drafting() -> Iterator[Count]:
+    """Tokens of a step that verifies a draft, greedy. All guesses right would give one more than there are."""
+    from bench.speculative import PROMPTS
+
+    asked = {"questions": PROMPTS["FAQ"], "counting and repeating": PROMPTS["text work"]}
+    for kind, prompts in asked.items():
+        yield Count(f"{kind}, suffix", lambda p=prompts: tokens_a_step("suffix", p), 9, "tokens a step")
+        yield Count(f"{kind} again, suffix", lambda p=prompts: tokens_a_step("suffix", p, before=p), 9, "tokens a step")
+        yield Count(f"{kind}, draft model", lambda p=prompts: tokens_a_step("draft", p), 5, "tokens a step")
+
+
+def tokens_a_step(drafter: str, prompts: Sequence[str], before: Sequence[str] = ()) -> float:
+    """Answer `prompts` one after the other, with earlier answers to the prompts `before`."""
+    from tiny_llm import load
+    from tiny_llm.config import EngineConfig
+    from tiny_llm.config.speculation import SpeculationConfig
+
+    llm = load(config=EngineConfig(speculation=SpeculationConfig(drafter)))  # type: ignore[arg-type]
+    params = SamplingParams(temperature=0.0, max_tokens=160)
+    for prompt in before:
+        llm.generate([{"role": "user", "content": prompt}], params)
+    drafts, accepted = llm.speculation.drafts, llm.speculation.accepted
+    for prompt in prompts:
+        llm.generate([{"role": "user", "content": prompt}], params)
+    return 1 + (llm.speculation.accepted - accepted) / (llm.speculation.drafts - drafts)
+
+
+def accepting() -> Iterator[Count]:
+    """Of 100 guesses the accepted ones, by rule and by how the guess is made. No rule accepts more than the bound."""
+    for name, temperature in (("peaked", 0.2), ("flat", 1.0)):
+        p, q = two_models(temperature)
+        overlap, best = 100 * float(np.minimum(p, q).sum()), 100 * float(p.max())
+        both = 100 * float(np.minimum(p, 1 - np.array([missed(q, token) for token in range(len(q))])).sum())
+        yield Count(f"{name}, likeliest guess, rule A", lambda p=p, q=q: by_rule_a(p, q, "likeliest"), best, GUESSES)
+        yield Count(
+            f"{name}, drawn with other numbers, rule A", lambda p=p, q=q: by_rule_a(p, q, "own"), overlap, GUESSES
+        )
+        yield Count(
+            f"{name}, drawn with the same numbers, rule A", lambda p=p, q=q: by_rule_a(p, q, "same"), overlap, GUESSES
+        )
+        yield Count(f"{name}, drawn, rule B", lambda p=p, q=q: by_rule_b(p, q, 1), overlap, GUESSES)
+        yield Count(f"{name}, two siblings, rule B", lambda p=p, q=q: by_rule_b(p, q, 2), both, GUESSES)
+
+
+GUESSES, DRAWS = "guesses of 100", 10_000
+
+
+def two_models(temperature: float) -> tuple[Array, Array]:
+    """The distributions of a model and of a drafter that is often right."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=40) * 1.5
+    guessed = logits + rng.normal(size=40) * 0.5
+    p, q = np.exp(logits / temperature), np.exp(guessed / temperature)
+    return p / p.sum(), q / q.sum()
+
+
+def missed(q: Array, token: int) -> float:
+    """The probability that a token is not among two that are drawn from q without replacement."""
+    others = [x for other, x in enumerate(q) if other != token]
+    return float(sum(x * (1 - x - q[token]) / (1 - x) for x in others))
+
+
+def drawn(p: Array, uniform: float) -> int:
+    return min(int(np.searchsorted(np.cumsum(p), uniform, side="right")), len(p) - 1)
+
+
+def by_rule_a(p: Array, q: Array, how: str) -> float:
+    from tiny_llm.decode.acceptance import DraftTree, accepted
+
+    rng, count = np.random.default_rng(1), 0
+    for uniform, own in rng.random((DRAWS, 2)):
+        guess = int(np.argmax(q)) if how == "likeliest" else drawn(q, own if how == "own" else uniform)
+        count += len(accepted(DraftTree.chain([guess]), [drawn(p, uniform), 0]))
+    return 100 * count / DRAWS
+
+
+def by_rule_b(p: Array, q: Array, siblings: int) -> float:
+    from tiny_llm.decode.acceptance import DraftTree, accepted_of_drawn
+
+    rng, count = np.random.default_rng(1), 0
+    for _ in range(DRAWS):
+        tokens = rng.choice(len(q), size=siblings, replace=False, p=q)
+        tree = DraftTree(tuple(tokens.tolist()), (-1,) * siblings)
+        uniforms = rng.random(siblings)
+        kept, _ = accepted_of_drawn(tree, lambda _: p, lambda _: q, lambda child: uniforms[child])  # noqa: B023
+        count += len(kept)
+    return 100 * count / DRAWS
+
+
+MAKERS: Makers = {
+    "3.1": batching,
+    "3.2": budgets,
+    "3.3": paging,
+    "3.4": paged_kernel,
+    "3.5": prefixes,
+    "3.6": experts,
+    "3.7": drafting,
+    "3.8": accepting,
+}
 
 
 if __name__ == "__main__":

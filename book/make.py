@@ -45,6 +45,7 @@ DRAWINGS = (  # modules in figures/
     "scheduling",
     "paging",
     "experts",
+    "speculation",
     "copying",
 )
 

@@ -16,6 +16,8 @@ TITLES = {
     "3.4": "attention over pages",
     "3.5": "what is known already",
     "3.6": "which experts compute",
+    "3.7": "guesses, verified together",
+    "3.8": "why no answer changes",
 }
 HERE = {
     "3.1": {"waiting line", "scheduler"},
@@ -24,6 +26,8 @@ HERE = {
     "3.4": {"model, sampler", "block pool"},
     "3.5": {"prefix tree", "block pool"},
     "3.6": {"model, sampler"},
+    "3.7": {"ragged batch", "tokens"},
+    "3.8": {"model, sampler", "tokens"},
 }
 
 

@@ -8,6 +8,7 @@ from the last step before they run the next one, and a fork copies on its first 
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -59,6 +60,12 @@ class ContiguousCache:
         # YOUR CODE (w2.4.3): write, then look at everything
         raise NotDone("w2.4.3")
 
+    def attend_masked(self, layer: int, q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
+        """Append k and v as `attend` does; return what q sees of the slots where mask (T, S) is True, (T, Hq, D)."""
+        keys = self.write(self.keys, layer, k)
+        values = self.write(self.values, layer, v)
+        return self.ops.masked_attention(q, keys, values, self.config.head_dim**-0.5, mask)
+
     def write(self, buffers: list[mx.array], layer: int, new: mx.array) -> mx.array:
         """Put new (T, Hkv, D) into the slots from `start` on; return all that is there now, (Hkv, offset, D).
 
@@ -90,6 +97,16 @@ class ContiguousCache:
         """Forget the last tokens. Raises ValueError for more than there are, as `check_trim` does."""
         # YOUR CODE (w2.4.4): forget without touching a buffer
         raise NotDone("w2.4.4")
+
+    def move(self, sources: Sequence[int], start: int) -> None:
+        """Move the tokens in these slots, in ascending order, to the slots from `start` on."""
+        slots = mx.array(list(sources))
+        moved = [buffer[:, slots] for buffer in self.state]
+        mx.eval(moved)  # because a source may be the target of an earlier one
+        at = mx.array([start])
+        self.replace_buffers(
+            [mx.slice_update(buffer, rows, at, [1]) for buffer, rows in zip(self.state, moved, strict=True)]
+        )
 
     def fork(self) -> "ContiguousCache":
         """Return a cache that continues from here on its own; no array is copied until one of the two writes."""

@@ -15,7 +15,8 @@ from tiny_llm.course import NotDone
 class BlockPool:
     """`num_blocks` blocks of `block_size` token slots with reference counts (vLLM, arXiv:2309.06180).
 
-    `num_evictable` counts the blocks that only the prefix tree references. Raises ValueError for sizes below 1.
+    `num_evictable` counts the blocks that only the prefix tree references. `uses[block]` counts how often a block was
+    allocated: while it stays the same, the block's content is only appended to. Raises ValueError for sizes below 1.
     """
 
     def __init__(self, num_blocks: int, block_size: int):
@@ -24,6 +25,7 @@ class BlockPool:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.num_evictable = 0
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: the block freed last is allocated first
+        self.uses = [0] * num_blocks
         self._ref_counts = [0] * num_blocks
         self._kept = [False] * num_blocks
 
@@ -57,6 +59,7 @@ class BlockPool:
             raise MemoryError(f"all {self.num_blocks} blocks are in use: evict or preempt first")
         block = self._free.pop()
         self._ref_counts[block] = 1
+        self.uses[block] += 1
         return block
 
     def upcoming(self, number: int) -> int:

@@ -210,6 +210,18 @@ def test_a_stale_q_among_siblings_is_biased() -> None:
     p = q = of(4, 3, 2, 1)
     assert list(residual(p, q)) == list(p)
     assert list(without(q, 0)) == [0, Fraction(1, 2), Fraction(1, 3), Fraction(1, 6)]
+    p, q = of(5, 4, 1), of(1, 3, 6)
+    found = [Fraction(0)] * V
+    for first, second in permutations(range(V), 2):
+        keep = min(Fraction(1), p[first] / q[first])
+        found[first] += q[first] * without(q, first)[second] * keep
+        left = residual(p, q)
+        rejected = q[first] * (1 - keep) * without(q, first)[second]
+        stale = min(Fraction(1), left[second] / q[second])
+        found[second] += rejected * stale
+        for token in range(V):
+            found[token] += rejected * (1 - stale) * residual(left, q)[token]
+    assert found == [Fraction(7, 20), Fraction(11, 20), Fraction(1, 10)]
 
 
 def test_a_tree_knows_its_shape() -> None:

@@ -101,6 +101,7 @@ def accepted(tree: DraftTree, drawn: Sequence[int]) -> list[int]:
 
     drawn[0] is the model's token after the text, drawn[i + 1] the one after node i.
     """
+    # TASK w3.7.1: from the text to the last right guess
     kept: list[int] = []
     node = -1
     while True:
@@ -110,16 +111,19 @@ def accepted(tree: DraftTree, drawn: Sequence[int]) -> list[int]:
             return kept
         node = matching[0]
         kept.append(node)
+    # END TASK
 
 
 def residual(p: Distribution, q: Distribution) -> Distribution:
     """Return the normed positive part of p - q: the distribution that is left of p where a guess from q is rejected.
 
-    Where p and q are the same, nothing can be rejected, and p is returned.
+    p and q (V,) stay as they are. Where they are the same, nothing can be rejected, and p is returned.
     """
+    # TASK w3.8.1: what p has more than q, to be drawn from
     left = np.maximum(p - q, 0 * p)
     total = left.sum()
     return left / total if total > 0 else p
+    # END TASK
 
 
 def accepted_of_drawn(
@@ -131,8 +135,10 @@ def accepted_of_drawn(
     """Return the nodes that rule B keeps, and the distribution from which the token behind them is drawn.
 
     p(node) and q(node) are the model's and the drafter's distributions behind a node, -1 for the text. uniform(child)
-    is the child's own random number in [0, 1).
+    is the child's own random number in [0, 1). Siblings are tried in their order, in which they were drawn from q
+    without replacement. A guess with p = 0 is never kept, whatever its number.
     """
+    # TASK w3.8.3: accept with p / q, or go on with what is left of both
     kept: list[int] = []
     node = -1
     left = p(node)
@@ -149,11 +155,17 @@ def accepted_of_drawn(
         left = residual(left, guesses)
         guesses = without(guesses, token)
     return kept, left
+    # END TASK
 
 
 def without(q: Distribution, token: int) -> Distribution:
-    """Return q normed anew without a token that was drawn from it; q where it has no other token."""
+    """Return q (V,) normed anew without a token that was drawn from it; q where it has no other token.
+
+    q stays as it is.
+    """
+    # TASK w3.8.2: the next sibling's distribution
     rest = q.copy()
     rest[token] = 0 * q[token]
     total = rest.sum()
     return rest / total if total > 0 else q
+    # END TASK

@@ -174,6 +174,7 @@ class Draw:
         drawn, finite = _numbers_of(choice.sampled)
         begin = 0
         found = []
+        # ANCHOR: read
         for sequence, _, draft in choice.verified:
             rows = range(begin, begin + 1 + len(draft.tokens))
             begin = rows.stop
@@ -182,6 +183,7 @@ class Draw:
             followed = [rows[0], *(rows[1 + node] for node in kept)]
             tokens = [self._follow(sequence, drawn[row], finite[row]) for row in followed]
             found.append(Followed(tokens, kept, ids))
+        # ANCHOR_END: read
         return found
 
     def _follow(self, sequence: SequenceId, token: Token, finite: bool) -> Token:

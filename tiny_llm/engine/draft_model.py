@@ -40,7 +40,12 @@ class FilledBlocks:
         self._filled: dict[int, Filled] = {}
 
     def count(self, sequence: Sequence) -> int:
-        """Return how many of a sequence's first tokens are computed; the last of all is always left to compute."""
+        """Return how many of a sequence's first tokens are computed; the last of all is always left to compute.
+
+        A block counts while its number of uses is the noted one, as far as its tokens are the sequence's; it must be
+        full for the blocks behind it to count.
+        """
+        # TASK w3.7.4: block by block, as far as the tokens are the same
         size = self.blocks.block_size
         count = 0
         for number, block in enumerate(sequence.block_table):
@@ -53,6 +58,7 @@ class FilledBlocks:
             if same < size:
                 break
         return min(count, len(sequence.tokens) - 1)
+        # END TASK
 
     def note(self, table: Row[int], start: int, tokens: Row[int]) -> None:
         """Note that tokens from position `start` on are computed, for a sequence with this block table."""
@@ -148,7 +154,6 @@ class DraftModel:
             mx.eval(self.store.state)
         return ready
 
-    # ANCHOR: lines
     def _lines(self, sequences: Row[Sequence], limits: Row[int]) -> tuple[list[list[int]], list[list[float]]]:
         """Return a line of guesses for each sequence, and the probability of each guess behind those before it.
 
@@ -171,7 +176,6 @@ class DraftModel:
                 sequences, sampler = sequences[:active], sampler.select(range(active))
             shares = [_share(sequence, len(sequence.tokens) + depth - 1, (UNKNOWN,)) for sequence in sequences]
             logits = self.model.logits(self._hidden(shares, tokens[:active]))
-        # ANCHOR_END: lines
         mx.eval(drawn, chances, self.store.state)
         return _lines_of(drawn), _lines_of(chances)
 

@@ -68,7 +68,8 @@ class SuffixAutomaton:
         self._last = state
         self.size += 1
         self._count(state)
-        # ANCHOR_END: add
+
+    # ANCHOR_END: add
 
     def _ending(self, above: int, token: int) -> int:
         """Return the state of the longest substring of `above` with the token behind it, split off if need be."""
@@ -107,7 +108,12 @@ class SuffixAutomaton:
         return KnownSuffix(state, self.longest[state])
 
     def follow(self, match: KnownSuffix, token: int) -> KnownSuffix:
-        """Return the longest known suffix of a text after one more token; `match` is that of the text before."""
+        """Return the longest known suffix of a text after one more token; `match` is that of the text before.
+
+        The match may have been found before the automaton was extended. A token that never occurred gives the empty
+        suffix, KnownSuffix().
+        """
+        # TASK w3.7.2: shorten the suffix until the token follows it
         state, length = self.settled(match)
         while state > 0 and token not in self.following[state]:
             state = self.links[state]
@@ -115,6 +121,7 @@ class SuffixAutomaton:
         if token not in self.following[state]:
             return KnownSuffix()
         return KnownSuffix(self.following[state][token], length + 1)
+        # END TASK
 
     def settled(self, match: KnownSuffix) -> KnownSuffix:
         """Return where a match lies now: states may have been split since it was found."""
@@ -124,11 +131,15 @@ class SuffixAutomaton:
         return KnownSuffix(state, length)
 
     def guess(self, match: KnownSuffix, limit: int, least: float, *, is_end: bool = False) -> Guess:
-        """Return the tokens that most often follow a match, up to `limit`.
+        """Return the tokens that most often follow a match, up to `limit`; of equally frequent ones any.
 
-        It stops where the probability of all of them together falls under `least`. `is_end`: the match is the text's
-        own end, and its last occurrence has nothing behind it.
+        A guess's probability is the number of times that it followed, divided by the number of times that the text
+        before it occurred. The line ends before the guess with which the probability of all of them together falls
+        under `least`, before BETWEEN, and where nothing followed. `expected` adds up these probabilities. `is_end`: the
+        match is the text's own end, so that its last occurrence has nothing behind it. The empty match occurs before
+        every token.
         """
+        # TASK w3.7.3: the most frequent token, again and again
         state = self.settled(match).state
         seen = self.counts[state] - is_end if state else self.size
         tokens: list[int] = []
@@ -144,6 +155,7 @@ class SuffixAutomaton:
             expected += chance
             seen = self.counts[state]
         return Guess(tuple(tokens), expected)
+        # END TASK
 
 
 @dataclass

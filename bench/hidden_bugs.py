@@ -1,0 +1,136 @@
+"""Bugs of a drafter that no answer shows: the texts stay the same, and the guesses accepted become fewer.
+
+    python bench/hidden_bugs.py [--json] [--chapter 3.7]
+
+pocket answers each prompt with a sound drafter (peer) and with the bug (ours): guesses accepted, and tokens a step.
+The script checks that the texts are those without a drafter.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.common import Row, report
+from bench.speculative import PROMPTS
+from tiny_llm import SamplingParams, load
+from tiny_llm.config import EngineConfig
+from tiny_llm.config.speculation import SpeculationConfig
+from tiny_llm.engine import draft_model, loop
+from tiny_llm.engine.speculation import SpeculationCounts
+
+Answers = list[list[int]]
+
+
+class Altered:
+    """A drafter that sees each sequence as a function changes it."""
+
+    def __init__(self, drafter: Any, change: Callable[[Any], Any]):
+        self.drafter, self.change = drafter, change
+        self.forget = drafter.forget
+
+    def propose(self, sequences: Sequence[Any], limits: Sequence[int]) -> Any:
+        return self.drafter.propose([self.change(sequence) for sequence in sequences], limits)
+
+
+# ANCHOR: behind
+def behind(sequence: Any) -> Any:
+    """The sequence as it was before its last token."""
+    stale = copy(sequence)
+    stale.tokens = sequence.tokens[:-1]
+    return stale
+
+
+# ANCHOR_END: behind
+def with_settings(**settings: Any) -> Callable[[Any], Any]:
+    """Show a drafter other sampling settings than the request's."""
+
+    def change(sequence: Any) -> Any:
+        other = copy(sequence)
+        params = replace(sequence.request.params, **settings)
+        other.request = replace(sequence.request, params=params)
+        return other
+
+    return change
+
+
+@contextmanager
+def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Within it a module has another function of this name."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def altered(change: Callable[[Any], Any]) -> AbstractContextManager[None]:
+    """Within it each loop's drafter sees changed sequences."""
+    made = loop.new_drafter
+    return replaced(loop, "new_drafter", lambda *given: Altered(made(*given), change))
+
+
+def trusting() -> AbstractContextManager[None]:
+    """Within it a draft model takes the tokens that it has computed for those of the text, without a comparison."""
+    return replaced(draft_model, "common_length", lambda one, other: min(len(one), len(other)))
+
+
+Bug = Callable[[], AbstractContextManager[None]]
+BUGS: dict[str, list[tuple[str, str, Bug]]] = {
+    "3.7": [
+        ("suffix, one token behind", "suffix", lambda: altered(behind)),
+        ("draft model, one token behind", "draft", lambda: altered(behind)),
+        ("draft model, rejected guesses count as computed", "draft", trusting),
+    ],
+    "3.8": [
+        ("draft model, random numbers of its own", "draft", lambda: altered(with_settings(seed=99))),
+        ("draft model, at temperature 2", "draft", lambda: altered(with_settings(temperature=2.0))),
+        ("draft model, always its likeliest token", "draft", lambda: altered(with_settings(temperature=0.0))),
+    ],
+}
+
+
+def answered(drafter: str, bug: Bug = nullcontext) -> tuple[Answers, SpeculationCounts]:
+    """The answers to all prompts at temperature 1, one after the other, and what was counted."""
+    prompts = [*PROMPTS["FAQ"], *PROMPTS["text work"]]
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    params = SamplingParams(temperature=1.0, max_tokens=80, seed=5)
+    config = SpeculationConfig(drafter, p_min=0.0 if drafter == "draft" else 0.3)  # type: ignore[arg-type]
+    with bug():
+        llm = load(config=EngineConfig(speculation=config))
+        return [llm.generate(chat, params).tokens for chat in chats], llm.speculation
+
+
+def rows_of(chapter: str) -> Iterator[Row]:
+    plain, _ = answered("none")
+    sound = {drafter: answered(drafter) for drafter in {drafter for _, drafter, _ in BUGS[chapter]}}
+    for case, drafter, bug in BUGS[chapter]:
+        texts, mine = answered(drafter, bug)
+        sound_texts, theirs = sound[drafter]
+        assert texts == plain == sound_texts, f"{case}: the texts differ"
+        yield row(f"{case}: guesses accepted", "%", 100 * mine.acceptance_rate, 100 * theirs.acceptance_rate)
+        yield row(f"{case}: with guesses", "tokens a step", mine.tokens_per_draft, theirs.tokens_per_draft)
+
+
+def row(case: str, unit: str, ours: float, peer: float) -> Row:
+    return Row(case, unit, ours, peer, ours / peer, None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--chapter", choices=list(BUGS), help="the bugs of this chapter alone")
+    options = parser.parse_args()
+    chapters = [options.chapter] if options.chapter else list(BUGS)
+    report([row for chapter in chapters for row in rows_of(chapter)], options.json, texts="the same in every case")
+
+
+if __name__ == "__main__":
+    main()
