@@ -5,7 +5,7 @@ around the cache: `project` computes queries, keys and values, `cache.attend` le
 computes the rest. `project` and `finish` keep no state, so they are compiled once and used for all layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -71,6 +71,35 @@ class Qwen3:
         """Return the logits (R, vocab) of x (R, hidden), from the head or, if tied, from the embedding table."""
         # YOUR CODE (w1.5.5): the final norm and the head
         raise NotDone("w1.5.5")
+
+    def layer_outputs(self, tokens: mx.array, cache: Attends, taps: Sequence[int]) -> tuple[mx.array, mx.array]:
+        """Return the last layer's output (T, hidden), and the outputs of the layers `taps` side by side (T, F)."""
+        last = self.config.num_hidden_layers - 1
+        if list(taps) == [last]:
+            x = self.hidden_states(tokens, cache)
+            return x, x
+        rotation = self.rope.at(cache.begin(tokens.shape[0]))
+        x = self.ops.embedding(tokens, self.weights["embed_tokens"], self.config.hidden_size)
+        found = {}
+        for i, layer in enumerate(self.weights["layers"]):
+            q, k, v = self._project(x, layer, rotation)
+            x = self._finish(x, cache.attend(i, q, k, v), layer)
+            if i in taps:
+                found[i] = x
+        return x, mx.concatenate([found[tap] for tap in taps], axis=1)
+
+    def final_norm(self, x: mx.array) -> mx.array:
+        """Return x (R, hidden) under the final norm, which `logits` computes first."""
+        return self._norm(x, self.weights["norm"])
+
+    def unembed(self, x: mx.array) -> mx.array:
+        """Return the logits (R, vocab) of x (R, hidden), normed already."""
+        name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+        return self.ops.linear(x, self.weights[name])
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """Return the embeddings of tokens (T,), (T, hidden)."""
+        return self.ops.embedding(tokens, self.weights["embed_tokens"], self.config.hidden_size)
 
     def project(self, x: mx.array, layer: Weights, rotation: Rotation) -> tuple[mx.array, mx.array, mx.array]:
         """Return rotated queries (T, Hq, D), rotated keys and plain values (T, Hkv, D) of x (T, hidden)."""

@@ -4,6 +4,7 @@ schedule   one token for every decoding sequence, then admissions, then prompt c
 finish     take in a step's results: append tokens, keep full blocks for later requests, end finished sequences
 """
 
+import json
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field, replace
@@ -283,6 +284,13 @@ class Scheduler:
         end = start + length
         wanted = int(end == len(tokens))  # a prompt's last token, or a decode
         return Share(sequence.id, start, tuple(tokens[start:end]), wanted, self.ledger.view(sequence, end))
+
+    def _tell_verified(self, sequence: Sequence, share: Share, result: Result) -> None:
+        """Emit an event for a draft that was verified."""
+        draft = share.draft
+        if draft.tokens:
+            note = json.dumps([draft.tokens, draft.parents], separators=(",", ":"))
+            self.log.tell("verify", sequence, share.start + 1, len(draft.tokens), result.kept, note)
 
     def _append(self, sequence: Sequence, tokens: Row[int]) -> None:
         """Append the tokens of a result, up to a token that ends the sequence."""

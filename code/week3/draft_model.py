@@ -65,6 +65,13 @@ class FilledBlocks:
             filled.tokens[slot:] = tokens[position - start : upto - start]
             position = upto
 
+    def copy(self, pairs: Row[tuple[int, int]]) -> None:
+        """Note that blocks were copied, source to target."""
+        for source, target in pairs:
+            filled = self._filled.get(source)
+            if filled is not None and filled.uses == self.blocks.uses[source]:
+                self._filled[target] = Filled(self.blocks.uses[target], list(filled.tokens))
+
 
 def common_length(one: Row[int], other: Row[int]) -> int:
     """Return the length of the common beginning of two rows of tokens."""
