@@ -96,15 +96,22 @@ class FakeRunner:
         if self.widths[share.sequence] == 1:
             text = self.texts[share.sequence]
             assert tokens == text[: share.end], "a sequence reads what is not its own"
-            assert share.wanted == (share.end == len(text))
+            assert (share.wanted > 0) == (share.end == len(text))
         assert [position for position, _ in seen] == list(range(share.end))
         if not share.wanted:
             return Result()
         if self.widths[share.sequence] > 1:
             return Result(row=next_row(tokens))
-        token = next_token(tokens, share.sequence.number)
-        self.texts[share.sequence].append(token)
-        return Result((token,), (None,))
+        known = share.end - len(share.draft.tokens)
+        kept: list[int] = []
+        while True:
+            token = next_token(tokens[: known + len(kept)], share.sequence.number)
+            if len(kept) == len(share.draft.tokens) or share.draft.tokens[len(kept)] != token:
+                break
+            kept.append(len(kept))
+        new = (*share.draft.tokens[: len(kept)], token)
+        self.texts[share.sequence][known:] = new
+        return Result(new, (None,) * len(new), kept=tuple(kept))
 
 
 def advance(beams: Beams, scheduler: Scheduler, step: Step, results: list[Result], now: float) -> list[Ended]:

@@ -14,14 +14,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.engine.fake import FakeRunner, FakeTier, advance, solo, solo_search
+from tests.engine.fake import FakeRunner, FakeTier, advance, next_token, solo, solo_search
 from tiny_llm.config import SamplingParams, SchedulerConfig
+from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.choosers import Beams
 from tiny_llm.engine.events import KINDS, Event
 from tiny_llm.engine.radix import RadixTree
 from tiny_llm.engine.request import Request, Result, Step
 from tiny_llm.engine.scheduler import Scheduler
+from tiny_llm.engine.speculation import pruned, room
 
 PREFIX = (1, 2, 3, 4, 1, 2, 3, 4, 1, 2)
 STOPS = frozenset({0})
@@ -84,7 +86,24 @@ class Engine(RuleBasedStateMachine):
         SEEN["preempted for room"] += len(self.scheduler.plan.preempted)
         assert 0 < step.num_tokens <= self.scheduler.config.token_budget
         assert len(self.scheduler.running) <= self.scheduler.config.max_sequences
+        step = self.drafted(step)
         self.finish(step, self.runner.run(step))
+
+    def drafted(self, step: Step) -> Step:
+        """The step with drafts of all lengths behind some decodes, some right for a while and then wrong."""
+        drafts = {}
+        left = self.scheduler.config.token_budget - step.num_tokens
+        for s in self.scheduler.decoding(step):
+            chance = hash((s.id, len(s.tokens), self.now))
+            length = min(chance % 5, left, room(s, 60))
+            length = self.scheduler.reserve(s, length) if length > 0 else 0
+            left -= length
+            tokens = list(s.tokens)
+            for number in range(length):
+                wrong = (chance >> number) % 4 == 0
+                tokens.append(next_token(tokens, s.index) ^ wrong)
+            drafts[s.id] = pruned(DraftTree.chain(tokens[len(s.tokens) :]), STOPS, length)
+        return self.scheduler.with_drafts(step, drafts)
 
     def finish(self, step: Step, results: list[Result]) -> None:
         for s in self.scheduler.finish(step, results, self.now):
@@ -100,7 +119,7 @@ class Engine(RuleBasedStateMachine):
     @rule(data=st.data())
     def interrupted_step(self, data: st.DataObject) -> None:
         """A request is cancelled while the device works."""
-        step = self.scheduler.schedule(self.now)
+        step = self.drafted(self.scheduler.schedule(self.now))
         results = self.runner.run(step)
         self.cancel(data)
         self.finish(step, results)
@@ -108,7 +127,7 @@ class Engine(RuleBasedStateMachine):
     @precondition(lambda self: self.scheduler.has_work)
     @rule()
     def failed_step(self) -> None:
-        step = self.scheduler.schedule(self.now)
+        step = self.drafted(self.scheduler.schedule(self.now))
         self.runner.learn(step)
         self.scheduler.abandon(step, self.now)
 
