@@ -13,13 +13,14 @@ from tests.engine.test_speculation import check, prompt
 from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load
 from tiny_llm.cache.contiguous import ContiguousCache
-from tiny_llm.config import EngineConfig
+from tiny_llm.config import EngineConfig, SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.engine import draft_model
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.draft_model import FilledBlocks, common_length, likely, widened
 from tiny_llm.engine.drafters import new_drafter
+from tiny_llm.engine.events import Event
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.request import Sequence as Running
@@ -140,6 +141,21 @@ def test_a_long_text_is_computed_over_several_steps(llm: LLM, near: LLM, monkeyp
     loop = drafting(llm, near)
     check(llm, requests, loop)
     assert max(sizes) <= 16 and loop.speculation.counts.accepted > 0
+
+
+def test_blocks_that_come_from_disk_are_computed_anew(llm: LLM, tmp_path: Path) -> None:
+    """The files hold the model's K and V alone; a draft model that is the model itself stays right."""
+    slot = 2 * llm.config.num_hidden_layers * llm.config.num_key_value_heads * llm.config.head_dim * 4
+    scheduler = SchedulerConfig(token_budget=40, max_sequences=4)
+    serving = ServingConfig(30 * 4 * slot, 4, disk_folder=tmp_path, scheduler=scheduler)
+    requests = [request(llm, f"{i}", prompt(i % 5, 24), replace(GREEDY, max_tokens=12)) for i in range(15)]
+    events: list[Event] = []
+    loop = Loop(llm.model, llm.tokenizer, serving, events.append)
+    drafter = new_drafter(DRAFT, llm.model, loop.store, loop.scheduler.blocks, llm.config.vocab_size)
+    loop.speculation = Speculation(DRAFT, drafter, SpeculationCounts())
+    check(llm, requests, loop)
+    assert {"evict", "load"} <= {event.kind for event in events}
+    assert loop.speculation.fault is None and loop.speculation.counts.acceptance_rate > 0.95
 
 
 @pytest.mark.filterwarnings("ignore:draft_model:RuntimeWarning")

@@ -25,7 +25,9 @@ from tests.engine.test_loop import (
 from tests.support import make_model
 from tiny_llm import LLM, SamplingParams, load
 from tiny_llm.cache.contiguous import ContiguousCache
-from tiny_llm.config import EngineConfig, Structured
+from tiny_llm.cache.recompute import RecomputeCache
+from tiny_llm.config import EngineConfig, SchedulerConfig, Structured
+from tiny_llm.config.serving import ServingConfig
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.events import Event
@@ -188,7 +190,8 @@ def test_several_answers_and_searches(llm: LLM) -> None:
     answers = answers_of(llm, [several])
     for drafter in DRAFTERS.values():
         loop = guessing(llm, drafter(answers))
-        got = run(loop, [several, search])
+        with pytest.warns(RuntimeWarning, match="beam_width: a beam search runs without drafts"):
+            got = run(loop, [several, search])
         for one in (several, search):
             want = alone(llm, one)
             assert {i: summary(deltas) for i, deltas in got[one.id].items()} == {
@@ -293,6 +296,23 @@ def test_a_later_request_finds_only_verified_blocks(llm: LLM) -> None:
     answers |= answers_of(llm, [second])
     loop.speculation = Speculation(SpeculationConfig("suffix", 5), mixed(answers), SpeculationCounts())
     check(llm, [second], loop)
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_blocks_on_disk(llm: LLM, params: SamplingParams, tmp_path: Path) -> None:
+    """Texts whose blocks were evicted to files and loaded again, beside others, with drafts all the while."""
+    slot = 2 * llm.config.num_hidden_layers * llm.config.num_key_value_heads * llm.config.head_dim * 4
+    scheduler = SchedulerConfig(token_budget=40, max_sequences=4)
+    serving = ServingConfig(30 * 4 * slot, 4, disk_folder=tmp_path, scheduler=scheduler)
+    requests = [request(llm, f"{i}", prompt(i % 5, 24), replace(params, max_tokens=12)) for i in range(15)]
+    events: list[Event] = []
+    loop = Loop(llm.model, llm.tokenizer, serving, events.append)
+    loop.speculation = Speculation(
+        SpeculationConfig("suffix", 5), trees(answers_of(llm, requests)), SpeculationCounts()
+    )
+    check(llm, requests, loop)
+    assert {"evict", "load", "verify"} <= {event.kind for event in events}
+    assert loop.speculation.fault is None and loop.speculation.counts.accepted > 20
 
 
 def test_the_token_budget_bounds_drafts(llm: LLM) -> None:
@@ -421,3 +441,51 @@ def test_the_log_and_the_pieces_say_what_became_of_guesses(llm: LLM) -> None:
         end = begin + len(event.blocks)
         assert origins[begin:end] == ["accepted"] * len(event.blocks)
         assert origins[end] == ("corrected" if last in parents else "bonus")
+
+
+def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    """The distribution of the next token: softmax, then the likeliest tokens until their sum reaches top_p."""
+    p = np.exp((logits - logits.max()) / temperature)
+    p /= p.sum()
+    order = np.argsort(-p)
+    inside = order[: int((np.cumsum(p[order]) < top_p).sum()) + 1]
+    kept = np.zeros_like(p)
+    kept[inside] = p[inside]
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
+def test_drawn_tokens_have_the_models_distribution(llm: LLM, temperature: float) -> None:
+    """The second token of many seeded answers, by a chi-square test; the drafts guess a few of the likely tokens."""
+    tokens = prompt(9, 6)
+    biases = dict.fromkeys((17, 40, 99, 150, 220, 301), 5.0)
+    bias = np.array([biases.get(token, 0.0) for token in range(llm.config.vocab_size)])
+
+    def behind(text: list[int]) -> np.ndarray:
+        logits = llm.model(mx.array(text), RecomputeCache(llm.config, llm.model.ops))[-1]
+        return nucleus(np.array(logits, np.float64) + bias, temperature, 0.9)
+
+    first = int(behind(tokens).argmax())
+    want = behind([*tokens, first])
+    likely = np.argsort(-want)[:4].tolist()
+    rng = random.Random(1)
+    loop = guessing(llm, Trees(lambda sequence, limit: [rng.choice(likely)]), max_draft=5, max_sequences=16)
+    params = SamplingParams(temperature=temperature, top_p=0.9, max_tokens=4, ignore_eos=True, logit_bias=biases)
+    requests = [request(llm, f"{i}", tokens, replace(params, seed=i)) for i in range(1200)]
+    got = [deltas[0] for deltas in run(loop, requests).values()]
+    assert loop.speculation.counts.accepted > 100
+    drawn = [deltas[1].token for deltas in got if deltas[0].token == first]
+    check_distribution(np.bincount(drawn, minlength=len(want)), want)
+
+
+def check_distribution(counts: np.ndarray, want: np.ndarray) -> None:
+    """Chi-square over tokens that are expected five times, the others together; the statistic within six sigma."""
+    total = counts.sum()
+    assert total > 30 and counts[want == 0].sum() == 0
+    often = want * total >= 5
+    seen = np.append(counts[often], counts[~often].sum())
+    expected = np.append(want[often], want[~often].sum()) * total
+    expected, seen = expected[expected > 0], seen[expected > 0]
+    degrees = max(1, len(seen) - 1)
+    statistic = ((seen - expected) ** 2 / expected).sum()
+    assert statistic < degrees + 6 * np.sqrt(2 * degrees) + 6, (statistic, degrees)

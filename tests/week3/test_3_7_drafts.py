@@ -482,7 +482,9 @@ def test_acceptance_is_that_of_a_draft_model_that_forgets_nothing(check: Checker
     def drafter(m: Any) -> tuple[Any, Any]:
         loop = new_loop()
         helper = near().model
-        made = m.DraftModel(helper, store_like(loop.store, helper), loop.scheduler.blocks, llm().config.vocab_size, 0.0)
+        made = m.DraftModel(
+            helper, store_like(loop.store, helper.config, helper), loop.scheduler.blocks, llm().config.vocab_size, 0.0
+        )
         return loop, made
 
     def call(m: Any) -> list[Any]:

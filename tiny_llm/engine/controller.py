@@ -180,7 +180,6 @@ class Controller:
         self.choices = [choice for choice in CHOICES if choice < most] + [most]
         self._loads: dict[int, Load] = {}
 
-    # ANCHOR: choose
     def choose(self, sequences: int, others: int = 0) -> int:
         """Return how many tokens to draft for each of so many sequences. `others`: tokens of prompts in the step."""
         load = self._load(sequences)
@@ -195,7 +194,6 @@ class Controller:
         if load.until_trial <= 0:
             self._begin_trial(load, sequences, others)
         return load.trial if load.left else load.choice
-        # ANCHOR_END: choose
 
     def _begin_trial(self, load: Load, sequences: int, others: int) -> None:
         """Try for a few steps what the present choice can't tell: no drafts, or drafts where there are none.

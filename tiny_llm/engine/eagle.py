@@ -150,7 +150,6 @@ class EagleDrafter:
             self._level(trees, width)
         return trees
 
-    # ANCHOR: level
     def _level(self, trees: Row[Growing], width: int) -> None:
         """Grow all trees by a level: compute the entries of all rows again, and rank what follows the beams."""
         for tree in trees:
@@ -167,7 +166,6 @@ class EagleDrafter:
             tree.beams = tree.grow(before, found[rows], log_q[rows], width)
             for node in tree.beams:
                 tree.features.append(states[i, before.index(tree.nodes[node].parent)])
-        # ANCHOR_END: level
 
     def _roots(self, sequences: Row[Sequence]) -> mx.array:
         """Compute the entries of the pending features. → (R, H), the outputs at the entries before the last tokens"""

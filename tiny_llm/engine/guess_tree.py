@@ -25,7 +25,6 @@ def ranked(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
     return mx.take_along_axis(top, order, axis=-1), mx.take_along_axis(odds, order, axis=-1)
 
 
-# ANCHOR: best
 def likeliest_tree(places: Row[Ranked], limit: int, least: float) -> DraftTree:
     """Return the tree of the `limit` likeliest lines of guesses, the likeliest first.
 
@@ -51,4 +50,3 @@ def likeliest_tree(places: Row[Ranked], limit: int, least: float) -> DraftTree:
         offer(depth, rank + 1, parent, before)
         offer(depth + 1, 0, len(tokens) - 1, -negative)
     return DraftTree(tuple(tokens), tuple(parents))
-    # ANCHOR_END: best

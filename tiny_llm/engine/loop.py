@@ -130,6 +130,8 @@ class Loop:
             request = replace(request, params=params)
         sequences = self.scheduler.add(request, self.clock())
         if request.searches:
+            if self.speculation is not None:
+                self.speculation.tell_of_search()
             self._beams.add(request)
             return
         for sequence in sequences:

@@ -79,6 +79,7 @@ class Speculation:
         self.drafter: Drafter | None = drafter
         self._learner = drafter if isinstance(drafter, LearningDrafter) else None
         self.fault: Exception | None = None
+        self._told = False
 
     def extend(self, step: Step, scheduler: Scheduler, max_context: int) -> Step:
         """Return the step with drafts behind its decodes, as far as token budget and available blocks allow."""
@@ -193,6 +194,13 @@ class Speculation:
             self.drafter.forget(ended)
         except Exception as error:
             self._switch_off(error)
+
+    def tell_of_search(self) -> None:
+        """Warn, the first time, that a beam search runs without drafts."""
+        if not self._told:
+            self._told = True
+            words = "beam_width: a beam search runs without drafts; other requests keep theirs"
+            warnings.warn(words, RuntimeWarning, stacklevel=4)
 
     def _switch_off(self, error: Exception) -> None:
         self.drafter, self._learner, self.fault = None, None, error

@@ -55,7 +55,6 @@ class EagleHead:
         """Return the features (T, 3 H) of tokens as one vector each, (T, H)."""
         return self._linear(features, "fc")
 
-    # ANCHOR: states
     def states(self, tokens: mx.array, features: mx.array, cache: Attends) -> mx.array:
         """Return the output of entries, (T, H), from which the next tokens are guessed.
 
@@ -79,7 +78,6 @@ class EagleHead:
         up = self._linear(normed_y, "midlayer.mlp.up_proj")
         gated = self.ops.swiglu(mx.concatenate([gate, up], axis=1))
         return y + self._linear(gated, "midlayer.mlp.down_proj")
-        # ANCHOR_END: states
 
     def logits(self, states: mx.array) -> mx.array:
         """Return the logits of the draft tokens, (R, V')."""

@@ -29,7 +29,6 @@ class MedusaHeads:
     def __len__(self) -> int:
         return len(self.blocks)
 
-    # ANCHOR: heads
     def logits(self, hidden: mx.array) -> mx.array:
         """Return the logits of each head, (k, R, V). hidden (R, H): the last layer's output behind a token."""
         x = self.model.final_norm(hidden)
@@ -40,7 +39,6 @@ class MedusaHeads:
                 y = y + silu(linear(y, block))
             found.append(self.model.unembed(y) if output is None else linear(y, output))
         return mx.stack(found)
-        # ANCHOR_END: heads
 
     @classmethod
     def from_dir(cls, directory: Path, model: Qwen3) -> "MedusaHeads":
