@@ -22,7 +22,7 @@ from bench.speculative import PROMPTS
 from tiny_llm import SamplingParams, load
 from tiny_llm.config import EngineConfig
 from tiny_llm.config.speculation import SpeculationConfig
-from tiny_llm.engine import draft_model, loop
+from tiny_llm.engine import draft_model, speculation
 from tiny_llm.engine.speculation import SpeculationCounts
 
 Answers = list[list[int]]
@@ -73,8 +73,8 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 def altered(change: Callable[[Any], Any]) -> AbstractContextManager[None]:
     """Within it each loop's drafter sees changed sequences."""
-    made = loop.new_drafter
-    return replaced(loop, "new_drafter", lambda *given: Altered(made(*given), change))
+    made = speculation.new_drafter
+    return replaced(speculation, "new_drafter", lambda *given: Altered(made(*given), change))
 
 
 def trusting() -> AbstractContextManager[None]:
@@ -102,7 +102,8 @@ def answered(drafter: str, bug: Bug = nullcontext) -> tuple[Answers, Speculation
     prompts = [*PROMPTS["FAQ"], *PROMPTS["text work"]]
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     params = SamplingParams(temperature=1.0, max_tokens=80, seed=5)
-    config = SpeculationConfig(drafter, p_min=0.0 if drafter == "draft" else 0.3)  # type: ignore[arg-type]
+    p_min = 0.0 if drafter == "draft" else 0.3
+    config = SpeculationConfig(drafter, p_min=p_min, adaptive=False)  # type: ignore[arg-type]
     with bug():
         llm = load(config=EngineConfig(speculation=config))
         return [llm.generate(chat, params).tokens for chat in chats], llm.speculation

@@ -232,7 +232,8 @@ def tokens_a_step(drafter: str, prompts: Sequence[str], before: Sequence[str] = 
     from tiny_llm.config import EngineConfig
     from tiny_llm.config.speculation import SpeculationConfig
 
-    llm = load(config=EngineConfig(speculation=SpeculationConfig(drafter)))  # type: ignore[arg-type]
+    speculation = SpeculationConfig(drafter, adaptive=False)  # type: ignore[arg-type]
+    llm = load(config=EngineConfig(speculation=speculation))
     params = SamplingParams(temperature=0.0, max_tokens=160)
     for prompt in before:
         llm.generate([{"role": "user", "content": prompt}], params)
