@@ -15,6 +15,7 @@ ROWS = {
     "multi_turn": "remembers what was said turns ago",
     "text": "copying, listing, counting, reversing, JSON",
     "think": "sums with working in a think block",
+    "loop_rate": "open prompts whose answer does not end within 600 tokens",
 }
 
 CARD = """---
@@ -24,7 +25,7 @@ library_name: mlx
 ---
 # Pocket ({name})
 
-A Qwen3 of {params:,} parameters, trained from scratch by the tiny-llm project on text that its own generator makes up.
+A {family} of {params:,} parameters, trained from scratch by the tiny-llm project on text that its own generator makes up.
 It shows what an inference engine does, offline and at once; it knows nothing of the world. For real work use a larger
 model: `tiny-llm chat --model qwen3-0.6b`.
 
@@ -46,7 +47,7 @@ model: `tiny-llm chat --model qwen3-0.6b`.
 Exact match of greedy answers, {number} cases a task. Names, numbers, tool schemas and phrasings are held out from
 training.
 
-| task | share right |
+| task | share |
 |---|---|
 {results}
 
@@ -88,6 +89,7 @@ def model_card(
         rows.append(f"| tokens of the target that the draft would have proposed | {figures['acceptance']:.3f} |")
     return CARD.format(
         name=name,
+        family="Qwen3 with experts" if "num_experts" in size else "Qwen3",
         params=made["params"],
         tokens=made["tokens"],
         runs=", ".join(runs(made)),

@@ -236,6 +236,6 @@ def evaluate(directory: Path, draft: Path | None, number: int) -> tuple[dict[str
 def write_card(directory: Path, figures: Mapping[str, Any], number: int) -> None:
     """README.md beside the weights."""
     config, made = (json.loads((directory / f"{name}.json").read_text("utf-8")) for name in ("config", "pocket"))
-    name = "draft" if config["hidden_size"] == DRAFT.hidden else "target"
+    name = "moe" if "num_experts" in config else "draft" if config["hidden_size"] == DRAFT.hidden else "target"
     card = model_card(name, config, made, figures, number, RECIPES[name].max_long_length)
     (directory / "README.md").write_text(card, encoding="utf-8")
