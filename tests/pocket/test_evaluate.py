@@ -155,6 +155,17 @@ def test_all_figures_and_the_card(directory: Path, monkeypatch: pytest.MonkeyPat
     assert "4,000 tokens, runs one after the other: 7 steps by recipe `r`" in card
 
 
+def test_the_card_of_a_model_with_experts_names_its_recipe(directory: Path, tmp_path: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **experts}))
+    (tmp_path / "pocket.json").write_text((directory / "pocket.json").read_text())
+    write_card(tmp_path, {"bytes": 5, "loop_rate": 0.25}, 4)
+    card = (tmp_path / "README.md").read_text()
+    assert "# Pocket (moe)" in card and "A Qwen3 with experts of" in card and "--size moe" in card
+    assert "| open prompts whose answer does not end within 600 tokens | 0.250 |" in card
+
+
 def test_the_card_names_every_run() -> None:
     made = {"recipe": "c", "steps": 3, "after": {"recipe": "b", "steps": 2000, "after": {"recipe": "a", "steps": 1}}}
     assert list(runs(made)) == ["1 steps by recipe `a`", "2,000 steps by recipe `b`", "3 steps by recipe `c`"]
