@@ -26,8 +26,8 @@ library_name: mlx
 # Pocket ({name})
 
 A {family} of {params:,} parameters, trained from scratch by the tiny-llm project on text that its own generator makes
-up. It shows what an inference engine does, offline and at once; it knows nothing of the world. For real work use a larger
-model: `tiny-llm chat --model qwen3-0.6b`.
+up. It shows what an inference engine does, offline and at once; it knows nothing of the world. For real work use a
+larger model: `tiny-llm chat --model qwen3-0.6b`.
 
 | | |
 |---|---|
