@@ -226,6 +226,19 @@ def test_eagle_guesses_by_its_equations(llm: LLM, vocab: int) -> None:
         assert list(draft.tokens) == eagle_chain(llm, head, tokens, len(draft.tokens))
 
 
+def test_eagle_guesses_for_every_answer_of_a_request(llm: LLM) -> None:
+    """The features of the prompt are those of the first answer's; the other answers copied its last block."""
+    head = eagle(llm)
+    loop = with_heads(llm, head, beams=1, max_draft=2)
+    found = watched(loop)
+    run(loop, [request(llm, "one", prompt(5, 18), replace(SAMPLED, max_tokens=16, n=3))])
+    drafted = [(tokens, draft) for tokens, draft in found if draft.tokens]
+    assert len(drafted) > 0.9 * len(found) > 30
+    for tokens, draft in drafted[::2]:
+        assert list(draft.tokens) == eagle_chain(llm, head, tokens, len(draft.tokens))
+    assert not loop.speculation.drafter._prompts
+
+
 def test_eagle_uses_the_entries_of_a_shared_prefix(llm: LLM) -> None:
     """The last entry of a shared block took the other text's next token in, so a few guesses differ."""
     head = eagle(llm)

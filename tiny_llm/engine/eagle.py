@@ -30,6 +30,12 @@ class Pending:
     def end(self) -> int:
         return self.start + sum(part.shape[0] for part in self.parts)
 
+    def prepend(self, before: "Pending", start: int) -> None:
+        """Add the features from position `start` up to the own first, which `before` has."""
+        whole = mx.concatenate(before.parts)
+        self.parts.insert(0, whole[start - before.start : self.start - before.start])
+        self.start = start
+
 
 class LineNode(NamedTuple):
     """A node of a tree that grows: `log_q` of the whole line up to it, `parent` -1 behind the text."""
@@ -92,6 +98,7 @@ class EagleDrafter:
         self.least = math.log(max(p_min, 1e-9))
         self.filled = FilledBlocks(blocks)
         self._pending: dict[SequenceId, Pending] = {}
+        self._prompts: dict[str, Pending] = {}  # of requests with several answers, for those that began later
 
     def propose(self, sequences: Row[Sequence], limits: Row[int]) -> list[DraftTree]:
         """Return a tree of at most limits[i] guesses for each sequence; none where the head misses entries before."""
@@ -120,6 +127,8 @@ class EagleDrafter:
         """Drop the data of sequences that have ended or were preempted."""
         for name in ended:
             self._pending.pop(name, None)
+        known = {name.request for name in self._pending}
+        self._prompts = {request: kept for request, kept in self._prompts.items() if request in known}
         if isinstance(self.store, WholeCaches):
             self.store.drop_unused(self.filled.blocks.in_use)
 
@@ -135,7 +144,11 @@ class EagleDrafter:
         pending = self._pending.get(sequence.id)
         if pending is None or pending.end != len(sequence.tokens) - 1:
             return False
-        return self.filled.count(sequence) >= pending.start
+        count = self.filled.count(sequence)
+        prompt = self._prompts.get(sequence.id.request)
+        if count < pending.start and prompt is not None and prompt.start <= count and pending.start <= prompt.end:
+            pending.prepend(prompt, count)
+        return count >= pending.start
 
     def _trees(self, sequences: Row[Sequence], limits: Row[int]) -> list[Growing]:
         """Grow trees of as many levels as the reserved blocks have room for."""
@@ -174,6 +187,8 @@ class EagleDrafter:
         parts: list[mx.array] = []
         for sequence in sequences:
             pending = self._pending.pop(sequence.id)
+            if sequence.request.params.n > 1:
+                self._prompts.setdefault(sequence.id.request, pending)
             known = sequence.tokens[pending.start : pending.end]
             view = View(tuple(sequence.block_table), pending.start)
             shares.append(Share(sequence.id, pending.start, tuple(known), 0, view))
