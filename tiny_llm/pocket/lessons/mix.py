@@ -65,17 +65,17 @@ class Mix:
 FOUNDATION = Mix({"copy": 0.4, "context": 0.25, "needle": 0.25, "memory": 0.1})
 EVERYTHING = Mix(
     {
-        "tool": 0.24,
-        "builtin": 0.13,
-        "context": 0.18,
-        "passages": 0.09,
+        "tool": 0.25,
+        "builtin": 0.18,
+        "context": 0.16,
+        "passages": 0.1,
         "needle": 0.02,
-        "faq": 0.11,
-        "text": 0.09,
+        "faq": 0.07,
+        "text": 0.11,
         "long_text": 0.03,
-        "talk": 0.05,
-        "memory": 0.13,
-        "think": 0.03,
+        "talk": 0.03,
+        "memory": 0.07,
+        "think": 0.05,
     }
 )
 TEXTWORK = Mix(  # text work, and a little of all else, so that it is not forgotten
@@ -83,6 +83,7 @@ TEXTWORK = Mix(  # text work, and a little of all else, so that it is not forgot
         "text": 0.42,
         "long_text": 0.23,
         "tool": 0.08,
+        "think": 0.04,
         "builtin": 0.05,
         "context": 0.06,
         "passages": 0.03,
@@ -91,4 +92,4 @@ TEXTWORK = Mix(  # text work, and a little of all else, so that it is not forgot
         "memory": 0.04,
     }
 )
-LONG = Mix({**EVERYTHING.weights, "builtin": 0.08, "long_builtin": 0.06, "long_text": 0.05, "long_needle": 0.05})
+LONG = Mix({**EVERYTHING.weights, "builtin": 0.12, "long_builtin": 0.06, "long_text": 0.05, "long_needle": 0.05})
