@@ -64,8 +64,6 @@ def rows_of_text(share: Share, result: Result) -> list[int]:
     """
     # TASK w3.9.3: without the rejected guesses
     known = share.length - max(0, share.wanted - 1)
-    rows = list(range(known))
-    for node in result.kept:
-        rows.append(known + node)
-    return rows
+    guesses = [known + node for node in result.kept]
+    return [*range(known), *guesses]
     # END TASK
