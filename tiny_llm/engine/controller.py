@@ -236,12 +236,14 @@ class Controller:
 
     def _value(self, load: Load, choice: int, sequences: int, others: int, tokens: float | None = None) -> float:
         """Return the expected new tokens a second of a step with this choice; `tokens` of a sequence if given."""
+        # ANCHOR: value
         arm = load.arms[choice]
         if tokens is None:
             tokens = arm.gain * load.survival.tokens(choice)
         step = self.profile.seconds(sequences * arm.rows + others) * arm.slowness
         drafting = arm.drafting if arm.steps else self._drafting(load, choice)
         return sequences * tokens / (step + sequences * drafting)
+        # ANCHOR_END: value
 
     def _drafting(self, load: Load, choice: int) -> float:
         """Return the time to draft with a choice that was never tried: in proportion to those that were."""

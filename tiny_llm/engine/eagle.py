@@ -54,6 +54,7 @@ class Growing:
 
     def grow(self, parents: Row[int], tokens: Row[Row[int]], log_q: Row[Row[float]], width: int) -> list[int]:
         """Add the likeliest tokens behind each of these nodes. Return the `width` likeliest lines of the new level."""
+        # ANCHOR: grow
         level: list[int] = []
         for parent, mine, odds in zip(parents, tokens, log_q, strict=True):
             before = self.nodes[parent].log_q if parent >= 0 else 0.0
@@ -62,6 +63,7 @@ class Growing:
                 self.nodes.append(LineNode(token, parent, before + odd))
         level.sort(key=lambda node: -self.nodes[node].log_q)
         return sorted(level[:width])
+        # ANCHOR_END: grow
 
     def share(self) -> Share:
         """Return the share of all rows, which begins at the entry of the text's last token."""
