@@ -65,8 +65,8 @@ def tree_mask() -> Drawing:
         slots = ", ".join(str(FIRST + j) for j in range(len(row)) if seen[i, j])
         told.append(f"{word} in slot {FIRST + i} at position {positions[i]} sees slots {slots}")
     alt = f"Six tokens of a step behind {FIRST} others that all of them see. {'; '.join(told)}."
-    drawing = Drawing("tree-mask", 700, 270, "A token sees its ancestors", alt)
-    left, top, size = 250, 64, 30
+    drawing = Drawing("tree-mask", 720, 270, "A token sees its ancestors", alt)
+    left, top, size = 240, 64, 30
     drawing.text(60, 46, "token", 12, colour=GREY)
     drawing.text(128, 46, "slot", 12, colour=GREY)
     drawing.text(186, 46, "position", 12, colour=GREY)
