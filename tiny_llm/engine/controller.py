@@ -236,10 +236,10 @@ class Controller:
 
     def _value(self, load: Load, choice: int, sequences: int, others: int, tokens: float | None = None) -> float:
         """Return the expected new tokens a second of a step with this choice; `tokens` of a sequence if given."""
-        # ANCHOR: value
         arm = load.arms[choice]
         if tokens is None:
             tokens = arm.gain * load.survival.tokens(choice)
+        # ANCHOR: value
         step = self.profile.seconds(sequences * arm.rows + others) * arm.slowness
         drafting = arm.drafting if arm.steps else self._drafting(load, choice)
         return sequences * tokens / (step + sequences * drafting)

@@ -31,7 +31,6 @@ class MedusaHeads:
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Return the logits of each head, (k, R, V). hidden (R, H): the last layer's output behind a token."""
-        # ANCHOR: heads
         x = self.model.final_norm(hidden)
         found = []
         for blocks, output in zip(self.blocks, self.outputs, strict=True):
@@ -40,7 +39,6 @@ class MedusaHeads:
                 y = y + silu(linear(y, block))
             found.append(self.model.unembed(y) if output is None else linear(y, output))
         return mx.stack(found)
-        # ANCHOR_END: heads
 
     @classmethod
     def from_dir(cls, directory: Path, model: Qwen3) -> "MedusaHeads":
