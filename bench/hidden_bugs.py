@@ -3,7 +3,8 @@
     python bench/hidden_bugs.py [--json] [--chapter 3.7]
 
 pocket answers each prompt with a sound drafter (peer) and with the bug (ours): guesses accepted, and tokens a step.
-The script checks that the texts are those without a drafter.
+The script checks that the texts are those without a drafter. Heads are those in heads/medusa and heads/eagle
+(`tiny-llm train`) where there are such folders, otherwise those that ship with pocket.
 """
 
 import argparse
@@ -17,12 +18,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import mlx.core as mx
+
 from bench.common import Row, report
 from bench.speculative import PROMPTS
 from tiny_llm import SamplingParams, load
 from tiny_llm.config import EngineConfig
 from tiny_llm.config.speculation import SpeculationConfig
-from tiny_llm.engine import draft_model, speculation
+from tiny_llm.engine import draft_model, eagle, speculation
+from tiny_llm.engine.guess_tree import rows_of_text
 from tiny_llm.engine.speculation import SpeculationCounts
 
 Answers = list[list[int]]
@@ -48,6 +52,30 @@ def behind(sequence: Any) -> Any:
 
 
 # ANCHOR_END: behind
+class Late:
+    """A drafter with heads that gets, of each token, the features of the token before."""
+
+    def __init__(self, drafter: Any):
+        self.drafter, self.taps = drafter, drafter.taps
+        self.propose, self.forget, self.copy_blocks = drafter.propose, drafter.forget, drafter.copy_blocks
+        self.last: dict[Any, mx.array] = {}
+
+    def observe(self, seen: Sequence[Any]) -> None:
+        self.drafter.observe([self.late(*one) for one in seen])
+
+    # ANCHOR: late
+    def late(self, share: Any, result: Any, features: mx.array) -> tuple[Any, Any, mx.array]:
+        """The features of a step, each that of the text's token before."""
+        rows = mx.array(rows_of_text(share, result))
+        mine = features[rows]
+        before = self.last.get(share.sequence, mine[:1])
+        self.last[share.sequence] = mine[-1:]
+        features[rows] = mx.concatenate([before, mine[:-1]])
+        return share, result, features
+
+    # ANCHOR_END: late
+
+
 def with_settings(**settings: Any) -> Callable[[Any], Any]:
     """Show a drafter other sampling settings than the request's."""
 
@@ -82,6 +110,22 @@ def trusting() -> AbstractContextManager[None]:
     return replaced(draft_model, "common_length", lambda one, other: min(len(one), len(other)))
 
 
+def late() -> AbstractContextManager[None]:
+    """Within it each loop's drafter gets features that are one token behind."""
+    made = speculation.new_drafter
+    return replaced(speculation, "new_drafter", lambda *given: Late(made(*given)))
+
+
+def as_in_a_chain() -> AbstractContextManager[None]:
+    """Within it kept nodes are counted and not looked up: the first nodes of a tree stand for them."""
+
+    def first_rows(share: Any, result: Any) -> list[int]:
+        known = len(rows_of_text(share, result)) - len(result.kept)
+        return list(range(known + len(result.kept)))
+
+    return replaced(eagle, "rows_of_text", first_rows)
+
+
 Bug = Callable[[], AbstractContextManager[None]]
 BUGS: dict[str, list[tuple[str, str, Bug]]] = {
     "3.7": [
@@ -94,7 +138,26 @@ BUGS: dict[str, list[tuple[str, str, Bug]]] = {
         ("draft model, at temperature 2", "draft", lambda: altered(with_settings(temperature=2.0))),
         ("draft model, always its likeliest token", "draft", lambda: altered(with_settings(temperature=0.0))),
     ],
+    "3.9": [
+        ("Medusa, features one token behind", "medusa", late),
+        ("EAGLE, features one token behind", "eagle", late),
+        ("EAGLE, features of the first nodes, not of the kept ones", "eagle", as_in_a_chain),
+    ],
 }
+
+
+def heads_of(drafter: str) -> str | None:
+    """Return the folder of heads that were trained into heads/; None stands for those that ship with pocket."""
+    folder = Path(__file__).parents[1] / "heads" / drafter
+    return str(folder) if folder.is_dir() else None
+
+
+def config_of(drafter: str) -> SpeculationConfig:
+    """Always as many guesses as a drafter can make: the number must not depend on measured times."""
+    if drafter in ("medusa", "eagle"):
+        return SpeculationConfig(drafter, p_min=0.01, model=heads_of(drafter), adaptive=False)  # type: ignore[arg-type]
+    least = 0.0 if drafter == "draft" else 0.3
+    return SpeculationConfig(drafter, p_min=least, adaptive=False)  # type: ignore[arg-type]
 
 
 def answered(drafter: str, bug: Bug = nullcontext) -> tuple[Answers, SpeculationCounts]:
@@ -102,10 +165,8 @@ def answered(drafter: str, bug: Bug = nullcontext) -> tuple[Answers, Speculation
     prompts = [*PROMPTS["FAQ"], *PROMPTS["text work"]]
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     params = SamplingParams(temperature=1.0, max_tokens=80, seed=5)
-    p_min = 0.0 if drafter == "draft" else 0.3
-    config = SpeculationConfig(drafter, p_min=p_min, adaptive=False)  # type: ignore[arg-type]
     with bug():
-        llm = load(config=EngineConfig(speculation=config))
+        llm = load(config=EngineConfig(speculation=config_of(drafter)))
         return [llm.generate(chat, params).tokens for chat in chats], llm.speculation
 
 

@@ -5,7 +5,8 @@
 As bench/week1.py does it. The clock is `engine.simulate`'s: a step takes 4 ms, and 0.2 ms more for each token. So the
 figures are the same on every machine, and with your code they are its own. 3.3 counts memory, 3.4 what a kernel asks,
 3.6 the bytes of the experts that are read, 3.7 the tokens of a step of pocket, a count that depends on its weights, 3.8
-the guesses accepted of a model and a drafter with 40 tokens.
+the guesses accepted of a model and a drafter with 40 tokens, 3.9 the tokens of a step with heads, which are those in
+heads/medusa and heads/eagle (`tiny-llm train`) where there are such folders, otherwise those that ship with pocket.
 """
 
 import sys
@@ -21,6 +22,7 @@ import numpy.typing as npt
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.hidden_bugs import heads_of  # noqa: E402
 from bench.week1 import Count, Makers, main  # noqa: E402
 from tiny_llm.config import SamplingParams, SchedulerConfig  # noqa: E402
 
@@ -226,13 +228,35 @@ def drafting() -> Iterator[Count]:
         yield Count(f"{kind}, draft model", lambda p=prompts: tokens_a_step("draft", p), 5, "tokens a step")
 
 
-def tokens_a_step(drafter: str, prompts: Sequence[str], before: Sequence[str] = ()) -> float:
+def growing() -> Iterator[Count]:
+    """Tokens of a step that verifies guesses of heads, greedy: few guesses and many, in chains and in trees."""
+    from bench.speculative import PROMPTS
+
+    asked = {"questions": PROMPTS["FAQ"], "counting and repeating": PROMPTS["text work"]}
+    shapes = {
+        "Medusa, 3 guesses": ("medusa", {"max_draft": 3}, 4),
+        "Medusa, 12 guesses": ("medusa", {"max_draft": 12}, 4),
+        "EAGLE, a chain of 4": ("eagle", {"max_draft": 4, "beams": 1}, 5),
+        "EAGLE, 12 guesses on 4 levels": ("eagle", {"max_draft": 12, "beams": 4}, 5),
+    }
+    for kind, prompts in asked.items():
+        for name, (drafter, settings, bound) in shapes.items():
+            settings = {"model": heads_of(drafter), "p_min": 0.01, **settings}
+            yield Count(
+                f"{kind}, {name}",
+                lambda d=drafter, p=prompts, s=settings: tokens_a_step(d, p, **s),
+                bound,
+                "tokens a step",
+            )
+
+
+def tokens_a_step(drafter: str, prompts: Sequence[str], before: Sequence[str] = (), **settings: Any) -> float:
     """Answer `prompts` one after the other, with earlier answers to the prompts `before`."""
     from tiny_llm import load
     from tiny_llm.config import EngineConfig
     from tiny_llm.config.speculation import SpeculationConfig
 
-    speculation = SpeculationConfig(drafter, adaptive=False)  # type: ignore[arg-type]
+    speculation = SpeculationConfig(drafter, adaptive=False, **settings)  # type: ignore[arg-type]
     llm = load(config=EngineConfig(speculation=speculation))
     params = SamplingParams(temperature=0.0, max_tokens=160)
     for prompt in before:
@@ -314,6 +338,7 @@ MAKERS: Makers = {
     "3.6": experts,
     "3.7": drafting,
     "3.8": accepting,
+    "3.9": growing,
 }
 
 

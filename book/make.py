@@ -46,6 +46,7 @@ DRAWINGS = (  # modules in figures/
     "paging",
     "experts",
     "speculation",
+    "draft_trees",
     "copying",
 )
 

@@ -18,6 +18,7 @@ TITLES = {
     "3.6": "which experts compute",
     "3.7": "guesses, verified together",
     "3.8": "why no answer changes",
+    "3.9": "trees of guesses, and heads",
 }
 HERE = {
     "3.1": {"waiting line", "scheduler"},
@@ -28,6 +29,7 @@ HERE = {
     "3.6": {"model, sampler"},
     "3.7": {"ragged batch", "tokens"},
     "3.8": {"model, sampler", "tokens"},
+    "3.9": {"ragged batch", "model, sampler", "block pool"},
 }
 
 

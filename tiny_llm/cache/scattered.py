@@ -36,7 +36,7 @@ class Scattered:
         """
         if parents is None:
             parents = range(-1, length - 1)
-        depths, related = _tree(parents)
+        depths, related = ancestry(parents)
         before = np.arange(view.first) if view.held is None else np.array(view.held)
         assert len(before) == view.first, (len(before), view.first)
         positions = (start + depths).astype(np.int32)
@@ -67,8 +67,13 @@ class Scattered:
         return mx.array(empty.astype(np.uint32))
 
 
-def _tree(parents: Sequence[int]) -> tuple[Numbers, Mask]:
-    """Return each token's depth (T,), and whether another token is the token itself or its ancestor (T, T)."""
+def ancestry(parents: Sequence[int]) -> tuple[Numbers, Mask]:
+    """Return each token's depth, (T,) int32, and whether it sees each of the tokens, (T, T) bool: row t is token t's.
+
+    A token with the parent -1 has the depth 0, every other token one more than its parent. A token sees itself, its
+    parent, the parent's parent and so on. A parent has a smaller number than its children.
+    """
+    # TASK w3.9.1: one deeper than the parent, which sees all other ancestors
     length = len(parents)
     depths = np.zeros(length, np.int32)
     related = np.eye(length, dtype=np.bool_)
@@ -78,6 +83,7 @@ def _tree(parents: Sequence[int]) -> tuple[Numbers, Mask]:
             depths[token] = depths[parent] + 1
             related[token] |= related[parent]
     return depths, related
+    # END TASK
 
 
 class ScatteredBatch:

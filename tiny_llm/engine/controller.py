@@ -239,9 +239,11 @@ class Controller:
         arm = load.arms[choice]
         if tokens is None:
             tokens = arm.gain * load.survival.tokens(choice)
+        # ANCHOR: value
         step = self.profile.seconds(sequences * arm.rows + others) * arm.slowness
         drafting = arm.drafting if arm.steps else self._drafting(load, choice)
         return sequences * tokens / (step + sequences * drafting)
+        # ANCHOR_END: value
 
     def _drafting(self, load: Load, choice: int) -> float:
         """Return the time to draft with a choice that was never tried: in proportion to those that were."""

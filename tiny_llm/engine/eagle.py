@@ -13,7 +13,7 @@ from tiny_llm.cache.whole import WholeCaches
 from tiny_llm.decode.acceptance import DraftTree
 from tiny_llm.engine.blocks import BlockPool
 from tiny_llm.engine.draft_model import FilledBlocks
-from tiny_llm.engine.guess_tree import ranked
+from tiny_llm.engine.guess_tree import ranked, rows_of_text
 from tiny_llm.engine.request import Seen, Sequence, SequenceId, Share
 from tiny_llm.engine.store import Store
 from tiny_llm.model.eagle import EagleHead
@@ -60,6 +60,7 @@ class Growing:
 
     def grow(self, parents: Row[int], tokens: Row[Row[int]], log_q: Row[Row[float]], width: int) -> list[int]:
         """Add the likeliest tokens behind each of these nodes. Return the `width` likeliest lines of the new level."""
+        # ANCHOR: grow
         level: list[int] = []
         for parent, mine, odds in zip(parents, tokens, log_q, strict=True):
             before = self.nodes[parent].log_q if parent >= 0 else 0.0
@@ -68,6 +69,7 @@ class Growing:
                 self.nodes.append(LineNode(token, parent, before + odd))
         level.sort(key=lambda node: -self.nodes[node].log_q)
         return sorted(level[:width])
+        # ANCHOR_END: grow
 
     def share(self) -> Share:
         """Return the share of all rows, which begins at the entry of the text's last token."""
@@ -114,10 +116,9 @@ class EagleDrafter:
     def observe(self, seen: Row[Seen]) -> None:
         """Keep the features of the tokens that were computed, without those of rejected guesses."""
         for share, result, features in seen:
-            known = share.length - max(0, share.wanted - 1)
             assert features is not None
-            rows = [*range(known), *(known + node for node in result.kept)]
-            combined = self.head.combine(features[mx.array(rows)])
+            rows = mx.array(rows_of_text(share, result))
+            combined = self.head.combine(features[rows])
             pending = self._pending.get(share.sequence)
             if pending is None or pending.end != share.start:
                 pending = self._pending[share.sequence] = Pending(share.start)

@@ -1,4 +1,4 @@
-"""Build the tree of the likeliest guesses from the likeliest tokens of each place."""
+"""Build the tree of the likeliest guesses, and find the rows of a step that belong to the text once it is verified."""
 
 import heapq
 from collections.abc import Sequence as Row
@@ -7,6 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from tiny_llm.decode.acceptance import DraftTree
+from tiny_llm.engine.request import Result, Share
 
 
 class Ranked(NamedTuple):
@@ -26,11 +27,13 @@ def ranked(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
 
 
 def likeliest_tree(places: Row[Ranked], limit: int, least: float) -> DraftTree:
-    """Return the tree of the `limit` likeliest lines of guesses, the likeliest first.
+    """Return the tree of the `limit` likeliest lines of guesses, the likeliest first; of equally likely ones any.
 
-    The token at each depth does not depend on the tokens before it (Medusa). A line is as likely as its tokens are
-    together, and lines under the log-probability `least` are left out.
+    Each node is the end of a line that begins behind the text. places[d] has the guesses for the token at depth d,
+    which do not depend on the tokens before it (Medusa). The log-probability of a line is the sum of those of its
+    tokens, and lines under `least` are left out. There may be fewer than `limit`.
     """
+    # TASK w3.9.2: take the likeliest line from a heap, then offer its sibling and its first child
     tokens: list[int] = []
     parents: list[int] = []
     heap: list[tuple[float, int, int, int, float]] = []
@@ -50,3 +53,17 @@ def likeliest_tree(places: Row[Ranked], limit: int, least: float) -> DraftTree:
         offer(depth, rank + 1, parent, before)
         offer(depth + 1, 0, len(tokens) - 1, -negative)
     return DraftTree(tuple(tokens), tuple(parents))
+    # END TASK
+
+
+def rows_of_text(share: Share, result: Result) -> list[int]:
+    """Return the rows of a share whose tokens belong to the text now, in the order of the text.
+
+    These are the rows of all tokens that were known before the step, and of the guesses that were kept. A share ends
+    with its guesses: their number is one less than `wanted`, and 0 in a chunk of a prompt, which wants no rows.
+    """
+    # TASK w3.9.3: without the rejected guesses
+    known = share.length - max(0, share.wanted - 1)
+    guesses = [known + node for node in result.kept]
+    return [*range(known), *guesses]
+    # END TASK

@@ -7,7 +7,7 @@ from typing import cast
 import mlx.core as mx
 
 from tiny_llm.decode.acceptance import DraftTree
-from tiny_llm.engine.guess_tree import Ranked, likeliest_tree, ranked
+from tiny_llm.engine.guess_tree import Ranked, likeliest_tree, ranked, rows_of_text
 from tiny_llm.engine.request import Seen, Sequence, SequenceId
 from tiny_llm.model.medusa import MedusaHeads
 
@@ -46,8 +46,8 @@ class MedusaDrafter:
         for share, result, features in seen:
             if result.tokens:
                 assert features is not None
-                node = result.kept[-1] if result.kept else -1
-                self._hidden[share.sequence] = features[share.length - share.wanted + 1 + node]
+                last = rows_of_text(share, result)[-1]
+                self._hidden[share.sequence] = features[last]
 
     def forget(self, ended: Row[SequenceId]) -> None:
         """Drop the states of sequences that have ended or were preempted."""

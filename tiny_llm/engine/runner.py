@@ -135,12 +135,15 @@ class Runner:
                 results[batch.order[place]] = Result(row=log_softmax(row))
         return results
 
+    # ANCHOR: compact
     def _compact(self, share: Share, kept: Row[int]) -> None:
         """Move K and V of a tree's kept nodes behind those of the last verified token, in the order of the text."""
         first = share.view.first + 1
         slots = [first + node for node in kept]
         if slots != list(range(first, first + len(slots))):
             self.store.move(share.view, slots, first)
+
+    # ANCHOR_END: compact
 
     def release(self, ended: Row[SequenceId]) -> None:
         """Drop the data of sequences that have ended."""

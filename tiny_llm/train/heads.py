@@ -62,11 +62,17 @@ class Row(NamedTuple):
         )
 
     def ahead(self, places: int) -> tuple[mx.array, mx.array]:
-        """Return the token so many places after each token, (N,), and whether it is the model's own in that text."""
+        """Return the token so many places after each token, (N,), and whether to learn it, (N,) bool.
+
+        It is to be learned where it stands in the same text and is the model's own. Where the text ends before, the
+        token may be any. `places` is at least 1; the texts stand one after the other.
+        """
+        # TASK w3.9.4: the row, shifted, and where that leads into another text
         count = self.tokens.size - places
         own = self.answer[places:] & (self.text[places:] == self.text[:count])
         pad = [(0, places)]
         return mx.pad(self.tokens[places:], pad), mx.pad(own, pad)
+        # END TASK
 
 
 def rows(found: Sequence[Sample], steps: int, seed: int) -> Iterator[Row]:
