@@ -2,6 +2,7 @@
 
 BIN := .venv/bin
 READY := .venv/.ready
+TESTED := .venv/.ready-for-tests
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 UV_PYTHON_CHOICE := $(if $(PYTHON),--python $(PYTHON))
 PYTHON ?= python3
@@ -9,12 +10,12 @@ MDBOOK_VERSION := 0.5.4
 MDBOOK := .mdbook/$(MDBOOK_VERSION)/bin/mdbook
 
 .DEFAULT_GOAL := help
-.PHONY: help venv chat test check format book bench pocket smollm2 lock clean
+.PHONY: help venv chat serve test check format book bench pocket smollm2 lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.* ## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-venv: $(READY) ## make .venv with everything in requirements.lock
+venv: $(TESTED) ## make .venv with all that tests and checks need; chat and serve need less
 
 $(READY): pyproject.toml requirements.lock
 ifdef UV
@@ -31,20 +32,31 @@ endif
 		|| (cat .venv/first-answer.log; exit 1)  # on a CPU the first answer builds loops with g++, which takes seconds
 	@touch $@
 
+$(TESTED): $(READY) requirements-test.lock
+ifdef UV
+	uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-test.lock
+else
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-test.lock
+endif
+	@touch $@
+
 chat: $(READY) ## talk to a model: make chat ARGS="--model qwen3-0.6b"
 	@$(BIN)/tiny-llm chat $(ARGS)
 
-test: $(READY) ## run the tests on all cores: make test ARGS="tests/project -k layer"
+serve: $(READY) ## serve a model over HTTP: make serve ARGS="--model qwen3-0.6b --port 8080"
+	@$(BIN)/tiny-llm serve $(ARGS)
+
+test: $(TESTED) ## run the tests on all cores: make test ARGS="tests/project -k layer"
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-check: $(READY) ## style, types, fresh exercises, layers and line budgets
+check: $(TESTED) ## style, types, fresh exercises, layers and line budgets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/tiny-llm course stubs --check
 	$(BIN)/python -m pytest tests/project
 
-format: $(READY) ## put the code into ruff's format
+format: $(TESTED) ## put the code into ruff's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -55,7 +67,7 @@ $(MDBOOK):
 	@command -v cargo >/dev/null || { echo "make book: cargo is needed to install mdBook; rustup brings it"; exit 1; }
 	cargo install mdbook --version $(MDBOOK_VERSION) --locked --no-default-features --features search --quiet --root .mdbook/$(MDBOOK_VERSION)
 
-bench: $(READY) ## measure: each script in bench, one after the other
+bench: $(TESTED) ## measure: each script in bench, one after the other
 	@for script in $(filter-out bench/common.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
 pocket: $(READY) ## train the model that ships inside again: make pocket ARGS="--size draft"
@@ -72,9 +84,13 @@ else
 endif
 	@touch $@
 
+LOCK := uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-annotate \
+	--no-header --extra server --extra structured
+
 lock: ## pin the newest versions of all packages (needs uv)
-	uv pip compile --quiet --universal --upgrade --python-version 3.10 --generate-hashes --no-emit-index-url \
-		--no-annotate --no-header --extra dev --extra server pyproject.toml --output-file requirements.lock
+	$(LOCK) --upgrade pyproject.toml --output-file requirements.lock
+	$(LOCK) --upgrade --constraint requirements.lock --extra dev --extra rag --extra mcp --extra otel \
+		pyproject.toml --output-file requirements-test.lock
 
 clean: ## remove .venv and what tools left
 	rm -rf .venv .smollm2 build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[2]
 FILE_LINES, FUNCTION_LINES = 300, 60
 NODES, NODES_A_LINE, SHORT = 200, 12, 6  # a function of fewer lines than SHORT may be denser
 # the core rooms, and the nodes a line that each may average
-DENSE = {"config": 8.0, "model": 8.0, "cache": 8.0, "decode": 8.0, "engine": 8.0, "quantize": 8.0}
+DENSE = {"config": 8.0, "model": 8.0, "cache": 8.0, "decode": 8.0, "engine": 8.0, "quantize": 8.0, "server": 8.0}
 # lines of code that the rooms of each line may have together
 ROOMS = {
     "config model cache decode engine quantize": 13_000,
     "kernels": 2_500,
     "kernels/sim": 3_800,
+    "server": 3_500,
     "cli": 3_000,
     "views": 1_700,
     "course": 1_700,

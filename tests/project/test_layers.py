@@ -33,7 +33,7 @@ WITHOUT_ARRAYS = {
     f"tiny_llm.engine.{name}" for name in "request blocks radix kept ledger sequences scheduler simulate events".split()
 }
 NEVER = {"mlx_lm", "transformers"}  # oracles and peers, of the tests and the benchmarks
-OPTIONAL = {"starlette", "uvicorn", "prometheus_client", "chromadb", "mcp", "opentelemetry", "llguidance", "matplotlib"}
+OPTIONAL = {"fastapi", "uvicorn", "prometheus_client", "chromadb", "mcp", "opentelemetry", "llguidance", "matplotlib"}
 SLOW = {"huggingface_hub"}  # takes as long to import as all else at start-up
 STARTS_FAST = {"", "cli", "_blas", "_start"}  # rooms that may put an import off for the sake of start-up time
 IMPORTS_LATE = STARTS_FAST | {"doctor"}  # and one that must run where MLX can't be imported

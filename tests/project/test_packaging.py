@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,17 @@ def test_the_wheel_imports(wheel: Path, tmp_path: Path) -> None:
     assert done.stdout.startswith(str(wheel))
 
 
-def unlocked(project: str, lock: str) -> list[str]:
-    """The requirements in pyproject.toml's text, extras dev and server included, that the lock does not satisfy."""
+SERVES = ("server", "structured")  # what `make chat` and `make serve` need
+TESTS = (*SERVES, "rag", "mcp", "otel", "dev")
+
+
+def unlocked(project: str, lock: str, extras: Sequence[str] = ()) -> list[str]:
+    """The requirements in pyproject.toml's text, with these extras, that the lock does not satisfy."""
     tables = tomllib.loads(project)["project"]
-    extras = tables.get("optional-dependencies", {})
-    wanted = [Requirement(text) for text in tables["dependencies"] + extras.get("dev", []) + extras.get("server", [])]
+    texts = list(tables["dependencies"])
+    for extra in extras:
+        texts += tables["optional-dependencies"][extra]
+    wanted = [Requirement(text) for text in texts]
     pins = re.findall(r"^([\w.-]+)==([\w.]+)", lock, re.MULTILINE)
     versions: dict[str, list[str]] = {}
     for name, version in pins:
@@ -63,9 +70,18 @@ def unlocked(project: str, lock: str) -> list[str]:
     ]
 
 
-def test_the_lock_satisfies_the_project() -> None:
-    project, lock = ((ROOT / name).read_text() for name in ("pyproject.toml", "requirements.lock"))
-    assert unlocked(project, lock) == []
+@pytest.mark.parametrize(("name", "extras"), [("requirements.lock", SERVES), ("requirements-test.lock", TESTS)])
+def test_the_locks_satisfy_the_project(name: str, extras: Sequence[str]) -> None:
+    project, lock = ((ROOT / file).read_text() for file in ("pyproject.toml", name))
+    assert unlocked(project, lock, extras) == []
+
+
+def test_the_locks_agree() -> None:
+    """Installing the larger lock over the smaller one must not replace a package."""
+    small, large = ((ROOT / name).read_text() for name in ("requirements.lock", "requirements-test.lock"))
+    pins = [re.findall(r"^([\w.-]+==[\w.]+(?: ;.*?)?) \\$", lock, re.MULTILINE) for lock in (small, large)]
+    assert len(pins[0]) > 30
+    assert {pin.split()[0] for pin in pins[0]} - {pin.split()[0] for pin in pins[1]} == set()
 
 
 def test_a_stale_lock_is_found() -> None:

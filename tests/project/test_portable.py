@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 SYSTEM = re.compile(r"(?<![\w./~$}-])/(?:home|Users|root|mnt|tmp)/\w+")
 URL = re.compile(r"https?://[^\s\"'<>)]+")
 PUBLIC = {"pypi.org", "files.pythonhosted.org"}
-LOCKED = {"pyproject.toml", "requirements.lock", "uv.lock", "Makefile"}
+LOCKED = {"pyproject.toml", "requirements.lock", "requirements-test.lock", "uv.lock", "Makefile"}
 
 
 def machine_bound(name: str, text: str, own: list[str]) -> list[str]:
