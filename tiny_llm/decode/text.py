@@ -106,9 +106,13 @@ def stop_tokens(tokenizer: Tokenizer, params: SamplingParams) -> frozenset[int]:
     return own if params.ignore_eos else own | tokenizer.eos_token_ids
 
 
-def no_room(found: str, max_context: int) -> str:
-    """Return the error message for a prompt that fills the context; `found` is its number of tokens."""
-    return (
+class ContextError(ValueError):
+    """A prompt leaves no room for an answer in the context."""
+
+
+def no_room(found: str, max_context: int) -> ContextError:
+    """Return the error for a prompt that fills the context; `found` is its number of tokens."""
+    return ContextError(
         f"prompt: {found} tokens leave no room for an answer in the context of {max_context}; "
         "shorten the prompt or raise --max-context as far as the model allows"
     )
@@ -119,7 +123,7 @@ def check_prompt(prompt: Sequence[int], max_context: int, vocab_size: int) -> No
     if not prompt:
         raise ValueError("prompt: expected at least one token, found none")
     if len(prompt) >= max_context:
-        raise ValueError(no_room(str(len(prompt)), max_context))
+        raise no_room(str(len(prompt)), max_context)
     bad = next((token for token in prompt if not 0 <= token < vocab_size), None)
     if bad is not None:
         raise ValueError(f"prompt: token id {bad} is outside the model's vocabulary of {vocab_size}")

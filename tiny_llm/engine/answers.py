@@ -70,13 +70,14 @@ class Collected:
     """The outputs of a request so far: the pieces of each of its `num_answers` answers, and their times.
 
     Times are seconds on the monotonic clock. `note` times an output in the thread that makes it, `take` keeps it in
-    the thread that reads it. `finish_reason` is that of the last answer to end, "cancelled" where the request was
+    the thread that reads it. `in_thought`: the prompt has opened a thought, in which each answer begins. `finish_reason` is that of the last answer to end, "cancelled" where the request was
     cancelled before, "error" where it failed, and None until the end has been read.
     """
 
     request_id: str
     num_answers: int
     prompt_tokens: int = 0
+    in_thought: bool = False
     searches: bool = False  # a search gives all its tokens at its end, so the times between them mean nothing
     begin: float = field(default_factory=time.monotonic)
     admitted: float | None = None

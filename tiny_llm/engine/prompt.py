@@ -39,13 +39,15 @@ class RequestBuilder:
     """Makes checked requests for one model. Any thread may call it.
 
     `defaults` are the sampling settings of the model's generation_config.json. A prompt and its answer have at most
-    `max_context` tokens together, each of them below `vocab_size`.
+    `max_context` tokens together, each of them below `vocab_size`. `pool_tokens`: as many as fit into the pool of
+    blocks, None for no pool.
     """
 
     tokenizer: Tokenizer
     defaults: Mapping[str, Any]
     max_context: int
     vocab_size: int
+    pool_tokens: int | None = None
 
     def resolve(self, params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
         """Return `params` or, without them, the overrides over the model's defaults.
@@ -71,9 +73,12 @@ class RequestBuilder:
         """Make the request with the id `name`. Raises ValueError as `encode` does.
 
         `max_tokens` is lowered to the room that the prompt leaves in the context: the answer then ends with "length".
+        With `max_tokens` of a whole context or more it is lowered to the room in the pool, too.
         """
         encoded = self.encode(prompt, params, template)
         room = self.max_context - len(encoded.tokens)
+        if self.pool_tokens is not None and params.max_tokens >= self.max_context:
+            room = max(1, min(room, self.pool_tokens - len(encoded.tokens)))
         params = replace(params, max_tokens=min(params.max_tokens, room))
         return Request(
             name,
@@ -144,7 +149,7 @@ def encode_prompt(
         return _encode(tokenizer, prompt, template, limit)
     except TooLongError as error:
         assert limit is not None
-        raise ValueError(no_room(error.found, limit)) from None
+        raise no_room(error.found, limit) from None
 
 
 def check_template(template: Any) -> None:

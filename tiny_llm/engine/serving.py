@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,7 +58,8 @@ class Engine:
         self._serving = serving or ServingConfig()
         self._worker = Worker(lambda: load(model, config=config), self._serving, emit)
         self.llm, self._loop = self._worker.llm, self._worker.loop
-        self._builder = self.llm.builder
+        blocks = self._loop.scheduler.blocks
+        self._builder = replace(self.llm.builder, pool_tokens=blocks.num_blocks * blocks.block_size)
         self._ids, self._process = itertools.count(), os.getpid()
         self._prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, thread_name_prefix="tiny-llm prompts")
         atexit.register(self.close)
@@ -243,4 +245,5 @@ class Engine:
         request = self._builder.served(collected.request_id, prompt, terms)
         self._loop.check(request)
         collected.prompt_tokens = len(request.tokens)
+        collected.in_thought = request.in_thought
         return Add(request)

@@ -116,6 +116,17 @@ class Tokenizer:
         """Return the text of a single id, special or not."""
         return self.decode([token], keep_special=True)
 
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of a single id, special or not. They may be a part of a character."""
+        piece = self._pieces.piece(token, keep_special=True)
+        if piece is None:
+            return b""
+        if self._pieces.byte_level:
+            return _bytes_of(piece)
+        if self._pieces.byte_fallback and _is_byte_token(piece):
+            return bytes([int(piece[3:5], 16)])
+        return self.token(token).encode()
+
     def detokenizer(self, *, keep_special: bool = False) -> "Detokenizer":
         """Return a detokenizer for one sequence of ids; its pieces together are the text that `decode` returns."""
         if self._pieces.byte_level:

@@ -1,0 +1,81 @@
+"""What any API asks, and how it becomes a prompt and the options of the engine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from tiny_llm.decode.reply import Reply
+from tiny_llm.decode.tool_calls import ToolCallParser, call_form
+from tiny_llm.engine.prompt import Prompt
+from tiny_llm.engine.serving import Engine
+from tiny_llm.server.errors import unfit_model
+
+Choice = Literal["auto", "none", "required", "named"]
+
+
+class ToolChoice(NamedTuple):
+    """Whether the model may call tools, must call one, or must call the tool `name`."""
+
+    kind: Choice = "auto"
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request of any API asks for.
+
+    `settings`: settings of decoding by the names of SamplingParams, only those that the request gives. `options`: its
+    priority and deadline. `template`: the chat template's settings. `tools`: in the form of chat templates, in the
+    client's order, because the prefix cache depends on it. `salt`: prompts with different salts share no prefix.
+    """
+
+    model: str
+    prompt: Prompt
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    template: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: ToolChoice = ToolChoice()  # noqa: RUF009 (a tuple)
+    parallel_calls: bool = True
+    strict_tools: bool = False
+    salt: str | None = None
+
+
+class EngineCall(NamedTuple):
+    """The arguments of `Engine.astream` for an Ask, and a function that makes a Reply for each of its answers."""
+
+    prompt: Prompt
+    options: dict[str, Any]
+    make_reply: Callable[[bool], Reply]
+
+
+def engine_call(ask: Ask, engine: Engine, tenant: str) -> EngineCall:
+    """Turn an Ask into a call of the engine. Raises ApiError 422 for tools with a model that knows none."""
+    options = {**ask.settings, **ask.options, "tenant": tenant}
+    if "max_tokens" not in ask.settings and "max_tokens" not in engine.llm.defaults:
+        options["max_tokens"] = engine.llm.max_context  # the engine lowers it to the room that the prompt leaves
+    template = dict(ask.template)
+    if ask.tools:
+        template["tools"] = list(ask.tools)
+    if template:
+        options["template"] = template
+    if not ask.tools or ask.tool_choice.kind == "none":
+        return EngineCall(ask.prompt, options, Reply)
+    form = call_form(engine.llm.tokenizer.templates)
+    if form is None:
+        raise unfit_model("tools: the chat template of this model has no form for tool calls; leave them out.", "tools")
+    schemas = schemas_of(ask.tools)
+
+    def make_reply(in_thought: bool) -> Reply:
+        return Reply(in_thought, ToolCallParser(form, schemas))
+
+    return EngineCall(ask.prompt, options, make_reply)
+
+
+def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the schema of each tool's arguments by the tool's name."""
+    schemas = {}
+    for tool in tools:
+        function = tool.get("function", tool)
+        schemas[function["name"]] = function.get("parameters") or {}
+    return schemas

@@ -1,0 +1,214 @@
+"""Engines by name: loaded when a request asks for them, unloaded when idle, all under one memory cap."""
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from tiny_llm.config import EngineConfig
+from tiny_llm.config.fields import require
+from tiny_llm.config.serving import ServingConfig
+from tiny_llm.engine.events import Event
+from tiny_llm.engine.llm import POCKET
+from tiny_llm.engine.loading import choose_operations, dtype_of
+from tiny_llm.engine.serving import Engine
+from tiny_llm.model import hub, loader
+from tiny_llm.model.source import open_source
+from tiny_llm.server.errors import no_model, unavailable
+
+Emit = Callable[[Event], None]
+CHECKS = 4  # checks for idle models in the time after which one is unloaded
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that the server offers. `path`: a directory, GGUF file, hub name or alias; None for the one inside."""
+
+    name: str
+    path: str | None = None
+    pinned: bool = False
+
+
+@dataclass
+class ServedModel:
+    """A model and, while it is loaded, its engine. `users`: the requests that use the engine now."""
+
+    spec: ModelSpec
+    engine: Engine | None = None
+    users: int = 0
+    last_used: float = 0.0
+    num_bytes: int = 0
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def max_context(self) -> int | None:
+        """The tokens of a prompt and its answer; None while that is unknown, because the model was never loaded."""
+        return None if self.engine is None else self.engine.llm.max_context
+
+
+class Models:
+    """The models of a server. All methods but `load` belong to one event loop.
+
+    `observe` returns, for a model's name, the function that its engine calls with each event. `idle_seconds`: after
+    which an unused model is unloaded, unless it is pinned. `memory_cap`: bytes of all loaded models together. `weights`:
+    each tenant's share of an engine. Raises ValueError for names that are there twice.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        config: EngineConfig | None = None,
+        serving: ServingConfig | None = None,
+        *,
+        observe: Callable[[str], Emit | None] = lambda name: None,
+        idle_seconds: float | None = None,
+        memory_cap: int | None = None,
+        weights: Mapping[str, float] | None = None,
+    ):
+        require(bool(specs), "models: expected at least one model, found none")
+        self.config = config or EngineConfig()
+        serving = serving or ServingConfig()
+        scheduler = replace(serving.scheduler, weights={**serving.scheduler.weights, **(weights or {})})
+        self.serving = replace(serving, scheduler=scheduler)
+        self._observe, self._idle_seconds, self._memory_cap = observe, idle_seconds, memory_cap
+        self._served: dict[str, ServedModel] = {}
+        for spec in specs:
+            require(spec.name not in self._served, f"model: expected different names, found {spec.name!r} twice")
+            self._served[spec.name] = ServedModel(spec)
+        self._loading = asyncio.Lock()
+        self._unloading: asyncio.Task[None] | None = None
+
+    @property
+    def all(self) -> list[ServedModel]:
+        return list(self._served.values())
+
+    @property
+    def first(self) -> ServedModel:
+        return self.all[0]
+
+    def find(self, name: str) -> ServedModel:
+        """Return a model. Raises ApiError 404 where there is none of that name."""
+        served = self._served.get(name)
+        if served is None:
+            raise no_model(name, ", ".join(self._served))
+        return served
+
+    def load_now(self) -> None:
+        """Load the first model and all pinned ones, in the calling thread, before an event loop runs."""
+        for served in self.all:
+            if served.spec.pinned or served is self.first:
+                self._make_room(served)
+                self._load(served)
+
+    @asynccontextmanager
+    async def use(self, name: str) -> AsyncIterator[Engine]:
+        """Within it the model is loaded. Raises ApiError 404 and 503, and the errors of `load`."""
+        served = self.find(name)
+        served.users += 1
+        try:
+            if served.engine is None:
+                await self._ready(served)
+            assert served.engine is not None
+            yield served.engine
+        finally:
+            served.users -= 1
+            served.last_used = time.monotonic()
+
+    async def _ready(self, served: ServedModel) -> None:
+        """Load a model in another thread. Requests that ask for it meanwhile wait; models load one at a time."""
+        async with self._loading:
+            if served.engine is None:
+                self._make_room(served)
+                await asyncio.to_thread(self._load, served)
+
+    def _load(self, served: ServedModel) -> None:
+        engine = Engine(served.spec.path, config=self.config, serving=self.serving, emit=self._observe(served.name))
+        served.engine = engine
+        served.last_used = time.monotonic()
+
+    def _make_room(self, served: ServedModel) -> None:
+        """Unload idle models, the one unused for longest first, until `served` fits under the cap.
+
+        Raises ApiError 503 where the models that are in use or pinned leave too little room.
+        """
+        cap = self._memory_cap
+        if cap is None:
+            return
+        served.num_bytes = served.num_bytes or estimate(served.spec.path, self.config, self.serving)
+        require(
+            served.num_bytes <= cap,
+            f"model {served.name}: needs about {served.num_bytes} bytes, the memory cap is {cap}; raise --memory-cap",
+        )
+        while sum(other.num_bytes for other in self.all if other.engine is not None) + served.num_bytes > cap:
+            idle = [other for other in self.all if is_idle(other)]
+            if not idle:
+                words = f"The model '{served.name}' has no room beside the models in use; please try again."
+                raise unavailable(words, "model_memory")
+            oldest = min(idle, key=lambda other: other.last_used)
+            unload(oldest)
+
+    async def unload_idle(self) -> None:
+        """Unload models that nothing has used for `idle_seconds`, for ever."""
+        limit = self._idle_seconds
+        if limit is None:
+            return
+        while True:
+            await asyncio.sleep(limit / CHECKS)
+            now = time.monotonic()
+            for served in self.all:
+                if is_idle(served) and now - served.last_used >= limit:
+                    await asyncio.to_thread(unload, served)
+
+    async def close(self) -> None:
+        """End all engines. Requests that still run fail."""
+        for served in self.all:
+            if served.engine is not None:
+                await asyncio.to_thread(unload, served)
+
+
+def is_idle(served: ServedModel) -> bool:
+    """Return whether a model is loaded and may be unloaded."""
+    return served.engine is not None and served.users == 0 and not served.spec.pinned
+
+
+def unload(served: ServedModel) -> None:
+    """End a model's engine and free its memory."""
+    engine, served.engine = served.engine, None
+    if engine is None:
+        return
+    engine.close()
+    del engine
+    gc.collect()  # the engine's objects reference each other
+    mx.clear_cache()
+
+
+def spec_of(text: str) -> ModelSpec:
+    """Return the model of `--model name=path` or `--model path`, which is served under the path's last part."""
+    name, equals, path = text.partition("=")
+    if not equals:
+        name = Path(text).name if Path(text).exists() else text
+        path = text
+    require(bool(name.strip()) and bool(path.strip()), f"model: expected NAME=PATH or PATH, found {text!r}")
+    return ModelSpec(name, path)
+
+
+def estimate(path: str | None, config: EngineConfig, serving: ServingConfig) -> int:
+    """Return about how many bytes a model takes with its pool, from the files' headers. A hub model is downloaded."""
+    source = open_source(POCKET if path is None else hub.resolve(path))
+    shape = loader.load_config(source)
+    dtype = dtype_of(config)
+    context = shape.context(config.max_context)
+    native = choose_operations(config, dtype).native
+    found = loader.estimate_bytes(source, shape, dtype, context, native=native, expert_bytes=config.expert_bytes)
+    slots = serving.scheduler.max_sequences * min(context, 4096)
+    pool = serving.kv_bytes or slots * found.per_token
+    return found.weights + found.working + pool
