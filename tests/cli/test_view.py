@@ -6,8 +6,9 @@ import pytest
 
 from tiny_llm.cli.session import AnswerView
 from tiny_llm.cli.terminal import size
+from tiny_llm.decode.reply import AnswerPart, Content, Reasoning
 
-PIECES = [(True, "hm "), (True, "so\n"), (False, "yes"), (False, "\x1b[31m!\r\n\tdone\x9b")]
+PIECES: list[AnswerPart] = [Reasoning("hm "), Reasoning("so\n"), Content("yes"), Content("\x1b[31m!\r\n\tdone\x9b")]
 
 
 class Screen(StringIO):
@@ -17,7 +18,7 @@ class Screen(StringIO):
         return True
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, pieces: list[tuple[bool, str]], out: StringIO) -> tuple[str, str]:
+def shown(monkeypatch: pytest.MonkeyPatch, pieces: list[AnswerPart], out: StringIO) -> tuple[str, str]:
     err = StringIO()
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setattr("sys.stderr", err)

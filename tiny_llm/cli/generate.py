@@ -22,7 +22,7 @@ from tiny_llm.cli.options import (
 )
 from tiny_llm.cli.session import AnswerView, guesses, peak_memory, reads, timing
 from tiny_llm.cli.terminal import note, print_json, printable
-from tiny_llm.cli.thinking import ThinkingSplitter
+from tiny_llm.decode.reply import Reply
 
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM, Completion, Stats
@@ -127,10 +127,10 @@ def show_text(llm: "LLM", request: "Prompt", template: dict[str, Any], texts: It
         print()
         return
     view = AnswerView()
-    splitter = ThinkingSplitter(llm.tokenizer.render(cast(Any, request), **template).opens_thought)
+    reply = Reply(llm.tokenizer.render(cast(Any, request), **template).opens_thought)
     for text in texts:
-        view.show(splitter.add(text))
-    view.show(splitter.finish())
+        view.show(reply.feed(text))
+    view.show(reply.finish())
     view.finish()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tiny_llm.cli.conversation import ChatMessage, Conversation
 from tiny_llm.cli.terminal import coloured, dim, printable, size, styled
-from tiny_llm.cli.thinking import ThinkingSplitter
+from tiny_llm.decode.reply import AnswerPart, Content, Reasoning, Reply
 
 if TYPE_CHECKING:
     from tiny_llm.engine.llm import LLM, Stats
@@ -30,8 +30,12 @@ class AnswerView:
         self.colour: int | None = None
         self._place: bool | None = None
 
-    def show(self, pieces: list[tuple[bool, str]]) -> None:
-        for thinking, text in pieces:
+    def show(self, parts: list[AnswerPart]) -> None:
+        """Show the parts of an answer in which no tool calls were looked for."""
+        for part in parts:
+            assert isinstance(part, Reasoning | Content)
+            text = part.text
+            thinking = isinstance(part, Reasoning)
             if thinking:
                 self.thinking += text
             else:
@@ -99,28 +103,28 @@ class Session:
     def _answer(self) -> None:
         """Answer the last message. What was written before a failure or Ctrl-C stays in the conversation."""
         messages = self._fit()
-        splitter = ThinkingSplitter(self.llm.tokenizer.render(messages, **self.template).opens_thought)
+        reply = Reply(self.llm.tokenizer.render(messages, **self.template).opens_thought)
         view = AnswerView()
         try:
-            reason = self._stream(messages, splitter, view)
+            reason = self._stream(messages, reply, view)
         finally:
             view.finish()
             if view.answer or view.thinking:
                 self.conversation.say("assistant", view.answer, view.thinking)
         self._remark(reason, bool(view.answer or view.thinking))
 
-    def _stream(self, messages: list[ChatMessage], splitter: ThinkingSplitter, view: AnswerView) -> str | None:
+    def _stream(self, messages: list[ChatMessage], reply: Reply, view: AnswerView) -> str | None:
         """Show the answer; returns why it ended, None for Ctrl-C."""
         reason = None
         with interruptible() as stopped:
             stream = self.llm.stream(messages, template=self.template, **self.requested())
             for delta in stream:
                 view.colour = COLOURS[delta.origin] if self.shows_guesses and delta.origin else None
-                view.show(splitter.add(delta.text))
+                view.show(reply.feed(delta.text))
                 reason = delta.finish_reason
                 if stopped() and reason is None:
                     break
-            view.show(splitter.finish())
+            view.show(reply.finish())
         return reason
 
     def _fit(self) -> list[ChatMessage]:

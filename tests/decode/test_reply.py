@@ -1,4 +1,4 @@
-"""Thinking is told from the answer however the text is cut into pieces."""
+"""A thought is told from the answer however the text is cut into pieces."""
 
 import pytest
 from hypothesis import given
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.cli.fake import FakeLLM
 from tiny_llm.cli.generate import show_text
-from tiny_llm.cli.thinking import ThinkingSplitter
+from tiny_llm.decode.reply import Content, Reasoning, Reply
 
 CASES = [
     ("<think>\nwhy\n</think>\n\nbecause", False, "why\n", "because"),
@@ -25,12 +25,11 @@ CASES = [
 ]
 
 
-def split(pieces: list[str], thinking: bool) -> tuple[str, str]:
-    splitter = ThinkingSplitter(thinking)
-    shown = [pair for piece in pieces for pair in splitter.add(piece)] + splitter.finish()
-    return "".join(text for is_thought, text in shown if is_thought), "".join(
-        t for is_thought, t in shown if not is_thought
-    )
+def split(pieces: list[str], in_thought: bool) -> tuple[str, str]:
+    reply = Reply(in_thought)
+    parts = [part for piece in pieces for part in reply.feed(piece)] + reply.finish()
+    thought = "".join(part.text for part in parts if isinstance(part, Reasoning))
+    return thought, "".join(part.text for part in parts if isinstance(part, Content))
 
 
 @pytest.mark.parametrize(("text", "thinking", "thought", "answer"), CASES, ids=[repr(case[0]) for case in CASES])
@@ -49,9 +48,9 @@ def test_the_pieces_make_no_difference(pieces: list[str], thinking: bool) -> Non
 
 
 def test_text_that_cannot_be_a_tag_is_not_held_back() -> None:
-    splitter = ThinkingSplitter(True)
-    assert splitter.add("so </b") == [(True, "so </b")]
-    assert splitter.add(" and </") == [(True, " and ")]
+    reply = Reply(True)
+    assert reply.feed("so </b") == [Reasoning("so </b")]
+    assert reply.feed(" and </") == [Reasoning(" and ")]
 
 
 @pytest.mark.parametrize("asked", ["hi", "what does <think> mean?"])
