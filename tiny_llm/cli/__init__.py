@@ -20,6 +20,7 @@ from tiny_llm.cli.models import models
 from tiny_llm.cli.pocket import app as pocket
 from tiny_llm.cli.process import OutputEnd, handled_signals, point_to_nothing, prepared_streams
 from tiny_llm.cli.quantize import quantize
+from tiny_llm.cli.serve import keys, serve
 from tiny_llm.cli.terminal import escaped
 from tiny_llm.cli.train import app as train
 from tiny_llm.cli.viz_engine import viz
@@ -34,9 +35,10 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (chat, generate, bench, quantize, doctor):
+for command in (chat, generate, serve, bench, quantize, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
+app.add_typer(keys, name="keys")
 app.add_typer(kernels, name="kernels")
 app.add_typer(course, name="course")
 app.add_typer(pocket, name="pocket")

@@ -24,16 +24,23 @@ Returned = TypeVar("Returned")
 
 
 def with_options(command: Callable[..., Returned]) -> Callable[..., Returned]:
-    """Let typer see each field of a dataclass parameter as an option of its own; `command` gets the dataclass."""
+    """Let typer see each field of a dataclass parameter as an option of its own; `command` gets the dataclass.
+
+    An option that the command declares itself replaces the field of the same name, which keeps its default.
+    """
     parameters = inspect.signature(command).parameters.values()
     groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
     flat = [p for p in parameters if p.name not in groups]
+    own = {p.name for p in flat}
     for group in groups.values():
-        flat += inspect.signature(group).parameters.values()
+        flat += [p for p in inspect.signature(group).parameters.values() if p.name not in own]
 
     @functools.wraps(command)
     def run(**values: Any) -> Returned:
-        made = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        made = {}
+        for name, group in groups.items():
+            names = [f.name for f in fields(group) if f.name not in own]
+            made[name] = group(**{each: values.pop(each) for each in names})
         return command(**values, **made)
 
     run.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in flat])  # type: ignore[attr-defined]
@@ -177,6 +184,22 @@ class EngineOptions:
         with usage("--speculate"):
             return None if self.speculate is None else SpeculationConfig(self.speculate, **values)
 
+    def install_code(self) -> bool:
+        """Put the learner's files in the place of the engine's, if asked for; return whether they hold the lesson."""
+        if self.code is None:
+            return False
+        from tiny_llm.course.desk import install
+
+        overlay = install(self.code)
+        print(overlay, file=sys.stderr, flush=True)
+        if overlay.own_kernels and self.kernels not in ("metal", "cuda", "sim"):
+            print(f"{', '.join(overlay.own_kernels)}: not in use; --kernels sim runs them", file=sys.stderr)
+        if overlay.own_native and self.kernels != "cpu":
+            print(f"{', '.join(overlay.own_native)}: not in use; --kernels cpu runs it", file=sys.stderr)
+        if self.kernels == "cpu":
+            overlay.compile_headers()
+        return overlay.runs_lesson
+
     def load(self) -> "LLM":
         """Load the model that was named, or the one that ships with the package."""
         config = self.config()
@@ -186,19 +209,7 @@ class EngineOptions:
             )
         with usage("--model"):
             check_text(self.model or "", "model")
-        lesson = False
-        if self.code is not None:
-            from tiny_llm.course.desk import install
-
-            overlay = install(self.code)
-            lesson = overlay.runs_lesson
-            print(overlay, file=sys.stderr, flush=True)
-            if overlay.own_kernels and self.kernels not in ("metal", "cuda", "sim"):
-                print(f"{', '.join(overlay.own_kernels)}: not in use; --kernels sim runs them", file=sys.stderr)
-            if overlay.own_native and self.kernels != "cpu":
-                print(f"{', '.join(overlay.own_native)}: not in use; --kernels cpu runs it", file=sys.stderr)
-            if self.kernels == "cpu":
-                overlay.compile_headers()
+        lesson = self.install_code()
         if self.model is not None:
             note(f"loading {self.model} …")
         from tiny_llm.engine import llm

@@ -70,8 +70,9 @@ class Collected:
     """The outputs of a request so far: the pieces of each of its `num_answers` answers, and their times.
 
     Times are seconds on the monotonic clock. `note` times an output in the thread that makes it, `take` keeps it in
-    the thread that reads it. `in_thought`: the prompt has opened a thought, in which each answer begins. `finish_reason` is that of the last answer to end, "cancelled" where the request was
-    cancelled before, "error" where it failed, and None until the end has been read.
+    the thread that reads it. `in_thought`: the prompt has opened a thought, in which each answer begins.
+    `finish_reason` is that of the last answer to end, "cancelled" where the request was cancelled before, "error" where
+    it failed, and None until the end has been read.
     """
 
     request_id: str

@@ -176,6 +176,11 @@ class Engine:
         """
         return self._worker.abort(request_id)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the engine takes requests: it was not closed, and its thread has not failed."""
+        return self._worker.is_open
+
     def close(self) -> None:
         """End the engine's threads. Unfinished requests get a RuntimeError. A second call does nothing."""
         if os.getpid() != self._process:

@@ -20,9 +20,9 @@ MERGED = 64  # pieces that wait to be read where several prompts stream at once
 
 
 class Piece(NamedTuple):
-    """The next parts of the answer `index`, and the engine's delta that brought them."""
+    """The next parts of an answer, by the answer's number, and the engine's delta that brought them."""
 
-    index: int
+    answer: int
     parts: list[AnswerPart]
     delta: Delta
 
@@ -89,10 +89,8 @@ class Answers:
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield the parts of all answers as they come. Raises ApiError where they were cancelled."""
-        if len(self.asked) == 1:
-            source = self.asked[0].pieces()
-        else:
-            source = _merged([one.pieces() for one in self.asked])
+        sources = [one.pieces() for one in self.asked]
+        source = sources[0] if len(sources) == 1 else _merged(sources)
         async for piece in source:
             yield piece
         if self._expired:
@@ -152,7 +150,7 @@ def forecast(engine: Engine) -> float:
 
 async def _merged(sources: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of several generators as they come. Raises the first error of one of them."""
-    queue: asyncio.Queue[Piece | None | Exception] = asyncio.Queue(MERGED)
+    queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(MERGED)
 
     async def read(source: AsyncGenerator[Piece, None]) -> None:
         try:
@@ -215,7 +213,7 @@ async def collect(answers: Answers) -> list[WholeAnswer]:
     """Read all answers to their end."""
     whole = [WholeAnswer() for _ in range(answers.count)]
     async for piece in answers.pieces():
-        whole[piece.index].add(piece)
+        whole[piece.answer].add(piece)
     return whole
 
 

@@ -21,7 +21,12 @@ from tiny_llm.engine.serving import FullError
 LOG = logging.getLogger("tiny_llm.server")
 INVALID = "invalid_request_error"
 NAMED = re.compile(r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+|\[\d+\])*):")  # what an error message names first
+CLIENT_GONE = 499  # nginx's status for a client that closed its connection
 INTERNAL = "The server had an error while processing your request; its log says more."
+
+
+class GoneError(Exception):
+    """The client closed its connection."""
 
 
 class ApiError(HTTPException):
@@ -198,7 +203,16 @@ def add_handlers(app: FastAPI) -> None:
     async def failed(request: Request, error: Exception) -> Response:
         return respond(api_error(error))
 
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)  # nobody reads it
+
+    async def of_engine(request: Request, error: Exception) -> Response:
+        return respond(api_error(error))
+
     app.add_exception_handler(ApiError, known)
+    app.add_exception_handler(ValueError, of_engine)
+    app.add_exception_handler(FullError, of_engine)
+    app.add_exception_handler(GoneError, gone)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, failed)

@@ -49,7 +49,7 @@ class ChatFormat:
 
     def chunks(self, piece: Piece) -> list[Json]:
         """Return the chunks for a piece: one for each part, and one for the end."""
-        index = piece.index
+        index = piece.answer
         fields = [self._fields(index, part) for part in piece.parts]
         logprobs = self._logprobs([piece.delta])
         if index not in self._begun:
@@ -152,13 +152,13 @@ class CompletionFormat:
 
     def chunks(self, piece: Piece) -> list[Json]:
         """Return the chunk for a piece; none for a piece without text that ends nothing."""
-        echo = "" if piece.index in self._lengths else self._echoes[piece.index]
+        echo = "" if piece.answer in self._lengths else self._echoes[piece.answer]
         text = echo + piece.delta.text
-        logprobs = self._logprobs(piece.index, [piece.delta])
-        self._lengths[piece.index] = self._lengths.get(piece.index, 0) + len(text)
+        logprobs = self._logprobs(piece.answer, [piece.delta])
+        self._lengths[piece.answer] = self._lengths.get(piece.answer, 0) + len(text)
         if not text and piece.delta.finish_reason is None and logprobs is None:
             return []
-        choice = {"index": piece.index, "text": text, "logprobs": logprobs}
+        choice = {"index": piece.answer, "text": text, "logprobs": logprobs}
         choice["finish_reason"] = piece.delta.finish_reason
         return [{**self.head, "choices": [choice]}]
 
@@ -190,7 +190,9 @@ class CompletionFormat:
             text = self.tokenizer.token(delta.token)
             found["tokens"].append(text)
             found["token_logprobs"].append(delta.logprobs.logprob)
-            found["top_logprobs"].append({self.tokenizer.token(token): logprob for token, logprob in delta.logprobs.top})
+            found["top_logprobs"].append(
+                {self.tokenizer.token(token): logprob for token, logprob in delta.logprobs.top}
+            )
             found["text_offset"].append(offset)
             offset += len(delta.text)
         return dict(found) if found["tokens"] else None

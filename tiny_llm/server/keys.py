@@ -62,9 +62,9 @@ class KeyFile:
         self._read: list[Key] = []
         self._stamp: tuple[int, int] | None = None
         if path is not None:
-            self.keys()  # so that a faulty file is told at the start
+            self.all()  # so that a faulty file is told at the start
 
-    def keys(self) -> list[Key]:
+    def all(self) -> list[Key]:
         """Return all keys. Raises ValueError for a faulty file, and OSError."""
         if self.path is None:
             return self._own
@@ -79,7 +79,7 @@ class KeyFile:
         """Return the key with this secret. The time it takes does not depend on where texts differ."""
         digest = digest_of(secret)
         found = None
-        for key in self.keys():
+        for key in self.all():
             if hmac.compare_digest(key.digest, digest):
                 found = key
         return found
@@ -89,7 +89,8 @@ def read_keys(path: Path) -> list[Key]:
     """Read a file that `write_keys` wrote. Raises ValueError that names the fault, and OSError."""
     data = parse_object(path.read_bytes(), str(path)).data
     rows = data.get("keys")
-    require(isinstance(rows, list), f"{path}: keys: expected a list, found {shown(rows)}; `tiny-llm keys add` makes one")
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: keys: expected a list, found {shown(rows)}; `tiny-llm keys add` makes one")
     keys: list[Key] = []
     for number, row in enumerate(rows):
         key = _key(row, f"{path}: keys[{number}]")

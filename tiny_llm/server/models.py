@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,8 +59,8 @@ class Models:
     """The models of a server. All methods but `load` belong to one event loop.
 
     `observe` returns, for a model's name, the function that its engine calls with each event. `idle_seconds`: after
-    which an unused model is unloaded, unless it is pinned. `memory_cap`: bytes of all loaded models together. `weights`:
-    each tenant's share of an engine. Raises ValueError for names that are there twice.
+    which an unused model is unloaded, unless it is pinned. `memory_cap`: bytes of all loaded models together.
+    `weights`: each tenant's share of an engine. Raises ValueError for names that are there twice.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Models:
             require(spec.name not in self._served, f"model: expected different names, found {spec.name!r} twice")
             self._served[spec.name] = ServedModel(spec)
         self._loading = asyncio.Lock()
-        self._unloading: asyncio.Task[None] | None = None
+        self._begun = False
 
     @property
     def all(self) -> list[ServedModel]:
@@ -94,6 +94,11 @@ class Models:
     @property
     def first(self) -> ServedModel:
         return self.all[0]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the models that were loaded at the start still run: a failed engine ends its thread."""
+        return all(served.engine is None or served.engine.is_open for served in self.all) and self._begun
 
     def find(self, name: str) -> ServedModel:
         """Return a model. Raises ApiError 404 where there is none of that name."""
@@ -108,6 +113,7 @@ class Models:
             if served.spec.pinned or served is self.first:
                 self._make_room(served)
                 self._load(served)
+        self._begun = True
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Engine]:
@@ -191,14 +197,24 @@ def unload(served: ServedModel) -> None:
     mx.clear_cache()
 
 
-def spec_of(text: str) -> ModelSpec:
-    """Return the model of `--model name=path` or `--model path`, which is served under the path's last part."""
+def spec_of(text: str, pins: Collection[str] = ()) -> ModelSpec:
+    """Return the model of `--model name=path` or `--model path`, which is served under the path's last part.
+
+    The models named in `pins` are pinned.
+    """
     name, equals, path = text.partition("=")
     if not equals:
         name = Path(text).name if Path(text).exists() else text
         path = text
     require(bool(name.strip()) and bool(path.strip()), f"model: expected NAME=PATH or PATH, found {text!r}")
-    return ModelSpec(name, path)
+    return ModelSpec(name, path, name in pins)
+
+
+def check_pins(pins: Collection[str], specs: Sequence[ModelSpec]) -> None:
+    """Raise ValueError for the name of a pinned model that is not served."""
+    names = [spec.name for spec in specs]
+    for pin in pins:
+        require(pin in names, f"pin: expected one of {', '.join(names)}, found {pin!r}")
 
 
 def estimate(path: str | None, config: EngineConfig, serving: ServingConfig) -> int:

@@ -3,22 +3,20 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from tiny_llm.server.errors import GoneError
 from tiny_llm.server.settings import ServerSettings
 
 COMMENT = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 Events = AsyncGenerator[bytes, None]
-
-
-class GoneError(Exception):
-    """The client closed its connection."""
+Result = TypeVar("Result")
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
@@ -141,3 +139,16 @@ async def _next(events: Events) -> bytes | None:
     async for data in events:
         return data
     return None
+
+
+async def while_present(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of a coroutine. Where the client closes its connection, cancel it and raise GoneError."""
+    presence = Presence(request)
+    task = asyncio.ensure_future(work)
+    try:
+        await presence.first(task)
+        return task.result()
+    finally:
+        presence.close()
+        if not task.done():
+            await end(task)

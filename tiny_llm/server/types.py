@@ -26,6 +26,7 @@ SAME = (  # fields that are settings of decoding under the same name
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("seed", "n", "beam_width", "length_penalty", "ignore_eos", "thinking_budget"),
 )
+OutputKind = Literal["json", "regex", "grammar"]
 JSON_OBJECT = json.dumps({"type": "object"})
 
 
@@ -164,7 +165,7 @@ class Sampling(ApiModel):
     deadline: float | None = Field(None, gt=0, le=1e9)
     cache_salt: str | None = Field(None, min_length=1, max_length=MAX_TENANT)
     return_metrics: bool | None = None
-    structured_outputs: dict[Literal["json", "regex", "grammar"], Any] | None = None
+    structured_outputs: dict[OutputKind, Any] | None = None
     user: str | None = None
 
     @field_validator("logit_bias")
@@ -207,7 +208,7 @@ class Sampling(ApiModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-def outputs_form(wanted: Mapping[str, Any] | None) -> Structured | None:
+def outputs_form(wanted: Mapping[OutputKind, Any] | None) -> Structured | None:
     """Return the grammar of vLLM's `structured_outputs`: {"json": schema}, {"regex": text} or {"grammar": text}."""
     if wanted is None:
         return None
@@ -274,7 +275,7 @@ class ChatRequest(Sampling):
         )
 
     def _choice(self) -> ToolChoice:
-        """Return the tool choice: auto, none, required, or the name of a tool. Raises ValueError for an unknown tool."""
+        """Return the tool choice. Raises ValueError for an unknown tool, and for a choice where there are no tools."""
         names = [tool.function.name for tool in self.tools or ()]
         choice = self.tool_choice
         if isinstance(choice, NamedTool):
@@ -300,8 +301,8 @@ class CompletionRequest(Sampling):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return list(self.prompt)  # type: ignore[arg-type]
+            return [self.prompt]
+        return list(self.prompt)
 
     def asks(self) -> list[Ask]:
         """Return an Ask for each prompt. Raises ApiError for what can't be honoured."""
@@ -313,10 +314,8 @@ class CompletionRequest(Sampling):
         if self.logprobs is not None:
             settings["logprobs"] = self.logprobs
         settings.setdefault("max_tokens", 16)  # the API's default
-        asks = []
-        for prompt in self.prompts():
-            asks.append(Ask(self.model, prompt, settings, self.options(), salt=self.cache_salt))
-        return asks
+        options = self.options()
+        return [Ask(self.model, prompt, settings, options, salt=self.cache_salt) for prompt in self.prompts()]
 
 
 class EmbeddingsRequest(ApiModel):

@@ -1,0 +1,201 @@
+"""`tiny-llm serve`: models over HTTP; `tiny-llm keys`: who may use them."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tiny_llm.cli.errors import usage
+from tiny_llm.cli.options import NO_MODEL, EngineOptions, option, with_options
+from tiny_llm.cli.terminal import dim, num_bytes_of
+from tiny_llm.config.scheduler import SchedulerConfig
+from tiny_llm.config.serving import ServingConfig
+
+if TYPE_CHECKING:
+    pass
+
+INSTALL = 'serve: needs fastapi and uvicorn; install them with pip install "tiny-llm[server]"'
+KEYS_FILE = Path("~/.config/tiny-llm/keys.json")
+
+
+@dataclass(frozen=True)
+class ListenOptions:
+    """Where the server listens, and to whom it answers."""
+
+    host: Annotated[str | None, option("Address to listen on; 127.0.0.1, this machine alone, if not set.")] = None
+    port: Annotated[int | None, option("Port to listen on; 8000 if not set, 0 for any free one.", "--port", "-p")] = (
+        None
+    )
+    keys_file: Annotated[Path | None, option("Accept the keys of this file, which `tiny-llm keys` writes.")] = None
+    api_key: Annotated[str | None, option("Accept this key.", envvar="TINY_LLM_API_KEY")] = None
+    without_key: Annotated[
+        bool | None, option("Listen on addresses that other machines reach, without any key.", "--without-key")
+    ] = None
+    allowed_host: Annotated[
+        list[str] | None, option("A name of this server in Host headers; may be repeated.", metavar="NAME")
+    ] = None
+    allowed_origin: Annotated[
+        list[str] | None, option("A web page that may call the API; may be repeated.", metavar="URL")
+    ] = None
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """How much the server takes in, and how long it waits."""
+
+    max_requests: Annotated[int | None, option("Unfinished requests at once; one more gets 429. 1024.")] = None
+    max_sequences: Annotated[int | None, option("Sequences that run at once; 32 if not set.")] = None
+    token_budget: Annotated[int | None, option("Tokens of a step; 512 if not set.")] = None
+    kv_bytes: Annotated[str | None, option("Memory of each model's pool of blocks: 2GB.", metavar="BYTES")] = None
+    disk_folder: Annotated[Path | None, option("Keep blocks there that the pool has no room for.")] = None
+    memory_cap: Annotated[str | None, option("Memory of all loaded models together: 16GB.", metavar="BYTES")] = None
+    idle_unload: Annotated[float | None, option("Unload a model that is unused for this many seconds.")] = None
+    pin: Annotated[list[str] | None, option("Load this model at once and keep it; may be repeated.")] = None
+    max_body: Annotated[str | None, option("Largest request: 16MB if not set.", metavar="BYTES")] = None
+    request_seconds: Annotated[float | None, option("Seconds that an answer may take; 600 if not set.")] = None
+    drain_seconds: Annotated[float | None, option("After SIGTERM: seconds for running requests; 30 if not set.")] = None
+
+    def serving(self) -> ServingConfig:
+        """Return the settings of each model's engine."""
+        shares = given(max_sequences=self.max_sequences, token_budget=self.token_budget)
+        kv_bytes = sized("--kv-bytes", self.kv_bytes)
+        settings = given(max_requests=self.max_requests, kv_bytes=kv_bytes, disk_folder=self.disk_folder)
+        with usage():
+            return ServingConfig(scheduler=SchedulerConfig(**shares), **settings)
+
+
+@with_options
+def serve(
+    engine: EngineOptions,
+    listen: ListenOptions,
+    limits: LimitOptions,
+    model: Annotated[
+        list[str] | None,
+        option(
+            "A directory, GGUF file, hub name or alias, or NAME=one of these; may be repeated.",
+            "--model",
+            "-m",
+            metavar="[NAME=]MODEL",
+        ),
+    ] = None,
+) -> None:
+    """Serve models over HTTP, with the OpenAI API.
+
+    The first model is loaded at once, the others when they are asked for. Without a model the small one inside is
+    served, as `pocket`.
+    """
+    engine.install_code()  # before the engine is imported
+    try:
+        from tiny_llm.server import app, models, run
+        from tiny_llm.server.keys import KeyFile
+        from tiny_llm.server.settings import ServerSettings
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{INSTALL} ({error})") from error
+    with usage():
+        settings = ServerSettings(**settings_of(listen, limits))
+        specs = [models.spec_of(text, limits.pin or ()) for text in model or ()] or [models.ModelSpec("pocket")]
+        models.check_pins(limits.pin or (), specs)
+    config, serving = engine.config(), limits.serving()
+    keys = KeyFile(settings.keys_file, settings.api_key)
+    served = models.Models(
+        specs,
+        config,
+        serving,
+        idle_seconds=settings.idle_unload,
+        memory_cap=settings.memory_cap,
+        weights={key.name: key.weight for key in keys.all()},
+    )
+    listener = run.bind(settings)
+    url = run.url_of(listener)
+    if not model:
+        print(dim(NO_MODEL, sys.stderr), file=sys.stderr, flush=True)
+    served.load_now()
+    names = ", ".join(spec.name for spec in specs)
+
+    def ready() -> None:
+        print(f"{names} at {url}/v1 (the API: {url}/docs)", flush=True)
+
+    run.run(app.make_app(served, settings, keys), settings, listener, ready)
+
+
+def settings_of(listen: ListenOptions, limits: LimitOptions) -> dict[str, Any]:
+    """Return the options that are set, under ServerSettings' names."""
+    return given(
+        host=listen.host,
+        port=listen.port,
+        keys_file=listen.keys_file,
+        api_key=listen.api_key,
+        without_key=listen.without_key,
+        allowed_hosts=tuple(listen.allowed_host or ()),
+        allowed_origins=tuple(listen.allowed_origin or ()),
+        max_body=sized("--max-body", limits.max_body),
+        request_seconds=limits.request_seconds,
+        drain_seconds=limits.drain_seconds,
+        idle_unload=limits.idle_unload,
+        memory_cap=sized("--memory-cap", limits.memory_cap),
+    )
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Return the values that are set."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def sized(name: str, text: str | None) -> int | None:
+    """Return a size such as 2GB in bytes."""
+    if text is None:
+        return None
+    with usage(name):
+        return num_bytes_of(text)
+
+
+keys = typer.Typer(help="Add, list and remove the keys of `tiny-llm serve --keys-file`.", no_args_is_help=True)
+File = Annotated[Path, typer.Option("--file", help="The file of key hashes.")]
+
+
+@keys.command()
+def add(
+    name: str,
+    file: File = KEYS_FILE,
+    requests_per_minute: Annotated[int | None, option("Requests that the key may send in a minute.")] = None,
+    tokens_per_minute: Annotated[int | None, option("Tokens of prompts and answers in a minute.")] = None,
+    concurrent: Annotated[int | None, option("Requests that may run at once.")] = None,
+    weight: Annotated[float | None, option("The key's share of the engine beside other keys; 1 if not set.")] = None,
+) -> None:
+    """Make a key and print it. Only its hash is stored, so it can't be shown again."""
+    store = _keys_module()
+    limits = given(
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrent=concurrent,
+        weight=weight,
+    )
+    path = file.expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(store.add_key(path, name, **limits))
+
+
+@keys.command("list")
+def list_keys(file: File = KEYS_FILE) -> None:
+    """List the keys by name, with their limits."""
+    store = _keys_module()
+    path = file.expanduser()
+    for key in store.read_keys(path) if path.exists() else ():
+        limits = [f"{limit} {getattr(key, limit)}" for limit in store.LIMITS if getattr(key, limit) is not None]
+        if key.weight != 1:
+            limits.append(f"weight {key.weight:g}")
+        print(key.name, ", ".join(limits), sep="\t")
+
+
+@keys.command()
+def remove(name: str, file: File = KEYS_FILE) -> None:
+    """Remove a key. Running servers refuse it from their next request on."""
+    _keys_module().remove_key(file.expanduser(), name)
+
+
+def _keys_module() -> Any:
+    from tiny_llm.server import keys as module
+
+    return module

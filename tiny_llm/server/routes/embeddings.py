@@ -1,0 +1,97 @@
+"""/v1/embeddings and /v1/rerank."""
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from tiny_llm.engine.embed import Vectors
+from tiny_llm.engine.serving import Engine
+from tiny_llm.server.body import StrictRoute
+from tiny_llm.server.errors import bad_request
+from tiny_llm.server.formats import Json, new_id
+from tiny_llm.server.routes.common import DOCUMENTED
+from tiny_llm.server.sse import while_present
+from tiny_llm.server.state import key_of, state_of
+from tiny_llm.server.types import EmbeddingsRequest, RerankRequest
+
+router = APIRouter(route_class=StrictRoute, tags=["retrieval"])
+
+
+@router.post("/v1/embeddings", response_class=JSONResponse, responses=DOCUMENTED)
+async def embeddings(asked: EmbeddingsRequest, request: Request) -> Response:
+    """Turn texts into vectors of length 1: the final hidden state of each text's last token."""
+    return JSONResponse(await while_present(request, embed(asked, request)))
+
+
+async def embed(asked: EmbeddingsRequest, request: Request) -> Json:
+    """Return the response with a vector for each text."""
+    state = state_of(request)
+    texts = asked.texts()
+    with state.rates.running(key_of(request)) as meter:
+        async with state.models.use(asked.model) as engine:
+            vectors = await asyncio.to_thread(partial(engine.embed, texts, normalize=True))
+            count = await asyncio.to_thread(count_tokens, engine, texts)
+            meter.charge(count)
+    if asked.dimensions is not None:
+        vectors = shortened(vectors, asked.dimensions)
+    data = []
+    for index, vector in enumerate(vectors):
+        data.append({"object": "embedding", "index": index, "embedding": encoded(vector, asked.encoding_format)})
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return {"object": "list", "data": data, "model": asked.model, "usage": usage}
+
+
+def count_tokens(engine: Engine, texts: Sequence[str]) -> int:
+    """Return the number of tokens of all texts."""
+    return sum(len(engine.llm.encode(text)) for text in texts)
+
+
+def shortened(vectors: Vectors, dimensions: int) -> Vectors:
+    """Return the first numbers of each vector, divided by their length: models such as Qwen3-Embedding allow that."""
+    size = vectors.shape[1]
+    if dimensions > size:
+        raise bad_request(f"dimensions: expected at most {size}, found {dimensions}.", "dimensions")
+    cut = vectors[:, :dimensions]
+    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
+    shortened: Vectors = cut / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return shortened
+
+
+def encoded(vector: Vectors, form: str) -> list[float] | str:
+    """Return a vector as numbers, or as the base64 text of its little-endian float32 bytes."""
+    if form == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    numbers: list[float] = vector.tolist()
+    return numbers
+
+
+@router.post("/v1/rerank", response_class=JSONResponse, responses=DOCUMENTED)
+async def rerank(asked: RerankRequest, request: Request) -> Response:
+    """Order documents by how well they answer a query, the best first. A score is from 0 to 1."""
+    return JSONResponse(await while_present(request, rank(asked, request)))
+
+
+async def rank(asked: RerankRequest, request: Request) -> Json:
+    """Return the response with the best documents."""
+    state = state_of(request)
+    texts = asked.texts()
+    with state.rates.running(key_of(request)) as meter:
+        async with state.models.use(asked.model) as engine:
+            scores = await asyncio.to_thread(engine.rank, asked.query, texts, asked.instruction)
+            count = await asyncio.to_thread(count_tokens, engine, [asked.query, *texts])
+            meter.charge(count)
+    order = sorted(range(len(texts)), key=lambda place: (-scores[place], place))
+    results = []
+    for place in order[: asked.top_n]:
+        result: dict[str, Any] = {"index": place, "relevance_score": scores[place]}
+        if asked.return_documents:
+            result["document"] = {"text": texts[place]}
+        results.append(result)
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return {"id": new_id("rerank-"), "model": asked.model, "usage": usage, "results": results}

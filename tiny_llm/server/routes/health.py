@@ -1,0 +1,44 @@
+"""/health, /ready and /version; /docs, a page that reads the OpenAPI description."""
+
+from importlib import metadata
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from tiny_llm.server.errors import draining, unavailable
+from tiny_llm.server.guard import PAGE_POLICY
+from tiny_llm.server.routes.common import DOCUMENTED
+from tiny_llm.server.state import state_of
+
+router = APIRouter(tags=["state"])
+PAGE = Path(__file__).parents[1] / "docs.html"
+
+
+@router.get("/health", response_class=JSONResponse, responses=DOCUMENTED)
+@router.get("/ready", response_class=JSONResponse, responses=DOCUMENTED)
+async def health(request: Request) -> Response:
+    """Say whether the server takes requests: 200, or 503 while a model loads and while the server ends."""
+    state = state_of(request)
+    if state.drain.begun:
+        raise draining()
+    if not state.models.is_ready:
+        raise unavailable("The model is not loaded yet; please try again.", "loading")
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/version", response_class=JSONResponse, responses=DOCUMENTED)
+async def version() -> Response:
+    """Return the version of tiny-llm."""
+    try:
+        found = metadata.version("tiny-llm")
+    except metadata.PackageNotFoundError:
+        found = "unknown"
+    return JSONResponse({"version": found})
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """Return a page that describes the API, without anything from another server."""
+    headers = {"content-security-policy": PAGE_POLICY}
+    return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=headers)
