@@ -21,7 +21,7 @@ from tiny_llm.server.settings import ServerSettings
 from tiny_llm.server.state import ServerState
 
 SERVING = ServingConfig(kv_bytes=2**24, block_size=8, scheduler=SchedulerConfig(token_budget=256, max_sequences=16))
-LOCAL = ServerSettings(port=0, drain_seconds=5)
+LOCAL = ServerSettings(port=0, drain_seconds=60)
 
 
 class Running:
