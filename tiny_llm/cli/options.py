@@ -256,6 +256,9 @@ class SamplingOptions:
         list[str] | None, option("Add a value to a token's logit; may be repeated.", metavar="ID=VALUE")
     ] = None
     seed: Annotated[int | None, option("Same seed, same text.")] = None
+    thinking_budget: Annotated[
+        int | None, option("Tokens of a thought at most; then the model is made to close it and to answer.")
+    ] = None
     stop: Annotated[list[str] | None, option("End before this text; may be repeated.", metavar="TEXT")] = None
 
 

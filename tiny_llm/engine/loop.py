@@ -23,8 +23,9 @@ from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.beam import all_finite
 from tiny_llm.decode.structured import Grammars
 from tiny_llm.decode.text import NOT_FINITE, Delta, Token, Writer, check_prompt
-from tiny_llm.engine.choosers import Beams, Draw, Fault, texts_of
+from tiny_llm.engine.choosers import Beams, Draw, texts_of
 from tiny_llm.engine.events import Event, Guarded
+from tiny_llm.engine.forms import Fault
 from tiny_llm.engine.helper import bytes_beside
 from tiny_llm.engine.ledger import check_request
 from tiny_llm.engine.profile import new_pace
