@@ -59,6 +59,11 @@ class SamplingParams:
         """Whether the logits depend on the tokens before."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether rules beside the model's distribution say which tokens may come next."""
+        return self.structured is not None or self.thinking_budget is not None
+
     def _check_ends(self) -> None:
         """What ends an answer: stop strings, stop tokens, the model's eos."""
         _check_stop(self.stop, "stop")

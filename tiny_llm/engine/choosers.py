@@ -93,12 +93,13 @@ class Draw:
         """Register a sequence with the tokens that it has so far."""
         prompt, output = admission.tokens[: admission.num_prompt], admission.tokens[admission.num_prompt :]
         self._tracks[admission.sequence] = Track(admission.params, prompt, list(output))
-        self.forms.admit(admission)
+        if admission.params.has_rules:
+            self.forms.admit(admission)
 
     def forget(self, sequence: SequenceId) -> None:
         """Drop the data of a sequence that has ended."""
         self._tracks.pop(sequence, None)
-        self.forms.forget(sequence)
+        self.forms.rules.pop(sequence, None)
 
     def searches(self, sequence: SequenceId) -> bool:
         """Return whether a sequence is a beam, for which nothing is drawn."""
@@ -106,7 +107,7 @@ class Draw:
 
     def depends_on_next(self, sequence: SequenceId) -> bool:
         """Return whether the token after the next may depend on the next one by a rule, not by the model alone."""
-        return self.forms.may_restrict_after(sequence, 1)
+        return sequence in self.forms.rules and self.forms.may_restrict_after(sequence, 1)
 
     def adopt(self, choice: Choice | None) -> None:
         """Go on from a choice whose step is run."""
@@ -126,7 +127,8 @@ class Draw:
         buffers that the device may compute while the host finds out what forms allow.
         """
         paths = [Path(one.sequence, *at) for one in verified for at in _paths_of(one)]
-        logits = self.forms.mask(logits, paths, state)
+        if self.forms.rules:
+            logits = self.forms.mask(logits, paths, state)
         sampler = self._sampler_for(paths)
         positions = [path.position for path in paths]
         return Choice(sampler(logits, positions), sampler, verified)
@@ -171,9 +173,9 @@ class Draw:
         """Take in a sequence's next token. Returns it as its request asks for it."""
         track = self._tracks[sequence]
         track.output.append(token.id)
-        if finite:
+        if finite and sequence in self.forms.rules:
             self.forms.follow(sequence, token.id)
-        else:
+        elif not finite:
             self.forms.faults.append(Fault(sequence.request, ArithmeticError(NOT_FINITE)))
         return _with_logprobs(token, track.params.logprobs)
 

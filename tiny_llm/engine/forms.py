@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from tiny_llm.config import Structured
 from tiny_llm.decode.structured import Bits, Grammars, mask_logits
 from tiny_llm.decode.thinking_budget import ThinkingBudget, end_of_thought
 from tiny_llm.decode.thought import Place, Thought
-from tiny_llm.engine.request import Admission, Request, SequenceId
+from tiny_llm.engine.request import Admission, SequenceId
 
 
 class Fault(NamedTuple):
@@ -100,18 +101,12 @@ class Form:
 
 
 class Forms:
-    """The rules of the unfinished sequences. `faults`: requests that can't go on, which the loop then ends."""
+    """The rules of the unfinished sequences that have any. `faults`: requests that can't go on; the loop ends them."""
 
     def __init__(self, grammars: Grammars):
         self.grammars = grammars
         self.faults: list[Fault] = []
-        self._forms: dict[SequenceId, Form] = {}
-
-    def __len__(self) -> int:
-        return len(self._forms)
-
-    def __contains__(self, sequence: SequenceId) -> bool:
-        return sequence in self._forms
+        self.rules: dict[SequenceId, Form] = {}
 
     @cached_property
     def _ending(self) -> tuple[int, ...]:
@@ -120,18 +115,15 @@ class Forms:
 
     def may_restrict_after(self, sequence: SequenceId, tokens: int) -> bool:
         """Return whether some token may be forbidden behind so many more tokens of a sequence."""
-        return sequence in self._forms and self._forms[sequence].may_restrict_after(tokens)
+        return sequence in self.rules and self.rules[sequence].may_restrict_after(tokens)
 
-    def check(self, request: Request) -> None:
+    def check(self, wanted: Structured) -> None:
         """Raise ValueError, with the reason, for a grammar that can't be compiled. Any thread may call it."""
-        if request.params.structured is not None:
-            self.grammars.matcher(request.params.structured)
+        self.grammars.matcher(wanted)
 
     def admit(self, admission: Admission) -> None:
-        """Register a sequence that has rules, and advance them by the tokens of its answer so far."""
+        """Register the rules of a sequence, and advance them by the tokens of its answer so far."""
         wanted, most = admission.params.structured, admission.params.thinking_budget
-        if wanted is None and most is None:
-            return
         in_thought = admission.in_thought
         try:
             matcher = None if wanted is None else self.grammars.matcher(wanted)
@@ -144,11 +136,7 @@ class Forms:
         except Exception as error:
             self.faults.append(Fault(admission.sequence.request, error))
         else:
-            self._forms[admission.sequence] = form
-
-    def forget(self, sequence: SequenceId) -> None:
-        """Drop the data of a sequence that has ended."""
-        self._forms.pop(sequence, None)
+            self.rules[admission.sequence] = form
 
     def mask(self, logits: mx.array, paths: Row[Path], state: Row[mx.array]) -> mx.array:
         """Set to minus infinity the logits that a sequence's rules forbid behind a path. logits (R, V).
@@ -168,18 +156,17 @@ class Forms:
 
     def follow(self, sequence: SequenceId, token: int) -> None:
         """Advance a sequence's rules by its new token. An error becomes a fault of the sequence's request."""
-        if sequence in self._forms:
-            try:
-                self._forms[sequence].follow(token)
-            except Exception as error:
-                self.faults.append(Fault(sequence.request, error))
+        try:
+            self.rules[sequence].follow(token)
+        except Exception as error:
+            self.faults.append(Fault(sequence.request, error))
 
     def _bits(self, path: Path) -> Bits:
         """Return the mask behind a path. An error becomes a fault of the request, and the mask then allows all tokens.
 
         Behind a drafted token that the grammar forbids nothing is read, so that the mask may allow all, too.
         """
-        form = self._forms[path.sequence]
+        form = self.rules[path.sequence]
         try:
             if not path.tokens:
                 return form.bits()

@@ -120,7 +120,8 @@ class Loop:
             )
         check_token_ids(request.params, vocab_size)
         check_request(request, self.scheduler.configured, self.scheduler.blocks)
-        self.runner.draw.forms.check(request)
+        if request.params.structured is not None:
+            self.runner.draw.forms.check(request.params.structured)
 
     def add(self, request: Request) -> None:
         """Add a request to the waiting line. Raises ValueError as `check` does, and for the id of an unfinished one."""
