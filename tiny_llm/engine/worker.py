@@ -43,10 +43,14 @@ class Leave:
 
 @dataclass(frozen=True)
 class Embed:
-    """Order to the engine's thread: compute the batches of an embedding, one batch between two steps."""
+    """Order to the engine's thread: compute the batches of an embedding, one batch between two steps.
+
+    A text's vector has `width` numbers.
+    """
 
     batches: Iterator[Vectors]
-    result: Future[Vectors]
+    width: int
+    result: Future[Vectors] = field(default_factory=Future)
     parts: list[Vectors] = field(default_factory=list)
 
 
@@ -215,7 +219,7 @@ class Worker:
                 order.parts.append(part)
                 self._embedding.append(order)
                 return
-            vectors = join_vectors(order.parts, self.llm.config)
+            vectors = join_vectors(order.parts, order.width)
         except Exception as error:
             _answer(order.result.set_exception, error)
         else:
