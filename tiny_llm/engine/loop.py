@@ -30,7 +30,7 @@ from tiny_llm.engine.helper import bytes_beside
 from tiny_llm.engine.ledger import check_request
 from tiny_llm.engine.profile import new_pace
 from tiny_llm.engine.recovery import Recovery, out_of_memory
-from tiny_llm.engine.request import UNKNOWN, Request, Result, Sequence, SequenceId, Share, Step
+from tiny_llm.engine.request import UNKNOWN, PrefixMiss, Request, Result, Sequence, SequenceId, Share, Step
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
 from tiny_llm.engine.speculation import Drafting, new_speculation
@@ -39,12 +39,15 @@ from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
+DIFFERING = 16  # tokens of a prompt that are shown where its prefix was not found
+
 
 @dataclass(frozen=True)
 class Output:
     """A request's part of a step's results: a piece of an answer, or an error. `ended`: the request's last output.
 
-    `admitted`: when the answer's sequence first ran, in seconds on the loop's clock.
+    `admitted`: when the answer's sequence first ran, in seconds on the loop's clock. `miss`: with a request's first
+    piece, why no longer prefix of its prompt was found; None where all of it was, or no prefixes are kept.
     """
 
     request_id: str
@@ -53,6 +56,7 @@ class Output:
     cached_tokens: int = 0
     admitted: float | None = None
     ended: bool = False
+    miss: PrefixMiss | None = None
 
 
 @dataclass
@@ -235,7 +239,8 @@ class Loop:
             deltas = list(texts_of(sequence, move.ended, self.tokenizer))
             for number, delta in enumerate(deltas, 1):
                 ended = number == len(deltas)
-                outputs.append(Output(move.request, delta, None, sequence.cached, sequence.admitted, ended))
+                miss = self._miss(sequence)
+                outputs.append(Output(move.request, delta, None, sequence.cached, sequence.admitted, ended, miss))
         return outputs
 
     def _start(self) -> list[Output]:
@@ -296,7 +301,15 @@ class Loop:
         ended = not self._left[name.request]
         if ended:
             del self._left[name.request]
-        return Output(name.request, delta, None, sequence.cached, sequence.admitted, ended)
+        return Output(name.request, delta, None, sequence.cached, sequence.admitted, ended, self._miss(sequence))
+
+    def _miss(self, sequence: Sequence) -> PrefixMiss | None:
+        """Return why a sequence's prefix was not found, with the prompt's text from there on. A second call: None."""
+        miss, sequence.missed = sequence.missed, None
+        if miss is None:
+            return None
+        differing = sequence.request.tokens[miss.position : miss.position + DIFFERING]
+        return miss._replace(text=self.tokenizer.decode(differing, keep_special=True))
 
     def _fail(self, request_id: str, error: Exception) -> list[Output]:
         """End a request with an error. Returns no output where the request has ended already."""

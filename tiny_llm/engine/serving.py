@@ -24,7 +24,7 @@ from tiny_llm.engine.loop import Output
 from tiny_llm.engine.offline import ProgressLine
 from tiny_llm.engine.prompt import Prompt, Terms, many
 from tiny_llm.engine.rank import rank_batches, rank_input, scores_of
-from tiny_llm.engine.worker import Add, Close, Deliver, Embed, Worker
+from tiny_llm.engine.worker import Add, Close, Deliver, Embed, Forecast, Worker
 from tiny_llm.engine.worker import FullError as FullError
 
 Reader = TypeVar("Reader", Stream, AsyncStream)
@@ -177,6 +177,13 @@ class Engine:
             return order.result.result()
         finally:
             order.result.cancel()  # takes effect only where the caller was interrupted
+
+    def forecast(self) -> Forecast:
+        """Return how many requests run and wait, and the seconds until a new request would begin. Any thread may call.
+
+        The seconds come from the mean time of the requests so far: a server's `Retry-After`.
+        """
+        return self._worker.forecast()
 
     def abort(self, request_id: str) -> bool:
         """Cancel a request, from any thread. Returns whether it was unfinished.
