@@ -19,6 +19,7 @@ class SamplingParams:
     `stop` strings end the text before them, at most 64 of 1,000 characters each; those in a thought that the prompt or
     the model opened with <think> do not count. `stop_token_ids` and the model's own eos end it, unless `ignore_eos`.
     `thinking_budget` is the most tokens of a thought: then `</think>` is forced, and the answer goes on behind it.
+    `skip_special_tokens` False leaves special tokens in the text: some models spell tool calls by them.
     `seed` None draws a fresh one. `n` independent samples; `beam_width` above 1 searches instead of sampling and
     ranks by log-probability / length ** `length_penalty`. `structured` is the form that the answer must have; its
     log-probabilities are then those among the tokens that the form allows.
@@ -43,6 +44,7 @@ class SamplingParams:
     length_penalty: float = 1.0
     structured: Structured | None = None
     thinking_budget: int | None = None
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         for name in _SAMPLING_RANGES:
@@ -65,14 +67,14 @@ class SamplingParams:
         return self.structured is not None or self.thinking_budget is not None
 
     def _check_ends(self) -> None:
-        """What ends an answer: stop strings, stop tokens, the model's eos."""
+        """What ends an answer: stop strings, stop tokens, the model's eos; and whether special tokens are text."""
         _check_stop(self.stop, "stop")
         ids = self.stop_token_ids
         ok = isinstance(ids, tuple) and all(_fits(token, 0, 2**31, True) for token in ids)
         require(ok, f"stop_token_ids: expected a tuple of token ids, found {shown(ids)}")
-        require(
-            isinstance(self.ignore_eos, bool), f"ignore_eos: expected true or false, found {shown(self.ignore_eos)}"
-        )
+        for name in ("ignore_eos", "skip_special_tokens"):
+            found = getattr(self, name)
+            require(isinstance(found, bool), f"{name}: expected true or false, found {shown(found)}")
         require(
             self.structured is None or not self.ignore_eos,
             "ignore_eos: a structured answer ends where its form is complete",
@@ -169,6 +171,7 @@ _NOT_FOR_BEAMS = (
     ("logprobs", None),
     ("structured", None),
     ("thinking_budget", None),
+    ("skip_special_tokens", True),
 )
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _SAMPLING_RANGES: Mapping[str, tuple[float, float, bool]] = {

@@ -148,6 +148,7 @@ class Loop:
                 params.max_tokens,
                 sequence.index,
                 request.in_thought,
+                not params.skip_special_tokens,
             )
             self._answers[sequence.id] = Answer(sequence, writer)
         self._left[request.id] = len(sequences)
