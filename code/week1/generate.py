@@ -115,5 +115,5 @@ def stream(
             budget = ThinkingBudget(tokenizer, params.thinking_budget, end_of_thought(tokenizer), in_thought)
             sampler = cast(Sampler, BudgetedSampler(sampler, budget))
         tokens = generate_tokens(model, logits, branch, sampler, len(prompt), limit, stops)
-        writer = Writer(tokenizer, params.stop, stops, limit, index, in_thought)
+        writer = Writer(tokenizer, params.stop, stops, limit, index, in_thought, not params.skip_special_tokens)
         yield from writer.write(tokens)
