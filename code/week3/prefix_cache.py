@@ -93,10 +93,16 @@ class RadixTree:
             return f"evicted from token {at}"
         if not self.nodes:
             return "first request"
-        same = max((_common(child.tokens, following) for child in node.children.values()), default=0)
+        same = _most_common(node, following)
         if at + same < head:
             return f"{OTHER_HEAD}: diverged at token {at + same} of its {head}"
         return f"diverged at token {at + same}" if node.children else f"new from token {at}"
+
+    def known_tokens(self, tokens: Sequence[int], found: Match) -> int:
+        """Return the number of first tokens that the tree knows: those of a match, and the begin of a block behind."""
+        node = self.nodes[found.blocks[-1]] if found.blocks else self.root
+        following = tokens[found.num_tokens : found.num_tokens + self.blocks.block_size]
+        return found.num_tokens + _most_common(node, following)
 
     def insert(self, tokens: Sequence[int], blocks: Sequence[int]) -> list[int]:
         """Insert the whole blocks of `tokens`. Returns the caller's new block table, as long as `blocks`.
@@ -216,6 +222,11 @@ def addresses(tokens: Sequence[int], size: int) -> Iterator[str]:
     for end in range(size, len(tokens) + 1, size):
         digest.update(array("q", tokens[end - size : end]).tobytes())
         yield digest.hexdigest()
+
+
+def _most_common(node: Node, following: Sequence[int]) -> int:
+    """Return the length of the longest common prefix of these tokens and a block below `node`."""
+    return max((_common(child.tokens, following) for child in node.children.values()), default=0)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

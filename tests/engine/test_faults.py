@@ -263,7 +263,7 @@ def test_a_form_at_fault_ends_its_own_request(llm: LLM, monkeypatch: pytest.Monk
     loop.add(llm.builder.request("formed", "hello", replace(GREEDY, ignore_eos=False, seed=1, structured=DIGITS)))
     loop.add(llm.builder.request("plain", "the quick", GREEDY))
     outputs = [output for _ in range(3) for output in loop.step()]
-    form = loop.runner.draw.forms._forms["bad", 0]
+    form = loop.runner.draw.forms.rules["bad", 0]
     if fault == "bits":
         monkeypatch.setattr(form, "bits", lambda: 1 / 0)
     elif fault == "empty":
@@ -278,7 +278,7 @@ def test_a_form_at_fault_ends_its_own_request(llm: LLM, monkeypatch: pytest.Monk
     plain = [output.delta for output in outputs if output.request_id == "plain"]
     assert plain == solo(llm, "the quick", GREEDY)
     text = "".join(output.delta.text for output in outputs if output.request_id == "formed")
-    assert text.isdigit() and len(loop.runner.draw.forms) == 0
+    assert text.isdigit() and len(loop.runner.draw.forms.rules) == 0
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 1}, {"beam_width": 3}, {"logprobs": 2}])

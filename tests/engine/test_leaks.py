@@ -77,7 +77,7 @@ def held(engine: Engine) -> dict[str, int]:
         "orders": engine._worker.inbox.qsize(),
         "requests": len(loop.scheduler.sequences.requests) + len(loop.scheduler.waiting),
         "answers": len(loop._answers) + len(loop._left) + len(loop._beams),
-        "forms": len(loop.runner.draw.forms),
+        "forms": len(loop.runner.draw.forms.rules),
         "threads": threading.active_count(),
         **{kind.__name__: sum(isinstance(one, kind) for one in there) for kind in kinds},
     }

@@ -18,7 +18,8 @@ from tiny_llm.decode.acceptance import DraftTree, accepted
 from tiny_llm.decode.sampler import Sampler
 from tiny_llm.decode.text import Delta
 from tiny_llm.engine import choosers, scheduler
-from tiny_llm.engine.choosers import Draw, Form
+from tiny_llm.engine.choosers import Draw
+from tiny_llm.engine.forms import Form
 from tiny_llm.engine.request import Request, computed_after
 
 Patch = pytest.MonkeyPatch

@@ -109,7 +109,7 @@ def test_a_matcher_at_fault_fails_its_request_alone(llm: LLM) -> None:
     loop.add(request(llm, "bad", range(5), asks(SUM)))
     loop.add(request(llm, "good", range(9), replace(asks(None), ignore_eos=True)))
     outputs = [output for _ in range(4) for output in loop.step()]
-    (form,) = loop.runner.draw.forms._forms.values()
+    (form,) = loop.runner.draw.forms.rules.values()
     form.matcher.consume_token(7)
     outputs += outputs_of(loop)
     (error,) = [output for output in outputs if output.error]

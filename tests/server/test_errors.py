@@ -72,7 +72,7 @@ def raw(running: Running, data: bytes) -> bytes:
             (
                 400,
                 error(
-                    "prompt: 6007 tokens leave no room for an answer in the context of 2048; shorten the prompt or raise "
+                    "prompt: 9014 tokens leave no room for an answer in the context of 2048; shorten the prompt or raise "
                     "--max-context as far as the model allows",
                     param="messages",
                     code="context_length_exceeded",

@@ -158,6 +158,7 @@ def as_data(llm: "LLM", completions: Sequence["Completion"]) -> dict[str, Any]:
             for completion in completions
         ],
         "stats": {f.name: getattr(stats, f.name) for f in fields(stats)}
+        | {"prefix_miss": stats.prefix_miss and stats.prefix_miss._asdict()}
         | {"peak_memory": peak_memory(stats), "prefill_tps": stats.prefill_tps, "decode_tps": stats.decode_tps},
         **expert_reads(llm),
         **speculation(llm),

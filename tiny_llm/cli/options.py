@@ -267,6 +267,9 @@ class SamplingOptions:
         list[str] | None, option("Add a value to a token's logit; may be repeated.", metavar="ID=VALUE")
     ] = None
     seed: Annotated[int | None, option("Same seed, same text.")] = None
+    thinking_budget: Annotated[
+        int | None, option("Tokens of a thought at most; then the model is made to close it and to answer.")
+    ] = None
     stop: Annotated[list[str] | None, option("End before this text; may be repeated.", metavar="TEXT")] = None
 
 
@@ -280,6 +283,9 @@ class SearchOptions:
     logprobs: Annotated[int | None, option("Log-probabilities of the chosen token and of the N likeliest.")] = None
     stop_token_ids: Annotated[list[int] | None, option("End at this token; may be repeated.", metavar="ID")] = None
     ignore_eos: Annotated[bool | None, option("Go on past the end that the model wants.", "--ignore-eos")] = None
+    skip_special_tokens: Annotated[
+        bool | None, option("Leave special tokens out of the text (the default), or show them.")
+    ] = None
     structured: Annotated[
         str | None, option("The form of the answer; @FILE reads it.", metavar="json_schema|regex|lark=TEXT")
     ] = None

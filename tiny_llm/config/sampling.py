@@ -18,6 +18,8 @@ class SamplingParams:
     temperature 0 is greedy. top_k 0 is off. `logprobs` None is off, N returns the N likeliest beside the chosen token.
     `stop` strings end the text before them, at most 64 of 1,000 characters each; those in a thought that the prompt or
     the model opened with <think> do not count. `stop_token_ids` and the model's own eos end it, unless `ignore_eos`.
+    `thinking_budget` is the most tokens of a thought: then `</think>` is forced, and the answer goes on behind it.
+    `skip_special_tokens` False leaves special tokens in the text: some models spell tool calls by them.
     `seed` None draws a fresh one. `n` independent samples; `beam_width` above 1 searches instead of sampling and
     ranks by log-probability / length ** `length_penalty`. `structured` is the form that the answer must have; its
     log-probabilities are then those among the tokens that the form allows.
@@ -41,6 +43,8 @@ class SamplingParams:
     beam_width: int = 1
     length_penalty: float = 1.0
     structured: Structured | None = None
+    thinking_budget: int | None = None
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         for name in _SAMPLING_RANGES:
@@ -57,15 +61,20 @@ class SamplingParams:
         """Whether the logits depend on the tokens before."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether rules beside the model's distribution say which tokens may come next."""
+        return self.structured is not None or self.thinking_budget is not None
+
     def _check_ends(self) -> None:
-        """What ends an answer: stop strings, stop tokens, the model's eos."""
+        """What ends an answer: stop strings, stop tokens, the model's eos; and whether special tokens are text."""
         _check_stop(self.stop, "stop")
         ids = self.stop_token_ids
         ok = isinstance(ids, tuple) and all(_fits(token, 0, 2**31, True) for token in ids)
         require(ok, f"stop_token_ids: expected a tuple of token ids, found {shown(ids)}")
-        require(
-            isinstance(self.ignore_eos, bool), f"ignore_eos: expected true or false, found {shown(self.ignore_eos)}"
-        )
+        for name in ("ignore_eos", "skip_special_tokens"):
+            found = getattr(self, name)
+            require(isinstance(found, bool), f"{name}: expected true or false, found {shown(found)}")
         require(
             self.structured is None or not self.ignore_eos,
             "ignore_eos: a structured answer ends where its form is complete",
@@ -133,7 +142,7 @@ def check_setting(name: str, value: Any, called: str) -> None:
 
 def _check_range(name: str, value: Any, called: str) -> None:
     low, high, whole = _SAMPLING_RANGES[name]
-    if value is None and name in ("logprobs", "seed"):
+    if value is None and name in ("logprobs", "seed", "thinking_budget"):
         return
     kind = "an integer" if whole else "a number"
     expected = f"{kind} from {low:.12g} to {high:.12g}"
@@ -161,6 +170,8 @@ _NOT_FOR_BEAMS = (
     ("frequency_penalty", 0.0),
     ("logprobs", None),
     ("structured", None),
+    ("thinking_budget", None),
+    ("skip_special_tokens", True),
 )
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _SAMPLING_RANGES: Mapping[str, tuple[float, float, bool]] = {
@@ -177,4 +188,5 @@ _SAMPLING_RANGES: Mapping[str, tuple[float, float, bool]] = {
     "length_penalty": (-10, 10, False),
     "logprobs": (0, 20, True),
     "seed": (0, 2**64 - 1, True),
+    "thinking_budget": (0, 2**31, True),
 }

@@ -16,6 +16,7 @@ from tiny_llm.config import SamplingParams
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.decode.sampler import Sampled, Sampler
 from tiny_llm.decode.text import NOT_FINITE, Delta, Token, TokenLogprobs, Writer, check_prompt, stop_tokens
+from tiny_llm.decode.thinking_budget import BudgetedSampler, ThinkingBudget, end_of_thought
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
@@ -136,6 +137,9 @@ def stream(
     for index in range(params.n):
         branch = cache if index == params.n - 1 else cache.fork()
         sampler = Sampler([params], model.config.vocab_size, [prompt], samples=[index])
+        if params.thinking_budget is not None:
+            budget = ThinkingBudget(tokenizer, params.thinking_budget, end_of_thought(tokenizer), in_thought)
+            sampler = cast(Sampler, BudgetedSampler(sampler, budget))
         tokens = generate_tokens(model, logits, branch, sampler, len(prompt), limit, stops)
-        writer = Writer(tokenizer, params.stop, stops, limit, index, in_thought)
+        writer = Writer(tokenizer, params.stop, stops, limit, index, in_thought, not params.skip_special_tokens)
         yield from writer.write(tokens)

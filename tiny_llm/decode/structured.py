@@ -96,6 +96,12 @@ class Grammars:
         bits: Bits = packed.view(np.int32)
         return bits
 
+    def only(self, token: int) -> Bits:
+        """Set the bit of one token, (ceil(V / 32),)."""
+        bits = np.zeros_like(self.anything_but_an_end)
+        bits[token // 32] = np.uint32(1 << token % 32).astype(np.int32)
+        return bits
+
     def bits(self, matchers: Sequence[Any]) -> Bits:
         """Set a bit for each token that may come next, the lowest first. → (matchers, ceil(V / 32))."""
         masks = _library("llguidance.numpy")

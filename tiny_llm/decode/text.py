@@ -53,7 +53,7 @@ class Writer:
     """Turns the tokens of the answer `index` into text, until a stop token, a stop string or `limit` tokens.
 
     A token in `stop_tokens` ends the answer and is not part of its text. `in_thought`: the prompt has opened a thought,
-    in which the stop strings `stops` do not count.
+    in which the stop strings `stops` do not count. `keep_special`: other special tokens are part of the text.
     """
 
     def __init__(
@@ -64,10 +64,11 @@ class Writer:
         limit: int,
         index: int = 0,
         in_thought: bool = False,
+        keep_special: bool = False,
     ):
         self.stop_tokens, self.limit, self.index = stop_tokens, limit, index
         self.count = 0
-        self._detokenizer = tokenizer.detokenizer()
+        self._detokenizer = tokenizer.detokenizer(keep_special=keep_special)
         self._stops = AnswerStops(stops, in_thought) if stops else None
 
     # ANCHOR: text

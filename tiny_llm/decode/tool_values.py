@@ -71,6 +71,15 @@ def types_of(schema: Any, root: Schema, depth: int = 0) -> set[str]:
     return types
 
 
+def resolved(schema: Any, root: Schema) -> Schema:
+    """Return the schema that a reference leads to, or the schema itself; {} where it is none."""
+    for _ in range(DEEPEST):
+        if not isinstance(schema, Mapping) or "$ref" not in schema:
+            break
+        schema = _referenced(schema["$ref"], root)
+    return schema if isinstance(schema, Mapping) else {}
+
+
 def load_json(text: str) -> Any:
     """Read a JSON text. Raises ValueError for a faulty one, also where it is too deep or has NaN or Infinity."""
     try:

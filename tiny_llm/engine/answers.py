@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from tiny_llm.decode.text import Delta, TokenLogprobs
 from tiny_llm.engine.loop import Output
-from tiny_llm.engine.request import EndReason, Request
+from tiny_llm.engine.request import EndReason, PrefixMiss, Request
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Stats:
     `peak_memory` is that of MLX's arrays; the CPU kernels hold weights beside them, see `kernels.cpu.build.held_bytes`.
     `queue_time` lasts from the request's arrival to its admission and is part of `time_to_first_token`.
     `inter_token_time` and `longest_gap` are the mean and the longest time between two tokens of one answer.
+    `prefix_miss` says where the prompt left the cached prefixes and why; None where all of it was found.
     """
 
     prompt_tokens: int
@@ -37,6 +38,7 @@ class Stats:
     queue_time: float = 0.0
     inter_token_time: float = 0.0
     longest_gap: float = 0.0
+    prefix_miss: PrefixMiss | None = None
 
     @property
     def prefill_tps(self) -> float:
@@ -85,6 +87,7 @@ class Collected:
     first: float | None = None
     last: float | None = None
     cached_tokens: int = 0
+    prefix_miss: PrefixMiss | None = None
     gaps: int = 0  # times between two tokens of one answer: their number, sum and maximum
     sum_of_gaps: float = 0.0
     longest_gap: float = 0.0
@@ -107,6 +110,7 @@ class Collected:
             self.first = now
             self.admitted = output.admitted
             self.cached_tokens = output.cached_tokens
+            self.prefix_miss = output.miss
         elif self.searches:
             return
         before = self._latest.get(output.delta.index)
@@ -169,6 +173,7 @@ def stats_of(collected: Collected) -> Stats:
         admitted - begin,
         collected.sum_of_gaps / max(1, collected.gaps),
         collected.longest_gap,
+        collected.prefix_miss,
     )
 
 

@@ -2,35 +2,24 @@
 
 Draw    draw the next token of each sequence from its own distribution, under its grammar if it has one
 Beams   take in the log-probabilities of beams, and decide which beams the next ones extend; searches take no grammar
-Forms   say which tokens may come next in the answers that have a grammar
 """
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Row
-from contextlib import suppress
-from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
-import numpy as np
 
 from tiny_llm.config import SamplingParams
 from tiny_llm.decode.acceptance import DraftTree, accepted
 from tiny_llm.decode.beam import Logprobs, Search, deltas_of_beams
 from tiny_llm.decode.sampler import Sampled, Sampler
-from tiny_llm.decode.structured import Bits, Grammars, mask_logits
+from tiny_llm.decode.structured import Grammars
 from tiny_llm.decode.text import NOT_FINITE, Delta, Token, TokenLogprobs
-from tiny_llm.decode.thought import Place, Thought
+from tiny_llm.engine.forms import Fault, Forms, Path
 from tiny_llm.engine.request import Admission, EndReason, Request, Result, Sequence, SequenceId, Step
 from tiny_llm.model.tokenizer import Tokenizer
-
-
-class Fault(NamedTuple):
-    """A request that can't go on, and the error with which it ends. Other requests go on."""
-
-    request: str
-    error: Exception
 
 
 @dataclass
@@ -51,14 +40,6 @@ class Verified(NamedTuple):
     sequence: SequenceId
     position: int
     draft: DraftTree = DraftTree()
-
-
-class Path(NamedTuple):
-    """A row of logits: the drafted tokens behind the sequence's own, and the position of the token after them."""
-
-    sequence: SequenceId
-    tokens: tuple[int, ...]
-    position: int
 
 
 def _paths_of(verified: Verified) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -112,20 +93,21 @@ class Draw:
         """Register a sequence with the tokens that it has so far."""
         prompt, output = admission.tokens[: admission.num_prompt], admission.tokens[admission.num_prompt :]
         self._tracks[admission.sequence] = Track(admission.params, prompt, list(output))
-        self.forms.admit(admission)
+        if admission.params.has_rules:
+            self.forms.admit(admission)
 
     def forget(self, sequence: SequenceId) -> None:
         """Drop the data of a sequence that has ended."""
         self._tracks.pop(sequence, None)
-        self.forms.forget(sequence)
+        self.forms.rules.pop(sequence, None)
 
     def searches(self, sequence: SequenceId) -> bool:
         """Return whether a sequence is a beam, for which nothing is drawn."""
         return self._tracks[sequence].params.beam_width > 1
 
-    def has_form(self, sequence: SequenceId) -> bool:
-        """Return whether a grammar restricts the sequence's next token."""
-        return self._tracks[sequence].params.structured is not None
+    def depends_on_next(self, sequence: SequenceId) -> bool:
+        """Return whether the token after the next may depend on the next one by a rule, not by the model alone."""
+        return sequence in self.forms.rules and self.forms.may_restrict_after(sequence, 1)
 
     def adopt(self, choice: Choice | None) -> None:
         """Go on from a choice whose step is run."""
@@ -145,7 +127,8 @@ class Draw:
         buffers that the device may compute while the host finds out what forms allow.
         """
         paths = [Path(one.sequence, *at) for one in verified for at in _paths_of(one)]
-        logits = self.forms.mask(logits, paths, state)
+        if self.forms.rules:
+            logits = self.forms.mask(logits, paths, state)
         sampler = self._sampler_for(paths)
         positions = [path.position for path in paths]
         return Choice(sampler(logits, positions), sampler, verified)
@@ -190,9 +173,9 @@ class Draw:
         """Take in a sequence's next token. Returns it as its request asks for it."""
         track = self._tracks[sequence]
         track.output.append(token.id)
-        if finite:
+        if finite and sequence in self.forms.rules:
             self.forms.follow(sequence, token.id)
-        else:
+        elif not finite:
             self.forms.faults.append(Fault(sequence.request, ArithmeticError(NOT_FINITE)))
         return _with_logprobs(token, track.params.logprobs)
 
@@ -297,129 +280,3 @@ class Beams:
 def texts_of(sequence: Sequence, search: Search, tokenizer: Tokenizer) -> Iterator[Delta]:
     """Return the deltas of an ended search: its n best beams."""
     return deltas_of_beams(search.best[: sequence.request.params.n], tokenizer)
-
-
-class Form:
-    """The grammar of one answer. It starts after the thought, where the prompt has opened one."""
-
-    def __init__(self, matcher: Any, grammars: Grammars, in_thought: bool):
-        self.matcher, self.grammars = matcher, grammars
-        self._thought = Thought(in_thought)
-        self._detokenizer = grammars.tokenizer.detokenizer(keep_special=True) if in_thought else None
-
-    def bits(self) -> Bits:
-        """Set a bit for each token that may come next. → (ceil(V / 32),). Raises ValueError where no token may."""
-        if self._detokenizer is not None:
-            return self.grammars.anything_but_an_end
-        bits: Bits = self.grammars.bits([self.matcher])[0]
-        if not bits.any():
-            raise ValueError(_dead_end(_reason(self.matcher) or "no token may follow"))
-        return bits
-
-    def behind(self, tokens: Row[int]) -> "Form":
-        """Return a copy that has followed these tokens. Raises ValueError where the grammar does not allow them."""
-        other = copy(self)
-        other.matcher = self.matcher.deep_copy()
-        other._thought, other._detokenizer = deepcopy((self._thought, self._detokenizer))
-        for token in tokens:
-            other.follow(token)
-        return other
-
-    def follow(self, token: int) -> None:
-        """Advance by the token that was chosen. Raises ValueError where the grammar does not allow it."""
-        if self._detokenizer is not None:
-            self._thought.split(self._detokenizer.add(token))
-            if self._thought.place is Place.ANSWER:
-                self._detokenizer = None
-        elif not self.matcher.consume_token(token):
-            raise ValueError(_dead_end(_reason(self.matcher)))
-
-
-class Forms:
-    """The grammars of the unfinished sequences. `faults`: requests that can't go on, which the loop then ends."""
-
-    def __init__(self, grammars: Grammars):
-        self.grammars = grammars
-        self.faults: list[Fault] = []
-        self._forms: dict[SequenceId, Form] = {}
-
-    def __len__(self) -> int:
-        return len(self._forms)
-
-    def __contains__(self, sequence: SequenceId) -> bool:
-        return sequence in self._forms
-
-    def check(self, request: Request) -> None:
-        """Raise ValueError, with the reason, for a grammar that can't be compiled. Any thread may call it."""
-        if request.params.structured is not None:
-            self.grammars.matcher(request.params.structured)
-
-    def admit(self, admission: Admission) -> None:
-        """Register a sequence that has a grammar, and advance it by the tokens of its answer so far."""
-        wanted = admission.params.structured
-        if wanted is None:
-            return
-        try:
-            form = Form(self.grammars.matcher(wanted), self.grammars, admission.in_thought)
-            for token in admission.tokens[admission.num_prompt :]:
-                form.follow(token)
-        except Exception as error:
-            self.faults.append(Fault(admission.sequence.request, error))
-        else:
-            self._forms[admission.sequence] = form
-
-    def forget(self, sequence: SequenceId) -> None:
-        """Drop the data of a sequence that has ended."""
-        self._forms.pop(sequence, None)
-
-    def mask(self, logits: mx.array, paths: Row[Path], state: Row[mx.array]) -> mx.array:
-        """Set to minus infinity the logits that a sequence's grammar forbids behind a path. logits (R, V).
-
-        `state` are the pool's buffers: the device computes them and the logits while the host computes the masks.
-        """
-        rows = [row for row, path in enumerate(paths) if path.sequence in self._forms]
-        if not rows:
-            return logits
-        mx.async_eval(logits, *state)  # type: ignore[no-untyped-call]
-        bits = mx.array(np.stack([self._bits(paths[row]) for row in rows]))
-        if len(rows) == len(paths):
-            return mask_logits(logits, bits)
-        index = mx.array(rows)
-        logits[index] = mask_logits(logits[index], bits)
-        return logits
-
-    def follow(self, sequence: SequenceId, token: int) -> None:
-        """Advance a sequence's grammar by its new token. An error becomes a fault of the sequence's request."""
-        if sequence in self._forms:
-            try:
-                self._forms[sequence].follow(token)
-            except Exception as error:
-                self.faults.append(Fault(sequence.request, error))
-
-    def _bits(self, path: Path) -> Bits:
-        """Return the mask behind a path. An error becomes a fault of the request, and the mask then allows all tokens.
-
-        Behind a drafted token that the grammar forbids nothing is read, so that the mask may allow all, too.
-        """
-        form = self._forms[path.sequence]
-        try:
-            if not path.tokens:
-                return form.bits()
-            with suppress(ValueError):
-                return form.behind(path.tokens).bits()
-        except Exception as error:
-            self.faults.append(Fault(path.sequence.request, error))
-        return np.full_like(self.grammars.anything_but_an_end, -1)
-
-
-def _dead_end(reason: str) -> str:
-    return (
-        f"structured: can't go on: {reason}; change the schema, expression or grammar so that every text it begins "
-        "can be completed"
-    )
-
-
-def _reason(matcher: Any) -> str:
-    """Return llguidance's error message in one line, "" where it has none."""
-    reason: str = matcher.get_error().partition("\n")[0]
-    return reason

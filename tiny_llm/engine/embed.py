@@ -39,7 +39,7 @@ def embed(
     check_pooling(pooling, normalize)
     rows = encode_texts(tokenizer, texts, model.config.context(max_context))
     parts = list(embed_batches(model, rows, pooling, normalize=normalize, token_budget=token_budget))
-    return join_vectors(parts, model.config)
+    return join_vectors(parts, model.config.hidden_size)
 
 
 def check_pooling(pooling: Any, normalize: Any) -> None:
@@ -97,9 +97,9 @@ def embed_batches(
         yield vectors
 
 
-def join_vectors(parts: Sequence[Vectors], config: ModelConfig) -> Vectors:
-    """Concatenate the vectors of all batches, (N, hidden)."""
-    none = np.zeros((0, config.hidden_size), np.float32)
+def join_vectors(parts: Sequence[Vectors], width: int) -> Vectors:
+    """Concatenate the vectors of all batches, (N, width)."""
+    none = np.zeros((0, width), np.float32)
     return np.concatenate([none, *parts])
 
 
@@ -120,23 +120,34 @@ def batches_of(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[lis
 
 def pooled(model: Qwen3, rows: Sequence[Sequence[int]], pooling: Pooling) -> mx.array:
     """Return a vector for each row of tokens, (R, hidden), in one forward pass."""
-    spans = spans_of(rows)
-    tokens: list[int] = []
-    for row in rows:
-        tokens += row
-    view = TextsSideBySide(model.config, model.ops, spans)
-    x = model.hidden_states(mx.array(tokens, mx.int32), view)  # (T, hidden)
     norm = model.weights["norm"]["weight"]
     eps = model.config.rms_norm_eps
     if pooling == "last":
-        last = mx.array([end - 1 for _, end in spans])
-        return model.ops.rms_norm(x[last], norm, eps)
+        return model.ops.rms_norm(last_states(model, rows), norm, eps)
+    spans = spans_of(rows)
+    x = _hidden_states(model, rows, spans)
     states = model.ops.rms_norm(x, norm, eps).astype(mx.float32)
     means = []
     for begin, end in spans:
         mean = states[begin:end].mean(axis=0)
         means.append(mean)
     return mx.stack(means)
+
+
+def last_states(model: Qwen3, rows: Sequence[Sequence[int]]) -> mx.array:
+    """Return the hidden state of each row's last token before the final norm, (R, hidden), in one forward pass."""
+    spans = spans_of(rows)
+    last = mx.array([end - 1 for _, end in spans])
+    return _hidden_states(model, rows, spans)[last]
+
+
+def _hidden_states(model: Qwen3, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> mx.array:
+    """Return the hidden states of all rows' tokens before the final norm, (T, hidden)."""
+    tokens: list[int] = []
+    for row in rows:
+        tokens += row
+    view = TextsSideBySide(model.config, model.ops, spans)
+    return model.hidden_states(mx.array(tokens, mx.int32), view)
 
 
 def spans_of(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:

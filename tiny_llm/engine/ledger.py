@@ -60,6 +60,12 @@ class Ledger:
             return Match([], 0, "")
         return self.tree.match(sequence.tokens, head=sequence.request.head)
 
+    def known_tokens(self, sequence: Sequence, found: Match) -> int:
+        """Return how many of a sequence's first tokens are known: those of `found`, and a part of the next block."""
+        if self.tree is None:
+            return found.num_tokens
+        return self.tree.known_tokens(sequence.tokens, found)
+
     def share(self, sequence: Sequence, found: Match) -> None:
         """Add references to the blocks of `found` to the end of the sequence's table."""
         for block in found.blocks:
@@ -177,6 +183,7 @@ class Ledger:
             tokens = len(read.blocks) * size
             sequence.block_table += read.blocks
             sequence.computed, sequence.cached = begin + tokens, sequence.cached + tokens
+            sequence.missed = None  # it told why these blocks were not in the pool
             self.log.tell("load", sequence, begin, tokens, read.blocks, read.fault)
             self.keep(sequence)
         return read

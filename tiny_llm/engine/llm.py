@@ -27,6 +27,7 @@ from tiny_llm.engine.loading import choose_operations, dtype_of, load_model, loa
 from tiny_llm.engine.loop import Loop, Output
 from tiny_llm.engine.offline import loop_for, run_all
 from tiny_llm.engine.prompt import Prompt, RequestBuilder, encode_prompt, many
+from tiny_llm.engine.rank import rank
 from tiny_llm.engine.request import Request
 from tiny_llm.engine.speculation import Drafting, SpeculationCounts
 from tiny_llm.engine.store import whole_store
@@ -144,6 +145,25 @@ class LLM:
                 texts,
                 pooling,
                 normalize=normalize,
+                max_context=self.max_context,
+                token_budget=self.engine_config.prefill_chunk,
+            )
+
+    def rank(self, query: str, documents: Sequence[str], instruction: str | None = None) -> list[float]:
+        """Return a score from 0 to 1 for each document: how well it answers the query.
+
+        The prompts are those of Qwen3-Reranker, so that other models rank poorly.
+        `instruction` says what the query is for; None is the one for a web search. Raises ValueError for a value that
+        is not a text, a document that is too long, and a model whose vocabulary has no tokens for yes and no.
+        """
+        clear_streams_at_end()
+        with self._working():
+            return rank(
+                self.model,
+                self.tokenizer,
+                query,
+                documents,
+                instruction,
                 max_context=self.max_context,
                 token_budget=self.engine_config.prefill_chunk,
             )

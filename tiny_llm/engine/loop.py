@@ -23,13 +23,14 @@ from tiny_llm.config.serving import ServingConfig
 from tiny_llm.decode.beam import all_finite
 from tiny_llm.decode.structured import Grammars
 from tiny_llm.decode.text import NOT_FINITE, Delta, Token, Writer, check_prompt
-from tiny_llm.engine.choosers import Beams, Draw, Fault, texts_of
+from tiny_llm.engine.choosers import Beams, Draw, texts_of
 from tiny_llm.engine.events import Event, Guarded
+from tiny_llm.engine.forms import Fault
 from tiny_llm.engine.helper import bytes_beside
 from tiny_llm.engine.ledger import check_request
 from tiny_llm.engine.profile import new_pace
 from tiny_llm.engine.recovery import Recovery, out_of_memory
-from tiny_llm.engine.request import UNKNOWN, Request, Result, Sequence, SequenceId, Share, Step
+from tiny_llm.engine.request import UNKNOWN, PrefixMiss, Request, Result, Sequence, SequenceId, Share, Step
 from tiny_llm.engine.runner import Runner, Running
 from tiny_llm.engine.scheduler import Scheduler
 from tiny_llm.engine.speculation import Drafting, new_speculation
@@ -38,12 +39,15 @@ from tiny_llm.engine.threads import clear_streams_at_end
 from tiny_llm.model.qwen3 import Qwen3
 from tiny_llm.model.tokenizer import Tokenizer
 
+DIFFERING = 16  # tokens of a prompt that are shown where its prefix was not found
+
 
 @dataclass(frozen=True)
 class Output:
     """A request's part of a step's results: a piece of an answer, or an error. `ended`: the request's last output.
 
-    `admitted`: when the answer's sequence first ran, in seconds on the loop's clock.
+    `admitted`: when the answer's sequence first ran, in seconds on the loop's clock. `miss`: with a request's first
+    piece, why no longer prefix of its prompt was found; None where all of it was, or no prefixes are kept.
     """
 
     request_id: str
@@ -52,6 +56,7 @@ class Output:
     cached_tokens: int = 0
     admitted: float | None = None
     ended: bool = False
+    miss: PrefixMiss | None = None
 
 
 @dataclass
@@ -119,7 +124,8 @@ class Loop:
             )
         check_token_ids(request.params, vocab_size)
         check_request(request, self.scheduler.configured, self.scheduler.blocks)
-        self.runner.draw.forms.check(request)
+        if request.params.structured is not None:
+            self.runner.draw.forms.check(request.params.structured)
 
     def add(self, request: Request) -> None:
         """Add a request to the waiting line. Raises ValueError as `check` does, and for the id of an unfinished one."""
@@ -142,6 +148,7 @@ class Loop:
                 params.max_tokens,
                 sequence.index,
                 request.in_thought,
+                not params.skip_special_tokens,
             )
             self._answers[sequence.id] = Answer(sequence, writer)
         self._left[request.id] = len(sequences)
@@ -233,7 +240,8 @@ class Loop:
             deltas = list(texts_of(sequence, move.ended, self.tokenizer))
             for number, delta in enumerate(deltas, 1):
                 ended = number == len(deltas)
-                outputs.append(Output(move.request, delta, None, sequence.cached, sequence.admitted, ended))
+                miss = self._miss(sequence)
+                outputs.append(Output(move.request, delta, None, sequence.cached, sequence.admitted, ended, miss))
         return outputs
 
     def _start(self) -> list[Output]:
@@ -294,7 +302,15 @@ class Loop:
         ended = not self._left[name.request]
         if ended:
             del self._left[name.request]
-        return Output(name.request, delta, None, sequence.cached, sequence.admitted, ended)
+        return Output(name.request, delta, None, sequence.cached, sequence.admitted, ended, self._miss(sequence))
+
+    def _miss(self, sequence: Sequence) -> PrefixMiss | None:
+        """Return why a sequence's prefix was not found, with the prompt's text from there on. A second call: None."""
+        miss, sequence.missed = sequence.missed, None
+        if miss is None:
+            return None
+        differing = sequence.request.tokens[miss.position : miss.position + DIFFERING]
+        return miss._replace(text=self.tokenizer.decode(differing, keep_special=True))
 
     def _fail(self, request_id: str, error: Exception) -> list[Output]:
         """End a request with an error. Returns no output where the request has ended already."""

@@ -36,6 +36,17 @@ class SequenceId(NamedTuple):
     number: int
 
 
+class PrefixMiss(NamedTuple):
+    """Why no longer prefix of a prompt was found in the cache.
+
+    `position` is the prompt's first token that the cache did not know, and `text` the prompt's text from there on.
+    """
+
+    position: int
+    reason: str
+    text: str = ""
+
+
 class State(Enum):
     """The state of a sequence. A running sequence may be preempted and wait again; a finished one stays finished."""
 
@@ -120,9 +131,10 @@ class Sequence:
     """One continuation of a request.
 
     `tokens` are the prompt and the generated tokens. The blocks of `block_table` hold K and V of the first `computed`
-    tokens; `cached` of these were found in kept blocks when the sequence was last admitted. `rank` orders sequences,
-    the least rank first. `followers` are the request's other continuations while they wait until this sequence's prompt
-    is computed. In a beam search they also include the beams that were preempted together with this one.
+    tokens; `cached` of these were found in kept blocks when the sequence was last admitted. `missed` says why no more
+    were found when it was first admitted. `rank` orders sequences, the least rank first. `followers` are the request's
+    other continuations while they wait until this sequence's prompt is computed. In a beam search they also include the
+    beams that were preempted together with this one.
     """
 
     request: Request
@@ -131,6 +143,7 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
     cached: int = 0
+    missed: PrefixMiss | None = None
     block_table: list[int] = field(default_factory=list)
     state: State = State.WAITING
     admitted: float | None = None

@@ -111,8 +111,8 @@ class Runner:
 
         Errors are ignored here: the same step fails again in `launch`, which handles them.
         """
-        if any(self.draw.has_form(share.sequence) for share in step.shares):
-            return  # a form's mask depends on the token before
+        if any(self.draw.depends_on_next(share.sequence) for share in step.shares):
+            return  # a rule's mask depends on the token before
         store = self.store.ahead()
         with contextlib.suppress(Exception):
             self._prepared = Prepared(self._build(step, store, before), store)

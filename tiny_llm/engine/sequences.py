@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 
 from tiny_llm.engine.ledger import Ledger, Log
 from tiny_llm.engine.radix import Match
-from tiny_llm.engine.request import Admission, EndReason, Request, Sequence, SequenceId, State
+from tiny_llm.engine.request import Admission, EndReason, PrefixMiss, Request, Sequence, SequenceId, State
 
 Rank = tuple[float, int]
 MAX_IDLE = 4096  # tenants without a waiting request whose counters are kept
@@ -51,6 +51,8 @@ class Sequences:
 
     def start(self, sequence: Sequence, found: Match) -> list[Sequence]:
         """Run a waiting sequence on the blocks of its prefix. Returns the sequences that start, beams included."""
+        if sequence.admitted is None and found.reason:
+            sequence.missed = PrefixMiss(self.ledger.known_tokens(sequence, found), found.reason)
         self.ledger.share(sequence, found)
         self._run(sequence, found.num_tokens, found.blocks, found.reason)
         if sequence.admitted is None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,8 @@ from tiny_llm.engine.llm import load
 from tiny_llm.engine.loop import Output
 from tiny_llm.engine.offline import ProgressLine
 from tiny_llm.engine.prompt import Prompt, Terms, many
-from tiny_llm.engine.worker import Add, Close, Deliver, Embed, Worker
+from tiny_llm.engine.rank import rank_batches, rank_input, scores_of
+from tiny_llm.engine.worker import Add, Close, Deliver, Embed, Forecast, Worker
 from tiny_llm.engine.worker import FullError as FullError
 
 Reader = TypeVar("Reader", Stream, AsyncStream)
@@ -159,14 +160,32 @@ class Engine:
         self._check_caller()
         check_pooling(pooling, normalize)
         rows = encode_texts(self.llm.tokenizer, texts, self._loop.max_context)
-        result: Future[Vectors] = Future()
         budget = self._loop.scheduler.configured.token_budget
         batches = embed_batches(self.llm.model, rows, pooling, normalize=normalize, token_budget=budget)
-        self._worker.put(Embed(batches, result))
+        return self._batches(Embed(batches, self.llm.config.hidden_size))
+
+    def rank(self, query: str, documents: Sequence[str], instruction: str | None = None) -> list[float]:
+        """Return a score for each document, as `LLM.rank` does. The engine computes it as it does `embed`."""
+        self._check_caller()
+        given = rank_input(self.llm.tokenizer, query, documents, instruction, self._loop.max_context)
+        budget = self._loop.scheduler.configured.token_budget
+        order = Embed(rank_batches(self.llm.model, given, budget), 1)
+        return scores_of([self._batches(order)])
+
+    def _batches(self, order: Embed) -> Vectors:
+        """Let the engine's thread carry out an order between its steps, and wait for the result."""
+        self._worker.put(order)
         try:
-            return result.result()
+            return order.result.result()
         finally:
-            result.cancel()  # takes effect only where the caller was interrupted
+            order.result.cancel()  # takes effect only where the caller was interrupted
+
+    def forecast(self) -> Forecast:
+        """Return how many requests run and wait, and the seconds until a new request would begin. Any thread may call.
+
+        The seconds come from the mean time of the requests so far: a server's `Retry-After`.
+        """
+        return self._worker.forecast()
 
     def abort(self, request_id: str) -> bool:
         """Cancel a request, from any thread. Returns whether it was unfinished.

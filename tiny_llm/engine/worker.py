@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -24,6 +24,7 @@ from tiny_llm.engine.loop import Loop, Output
 from tiny_llm.engine.request import Request
 
 Deliver = Callable[[Output], None]
+NEWEST = 0.1  # weight of the newest request in the mean time of a request
 ENDED_EARLY = "the engine was closed before the answer was complete"
 
 
@@ -43,10 +44,14 @@ class Leave:
 
 @dataclass(frozen=True)
 class Embed:
-    """Order to the engine's thread: compute the batches of an embedding, one batch between two steps."""
+    """Order to the engine's thread: compute the batches of an embedding, one batch between two steps.
+
+    A text's vector has `width` numbers.
+    """
 
     batches: Iterator[Vectors]
-    result: Future[Vectors]
+    width: int
+    result: Future[Vectors] = field(default_factory=Future)
     parts: list[Vectors] = field(default_factory=list)
 
 
@@ -71,6 +76,27 @@ class Recipient:
         self.deliver(output)
 
 
+class Forecast(NamedTuple):
+    """How many requests run and wait, and after how many seconds a new request would begin."""
+
+    running: int
+    waiting: int
+    seconds: float
+
+
+class ServiceTime:
+    """The mean time from a request's admission to its end, in which later requests count more. 0 before the first."""
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+        self._weight = 1.0
+
+    def note(self, seconds: float) -> None:
+        """Take in the time of a request that has ended."""
+        self.mean += (seconds - self.mean) * self._weight
+        self._weight = max(self._weight / (1 + self._weight), NEWEST)
+
+
 class FullError(RuntimeError):
     """The engine has as many unfinished requests as `max_requests` allows."""
 
@@ -86,6 +112,8 @@ class Worker:
         self.inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self.recipients: dict[str, Recipient] = {}
         self.is_open = True
+        self.service = ServiceTime()
+        self._busy_since = 0.0  # when a request last came to an engine without unfinished requests
         self._gate = threading.RLock()  # makes "check that the worker is open, then put an order" one action
         self._embedding: deque[Embed] = deque()
         self._ready = threading.Event()
@@ -103,6 +131,8 @@ class Worker:
         with self._gate:
             is_open = self.is_open
             count = len(self.recipients)
+            if count == 0:
+                self._busy_since = time.monotonic()
             if is_open and count < limit:
                 self.recipients[collected.request_id] = Recipient(collected, deliver)
                 return
@@ -143,6 +173,29 @@ class Worker:
             recipient = self.recipients.get(output.request_id)
         if recipient is not None:
             recipient.hear(output)
+            self._note_end(recipient.collected, output)
+
+    def _note_end(self, collected: Collected, output: Output) -> None:
+        """Take in the time of a request that ended with its answer."""
+        if output.ended and output.delta is not None and collected.admitted is not None:
+            self.service.note(time.monotonic() - collected.admitted)
+
+    def forecast(self) -> Forecast:
+        """Predict when a new request would begin, from the mean time of the requests that have ended.
+
+        Any thread may call it; it takes the same time whatever the number of requests. Before any request has ended,
+        the time since the engine is busy takes the place of the mean.
+        """
+        scheduler = self.loop.scheduler
+        unfinished = len(self.recipients)
+        arriving = max(0, unfinished - len(scheduler.sequences.requests))  # still tokenized, or in the inbox
+        waiting = min(unfinished, len(scheduler.waiting) + arriving)
+        running = unfinished - waiting
+        has_slot = len(scheduler.running) < scheduler.config.max_sequences and unfinished < self._config.max_requests
+        if not unfinished or (not waiting and has_slot):
+            return Forecast(running, waiting, 0.0)
+        mean = self.service.mean or time.monotonic() - self._busy_since
+        return Forecast(running, waiting, mean * (waiting + 1) / max(1, running))
 
     def closed(self) -> RuntimeError:
         """Return the error for a call after the engine was closed."""
@@ -215,7 +268,7 @@ class Worker:
                 order.parts.append(part)
                 self._embedding.append(order)
                 return
-            vectors = join_vectors(order.parts, self.llm.config)
+            vectors = join_vectors(order.parts, order.width)
         except Exception as error:
             _answer(order.result.set_exception, error)
         else:
