@@ -35,7 +35,7 @@ class Running:
         self.listener = bind(settings)
         self.url = url_of(self.listener)
         ready = threading.Event()
-        self.server = make_server(self.app, settings, ready.set)
+        self.server = make_server(self.app, ready.set)
         self.thread = threading.Thread(target=self.server.run, args=([self.listener],), daemon=True)
         self.thread.start()
         assert ready.wait(30)

@@ -149,9 +149,7 @@ def test_many_clients_at_once(pocket: Running) -> None:
             if number % 2:
                 found = await client.chat.completions.create(model="pocket", messages=QUESTION, temperature=0)
                 return found.choices[0].message.content
-            stream = await client.chat.completions.create(
-                model="pocket", messages=QUESTION, temperature=0, stream=True
-            )
+            stream = await client.chat.completions.create(model="pocket", messages=QUESTION, temperature=0, stream=True)
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
         async with client:
@@ -163,7 +161,12 @@ def test_many_clients_at_once(pocket: Running) -> None:
 def test_usage_comes_with_every_chunk_where_asked(client: openai.OpenAI) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     stream = client.chat.completions.create(
-        model="pocket", messages=QUESTION, temperature=0, max_tokens=4, stream=True, extra_body={"stream_options": options}
+        model="pocket",
+        messages=QUESTION,
+        temperature=0,
+        max_tokens=4,
+        stream=True,
+        extra_body={"stream_options": options},
     )
     counts = [chunk.usage.completion_tokens for chunk in stream]
     assert counts == sorted(counts) and counts[-1] == 4

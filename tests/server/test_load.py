@@ -92,7 +92,9 @@ def test_a_slow_reader_stalls_nobody_and_is_dropped(random_path: Path) -> None:
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         slow.connect(running.listener.getsockname()[:2])
-        slow.sendall(post("/v1/chat/completions", {**LONG, "stream": True, "n": 8, "logprobs": True, "top_logprobs": 20}))
+        slow.sendall(
+            post("/v1/chat/completions", {**LONG, "stream": True, "n": 8, "logprobs": True, "top_logprobs": 20})
+        )
         wait_for(lambda: running.unfinished == 1)
         with running.http() as http:
             begin = time.monotonic()
@@ -163,7 +165,9 @@ def test_sigterm_ends_the_process_after_its_requests(random_path: Path) -> None:
 
 def test_a_second_signal_ends_at_once(random_path: Path) -> None:
     process, url = start("--model", f"tiny={random_path}", "--drain-seconds", "100")
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json={**LONG, "stream": True, "n": 8}, timeout=60) as stream:
+    with httpx.stream(
+        "POST", f"{url}/v1/chat/completions", json={**LONG, "stream": True, "n": 8}, timeout=60
+    ) as stream:
         lines = stream.iter_lines()
         next(lines)
         process.send_signal(signal.SIGTERM)

@@ -117,7 +117,7 @@ def serve(
     def ready() -> None:
         print(f"{names} at {url}/v1 (the API: {url}/docs)", flush=True)
 
-    run.run(app.make_app(served, settings, keys), settings, listener, ready)
+    run.run(app.make_app(served, settings, keys), listener, ready)
 
 
 def settings_of(listen: ListenOptions, limits: LimitOptions) -> dict[str, Any]:

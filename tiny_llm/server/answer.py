@@ -133,7 +133,11 @@ async def answering(request: Request, state: ServerState, asks: Sequence[Ask]) -
                     answers.add(ask, key.name if key else "default")
                 yield answers
             except FullError:
-                raise queue_full(forecast(engine)) from None
+                raise queue_full(engine.forecast().seconds) from None
+            except RuntimeError:
+                if engine.is_open:
+                    raise
+                raise unavailable("The server ended before the answer was complete.", "cancelled") from None
             finally:
                 timer.cancel()
                 await answers.close()
@@ -141,11 +145,6 @@ async def answering(request: Request, state: ServerState, asks: Sequence[Ask]) -
                 meter.charge(usage.prompt + usage.completion)
                 for watcher in state.watchers:
                     watcher.finished(request, answers)
-
-
-def forecast(engine: Engine) -> float:
-    """Return the seconds until a new request would begin."""
-    return 1.0
 
 
 async def _merged(sources: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:

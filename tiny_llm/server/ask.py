@@ -4,16 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from tiny_llm.config import Structured
 from tiny_llm.decode.reply import Reply
-from tiny_llm.decode.tool_calls import ToolCallParser, call_form
+from tiny_llm.decode.tool_calls import CallForm, ToolCallParser, call_form
+from tiny_llm.decode.tool_grammar import ToolChoice as GrammarChoice
+from tiny_llm.decode.tool_grammar import call_grammar
+from tiny_llm.decode.tool_values import tool_schemas
 from tiny_llm.engine.prompt import Prompt
 from tiny_llm.engine.serving import Engine
-from tiny_llm.server.errors import unfit_model
+from tiny_llm.server.errors import unfit_model, unsupported
 
 Choice = Literal["auto", "none", "required", "named"]
 
 
-class ToolChoice(NamedTuple):
+class WantedCall(NamedTuple):
     """Whether the model may call tools, must call one, or must call the tool `name`."""
 
     kind: Choice = "auto"
@@ -35,7 +39,7 @@ class Ask:
     options: Mapping[str, Any] = field(default_factory=dict)
     template: Mapping[str, Any] = field(default_factory=dict)
     tools: Sequence[Mapping[str, Any]] = ()
-    tool_choice: ToolChoice = ToolChoice()  # noqa: RUF009 (a tuple)
+    tool_choice: WantedCall = WantedCall()  # noqa: RUF009 (a tuple)
     parallel_calls: bool = True
     strict_tools: bool = False
     salt: str | None = None
@@ -50,7 +54,7 @@ class EngineCall(NamedTuple):
 
 
 def engine_call(ask: Ask, engine: Engine, tenant: str) -> EngineCall:
-    """Turn an Ask into a call of the engine. Raises ApiError 422 for tools with a model that knows none."""
+    """Turn an Ask into a call of the engine. Raises ApiError for tools that can't be called."""
     options = {**ask.settings, **ask.options, "tenant": tenant}
     if "max_tokens" not in ask.settings and "max_tokens" not in engine.llm.defaults:
         options["max_tokens"] = engine.llm.max_context  # the engine lowers it to the room that the prompt leaves
@@ -59,23 +63,39 @@ def engine_call(ask: Ask, engine: Engine, tenant: str) -> EngineCall:
         template["tools"] = list(ask.tools)
     if template:
         options["template"] = template
-    if not ask.tools or ask.tool_choice.kind == "none":
+    if not ask.tools:
         return EngineCall(ask.prompt, options, Reply)
     form = call_form(engine.llm.tokenizer.templates)
     if form is None:
         raise unfit_model("tools: the chat template of this model has no form for tool calls; leave them out.", "tools")
-    schemas = schemas_of(ask.tools)
+    grammar = tool_grammar(ask, engine, form)
+    if grammar is not None:
+        options["structured"] = grammar
+    options["skip_special_tokens"] = False  # some models spell the tags of calls by special tokens
+    if ask.tool_choice.kind == "none":
+        return EngineCall(ask.prompt, options, Reply)
+    schemas = tool_schemas(ask.tools)
 
     def make_reply(in_thought: bool) -> Reply:
-        return Reply(in_thought, ToolCallParser(form, schemas))
+        return Reply(in_thought, ToolCallParser(form, schemas, constrained=grammar is not None))
 
     return EngineCall(ask.prompt, options, make_reply)
 
 
-def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Return the schema of each tool's arguments by the tool's name."""
-    schemas = {}
-    for tool in tools:
-        function = tool.get("function", tool)
-        schemas[function["name"]] = function.get("parameters") or {}
-    return schemas
+def tool_grammar(ask: Ask, engine: Engine, form: CallForm) -> Structured | None:
+    """Return the grammar that makes the answer's calls what the request asks for; None where any text may come.
+
+    A free choice among tools needs a grammar only where the tools are strict, or a single call is allowed. Raises
+    ApiError where the answer shall have a form of its own beside calls.
+    """
+    kind, name = ask.tool_choice
+    if "structured" in ask.settings:
+        if kind == "none":
+            return None
+        words = "response_format: expected free text beside tools; set tool_choice to none, or leave out one of them."
+        raise unsupported("response_format", words)
+    if kind == "auto" and ask.parallel_calls and not ask.strict_tools:
+        return None
+    choice: GrammarChoice = "required" if kind == "named" else kind
+    tokenizer = engine.llm.tokenizer
+    return call_grammar(tokenizer, form, ask.tools, choice, only=name, parallel=ask.parallel_calls)

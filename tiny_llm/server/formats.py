@@ -34,6 +34,7 @@ def metrics_object(answers: Answers, deltas: Sequence[Delta]) -> Json:
         "queue_time": stats.queue_time,
         "time_to_first_token": stats.time_to_first_token,
         "inter_token_time": stats.inter_token_time,
+        "prefix_miss": stats.prefix_miss._asdict() if stats.prefix_miss else None,
         "speculative_decoding": speculation_figures(deltas),
     }
 

@@ -9,8 +9,8 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from tiny_llm.server.guard import Drain
 from tiny_llm.server.settings import ServerSettings
+from tiny_llm.server.state import ServerState
 
 HEADER_BYTES = 65_536  # of a request's headers
 BACKLOG = 2048  # connections that wait to be accepted
@@ -20,9 +20,10 @@ LAST_SECONDS = 2  # for connections to close, once the drain is over
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, which drains at the first SIGTERM or Ctrl-C and ends at the second."""
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, seconds: float, ready: Callable[[], None]):
+    def __init__(self, config: uvicorn.Config, state: ServerState, ready: Callable[[], None]):
         super().__init__(config)
-        self._drain, self._seconds, self._ready = drain, seconds, ready
+        self._state, self._ready = state, ready
+        self._signals = 0
         self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -32,19 +33,23 @@ class DrainingServer(uvicorn.Server):
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin the drain; at a second signal end at once."""
-        if self._drain.begun:
+        """Begin the drain; at a second signal end the drain; at a third one end at once."""
+        self._signals += 1
+        if self._signals > 2:
             super().handle_exit(sig, frame)
             return
-        self._drain.begin()
-        self._loop.call_soon_threadsafe(self._begin_end)
+        self._state.drain.begin()
+        seconds = self._state.settings.drain_seconds if self._signals == 1 else 0.0
+        self._loop.call_soon_threadsafe(self._begin_end, seconds)
 
-    def _begin_end(self) -> None:
-        self._ending = asyncio.ensure_future(self._end())
+    def _begin_end(self, seconds: float) -> None:
+        self._ending = asyncio.ensure_future(self._end(seconds))
 
-    async def _end(self) -> None:
-        """Let running requests end for as long as the drain lasts, while new ones get 503."""
-        await self._drain.wait(self._seconds)
+    async def _end(self, seconds: float) -> None:
+        """Let running requests end for some seconds, while new ones get 503. Those that are left then get an error."""
+        if not await self._state.drain.wait(seconds):
+            await self._state.models.close()
+            await self._state.drain.wait(LAST_SECONDS)
         self.should_exit = True
 
 
@@ -72,7 +77,7 @@ def url_of(listener: socket.socket) -> str:
     return f"http://{host}:{port}"
 
 
-def make_server(app: FastAPI, settings: ServerSettings, ready: Callable[[], None] = lambda: None) -> DrainingServer:
+def make_server(app: FastAPI, ready: Callable[[], None] = lambda: None) -> DrainingServer:
     """Make the server of an app. `ready` is called once it accepts connections."""
     config = uvicorn.Config(
         app,
@@ -86,12 +91,12 @@ def make_server(app: FastAPI, settings: ServerSettings, ready: Callable[[], None
         backlog=BACKLOG,
         timeout_graceful_shutdown=LAST_SECONDS,
     )
-    return DrainingServer(config, app.state.server.drain, settings.drain_seconds, ready)
+    return DrainingServer(config, app.state.server, ready)
 
 
-def run(app: FastAPI, settings: ServerSettings, listener: socket.socket, ready: Callable[[], None]) -> None:
+def run(app: FastAPI, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, and then until running requests have ended."""
-    server = make_server(app, settings, ready)
+    server = make_server(app, ready)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run(sockets=[listener])

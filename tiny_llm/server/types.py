@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from tiny_llm.config import Structured
 from tiny_llm.config.sampling import MAX_STOP_LENGTH, MAX_STOPS
 from tiny_llm.engine.request import MAX_TENANT, PRIORITIES
-from tiny_llm.server.ask import Ask, ToolChoice
+from tiny_llm.server.ask import Ask, WantedCall
 from tiny_llm.server.errors import unsupported
 
 LONGEST_NAME = 64
@@ -24,7 +24,7 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 EFFORTS: Mapping[str, int | None] = {"low": 1024, "medium": 4096, "high": None, "xhigh": None}  # tokens of thought
 SAME = (  # fields that are settings of decoding under the same name
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("seed", "n", "beam_width", "length_penalty", "ignore_eos", "thinking_budget"),
+    *("seed", "n", "beam_width", "length_penalty", "ignore_eos", "skip_special_tokens", "thinking_budget"),
 )
 OutputKind = Literal["json", "regex", "grammar"]
 JSON_OBJECT = json.dumps({"type": "object"})
@@ -155,6 +155,7 @@ class Sampling(ApiModel):
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
     n: int | None = Field(None, ge=1, le=128)
     beam_width: int | None = Field(None, ge=1, le=64)
     length_penalty: float | None = Field(None, ge=-10, le=10)
@@ -274,17 +275,17 @@ class ChatRequest(Sampling):
             salt=self.cache_salt,
         )
 
-    def _choice(self) -> ToolChoice:
+    def _choice(self) -> WantedCall:
         """Return the tool choice. Raises ValueError for an unknown tool, and for a choice where there are no tools."""
         names = [tool.function.name for tool in self.tools or ()]
         choice = self.tool_choice
         if isinstance(choice, NamedTool):
             if choice.function.name not in names:
                 raise ValueError(f"tool_choice: expected one of the tools, found {choice.function.name!r}")
-            return ToolChoice("named", choice.function.name)
+            return WantedCall("named", choice.function.name)
         if choice in ("auto", "required") and not names:
             raise ValueError("tool_choice: expected tools to choose from, found none; set tools or leave this out")
-        return ToolChoice(choice or "auto")
+        return WantedCall(choice or "auto")
 
 
 class CompletionRequest(Sampling):
