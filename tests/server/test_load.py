@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,10 +70,8 @@ def test_a_vanished_client_frees_its_blocks(random_path: Path, stream: bool) -> 
 def test_clients_that_vanish_at_random_leave_nothing(random_path: Path) -> None:
     async def ask(client: httpx.AsyncClient, number: int) -> None:
         body = {**LONG, "stream": number % 2 == 0, "max_tokens": 300, "n": 1 + number % 3}
-        try:
+        with suppress(asyncio.TimeoutError, httpx.HTTPError):
             await asyncio.wait_for(client.post("/v1/chat/completions", json=body), number * 0.02)
-        except (asyncio.TimeoutError, httpx.HTTPError):
-            pass
 
     async def ask_all(url: str) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
@@ -107,14 +106,14 @@ def test_a_slow_reader_stalls_nobody_and_is_dropped(random_path: Path) -> None:
 def test_comments_keep_a_silent_stream_open(random_path: Path) -> None:
     settings = replace(LOCAL, comment_seconds=0.1)
     config = replace(SERVING, scheduler=SchedulerConfig(token_budget=16, max_sequences=1))
-    with serving(ModelSpec("tiny", str(random_path)), settings=settings, config=config) as running:
-        with running.http() as http, running.http() as other:
-            with other.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as first:
-                lines = first.iter_lines()  # a dropped iterator would close the connection
-                next(lines)
-                short = {**LONG, "stream": True, "max_tokens": 2}
-                with http.stream("POST", "/v1/chat/completions", json=short) as second:
-                    assert next(second.iter_lines()) == ": keep-alive"  # it waits behind the first one
+    served = serving(ModelSpec("tiny", str(random_path)), settings=settings, config=config)
+    with served as running, running.http() as http, running.http() as other:
+        with other.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as first:
+            lines = first.iter_lines()  # a dropped iterator would close the connection
+            next(lines)
+            short = {**LONG, "stream": True, "max_tokens": 2}
+            with http.stream("POST", "/v1/chat/completions", json=short) as second:
+                assert next(second.iter_lines()) == ": keep-alive"  # it waits behind the first one
 
 
 def test_a_drain_lets_running_requests_end(random_path: Path) -> None:

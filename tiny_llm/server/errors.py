@@ -151,8 +151,8 @@ def api_error(error: BaseException, forecast: float = 1.0) -> ApiError:
 
 
 def validation_error(error: RequestValidationError) -> ApiError:
-    """Return the API's form of the first fault that pydantic found."""
-    fault = error.errors()[0]
+    """Return the API's form of a fault that pydantic found: of the forms a value may have, that which came furthest."""
+    fault = max(error.errors(), key=lambda each: len(each["loc"]))
     place = [part for part in fault["loc"] if part != "body"]
     param = _path(place)
     kind = fault["type"]

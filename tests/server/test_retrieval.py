@@ -1,0 +1,65 @@
+"""Embeddings, reranking and tokens."""
+
+import numpy as np
+import openai
+import pytest
+
+from tests.server.conftest import Running
+from tiny_llm import load
+
+TEXTS = ["the quick brown fox", "hello there", "the weather is fine"]
+
+
+def test_embeddings_are_those_of_the_library(tiny: Running, random_path) -> None:
+    expected = load(random_path).embed(TEXTS, normalize=True)
+    create = tiny.client().embeddings.create
+    coded = create(model="tiny", input=TEXTS)  # the client asks for base64
+    plain = create(model="tiny", input=TEXTS, encoding_format="float")
+    for found in (coded, plain):
+        assert [item.index for item in found.data] == [0, 1, 2]
+        np.testing.assert_allclose([item.embedding for item in found.data], expected, atol=1e-5)
+    assert coded.usage.prompt_tokens == coded.usage.total_tokens > 0
+    short = create(model="tiny", input=TEXTS[0], dimensions=8, encoding_format="float").data[0].embedding
+    np.testing.assert_allclose(short, expected[0][:8] / np.linalg.norm(expected[0][:8]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "given", [{"input": [[1, 2]]}, {"input": ""}, {"input": []}, {"input": ["a", ""]}, {"dimensions": 9999}]
+)
+def test_faulty_texts_are_refused(tiny: Running, given: dict[str, object]) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        tiny.client().embeddings.create(**{"model": "tiny", "input": "a", **given})
+    assert error.value.param is None or error.value.param.partition("[")[0] in ("input", "texts", "dimensions")
+
+
+def test_reranking_is_that_of_the_library(pocket: Running) -> None:
+    documents = ["A KV cache keeps keys and values.", "Bread is baked from flour.", "Caches save work."]
+    body = {"model": "pocket", "query": "What is a KV cache?", "documents": documents}
+    with pocket.http() as http:
+        whole = http.post("/v1/rerank", json=body)
+        if whole.status_code == 400:
+            pytest.skip(whole.json()["error"]["message"])
+        results = whole.json()["results"]
+        expected = load().rank(body["query"], documents)
+        assert sorted(result["index"] for result in results) == [0, 1, 2]
+        scores = [result["relevance_score"] for result in results]
+        assert scores == sorted(scores, reverse=True)
+        for result in results:
+            assert result["relevance_score"] == pytest.approx(expected[result["index"]], abs=1e-4)
+            assert result["document"] == {"text": documents[result["index"]]}
+        best = http.post("/v1/rerank", json={**body, "top_n": 1, "return_documents": False}).json()["results"]
+        assert best == [{key: results[0][key] for key in ("index", "relevance_score")}]
+
+
+def test_tokens_there_and_back(pocket: Running) -> None:
+    llm = load()
+    with pocket.http() as http:
+        found = http.post("/tokenize", json={"prompt": "hello there", "return_token_strs": True}).json()
+        assert found["tokens"] == llm.encode("hello there") and found["count"] == len(found["tokens"])
+        assert found["max_model_len"] == 4096 and "".join(found["token_strs"]) == "hello there"
+        assert http.post("/detokenize", json={"tokens": found["tokens"]}).json() == {"prompt": "hello there"}
+        messages = [{"role": "user", "content": "hello"}]
+        chat = http.post("/tokenize", json={"messages": messages, "chat_template_kwargs": {"enable_thinking": False}})
+        assert chat.json()["tokens"] == llm.encode(messages, {"enable_thinking": False})
+        assert http.post("/tokenize", json={}).status_code == 400
+        assert http.get("/version").json()["version"]
