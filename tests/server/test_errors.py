@@ -90,7 +90,7 @@ def test_faulty_requests(
 @pytest.mark.parametrize("stop", [["x"] * 10_000, ["x" * 10_000], [""], 5])
 def test_stop_strings_are_bounded(http: httpx.Client, stop: object) -> None:
     answer = http.post("/v1/chat/completions", json={**CHAT, "stop": stop})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stop")
+    assert (answer.status_code, answer.json()["error"]["param"].partition("[")[0]) == (400, "stop")
     assert len(answer.text) < 500
 
 

@@ -107,13 +107,13 @@ def test_comments_keep_a_silent_stream_open(random_path: Path) -> None:
     settings = replace(LOCAL, comment_seconds=0.1)
     config = replace(SERVING, scheduler=SchedulerConfig(token_budget=16, max_sequences=1))
     served = serving(ModelSpec("tiny", str(random_path)), settings=settings, config=config)
+    short = {**LONG, "stream": True, "max_tokens": 2}
     with served as running, running.http() as http, running.http() as other:
-        with other.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as first:
-            lines = first.iter_lines()  # a dropped iterator would close the connection
+        first = other.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True})
+        with first as before, http.stream("POST", "/v1/chat/completions", json=short) as second:
+            lines = before.iter_lines()  # a dropped iterator would close the connection
             next(lines)
-            short = {**LONG, "stream": True, "max_tokens": 2}
-            with http.stream("POST", "/v1/chat/completions", json=short) as second:
-                assert next(second.iter_lines()) == ": keep-alive"  # it waits behind the first one
+            assert next(second.iter_lines()) == ": keep-alive"  # it waits behind the first one
 
 
 def test_a_drain_lets_running_requests_end(random_path: Path) -> None:
@@ -164,15 +164,17 @@ def test_sigterm_ends_the_process_after_its_requests(random_path: Path) -> None:
 
 def test_a_second_signal_ends_at_once(random_path: Path) -> None:
     process, url = start("--model", f"tiny={random_path}", "--drain-seconds", "100")
-    with httpx.stream(
-        "POST", f"{url}/v1/chat/completions", json={**LONG, "stream": True, "n": 8}, timeout=60
-    ) as stream:
+    body = {**LONG, "stream": True, "n": 8}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as stream:
         lines = stream.iter_lines()
         next(lines)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
+        wait_for(lambda: httpx.get(f"{url}/health").status_code == 503)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        last = [line for line in lines if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "cancelled"
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0 and "Traceback" not in err
 
 
 def test_a_port_in_use_is_told(tiny: Running) -> None:

@@ -152,13 +152,13 @@ def sized(name: str, text: str | None) -> int | None:
 
 
 keys = typer.Typer(help="Add, list and remove the keys of `tiny-llm serve --keys-file`.", no_args_is_help=True)
-File = Annotated[Path, typer.Option("--file", help="The file of key hashes.")]
+FilePath = Annotated[Path, typer.Option("--file", help="The file of key hashes.")]
 
 
 @keys.command()
 def add(
     name: str,
-    file: File = KEYS_FILE,
+    file: FilePath = KEYS_FILE,
     requests_per_minute: Annotated[int | None, option("Requests that the key may send in a minute.")] = None,
     tokens_per_minute: Annotated[int | None, option("Tokens of prompts and answers in a minute.")] = None,
     concurrent: Annotated[int | None, option("Requests that may run at once.")] = None,
@@ -178,7 +178,7 @@ def add(
 
 
 @keys.command("list")
-def list_keys(file: File = KEYS_FILE) -> None:
+def list_keys(file: FilePath = KEYS_FILE) -> None:
     """List the keys by name, with their limits."""
     store = _keys_module()
     path = file.expanduser()
@@ -190,7 +190,7 @@ def list_keys(file: File = KEYS_FILE) -> None:
 
 
 @keys.command()
-def remove(name: str, file: File = KEYS_FILE) -> None:
+def remove(name: str, file: FilePath = KEYS_FILE) -> None:
     """Remove a key. Running servers refuse it from their next request on."""
     _keys_module().remove_key(file.expanduser(), name)
 

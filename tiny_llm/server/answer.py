@@ -19,7 +19,7 @@ from tiny_llm.server.state import ServerState, key_of
 MERGED = 64  # pieces that wait to be read where several prompts stream at once
 
 
-class Piece(NamedTuple):
+class AnswerPiece(NamedTuple):
     """The next parts of an answer, by the answer's number, and the engine's delta that brought them."""
 
     answer: int
@@ -48,7 +48,7 @@ class OneAnswer:
         self.reasoning = 0
         self._replies: dict[int, Reply] = {}
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    async def pieces(self) -> AsyncGenerator[AnswerPiece, None]:
         """Yield the parts as they come. The first one raises the errors of the prompt."""
         async for delta in self.stream:
             reply = self._replies.get(delta.index)
@@ -59,7 +59,7 @@ class OneAnswer:
                 parts += reply.finish()
             if parts and isinstance(parts[0], Reasoning):
                 self.reasoning += 1
-            yield Piece(self.first_index + delta.index, parts, delta)
+            yield AnswerPiece(self.first_index + delta.index, parts, delta)
 
 
 class Answers:
@@ -87,7 +87,7 @@ class Answers:
         for one in self.asked:
             self.engine.abort(one.stream.request_id)
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    async def pieces(self) -> AsyncGenerator[AnswerPiece, None]:
         """Yield the parts of all answers as they come. Raises ApiError where they were cancelled."""
         sources = [one.pieces() for one in self.asked]
         source = sources[0] if len(sources) == 1 else _merged(sources)
@@ -147,11 +147,11 @@ async def answering(request: Request, state: ServerState, asks: Sequence[Ask]) -
                     watcher.finished(request, answers)
 
 
-async def _merged(sources: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
+async def _merged(sources: Sequence[AsyncGenerator[AnswerPiece, None]]) -> AsyncGenerator[AnswerPiece, None]:
     """Yield the pieces of several generators as they come. Raises the first error of one of them."""
-    queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(MERGED)
+    queue: asyncio.Queue[AnswerPiece | Exception | None] = asyncio.Queue(MERGED)
 
-    async def read(source: AsyncGenerator[Piece, None]) -> None:
+    async def read(source: AsyncGenerator[AnswerPiece, None]) -> None:
         try:
             async for piece in source:
                 await queue.put(piece)
@@ -194,7 +194,7 @@ class WholeAnswer:
     deltas: list[Delta] = field(default_factory=list)
     finish_reason: str = "stop"
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: AnswerPiece) -> None:
         self.deltas.append(piece.delta)
         self.finish_reason = piece.delta.finish_reason or self.finish_reason
         for part in piece.parts:

@@ -14,13 +14,13 @@ from tiny_llm.engine.prompt import Prompt
 from tiny_llm.engine.serving import Engine
 from tiny_llm.server.errors import unfit_model, unsupported
 
-Choice = Literal["auto", "none", "required", "named"]
+CallChoice = Literal["auto", "none", "required", "named"]
 
 
 class WantedCall(NamedTuple):
     """Whether the model may call tools, must call one, or must call the tool `name`."""
 
-    kind: Choice = "auto"
+    kind: CallChoice = "auto"
     name: str | None = None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from tiny_llm.decode.reply import AnswerPart, CallArguments, CallBegin, Content, Reasoning
 from tiny_llm.decode.text import Delta
 from tiny_llm.model.tokenizer import Tokenizer
-from tiny_llm.server.answer import Answers, Piece, UsageCounts, WholeAnswer, speculation_figures
+from tiny_llm.server.answer import Answers, AnswerPiece, UsageCounts, WholeAnswer, speculation_figures
 
 Json = dict[str, Any]
 
@@ -48,7 +48,7 @@ class ChatFormat:
         self._begun: set[int] = set()
         self._called: set[int] = set()  # answers that call a tool
 
-    def chunks(self, piece: Piece) -> list[Json]:
+    def chunks(self, piece: AnswerPiece) -> list[Json]:
         """Return the chunks for a piece: one for each part, and one for the end."""
         index = piece.answer
         fields = [self._fields(index, part) for part in piece.parts]
@@ -151,7 +151,7 @@ class CompletionFormat:
         self._echoes = list(echoes)
         self._lengths: dict[int, int] = {}  # characters of each answer so far
 
-    def chunks(self, piece: Piece) -> list[Json]:
+    def chunks(self, piece: AnswerPiece) -> list[Json]:
         """Return the chunk for a piece; none for a piece without text that ends nothing."""
         echo = "" if piece.answer in self._lengths else self._echoes[piece.answer]
         text = echo + piece.delta.text

@@ -33,16 +33,23 @@ class Key:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        ok = isinstance(self.name, str) and re.fullmatch(r"[\w.-]{1,64}", self.name, re.ASCII) is not None
+        ok = _is_like(r"[\w.-]{1,64}", self.name)
         require(ok, f"key name: expected 1 to 64 letters, digits, dots and dashes, found {shown(self.name)}")
-        ok = isinstance(self.digest, str) and re.fullmatch("[0-9a-f]{64}", self.digest) is not None
+        ok = _is_like("[0-9a-f]{64}", self.digest)
         require(ok, f"key {self.name}: digest: expected 64 hexadecimal digits; add the key again")
+        self._check_limits()
+
+    def _check_limits(self) -> None:
         for limit in LIMITS:
             value = getattr(self, limit)
             ok = value is None or (is_integer(value) and value >= 1)
             require(ok, f"key {self.name}: {limit}: expected an integer of at least 1, found {shown(value)}")
         ok = is_finite(self.weight) and self.weight > 0
         require(ok, f"key {self.name}: weight: expected a number above 0, found {shown(self.weight)}")
+
+
+def _is_like(pattern: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None
 
 
 def digest_of(secret: str) -> str:

@@ -16,7 +16,7 @@ from tiny_llm.server.settings import ServerSettings
 COMMENT = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 Events = AsyncGenerator[bytes, None]
-Result = TypeVar("Result")
+Done = TypeVar("Done")
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
@@ -141,7 +141,7 @@ async def _next(events: Events) -> bytes | None:
     return None
 
 
-async def while_present(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def while_present(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
     """Return the result of a coroutine. Where the client closes its connection, cancel it and raise GoneError."""
     presence = Presence(request)
     task = asyncio.ensure_future(work)

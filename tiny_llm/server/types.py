@@ -17,7 +17,7 @@ from tiny_llm.server.ask import Ask, WantedCall
 from tiny_llm.server.errors import unsupported
 
 LONGEST_NAME = 64
-Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -82,13 +82,13 @@ class Message(ApiModel):
 
 
 class FunctionOfTool(ApiModel):
-    name: Name
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(ApiModel):
+class ToolObject(ApiModel):
     type: Literal["function"]
     function: FunctionOfTool
 
@@ -97,7 +97,7 @@ class Tool(ApiModel):
 
 
 class NamedFunction(ApiModel):
-    name: Name
+    name: FunctionName
 
 
 class NamedTool(ApiModel):
@@ -106,7 +106,7 @@ class NamedTool(ApiModel):
 
 
 class JsonSchema(ApiModel):
-    name: Name
+    name: FunctionName
     description: str | None = None
     json_schema: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
@@ -136,7 +136,7 @@ class StreamOptions(ApiModel):
     continuous_usage_stats: bool = False
 
 
-class Sampling(ApiModel):
+class SamplingFields(ApiModel):
     """The settings of decoding that chat and completions share, and those of the request's way through the engine.
 
     `priority` is from -10 to 10, higher first. `deadline`: seconds from now within which the answer should begin.
@@ -221,14 +221,14 @@ def outputs_form(wanted: Mapping[OutputKind, Any] | None) -> Structured | None:
     return Structured("regex" if kind == "regex" else "lark", form)
 
 
-class ChatRequest(Sampling):
+class ChatRequest(SamplingFields):
     """A request to /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[Tool] | None = None
+    tools: list[ToolObject] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -288,7 +288,7 @@ class ChatRequest(Sampling):
         return WantedCall(choice or "auto")
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(SamplingFields):
     """A request to /v1/completions, with one prompt or several."""
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(min_length=1)
@@ -360,7 +360,7 @@ class TokenizeRequest(ApiModel):
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     return_token_strs: bool | None = None
-    tools: list[Tool] | None = None
+    tools: list[ToolObject] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
