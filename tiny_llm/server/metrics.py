@@ -201,6 +201,7 @@ class ModelMetrics:
         for position in range(right):
             self.accepted_at[position] += 1
 
+    # ANCHOR: token
     def _token(self, event: Event) -> None:
         self.generated_tokens += 1
         request = self.unfinished.get(event.request)
@@ -215,6 +216,7 @@ class ModelMetrics:
         if before is not None and event.time > before:  # accepted guesses come together
             self.next_token.observe(event.time - before)
         request.latest[event.sequence] = event.time
+        # ANCHOR_END: token
 
     def _preempt(self, event: Event) -> None:
         self.census.note(event)
