@@ -41,7 +41,7 @@ class Asked:
 
 
 @dataclass
-class Notes:
+class SpanNotes:
     """The events of an unfinished request that its span shows: time, name and attributes of each."""
 
     happened: list[tuple[float, str, Attributes]] = field(default_factory=list)
@@ -85,8 +85,8 @@ class ModelTraces:
 
     def __init__(self, model_name: str, tracer: Any):
         self.model_name, self._tracer = model_name, tracer
-        self._notes: dict[str, Notes] = {}
-        self._ended: OrderedDict[str, Notes] = OrderedDict()  # by the engine, and not yet by the server
+        self._notes: dict[str, SpanNotes] = {}
+        self._ended: OrderedDict[str, SpanNotes] = OrderedDict()  # by the engine, and not yet by the server
 
     def event(self, event: Event) -> None:
         """Note an event of the engine, in the engine's thread. Takes O(1) time."""
@@ -95,14 +95,14 @@ class ModelTraces:
             self._notes.clear()
             self._ended.clear()
         elif kind == "arrival":
-            notes = self._notes[event.request] = Notes()
+            notes = self._notes[event.request] = SpanNotes()
             notes.happened.append((event.time, "queued", {"prompt_tokens": event.tokens}))
         elif kind in ("admit", "chunk", "token", "preempt", "finish"):
             notes_of_request = self._notes.get(event.request)
             if notes_of_request is not None:
                 self._note(notes_of_request, event)
 
-    def _note(self, notes: Notes, event: Event) -> None:
+    def _note(self, notes: SpanNotes, event: Event) -> None:
         at, place = event.time, {"sequence": event.sequence}
         if event.kind == "admit":
             notes.happened.append((at, "admitted", {**place, "cached_tokens": event.tokens}))
@@ -140,7 +140,7 @@ class ModelTraces:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         to_wall = time.time() - time.monotonic()  # the clocks drift apart over days, so each span compares them anew
-        notes = self._notes.pop(request_id, None) or Notes()
+        notes = self._notes.pop(request_id, None) or SpanNotes()
         self._ended.pop(request_id, None)
         attributes = {**_asked(asked, self.model_name), **_answered(self.model_name, stats, reasons, response_id)}
         span = self._tracer.start_span(
