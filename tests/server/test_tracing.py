@@ -14,7 +14,7 @@ from tests.support import make_model
 from tiny_llm.config import SamplingParams
 from tiny_llm.engine.answers import Stats
 from tiny_llm.engine.events import Event
-from tiny_llm.server.tracing import MAX_CHUNKS, MAX_ENDED, Asked, Tracing
+from tiny_llm.server.tracing import MAX_CHUNKS, MAX_ENDED, MAX_EVENTS, Asked, Tracing
 
 STATS = Stats(10, 4, 6, time_to_first_token=0.3, decode_time=1.5, peak_memory=0, queue_time=0.1)
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -164,6 +164,9 @@ def test_notes_do_not_grow_without_bound() -> None:
             traces.event(Event(0.0, "chunk", step, f"r{number}", tokens=1))
         if number == 0:
             assert len(traces._notes["r0"].happened) == 1 + MAX_CHUNKS
+            for _ in range(200):
+                traces.event(Event(0.0, "preempt", request="r0"))
+            assert len(traces._notes["r0"].happened) == MAX_EVENTS
         traces.event(Event(0.0, "finish", request=f"r{number}", note="stop"))
     assert len(traces._notes) == MAX_ENDED
     traces.event(Event(0.0, "token", request="unknown"))

@@ -17,7 +17,8 @@ from tiny_llm.config.fields import require
 from tiny_llm.engine.answers import Stats
 from tiny_llm.engine.events import Event
 
-MAX_CHUNKS = 64  # chunks of a prompt that a span shows; the last of them says how many more there were
+MAX_CHUNKS = 64  # chunks of a prompt that a span shows; `first_token` says how many there were
+MAX_EVENTS = 120  # events of a span; OpenTelemetry drops the oldest ones above 128
 MAX_ENDED = 1024  # requests that ended without a call of `finished`, whose notes are kept
 MAX_INTEGER = 2**63 - 1  # of OTLP; a larger number would lose the whole batch of spans
 PROVIDER = "tiny_llm"
@@ -101,9 +102,13 @@ class ModelTraces:
             notes_of_request = self._notes.get(event.request)
             if notes_of_request is not None:
                 self._note(notes_of_request, event)
+                if kind == "finish":
+                    self._end(event.request, notes_of_request)
 
     def _note(self, notes: SpanNotes, event: Event) -> None:
         at, place = event.time, {"sequence": event.sequence}
+        if len(notes.happened) >= MAX_EVENTS:
+            return
         if event.kind == "admit":
             notes.happened.append((at, "admitted", {**place, "cached_tokens": event.tokens}))
         elif event.kind == "preempt":
@@ -117,10 +122,13 @@ class ModelTraces:
             notes.happened.append((at, "first_token", {"chunks": notes.chunks}))
         elif event.kind == "finish":
             notes.happened.append((at, "finished", {**place, "reason": event.note, "tokens": event.tokens}))
-            self._ended[event.request] = notes
-            if len(self._ended) > MAX_ENDED:
-                oldest, _ = self._ended.popitem(last=False)
-                self._notes.pop(oldest, None)
+
+    def _end(self, request: str, notes: SpanNotes) -> None:
+        """Keep the notes of a request that has ended until `finished` comes, at most MAX_ENDED of them."""
+        self._ended[request] = notes
+        if len(self._ended) > MAX_ENDED:
+            oldest, _ = self._ended.popitem(last=False)
+            self._notes.pop(oldest, None)
 
     def finished(
         self,
