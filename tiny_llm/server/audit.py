@@ -27,7 +27,6 @@ class AuditEntry:
     request_id: str
     client: str
     key_id: str
-    tenant: str
     method: str
     route: str
     model: str

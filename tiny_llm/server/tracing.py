@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from tiny_llm.config import SamplingParams
 from tiny_llm.config.fields import require
 from tiny_llm.engine.answers import Stats
 from tiny_llm.engine.events import Event
@@ -21,6 +20,17 @@ MAX_CHUNKS = 64  # chunks of a prompt that a span shows; `first_token` says how 
 MAX_EVENTS = 120  # events of a span; OpenTelemetry drops the oldest ones above 128
 MAX_ENDED = 1024  # requests that ended without a call of `finished`, whose notes are kept
 MAX_INTEGER = 2**63 - 1  # of OTLP; a larger number would lose the whole batch of spans
+SETTINGS = {  # the settings that have an attribute, and its name
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "max_tokens": "max_tokens",
+    "seed": "seed",
+    "stop": "stop_sequences",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+    "n": "choice.count",
+}
 PROVIDER = "tiny_llm"
 INSTALL = "--otlp: the package opentelemetry is missing; install it: pip install 'tiny-llm[otel]'"
 
@@ -31,12 +41,13 @@ Attributes = dict[str, Any]
 class Asked:
     """What a span tells of a request, known when it arrives.
 
-    `operation` is chat, text_completion or embeddings. `headers` are those of the HTTP request, with lower-case names:
-    `traceparent` makes the span a part of the caller's trace. `begin` is the arrival on the monotonic clock.
+    `operation` is chat, text_completion or embeddings. `settings` are the settings of decoding that the request gives,
+    by the names of SamplingParams. `headers` are those of the HTTP request, with lower-case names: `traceparent` makes
+    the span a part of the caller's trace. `begin` is the arrival on the monotonic clock.
     """
 
     operation: str
-    params: SamplingParams | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     begin: float = field(default_factory=time.monotonic)
 
@@ -183,31 +194,17 @@ def _nanoseconds(seconds: float) -> int:
 
 
 def _asked(asked: Asked, model_name: str) -> Attributes:
-    """Return the attributes of the request. Settings that are off are left out."""
+    """Return the attributes of the request, with the settings that it gives and OpenTelemetry knows."""
     found: Attributes = {
         "gen_ai.operation.name": asked.operation,
         "gen_ai.provider.name": PROVIDER,
         "gen_ai.request.model": model_name,
     }
-    params = asked.params
-    if params is None:
-        return found
-    found["gen_ai.request.temperature"] = params.temperature
-    found["gen_ai.request.top_p"] = params.top_p
-    found["gen_ai.request.max_tokens"] = params.max_tokens
-    optional: Attributes = {
-        "top_k": params.top_k,
-        "stop_sequences": list(params.stop),
-        "frequency_penalty": params.frequency_penalty,
-        "presence_penalty": params.presence_penalty,
-    }
-    for name, value in optional.items():
-        if value:
-            found[f"gen_ai.request.{name}"] = value
-    if params.seed is not None and params.seed <= MAX_INTEGER:
-        found["gen_ai.request.seed"] = params.seed
-    if params.n > 1:
-        found["gen_ai.request.choice.count"] = params.n
+    for name, attribute in SETTINGS.items():
+        value = asked.settings.get(name)
+        if value is None or (name == "seed" and value > MAX_INTEGER):
+            continue
+        found[f"gen_ai.request.{attribute}"] = list(value) if name == "stop" else value
     return found
 
 
