@@ -17,7 +17,7 @@ from tiny_llm.config.fields import require, shown
 from tiny_llm.config.structured import Structured
 from tiny_llm.decode.thought import CLOSE, OPEN
 from tiny_llm.decode.tool_calls import CLOSE_CALL, END_FUNCTION, FUNCTION, OPEN_CALL, CallForm
-from tiny_llm.decode.tool_values import Schema, properties_of, resolved, tool_schemas, types_of
+from tiny_llm.decode.tool_values import Schema, list_of, properties_of, resolved, tool_schemas, types_of
 from tiny_llm.model.tokenizer import Tokenizer
 
 ToolChoice = Literal["auto", "required", "none"]
@@ -122,7 +122,7 @@ class _Lines:
         self.add(rule, f'{json.dumps(head)} %json {_json(_closed(schema))} "}}"')
 
     def _xml(self, rule: str, name: str, schema: Schema) -> None:
-        required = schema.get("required") or ()
+        required = list_of(schema, "required")
         parts = [json.dumps(f"{FUNCTION}{_spelled(name, 'tool')}>\n")]
         for number, (key, each) in enumerate(properties_of(schema).items()):
             parameter = f"{rule}_{number}"
@@ -145,7 +145,7 @@ def _value(schema: Any, root: Schema) -> str:
     """Return the grammar of a parameter's value in Qwen's form, up to the end of its closing tag."""
     found = resolved(schema, root)
     end = json.dumps(END_VALUE)
-    values = [found["const"]] if "const" in found else found.get("enum")
+    values = [found["const"]] if "const" in found else list_of(found, "enum")
     if values:
         texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
         choices = " | ".join(json.dumps(text) for text in texts)
