@@ -70,7 +70,6 @@ class Scattered:
 
     def near(self) -> npt.NDArray[np.uint64]:
         """Return a word for each new token, (T,): bit d says whether it sees the slot d before its own."""
-        # ANCHOR: near
         words = []
         for token, slot in enumerate(self.slots):
             seen = self.visible[token, slot::-1]  # from its own slot backwards
@@ -78,7 +77,6 @@ class Scattered:
             seen = seen[:WORD]
             words.append(bits[seen].sum())
         return np.array(words, np.uint64)
-        # ANCHOR_END: near
 
     @property
     def unused(self) -> mx.array | None:
