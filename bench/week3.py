@@ -27,12 +27,13 @@ from bench.week1 import Count, Makers, main  # noqa: E402
 from tiny_llm.config import SamplingParams, SchedulerConfig  # noqa: E402
 
 if TYPE_CHECKING:
-    from tiny_llm.engine.request import Request
+    from tiny_llm.engine.request import Request, Step
     from tiny_llm.engine.simulate import SimulatedAnswer
     from tiny_llm.model.moe import Routing
 
 Array = npt.NDArray[Any]
 STEP, TOKEN, SLOTS, MS = 0.004, 0.0002, 8, "milliseconds"
+LOOK, KEPT = 1e-7, 0.06  # seconds for each earlier token that a token looks at, and those that a step shall take
 
 
 def serve(
@@ -101,6 +102,37 @@ def budgets() -> Iterator[Count]:
     for budget in (64, 256, 1024, 5000):
         yield Count(f"longest gap, budget {budget}", lambda b=budget: max(serve(requests, b)[0].gaps) * 1e3, decode, MS)
         yield Count(f"long prompt, budget {budget}", lambda b=budget: serve(requests, b)[1].first * 1e3, prompt, MS)
+    yield from paces()
+
+
+def paces() -> Iterator[Count]:
+    """A prompt of 8,000 tokens, each of which takes longer, the more there are before it."""
+    bound = KEPT * 1e3
+    for name, seconds in (("budget 256", None), (f"{KEPT * 1e3:.0f} ms", KEPT)):
+        yield Count(f"8,000 tokens: first gap, {name}", lambda s=seconds: long_gaps(s)[0] * 1e3, bound, MS)
+        yield Count(f"8,000 tokens: longest gap, {name}", lambda s=seconds: max(long_gaps(s)) * 1e3, bound, MS)
+
+
+def long_gaps(seconds: float | None) -> list[float]:
+    """The gaps of one that decodes beside that prompt: with a budget of 256, or with one that follows the clock."""
+    from tiny_llm.engine import blocks, controller, scheduler, simulate
+
+    config = SchedulerConfig(256 if seconds is None else 4096, SLOTS, 20_000)
+    engine = scheduler.Scheduler(config, blocks.BlockPool(8000, 16))
+    cost = simulate.Cost(STEP, TOKEN, LOOK)
+    flat = {tokens: STEP + TOKEN * tokens for tokens in (1, 64, 256, 1024, 4096)}
+    pace = controller.Pace(controller.Profile(flat), seconds or 0.0, SLOTS, 4096)
+
+    def keep(step: "Step", now: float) -> None:
+        pace.note(step.num_tokens, cost.of(step))
+        engine.set_limits(pace.token_budget, SLOTS)
+
+    if seconds is not None:
+        engine.set_limits(pace.token_budget, SLOTS)
+    decodes, _ = simulate.simulate(
+        engine, [ask(0, 8, 200), ask(1, 8000, 4, arrival=0.05)], cost, watch=None if seconds is None else keep
+    )
+    return [gap for gap in decodes.gaps if gap > 0.02]  # those in which a chunk lies
 
 
 def prefixes() -> Iterator[Count]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from tiny_llm.cache.tables import padded_tables
 from tiny_llm.cache.view import Span, View
 from tiny_llm.course import NotDone
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 Numbers = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
+WORD = 64  # bits, and the most tokens of a tree
+BITS = np.uint64(1) << np.arange(WORD, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Scattered:
     slots: Numbers  # (T,) of the tokens
     held: Numbers  # (S,) positions of the tokens in all slots, -1 in an unused slot
     visible: Mask  # (T, S) which slots each token sees
+    in_order: bool  # slot and position of all tokens before the new ones are the same number
 
     @classmethod
     def of(cls, view: View, start: int, length: int, parents: Sequence[int] | None = None) -> "Scattered":
@@ -50,6 +54,7 @@ class Scattered:
             slots=np.arange(view.first, end, dtype=np.int32),
             held=np.concatenate([before, positions]).astype(np.int32),
             visible=np.concatenate([seen, related], axis=1),
+            in_order=view.held is None and view.first == start,
         )
 
     def mask(self, window: int | None) -> mx.array:
@@ -58,6 +63,21 @@ class Scattered:
         if window is not None:
             visible = visible & (self.held[None] > self.positions[:, None] - window)
         return mx.array(visible)
+
+    @property
+    def fits_words(self) -> bool:
+        """Whether `near` says all that there is to say."""
+        return self.in_order and len(self.slots) <= WORD
+
+    def near(self) -> npt.NDArray[np.uint64]:
+        """Return a word for each new token, (T,): bit d says whether it sees the slot d before its own."""
+        words = []
+        for token, slot in enumerate(self.slots):
+            seen = self.visible[token, slot::-1]  # from its own slot backwards
+            bits = BITS[: len(seen)]
+            seen = seen[:WORD]
+            words.append(bits[seen].sum())
+        return np.array(words, np.uint64)
 
     @property
     def unused(self) -> mx.array | None:
@@ -78,6 +98,14 @@ def ancestry(parents: Sequence[int]) -> tuple[Numbers, Mask]:
     raise NotDone("w3.9.1")
 
 
+class TreeArrays(NamedTuple):
+    """The trees of a step as a kernel reads them."""
+
+    tables: mx.array  # (R, M) int32, each tree's blocks in order
+    spans: list[tuple[int, int]]  # how many tokens each tree has, and its sequence with them
+    near: mx.array  # (T,) uint64, see `Scattered.near`
+
+
 class ScatteredBatch:
     """The cache of a step with scattered sequences behind `num_plain` tokens of others, which `plain` attends."""
 
@@ -95,6 +123,9 @@ class ScatteredBatch:
         row_of_slots = np.concatenate(slots)
         self._blocks = mx.array(row_of_blocks.astype(np.uint32))  # the type of an index
         self._slots = mx.array(row_of_slots.astype(np.uint32))
+        self._trees = None
+        if pool.paged.prefill is not None and all(sequence.fits_words for sequence in self.sequences):
+            self._trees = self._tree_arrays()
 
     def begin(self, num_tokens: int) -> mx.array:
         """Return the positions of all tokens, (T,) int32."""
@@ -113,11 +144,33 @@ class ScatteredBatch:
         if self.plain is not None:
             parts.append(self.plain.attend(layer, q[:row], k[:row], v[:row]))
         self.pool.write(layer, self._blocks, self._slots, k[row:], v[row:])
+        if self._trees is not None and self.pool.windows[layer] is None:
+            parts.append(self._attend_trees(layer, q[row:], self._trees))
+            return parts[0] if len(parts) == 1 else mx.concatenate(parts)
         for sequence in self.sequences:
             mine = q[row : row + len(sequence.slots)]
             parts.append(self._attend(layer, sequence, mine))
             row += len(sequence.slots)
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    def _tree_arrays(self) -> TreeArrays:
+        tables = []
+        spans = []
+        words = []
+        for sequence in self.sequences:
+            tables.append(sequence.blocks)
+            spans.append((len(sequence.slots), len(sequence.held)))
+            words.append(sequence.near())
+        padded = mx.array(padded_tables(tables))
+        near = mx.array(np.concatenate(words))
+        return TreeArrays(padded, spans, near)
+
+    def _attend_trees(self, layer: int, q: mx.array, trees: TreeArrays) -> mx.array:
+        """Return what the tokens of all trees see, by the kernel that reads the pool's blocks where they lie."""
+        pool = self.pool
+        assert pool.paged.prefill is not None
+        keys, values = pool.buffers(layer)
+        return pool.paged.prefill(q, keys, values, trees.tables, trees.spans, pool.scale, None, trees.near)
 
     def _attend(self, layer: int, sequence: Scattered, q: mx.array) -> mx.array:
         """Return what the tokens of one sequence see."""

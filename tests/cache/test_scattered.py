@@ -1,5 +1,7 @@
 """A token's position is not its slot: holes, permuted blocks and trees of drafts, against masks on whole runs."""
 
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from tiny_llm.cache.paged import PagedBatch, PagedPool
 from tiny_llm.cache.recompute import RecomputeCache
 from tiny_llm.cache.scattered import Scattered
 from tiny_llm.cache.view import View
+from tiny_llm.config import EngineConfig
 from tiny_llm.engine.request import SequenceId, Share
+from tiny_llm.kernels.table import operations
 from tiny_llm.model.qwen3 import Qwen3
 
 SIZE = 4
@@ -114,6 +118,43 @@ def test_a_tree_of_drafts(model: Qwen3) -> None:
             path.insert(0, parents[path[0]])
         text = [*tokens, *(drafts[i] for i in path)]
         close(got[node], model(mx.array(text), RecomputeCache(model.config, model.ops))[-1])
+
+
+TREES = [[-1, 0, 0, 1, 1, 4], [-1, -1, 0, 2], [*range(-1, 20)], [-1, *[0] * 40]]
+
+
+def test_trees_of_several_sequences_in_one_launch(tmp_path: Path) -> None:
+    """The simulator's kernel under words of bits, against masked attention: behind short texts and long ones."""
+    model = ours(make_model(tmp_path))
+    shape = model.config
+    rng = np.random.default_rng(5)
+    lengths = [len(parents) for parents in TREES]
+    starts = [0, 5, 70, 130]
+    tables = iter(rng.permutation(90).tolist())
+    spans = []
+    for number, (start, parents) in enumerate(zip(starts, TREES, strict=True)):
+        blocks = tuple(next(tables) for _ in range(-(-(start + len(parents)) // SIZE)))
+        view = View(blocks, start)
+        spans.append(Share(SequenceId(str(number), 0), start, (0,) * len(parents), 1, view, tuple(parents)))
+    tokens = sum(lengths)
+    heads, kv_heads, dim = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
+    q = mx.array(rng.standard_normal((tokens, heads, dim)).astype(np.float32))
+    k, v = (mx.array(rng.standard_normal((tokens, kv_heads, dim)).astype(np.float32)) for _ in range(2))
+    found = []
+    for back_end in ("sim", "mlx"):
+        ops = operations(EngineConfig(kernels=back_end), model.ops)
+        pool = PagedPool(shape, ops, 90, SIZE)
+        for side in (pool.keys, pool.values):
+            held = np.random.default_rng(6).standard_normal(pool.shape).astype(np.float32)
+            side[:] = [mx.array(held) for _ in side]
+        found.append(pool.batch(spans).attend(0, q, k, v))
+    close(*found, atol=1e-5)
+
+
+def test_a_word_says_what_a_token_of_a_tree_sees() -> None:
+    """Bit d is the slot d before its own: itself, its ancestors, and all of the text."""
+    words = Scattered.of(View((0, 1), 2), 2, 4, [-1, 0, 0, 1]).near()
+    assert [f"{int(word):b}" for word in words] == ["111", "1111", "11101", "111101"]
 
 
 def test_beside_sequences_that_lie_in_order(model: Qwen3) -> None:

@@ -49,6 +49,15 @@ def test_single_prompts(llm: LLM, params: SamplingParams) -> None:
     assert fast.speculation.drafted > 20
 
 
+def test_trees_in_the_kernel_that_reads_pages(llm: LLM) -> None:
+    """The simulator's paged kernel verifies trees of several sequences by words of bits."""
+    kernels = load(llm.path, config=EngineConfig(kernels="sim"))
+    loop = ahead(kernels, blocks=60, token_budget=60)
+    settings = replace(GREEDY, max_tokens=8)
+    check(llm, [request(kernels, str(seed), prompt(seed, 12), settings) for seed in range(2)], loop)
+    assert loop.speculation.counts.drafted > 0
+
+
 class Watched(LookaheadDrafter):
     """Compares each column's new token with the model's own after the text and the column's line."""
 

@@ -86,13 +86,16 @@ def merged(parts: Any, tops: Any, sums: Any, _: Any) -> Any:
     return np.einsum("rs,rsd->rd", factors, parts) / (factors * sums).sum(1, keepdims=True)
 
 
-def causal_attention(q: Any, k: Any, v: Any, spans: Any, scale: float, window: int) -> Any:
-    """Query by query."""
+def causal_attention(q: Any, k: Any, v: Any, spans: Any, scale: float, window: int, near: Any = None) -> Any:
+    """Query by query; bit d of a query's word in `near` says whether it sees the key d before its own."""
     out, row, start = np.empty_like(q), 0, 0
     for new, total in spans:
         for i in range(new):
             end = total - new + i + 1
-            seen = slice(start + (max(0, end - window) if window else 0), start + end)
+            seen = list(range(start + (max(0, end - window) if window else 0), start + end))
+            if near is not None:
+                last, word = seen[-1], int(near[row + i])
+                seen = [key for key in seen if last - key > 63 or word >> (last - key) & 1]
             for h in range(q.shape[1]):
                 kv_head = h * k.shape[0] // q.shape[1]
                 out[row + i, h] = soft(scale * k[kv_head, seen] @ q[row + i, h]) @ v[kv_head, seen]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 CHOICES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63)
 RECENT = 0.1  # weight of a new measurement in a mean
+LATEST = 0.3  # the same, where a step must keep to a time
 MARGIN = 1.03  # another choice must be so much better
 HOPE = 0.5  # share of right guesses while nothing is known
 FADING = 0.01  # how fast a place that is not drafted comes to be like the last one that is
@@ -101,19 +102,25 @@ class Survival:
 class Pace:
     """Keeps steps to a time: the token budget is the largest number of tokens that T(rows) allows. (adaptive chunking)
 
-    `most` tokens at most, and `least` even where they take longer: a token for each sequence.
+    `most` tokens at most, and `least` even where they take longer: a token for each sequence. A chunk far inside a long
+    prompt takes longer than T(rows), since its tokens look at more, and a machine may become slower: so the time that
+    counts is T(rows) times the slowness of the last few steps.
     """
 
     def __init__(self, profile: Profile, seconds: float, least: int, most: int):
         self.profile, self.seconds, self.least, self.most = profile, seconds, least, most
+        self._slowness = 1.0
 
+    # ANCHOR: pace
     @property
     def token_budget(self) -> int:
-        return self.profile.most_rows(self.seconds, self.least, self.most)
+        return self.profile.most_rows(self.seconds / self._slowness, self.least, self.most)
 
     def note(self, tokens: int, seconds: float) -> None:
         """Take in the time of a step."""
-        self.profile.update(tokens, seconds)
+        slowness = seconds / self.profile.seconds(tokens)
+        self._slowness += LATEST * (slowness - self._slowness)
+        # ANCHOR_END: pace
 
 
 @dataclass

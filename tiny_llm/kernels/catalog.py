@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
 
 from tiny_llm.kernels.copy_blocks import COPY_BLOCKS, copied_blocks
 from tiny_llm.kernels.decode_attention import (
@@ -119,10 +120,12 @@ def paged_decode_arguments(
 
 
 def paged_prefill_arguments(
-    dtype: mx.Dtype, heads: int, kv_heads: int, dim: int, spans: list[tuple[int, int]], block: int, window: int
-) -> Arguments:
+    dtype: mx.Dtype, heads: int, kv_heads: int, dim: int, spans: list[tuple[int, int]], block: int, window: int,
+    near: list[int] | None = None,
+) -> Arguments:  # fmt: skip
     q = normal(dtype, sum(new for new, _ in spans), heads, dim)
-    return q, *pages(dtype, [total for _, total in spans], kv_heads, block, dim), spans, dim**-0.5, window
+    held = pages(dtype, [total for _, total in spans], kv_heads, block, dim)
+    return q, *held, spans, dim**-0.5, window, None if near is None else mx.array(np.array(near, np.uint64))
 
 
 def parts_arguments(dtype: mx.Dtype, rows: int, splits: int, dim: int) -> Arguments:
@@ -273,6 +276,7 @@ CATALOG = {
                 paged_prefill_arguments(t, *shape)
                 for shape in (
                     *((2, 1, 80, [(33, 40), (1, 5)], 8, 0), (7, 7, 7, [(17, 17)], 3, 3)),
+                    (2, 1, 16, [(3, 70), (2, 2)], 8, 0, [2**64 - 1, 2**64 - 1, 2**64 - 3, 1, 1]),  # two trees
                     (1, 1, 256, [(9, 18)], 16, 0),
                 )
             ],

@@ -99,8 +99,11 @@ def tiles_of(spans: Sequence[Extent]) -> Iterator[tuple[int, int, int, int]]:
         start += total
 
 
-def flash_plain(q: mx.array, k: mx.array, v: mx.array, spans: Sequence[Extent], scale: float, window: int) -> mx.array:
-    """Compute the twin: each sequence by itself, its scores whole."""
+def flash_plain(
+    q: mx.array, k: mx.array, v: mx.array, spans: Sequence[Extent], scale: float, window: int,
+    near: mx.array | None = None,
+) -> mx.array:  # fmt: skip
+    """Compute the twin: each sequence by itself, its scores whole. `near` as in `paged_prefill`."""
     groups = q.shape[1] // k.shape[0]
     made = [q[:0]]
     row = start = 0
@@ -113,6 +116,10 @@ def flash_plain(q: mx.array, k: mx.array, v: mx.array, spans: Sequence[Extent], 
         positions = mx.arange(total - new, total)
         distance = positions[:, None] - mx.arange(total)
         visible = (distance >= 0) & (distance < (window or total))
+        if near is not None:
+            words = near[row : row + new, None]
+            bits = words >> mx.clip(distance, 0, 63).astype(mx.uint64)
+            visible &= (distance > 63) | ((bits & 1) == 1)
         scores = scale * queries @ keys.swapaxes(1, 2)  # (H, new, total)
         scores = mx.where(visible, scores, -mx.inf)
         attended = mx.softmax(scores, axis=-1) @ values

@@ -30,7 +30,7 @@ from tiny_llm.model.cached_attention import Packed, PagedOps
 from tiny_llm.model.fused import exp_nonpositive
 
 PAGED_DECODE = Kernel("paged_decode", "q keys values tables lengths scale window M SPLITS", "parts tops sums")
-PAGED_PREFILL = Kernel("paged_prefill", "q keys values tables tiles scale window M", "out")
+PAGED_PREFILL = Kernel("paged_prefill", "q keys values tables tiles scale window M near", "out")
 MASKED = -1e30
 
 
@@ -177,33 +177,17 @@ def paged_decode_packed(q: mx.array, keys: Packed, values: Packed, pages: Pages,
     dim = q.shape[2]
     heads, _, size, _ = keys.codes.shape
     group_size, bits = keys.layout(dim)
-    k, k_scales, k_biases = (part.reshape(-1, size, part.shape[3]) for part in keys)
-    v, v_scales, v_biases = (part.reshape(-1, size, part.shape[3]) for part in values)
-    product = cast(Callable[..., mx.array], mx.gather_qmm)
+
+    def product(x: mx.array, packed: Packed, rows: mx.array, transpose: bool) -> mx.array:
+        blocks = (part.reshape(-1, size, part.shape[3]) for part in packed)
+        times = cast(Callable[..., mx.array], mx.gather_qmm)
+        layout = {"group_size": group_size, "bits": bits, "transpose": transpose}
+        return times(x, *blocks, lhs_indices=rows, rhs_indices=pages.places, **layout)
+
     queries = q.reshape(q.shape[0] * heads, -1, dim)  # (R·Hkv, G, D)
-    scores = product(
-        queries,
-        k,
-        k_scales,
-        k_biases,
-        lhs_indices=pages.rows,
-        rhs_indices=pages.places,
-        transpose=True,
-        group_size=group_size,
-        bits=bits,
-    )  # (R, Hkv, M, G, block)
+    scores = product(queries, keys, pages.rows, True)  # (R, Hkv, M, G, block)
     e, total = softmax_parts(scores.astype(mx.float32), pages, scale)
-    each = product(
-        e.astype(q.dtype),
-        v,
-        v_scales,
-        v_biases,
-        lhs_indices=pages.each,
-        rhs_indices=pages.places,
-        transpose=False,
-        group_size=group_size,
-        bits=bits,
-    )  # (R, Hkv, M, G, D)
+    each = product(e.astype(q.dtype), values, pages.each, False)  # (R, Hkv, M, G, D)
     mixed = each.sum(axis=2, keepdims=True)
     return (mixed / total).reshape(q.shape).astype(q.dtype)
 
@@ -229,13 +213,15 @@ def _weights(scores: mx.array, visible: mx.array, top: mx.array, scale: mx.array
 
 def paged_prefill(
     q: mx.array, keys: mx.array, values: mx.array, tables: mx.array, spans: Sequence[Extent], scale: float,
-    window: int = 0, on: On = None,
+    window: int = 0, near: mx.array | None = None, on: On = None,
 ) -> mx.array:  # fmt: skip
     """Compute causal softmax(q Kᵀ scale) V of the new tokens of several sequences in one flat row, in float32.
 
     q and result (T, H, D); keys and values (Hkv, N, block, D) of its dtype; tables (R, M) int32; `spans` holds
-    (new, all) of each sequence, whose new tokens are its last. Reads q once; keys and values once for each head and
-    tile of 32 queries that sees them. Raises ValueError for other shapes.
+    (new, all) of each sequence, whose new tokens are its last. With `near`, (T,) uint64, the new tokens may be trees:
+    bit d of near[t] says whether query t sees the token d slots before its own; it sees all that are further away.
+    Reads q once; keys and values once for each head and tile of 32 queries that sees them. Raises ValueError for other
+    shapes.
     """
     heads_each = check_pool("paged_prefill", q, keys, values, tables)
     tokens, heads, dim = q.shape
@@ -244,11 +230,13 @@ def paged_prefill(
     expect_array("paged_prefill tables", tables, (len(spans), None), mx.int32)
     check_spans(spans, tokens, width * size, window)
     tiles = tiles_of_pages(spans)
+    if near is not None:
+        expect_array("paged_prefill near", near, (tokens,), mx.uint64)
 
     def plain() -> list[mx.array]:
         k = mx.concatenate(_filled(keys, tables, spans), axis=1)
         v = mx.concatenate(_filled(values, tables, spans), axis=1)
-        return [flash_plain(q, k, v, spans, scale, window)]
+        return [flash_plain(q, k, v, spans, scale, window, near)]
 
     return PAGED_PREFILL(
         q,
@@ -259,6 +247,7 @@ def paged_prefill(
         mx.array(scale, mx.float32),
         window,
         width,
+        mx.zeros((1,), mx.uint64) if near is None else near,
         plain=plain,
         like=[(q.shape, q.dtype)],
         grid=(max(1, len(tiles)) * OF_A_TILE * 32, heads, 1),
@@ -272,6 +261,7 @@ def paged_prefill(
             "BLOCK": size,
             "BK": keys_for(dim),
             "SIMDGROUPS": OF_A_TILE,
+            "TREE": near is not None,
         },
         on=on,
     )[0]

@@ -222,8 +222,9 @@ def paged_on(on: str) -> PagedOps:
         spans: Sequence[Extent],
         scale: float,
         window: int | None,
+        near: mx.array | None = None,
     ) -> mx.array:
-        return paged_prefill(q, keys, values, tables, spans, scale, window or 0, on)
+        return paged_prefill(q, keys, values, tables, spans, scale, window or 0, near, on)
 
     def copy_blocks(pool: mx.array, sources: mx.array) -> mx.array:
         return copied_blocks(pool, sources, on)

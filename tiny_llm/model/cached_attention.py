@@ -72,9 +72,10 @@ class PagedOps(NamedTuple):
     """The operations of a paged pool on one back end; `kernels/paged_attention.py` has them.
 
     `decode(q, keys, values, pages, scale)` attends with one query for each sequence. `prefill(q, keys, values, tables,
-    spans, scale, window)` attends with several queries of each sequence in one call; None where the cache has to gather
-    each sequence's slots. `copy_blocks(pool, sources)` returns copies of blocks. `reads_padding` says that `decode`
-    reads on behind a sequence's end, up to the widest table of its group, and masks what it reads there.
+    spans, scale, window, near)` attends with several queries of each sequence in one call, which may be trees by the
+    words in `near`; None where the cache has to gather each sequence's slots. `copy_blocks(pool, sources)` returns
+    copies of blocks. `reads_padding` says that `decode` reads on behind a sequence's end, up to the widest table of its
+    group, and masks what it reads there.
     """
 
     decode: Callable[..., mx.array]

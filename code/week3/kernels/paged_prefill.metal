@@ -2,6 +2,7 @@
 // q, out (T, H, D), keys, values (H / HEADS, N, BLOCK, D) of T; tables (R, M) int; scale float; window (0: none), M int.
 // tiles (n, 4) int, of each tile: its first query's row, the number of its queries, its sequence, its first query's
 // position there. A prompt's chunk, the proof of a draft and one token of decoding are the same but for their lengths.
+// With TREE, bit d of near[t], (T) ulong, says whether query t sees the slot d before its own; beyond 63 it sees all.
 // BODY
 constexpr int DB = (D + 7) / 8, DP = DB * 8;  // blocks of 8 dimensions; with zeros behind the last
 threadgroup float held_keys[BK][DP], held_values[BK][DP], scores[SIMDGROUPS][8][BK], diagonal[SIMDGROUPS][8][8];
@@ -25,6 +26,7 @@ for (int i = lane; i < 64; i += 32) {
   diagonal[g][i / 8][i % 8] = 0.0f;
 }
 const int row = lane / 4, seen = position + g * 8 + row, last = position + count - 1;
+const ulong word = TREE && g * 8 + row < count ? near[first + g * 8 + row] : ~0ul;
 float top = -INFINITY, sum = 0.0f;
 for (int begin = window > 0 ? max(position - window + 1, 0) : 0; begin <= last; begin += BK) {
   threadgroup_barrier(mem_flags::mem_threadgroup);  // before keys and values are written again
@@ -49,7 +51,9 @@ for (int begin = window > 0 ? max(position - window + 1, 0) : 0; begin <= last; 
   simdgroup_barrier(mem_flags::mem_threadgroup);
   float highest = top, total = 0.0f;
   for (int c = lane % 4; c < BK; c += 4) {
-    const bool visible = begin + c <= seen && (window == 0 || begin + c > seen - window);
+    const int before = seen - begin - c;  // how far the key is before the query
+    const bool inside = before >= 0 && (window == 0 || before < window);
+    const bool visible = inside && (!TREE || before > 63 || (word >> ulong(before) & 1) == 1);
     scores[g][row][c] = visible ? scores[g][row][c] : -INFINITY;
     highest = max(highest, scores[g][row][c]);
   }

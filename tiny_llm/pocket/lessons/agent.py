@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from string import Formatter
 
 from tiny_llm.config.prompts import builtin_tools
 from tiny_llm.pocket.lessons.agent_chains import (
@@ -34,6 +35,7 @@ from tiny_llm.pocket.lessons.wishes import Wish
 from tiny_llm.pocket.lessons.words import Words, read_table
 
 MOST_TOOLS = 8
+NOTHING = {"read_file": "The file is empty.", "run_python": "The code prints nothing."}  # told of an empty result
 OTHER_FAMILY = {"search_documents": "search", "run_python": "python"}  # as builtin.py names these families
 FILE_FAMILIES = {"read_file", "search_files", "edit_file", "write_file", "python", "create_file", "delete_file", "note"}
 
@@ -50,12 +52,20 @@ def failure(words: Words, offer: Offer) -> ToolTalk:
     wish = WISHES[words.choice(offer.builtin)](words)
     told = []
     for text in builtin_tools().tools[wish.tool].failures:
-        known = "{" not in text or ("{path}" in text and "path" in wish.arguments)
-        if known and "not found" not in text:  # files and texts that are not found are searched for
+        fields = {name for _, name, _, _ in Formatter().parse(text) if name}
+        if fields <= wish.arguments.keys() and "not found" not in text:  # what is not found is searched for
             told.append(text.format(**wish.arguments))
     message = words.choice(told or ["timeout"])
     broken = failed(wish, message)
     return chain(broken.question, broken.answer, broken)
+
+
+def empty(words: Words, offer: Offer) -> ToolTalk:
+    """A call that works and gives nothing."""
+    name = words.choice([tool for tool in offer.builtin if tool in NOTHING])
+    wish = WISHES[name](words)
+    nothing = Wish(wish.question, name, wish.arguments, builtin_tools().tools[name].empty, NOTHING[name])
+    return chain(nothing.question, nothing.answer, nothing)
 
 
 def missing_file(words: Words, offer: Offer) -> ToolTalk:
@@ -164,6 +174,7 @@ SCENARIOS = (
     scenario(change_and_read, 0.03, "read_file", "edit_file write_file"),
     scenario(read_and_run, 0.03, "read_file run_python"),
     scenario(failure, 0.04),
+    scenario(empty, 0.02, any_of=" ".join(NOTHING)),
     scenario(missing_file, 0.05, "read_file"),
     scenario(missing_text, 0.03, "edit_file"),
 )
