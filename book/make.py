@@ -47,6 +47,8 @@ DRAWINGS = (  # modules in figures/
     "experts",
     "speculation",
     "draft_trees",
+    "server_map",
+    "observing",
     "copying",
 )
 

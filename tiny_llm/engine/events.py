@@ -13,7 +13,7 @@ load     blocks were read from disk (note: the fault)     loaded blocks         
 branch   a beam took over another beam's tokens (note:    its new block table   0, tokens in the blocks
          the other beam)
 copy     a shared block was copied before a write         source, target        -
-step     a step was computed                              -                     0, tokens in the step
+step     a step was computed                              -                     blocks in use, tokens in the step
 verify   drafted tokens were verified (note: JSON, the    the nodes that were   position of the first, how many
          tokens and each one's parent)                    right
 token    a token was sampled                              -                     its position, 1

@@ -131,7 +131,8 @@ class Scheduler:
         as a stop string.
         """
         self.log.now = now
-        self.log.tell("step", tokens=step.num_tokens)
+        in_use = self.blocks.num_blocks - self.blocks.num_available
+        self.log.tell("step", None, in_use, step.num_tokens)
         ended = []
         # TASK w3.1.4: take in the results
         for share, result in zip(step.shares, results, strict=True):

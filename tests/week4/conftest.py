@@ -1,0 +1,5 @@
+"""Every test of a week asks for `check`."""
+
+from tests.weeks import check
+
+__all__ = ["check"]
