@@ -58,7 +58,8 @@ class ServedModel:
 class Models:
     """The models of a server. All methods but `load` belong to one event loop.
 
-    `observe` returns, for a model's name, the function that its engine calls with each event. `idle_seconds`: after
+    `observe` returns, for a model's name, the function that its engine calls with each event. `unloaded` is called with
+    the name of a model whose engine was closed. `idle_seconds`: after
     which an unused model is unloaded, unless it is pinned. `memory_cap`: bytes of all loaded models together.
     `weights`: each tenant's share of an engine. Raises ValueError for names that are there twice.
     """
@@ -70,6 +71,7 @@ class Models:
         serving: ServingConfig | None = None,
         *,
         observe: Callable[[str], Emit | None] = lambda name: None,
+        unloaded: Callable[[str], None] = lambda name: None,
         idle_seconds: float | None = None,
         memory_cap: int | None = None,
         weights: Mapping[str, float] | None = None,
@@ -79,7 +81,8 @@ class Models:
         serving = serving or ServingConfig()
         scheduler = replace(serving.scheduler, weights={**serving.scheduler.weights, **(weights or {})})
         self.serving = replace(serving, scheduler=scheduler)
-        self._observe, self._idle_seconds, self._memory_cap = observe, idle_seconds, memory_cap
+        self._observe, self._unloaded = observe, unloaded
+        self._idle_seconds, self._memory_cap = idle_seconds, memory_cap
         self._served: dict[str, ServedModel] = {}
         for spec in specs:
             require(spec.name not in self._served, f"model: expected different names, found {spec.name!r} twice")
@@ -160,7 +163,7 @@ class Models:
                 words = f"The model '{served.name}' has no room beside the models in use; please try again."
                 raise unavailable(words, "model_memory")
             oldest = min(idle, key=lambda other: other.last_used)
-            unload(oldest)
+            self._unload(oldest)
 
     async def unload_idle(self) -> None:
         """Unload models that nothing has used for `idle_seconds`, for ever."""
@@ -172,29 +175,30 @@ class Models:
             now = time.monotonic()
             for served in self.all:
                 if is_idle(served) and now - served.last_used >= limit:
-                    await asyncio.to_thread(unload, served)
+                    await asyncio.to_thread(self._unload, served)
 
     async def close(self) -> None:
         """End all engines. Requests that still run fail."""
         for served in self.all:
             if served.engine is not None:
-                await asyncio.to_thread(unload, served)
+                await asyncio.to_thread(self._unload, served)
+
+    def _unload(self, served: ServedModel) -> None:
+        """End a model's engine and free its memory."""
+        engine = served.engine
+        if engine is None:
+            return
+        served.engine = None
+        engine.close()
+        del engine
+        gc.collect()  # the engine's objects reference each other
+        mx.clear_cache()
+        self._unloaded(served.name)
 
 
 def is_idle(served: ServedModel) -> bool:
     """Return whether a model is loaded and may be unloaded."""
     return served.engine is not None and served.users == 0 and not served.spec.pinned
-
-
-def unload(served: ServedModel) -> None:
-    """End a model's engine and free its memory."""
-    engine, served.engine = served.engine, None
-    if engine is None:
-        return
-    engine.close()
-    del engine
-    gc.collect()  # the engine's objects reference each other
-    mx.clear_cache()
 
 
 def spec_of(text: str, pins: Collection[str] = ()) -> ModelSpec:
