@@ -143,7 +143,7 @@ async def answering(request: Request, state: ServerState, asks: Sequence[Ask]) -
                 await answers.close()
                 usage = answers.usage
                 meter.charge(usage.prompt + usage.completion)
-                state.observer.finished(request, answers)
+                state.observer.finished(request, answers.asked)
 
 
 async def _merged(sources: Sequence[AsyncGenerator[AnswerPiece, None]]) -> AsyncGenerator[AnswerPiece, None]:
