@@ -3,18 +3,20 @@
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, TextIO, cast
 
 import typer
 
 from tiny_llm.cli.commands import Commands
-from tiny_llm.cli.errors import report
+from tiny_llm.cli.errors import report, usage
 from tiny_llm.cli.inputs import LARGEST, lines_of, text_of
 from tiny_llm.cli.options import (
     DialogueOptions,
     EngineOptions,
     KeepOptions,
     SamplingOptions,
+    option,
     settings_of,
     with_options,
 )
@@ -24,16 +26,34 @@ from tiny_llm.cli.terminal import note
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
+    from tiny_llm.engine.llm import LLM
+
+
+@dataclass(frozen=True)
+class RemoteOptions:
+    """A server that runs the model."""
+
+    server: Annotated[
+        str | None, option("Talk to a model of this server, --model by its name there.", metavar="URL")
+    ] = None
+    api_key: Annotated[str | None, option("The key for the server.", envvar="TINY_LLM_API_KEY")] = None
+
 
 @with_options
-def chat(engine: EngineOptions, sampling: SamplingOptions, dialogue: DialogueOptions, keep: KeepOptions) -> None:
+def chat(
+    engine: EngineOptions,
+    sampling: SamplingOptions,
+    dialogue: DialogueOptions,
+    keep: KeepOptions,
+    remote: RemoteOptions,
+) -> None:
     """Talk to a model.
 
     /help lists what can be typed besides messages. If the input is not a terminal, each of its lines is a message
     (a \\ at the end joins it with the next), and the answers go to stdout as plain text.
     """
     settings = settings_of(sampling)
-    llm = engine.load()
+    llm = engine.load() if remote.server is None else connect(remote, engine, keep)
     session = Session(llm, settings, dialogue.template(), dialogue.system)
     with keep.kept(llm):
         if sys.stdin.isatty():
@@ -44,6 +64,17 @@ def chat(engine: EngineOptions, sampling: SamplingOptions, dialogue: DialogueOpt
             answered = relay(session, sys.stdin)
     if not answered:
         raise typer.Exit(1)
+
+
+def connect(remote: RemoteOptions, engine: EngineOptions, keep: KeepOptions) -> "LLM":
+    """Return a server's model in the form of a model of this process."""
+    from tiny_llm.cli.remote import RemoteLLM
+
+    assert remote.server is not None
+    with usage("--server"):
+        if keep.prompt_cache is not None or engine != EngineOptions(model=engine.model, kernels=engine.kernels):
+            raise ValueError("its model runs elsewhere: leave out --prompt-cache and the options of the engine")
+    return cast("LLM", RemoteLLM(remote.server, engine.model, remote.api_key))
 
 
 def talk(session: Session) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from tiny_llm.decode.reply import AnswerPart, CallArguments, CallBegin, Content, Reasoning
 from tiny_llm.decode.text import Delta
 from tiny_llm.model.tokenizer import Tokenizer
-from tiny_llm.server.answer import Answers, AnswerPiece, UsageCounts, WholeAnswer, speculation_figures
+from tiny_llm.server.answer import AnswerPiece, Answers, UsageCounts, WholeAnswer, speculation_figures
 
 Json = dict[str, Any]
 
