@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -223,13 +223,9 @@ def questions() -> Iterator[str]:
     from tiny_llm.cli.editor import make_editor
 
     editor = make_editor(["/clear", "/quit"])
-    while True:
-        try:
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
             yield editor.prompt("> ")
-        except KeyboardInterrupt:
-            note("/quit or Ctrl-D ends the chat")
-        except EOFError:
-            return
 
 
 @app.command()

@@ -195,7 +195,7 @@ class Assistant:
 
 
 def points_back(question: str) -> bool:
-    """Return whether a question needs the one before it: a pronoun, an opening such as "and", or few words of its own."""
+    """Return whether a question needs the one before it: by a pronoun, an opening such as "and", or too few words."""
     words = question.lower().replace("?", " ").replace(",", " ").split()
     if OPENS.match(question) or POINTS_BACK.intersection(words):
         return True

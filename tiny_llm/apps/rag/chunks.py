@@ -73,18 +73,57 @@ class Chunk:
 def chunks_of(
     sections: Sequence[Section], source: str, settings: ChunkSettings, count_tokens: CountTokens
 ) -> list[Chunk]:
-    """Return the chunks of a document. No chunk reaches over the end of a section, and none has more than `size` tokens.
+    """Return the chunks of a document: none reaches over the end of a section (see `merged`), or has more than `size`
+    tokens.
 
     A sentence or line of more tokens is divided at spaces, and a word of more tokens between its characters.
     """
     found: list[Chunk] = []
-    for section in sections:
+    for section in merged(sections, settings.size, count_tokens):
         units = units_of(section.text, settings.size, count_tokens)
         for begin, end in windows([unit.length for unit in units], settings.size, settings.overlap):
             text = "".join(unit.text for unit in units[begin:end]).strip("\n").rstrip()
             if text.strip():
                 found.append(Chunk(text, section.titles, source, section.page))
     return found
+
+
+def merged(sections: Sequence[Section], size: int, count_tokens: CountTokens) -> list[Section]:
+    """Join neighbouring sections under one main heading that have at most `size` tokens together.
+
+    A short section alone often lacks the subject of its sentences, which stands in the section before. The headings
+    that are not common to the joined sections become lines of the text.
+    """
+    found: list[Section] = []
+    total = 0
+    for section, length in zip(sections, count_tokens([section.text for section in sections]), strict=True):
+        last = found[-1] if found else None
+        if last is None or total + length > size or last.page != section.page or last.titles[:1] != section.titles[:1]:
+            found.append(section)
+            total = length
+            continue
+        common = common_titles(last, section)
+        parts = [under_heading(part, len(common)) for part in (last, section)]
+        found[-1] = Section("\n\n".join(parts), common, section.page)
+        total += length
+    return found
+
+
+def common_titles(one: Section, other: Section) -> tuple[str, ...]:
+    """Return the headings that begin the title paths of both sections."""
+    common: list[str] = []
+    for mine, its in zip(one.titles, other.titles, strict=False):
+        if mine != its:
+            break
+        common.append(mine)
+    return tuple(common)
+
+
+def under_heading(section: Section, depth: int) -> str:
+    """Return a section's text below its headings from the given depth on."""
+    heading = SEPARATOR.join(section.titles[depth:])
+    text = section.text.strip("\n")
+    return f"{heading}\n{text}" if heading else text
 
 
 def counter(tokenizer: Tokenizer) -> CountTokens:
@@ -110,7 +149,7 @@ def units_of(text: str, size: int, count_tokens: CountTokens) -> list[TextUnit]:
 
 
 def divided(text: str, length: int, size: int, count_tokens: CountTokens) -> list[TextUnit]:
-    """Return parts of a text of `length` tokens that have at most `size` tokens each; a cut is at a space if one is near.
+    """Return parts of a text of `length` tokens with at most `size` tokens each, cut at spaces where these are near.
 
     The text is cut into equally many characters, as many parts as its tokens need; a part that is still too long is
     divided again.

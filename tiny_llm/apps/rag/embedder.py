@@ -21,8 +21,8 @@ class Embeds(Protocol):
 class Embedder:
     """A model that embeds. `name` stands in the index, so that another model's vectors are not mixed with it.
 
-    Qwen3-Embedding was trained with the last token's state and a prompt before queries. Any other model gets the mean of
-    its states and no prompt.
+    Qwen3-Embedding was trained with the last token's state and a prompt before queries. Of any other model the mean of
+    the states is taken, without a prompt.
     """
 
     def __init__(self, model: Embeds, name: str):

@@ -131,7 +131,7 @@ def answer_figures(
 
 
 def threshold_figures(retriever: Retriever, questions: Sequence[EvalQuestion], most: int) -> list[dict[str, float]]:
-    """Return for each least coverage how many questions are refused without asking the model, with and without answer."""
+    """Return for each least coverage the shares of questions that are refused without asking the model."""
     found = [(question, retriever.find(question.question, most).coverage) for question in questions]
     rows = []
     for share in SHARES:

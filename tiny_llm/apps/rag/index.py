@@ -85,7 +85,7 @@ class Index:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Hold the index's lock: another process that writes is waited for. It ends with the process, however it ends."""
+        """Hold the index's lock: wait for another process that writes. The lock ends with its process in any case."""
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -12,7 +12,8 @@ from tiny_llm.engine.llm import LLM
 
 PROMPT = (
     "<document>\n{document}\n</document>\n\nHere is a part of the document:\n<part>\n{part}\n</part>\n\n"
-    "Say in one short sentence what the part is about and where in the document it stands. Reply with the sentence alone."
+    "Say in one short sentence what the part is about and where in the document it stands. Reply with the "
+    "sentence alone."
 )
 MAX_TOKENS = 48
 SHARE = 2  # a document may fill one part in so many of the context; a longer one is cut

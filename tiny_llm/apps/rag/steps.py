@@ -61,7 +61,7 @@ def windows(lengths: Sequence[int], size: int, overlap: int) -> list[tuple[int, 
 
 
 def fuse(rankings: Sequence[Sequence[Item]], k: int = K) -> list[tuple[Item, float]]:
-    """Merge rankings, best item first, into one: an item scores the sum of 1 / (k + rank) over the rankings that have it.
+    """Merge rankings, best item first, into one: an item scores the sum of 1 / (k + rank) over its rankings.
 
     Ranks count from 1. The result is sorted by falling score; among equal scores the item that was seen first stands
     first: the rankings are read in their order. An item stands at most once in a ranking.
