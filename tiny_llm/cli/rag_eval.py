@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiny_llm.cli.options import EngineOptions, option, with_options
-from tiny_llm.cli.rag import AsJson, RetrievalOptions, app, load_embedder, load_model, progress_bar
+from tiny_llm.cli.rag import AsJson, RetrievalOptions, load_embedder, load_model, progress_bar
+from tiny_llm.cli.rag import app as app
 from tiny_llm.cli.terminal import print_json, table
 
 if TYPE_CHECKING:

@@ -4,13 +4,13 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from tiny_llm.apps.rag.forms import form_for, most_tokens
 from tiny_llm.apps.rag.retriever import Findings, Hit, Retriever
 from tiny_llm.apps.rag.steps import Citation, check_citations, pack
 from tiny_llm.apps.rag.words import content_words
-from tiny_llm.config.fields import require, shown
+from tiny_llm.config.fields import is_integer, require, shown
 from tiny_llm.decode.text import Delta
 from tiny_llm.engine.llm import LLM
 
@@ -37,12 +37,17 @@ class AnswerSettings:
     least_coverage: float = 0.45
 
     def __post_init__(self) -> None:
-        for name, low, high in (("most", 1, 99), ("budget", 16, 10**6), ("max_tokens", 1, 10**6)):
-            value = getattr(self, name)
-            ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-            require(ok, f"{name}: expected a number from {low} to {high:,}, found {shown(value)}")
+        check_number("most", self.most, 1, 99)
+        check_number("budget", self.budget, 16, 10**6)
+        check_number("max_tokens", self.max_tokens, 1, 10**6)
         share = self.least_coverage
         require(0 <= share <= 1, f"least_coverage: expected a number from 0 to 1, found {shown(share)}")
+
+
+def check_number(name: str, value: object, low: int, high: int) -> None:
+    """Raise ValueError unless the value is a whole number in the range."""
+    ok = is_integer(value) and low <= cast(int, value) <= high
+    require(ok, f"{name}: expected a number from {low} to {high:,}, found {shown(value)}")
 
 
 class RagAnswer(NamedTuple):

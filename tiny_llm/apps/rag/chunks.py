@@ -12,7 +12,7 @@ from tiny_llm.config.fields import require, shown
 from tiny_llm.config.prompts import Passage
 from tiny_llm.model.tokenizer import Tokenizer
 
-CountTokens = Callable[[Sequence[str]], list[int]]  # the number of tokens of each text
+TokenCounter = Callable[[Sequence[str]], list[int]]  # the number of tokens of each text
 SEPARATOR = " › "  # of the headings in a title path
 UNIT = re.compile(r"[^\n]+?(?:[.!?:;][\"')\]]*(?=\s)|(?=\n)|$)\n*|\n+", re.MULTILINE)
 
@@ -71,7 +71,7 @@ class Chunk:
 
 
 def chunks_of(
-    sections: Sequence[Section], source: str, settings: ChunkSettings, count_tokens: CountTokens
+    sections: Sequence[Section], source: str, settings: ChunkSettings, count_tokens: TokenCounter
 ) -> list[Chunk]:
     """Return the chunks of a document: none reaches over the end of a section (see `merged`), or has more than `size`
     tokens.
@@ -88,7 +88,7 @@ def chunks_of(
     return found
 
 
-def merged(sections: Sequence[Section], size: int, count_tokens: CountTokens) -> list[Section]:
+def merged(sections: Sequence[Section], size: int, count_tokens: TokenCounter) -> list[Section]:
     """Join neighbouring sections under one main heading that have at most `size` tokens together.
 
     A short section alone often lacks the subject of its sentences, which stands in the section before. The headings
@@ -126,7 +126,7 @@ def under_heading(section: Section, depth: int) -> str:
     return f"{heading}\n{text}" if heading else text
 
 
-def counter(tokenizer: Tokenizer) -> CountTokens:
+def counter(tokenizer: Tokenizer) -> TokenCounter:
     """Return a function that counts the tokens of texts."""
 
     def count(texts: Sequence[str]) -> list[int]:
@@ -136,7 +136,7 @@ def counter(tokenizer: Tokenizer) -> CountTokens:
     return count
 
 
-def units_of(text: str, size: int, count_tokens: CountTokens) -> list[TextUnit]:
+def units_of(text: str, size: int, count_tokens: TokenCounter) -> list[TextUnit]:
     """Return the sentences or lines of a text, of which each has at most `size` tokens; together they are the text."""
     pieces = UNIT.findall(text)
     units: list[TextUnit] = []
@@ -148,7 +148,7 @@ def units_of(text: str, size: int, count_tokens: CountTokens) -> list[TextUnit]:
     return units
 
 
-def divided(text: str, length: int, size: int, count_tokens: CountTokens) -> list[TextUnit]:
+def divided(text: str, length: int, size: int, count_tokens: TokenCounter) -> list[TextUnit]:
     """Return parts of a text of `length` tokens with at most `size` tokens each, cut at spaces where these are near.
 
     The text is cut into equally many characters, as many parts as its tokens need; a part that is still too long is

@@ -48,7 +48,8 @@ class Embedder:
     def query(self, text: str) -> Vectors:
         """Return the vector of a question, (hidden,)."""
         prompt = QUERY.format(task=TASK, query=text) if self.is_qwen else text
-        return self.model.embed([prompt], self.pooling, normalize=True)[0]
+        vectors = self.model.embed([prompt], self.pooling, normalize=True)
+        return vectors.reshape(-1)
 
 
 def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -110,13 +110,8 @@ def answer_figures(
     pairs = list(zip(questions, answers, strict=True))
     known = [(question, answer) for question, answer in pairs if question.has_answer]
     absent = [answer for question, answer in pairs if not question.has_answer]
-    precise: list[bool] = []
-    support: list[float] = []
-    for question, answer in known:
-        for citation in answer.citations:
-            chunk = answer.hits[citation.number - 1].chunk if citation.exists else None
-            precise.append(chunk is not None and question.is_in(chunk))
-            support.append(citation.overlap)
+    precise = [right for question, answer in known for right in right_citations(question, answer)]
+    support = [citation.overlap for _, answer in known for citation in answer.citations]
     return {
         "questions": len(answers),
         "exact": mean([holds(answer.text, question.answer) for question, answer in known]),
@@ -128,6 +123,15 @@ def answer_figures(
         "weak": mean([answer.weak for answer in answers]),
         "seconds": stage_seconds([answer.seconds for answer in answers]),
     }
+
+
+def right_citations(question: EvalQuestion, answer: RagAnswer) -> list[bool]:
+    """Return for each citation of an answer whether its passage exists and holds the expected answer."""
+    found = []
+    for citation in answer.citations:
+        chunk = answer.hits[citation.number - 1].chunk if citation.exists else None
+        found.append(chunk is not None and question.is_in(chunk))
+    return found
 
 
 def threshold_figures(retriever: Retriever, questions: Sequence[EvalQuestion], most: int) -> list[dict[str, float]]:

@@ -44,10 +44,14 @@ def walk(root: Path) -> Iterator[Path]:
     """Yield the files below a folder, and the links to folders out of it; hidden and generated folders are left out."""
     for folder, folders, names in os.walk(root):
         here = Path(folder)
-        folders.sort()
-        yield from (here / name for name in folders if (here / name).is_symlink() and not inside(here / name, root))
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in SKIPPED]
-        yield from (here / name for name in sorted(names) if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SKIPPED)
+        for name in folders:
+            link = here / name
+            if link.is_symlink() and not inside(link, root):
+                yield link
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield here / name
 
 
 def inside(path: Path, root: Path) -> bool:

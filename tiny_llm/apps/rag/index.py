@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiny_llm.apps.rag.catalog import FILE, Catalog, StoredDocument, hash_of
-from tiny_llm.apps.rag.chunks import Chunk, ChunkSettings, CountTokens, chunks_of
+from tiny_llm.apps.rag.chunks import Chunk, ChunkSettings, TokenCounter, chunks_of
 from tiny_llm.apps.rag.embedder import Embedder
 from tiny_llm.apps.rag.files import Skipped, find_files
 from tiny_llm.apps.rag.lexical import LexicalIndex
@@ -94,7 +94,7 @@ class Index:
         self,
         paths: Sequence[Path],
         settings: ChunkSettings,
-        count_tokens: CountTokens,
+        count_tokens: TokenCounter,
         *,
         situate: Situate | None = None,
         progress: ShowProgress | None = None,
@@ -128,7 +128,7 @@ class Index:
         self,
         file: Path,
         settings: ChunkSettings,
-        count_tokens: CountTokens,
+        count_tokens: TokenCounter,
         situate: Situate | None,
         report: AddReport,
     ) -> int:

@@ -4,7 +4,6 @@ A section knows its title path, such as ("Paged cache", "Block tables"), and in 
 and PDF `pypdf`, of the extra `rag`.
 """
 
-import html
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +26,10 @@ UNDERLINE = re.compile(r"(=+|-+)\s*$")
 FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 DEFINITION = re.compile(
     r"(?:export\s+|pub\s+|public\s+|static\s+|async\s+|abstract\s+|default\s+)*"
-    r"(?:def|class|func|fn|function|struct|enum|trait|impl|interface|type|module|kernel)\s+([A-Za-z_][\w:<>.]*)"
+    r"(?:def|class|func|fn|function|struct|enum|trait|impl|interface|type|module|kernel)\s+([A-Za-z_][\w.]*(?:::\w+)*)"
 )
-BLOCKS = frozenset("p li dt dd pre td th blockquote figcaption caption div section article main body".split())
+BLOCKS = frozenset("p li dt dd pre td th blockquote figcaption caption div section article main body br tr".split())
+HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 HIDDEN = "script, style, noscript, template, nav, svg, head > :not(title)"
 
 
@@ -84,17 +84,31 @@ def text_of_bytes(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+class Outline:
+    """Sections in the making: the path of headings that are open, and the text below the last of them."""
+
+    def __init__(self, title: str = ""):
+        self.sections: list[Section] = []
+        self.headings: list[tuple[int, str]] = [(0, title)] if title else []
+        self.parts: list[str] = []
+
+    def open(self, level: int, title: str) -> None:
+        """Begin a section; its heading closes those of its level and of deeper ones."""
+        self.close()
+        self.headings = [(depth, text) for depth, text in self.headings if depth < level]
+        self.headings.append((level, title))
+
+    def close(self) -> None:
+        """End the section."""
+        titles = tuple(title for _, title in self.headings)
+        self.sections.append(Section("".join(self.parts).strip("\n"), titles))
+        self.parts = []
+
+
 def markdown_sections(data: bytes) -> list[Section]:
     """Return a section for each heading of a Markdown text; a # in a fenced block is no heading."""
-    sections: list[Section] = []
-    titles: list[tuple[int, str]] = []
-    lines: list[str] = []
+    outline = Outline()
     fence = ""
-
-    def close() -> None:
-        sections.append(Section("\n".join(lines), tuple(title for _, title in titles)))
-        lines.clear()
-
     for line in text_of_bytes(data).split("\n"):
         mark = FENCE.match(line)
         if mark and (not fence or mark[1].startswith(fence)):
@@ -102,61 +116,55 @@ def markdown_sections(data: bytes) -> list[Section]:
         heading = None if fence else HEADING.match(line)
         underline = None if fence else UNDERLINE.match(line)
         if heading:
-            level, title = len(heading[1]), heading[2]
-        elif underline and lines and lines[-1].strip() and not lines[-1].startswith(("|", "-", "*", ">", " ")):
-            level, title = 1 if line.startswith("=") else 2, lines.pop().strip()
+            outline.open(len(heading[1]), heading[2])
+        elif underline and outline.parts and is_title(outline.parts[-1]):
+            title = outline.parts.pop().strip()
+            outline.open(1 if line.startswith("=") else 2, title)
         else:
-            lines.append(line)
-            continue
-        close()
-        titles = [(depth, text) for depth, text in titles if depth < level]
-        titles.append((level, title))
-    close()
-    return sections
+            outline.parts.append(line + "\n")
+    outline.close()
+    return outline.sections
+
+
+def is_title(line: str) -> bool:
+    """Return whether a line can be the heading above a row of = or -: no table, list, quotation or code."""
+    return line.strip() != "" and not line.startswith(("|", "-", "*", ">", " "))
 
 
 def html_sections(data: bytes) -> list[Section]:
     """Return a section for each heading of an HTML page, without scripts, styles and navigation."""
     try:
-        from selectolax.parser import HTMLParser
+        from selectolax.lexbor import LexborHTMLParser
     except ImportError:
         raise UnreadableError(f"HTML needs the package selectolax: {INSTALL}") from None
-    tree = HTMLParser(text_of_bytes(data))
+    tree = LexborHTMLParser(text_of_bytes(data))
     for node in tree.css(HIDDEN):
         node.decompose()
     title = tree.css_first("title")
-    first = " ".join(title.text().split()) if title is not None else ""
-    sections: list[Section] = []
-    titles: list[tuple[int, str]] = [(0, first)] if first else []
-    words: list[str] = []
-
-    def close() -> None:
-        text = re.sub(r"[ \t]*\n\s*", "\n", re.sub(r"[ \t]+", " ", "".join(words)))
-        sections.append(Section(html.unescape(text).strip(), tuple(title for _, title in titles)))
-        words.clear()
-
+    outline = Outline("" if title is None else " ".join(title.text().split()))
     body: Any = tree.body
-    nodes = [] if body is None else body.traverse(include_text=True)
-    inside: list[str] = []  # the texts of the heading that was opened last belong to its title
-    for node in nodes:
+    left = 0  # the nodes within a heading, whose texts are its title
+    for node in () if body is None else body.traverse(include_text=True):
+        if left:
+            left -= 1
+            continue
         tag = node.tag
-        if re.fullmatch("h[1-6]", tag):
-            close()
-            level = int(tag[1])
-            heading = " ".join(node.text().split())
-            titles = [(depth, text) for depth, text in titles if depth < level]
-            titles.append((level, heading))
-            inside = [text.text(deep=False) for text in node.traverse(include_text=True) if text.tag == "-text"]
+        if tag in HEADINGS:
+            outline.open(int(tag[1]), " ".join(node.text().split()))
+            left = sum(1 for _ in node.traverse(include_text=True)) - 1
         elif tag == "-text":
-            text = node.text(deep=False)
-            if text in inside:
-                inside.remove(text)
-                continue
-            words.append(re.sub(r"\s+", " ", text))
-        elif tag in BLOCKS or tag in ("br", "tr"):
-            words.append("\n")
-    close()
-    return sections
+            outline.parts.append(re.sub(r"\s+", " ", node.text(deep=False)))
+        elif tag in BLOCKS:
+            outline.parts.append("\n")
+    outline.close()
+    return [tidied(section) for section in outline.sections]
+
+
+def tidied(section: Section) -> Section:
+    """Return a section without spaces at the ends of lines and without empty lines."""
+    lines = [" ".join(line.split()) for line in section.text.split("\n")]
+    text = "\n".join(line for line in lines if line)
+    return Section(text, section.titles, section.page)
 
 
 def pdf_sections(data: bytes) -> list[Section]:
@@ -169,7 +177,8 @@ def pdf_sections(data: bytes) -> list[Section]:
         file = pypdf.PdfReader(BytesIO(data))
         if file.is_encrypted and not file.decrypt(""):
             raise UnreadableError("encrypted: remove its password first")
-        title = str((file.metadata or {}).get("/Title") or "").strip()
+        metadata = file.metadata
+        title = str(metadata.title or "").strip() if metadata is not None else ""
         titles = (title,) if title else ()
         return [Section(page.extract_text(), titles, number) for number, page in enumerate(file.pages, 1)]
     except UnreadableError:

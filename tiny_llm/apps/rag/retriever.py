@@ -74,12 +74,14 @@ class Retriever:
         require(0 <= diversity <= 1, f"diversity: expected a number from 0 to 1, found {shown(diversity)}")
         self.index, self.reranker, self.diversity = index, reranker, diversity
         self.method = method or self._best_method()
-        require(self.method in METHODS, f"method: expected one of {', '.join(METHODS)}, found {shown(method)}")
+        known = ", ".join(METHODS)
+        require(self.method in METHODS, f"method: expected one of {known}, found {shown(method)}")
         needs_vectors = self.method in ("vectors", "fused")
+        has_vectors = index.embedder is not None
         remedy = "name one with --embedder, or choose lexical"
-        require(not needs_vectors or index.embedder is not None, f"method: {self.method} needs an embedder; {remedy}")
-        missing = self.method == "reranked" and reranker is None
-        require(not missing, "method: reranked needs a reranker; name one with --reranker")
+        require(not needs_vectors or has_vectors, f"method: {self.method} needs an embedder; {remedy}")
+        can_rerank = self.method != "reranked" or reranker is not None
+        require(can_rerank, "method: reranked needs a reranker; name one with --reranker")
 
     def _best_method(self) -> str:
         if self.reranker is not None:

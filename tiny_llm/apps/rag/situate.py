@@ -1,7 +1,7 @@
 """A sentence of context before each chunk, written by a model that has the whole document before it.
 
-All prompts of a document begin with its text, so the prefix cache computes it once and each chunk adds only its own
-tokens. (Contextual retrieval: Anthropic, 2024)
+All prompts of a document begin with its text. The cache of the prompt before is kept, so the document is computed once
+and each chunk adds only its own tokens. (Contextual retrieval: Anthropic, 2024)
 """
 
 from collections.abc import Sequence
@@ -29,15 +29,13 @@ class Situator:
     def __call__(self, document: str, chunks: Sequence[Chunk]) -> list[str]:
         """Return a sentence for each chunk of a document."""
         text = fenced(self._cut(document))
-        prompts = []
+        template = {"enable_thinking": False}
+        sentences = []
         for chunk in chunks:
             content = PROMPT.format(document=text, part=fenced(chunk.text))
-            prompts.append([{"role": "user", "content": content}])
-        template = {"enable_thinking": False}
-        completions = self.llm.generate(prompts, template=template, temperature=0.0, max_tokens=MAX_TOKENS)
-        assert isinstance(completions, list)
-        sentences = []
-        for completion in completions:
+            prompt = [{"role": "user", "content": content}]
+            completion = self.llm.generate(prompt, template=template, temperature=0.0, max_tokens=MAX_TOKENS)
+            assert not isinstance(completion, list)
             self.prompt_tokens += completion.stats.prompt_tokens
             self.cached_tokens += completion.stats.cached_tokens
             sentences.append(" ".join(completion.text.split()))
