@@ -48,6 +48,7 @@ DRAWINGS = (  # modules in figures/
     "speculation",
     "draft_trees",
     "copying",
+    "retrieval",
 )
 
 

@@ -121,6 +121,7 @@ class Catalog:
 
     def put(self, path: str, digest: str, chunks: Sequence[Chunk], vectors: Mapping[str, Vectors]) -> None:
         """Write a document in the place of its earlier version. `vectors` are by the hash of their text."""
+        # ANCHOR: put
         with self._transaction():
             self._db.execute("delete from documents where path = ?", (path,))
             row = self._db.execute("insert into documents values (null, ?, ?, ?)", (path, digest, time.time()))
@@ -129,6 +130,7 @@ class Catalog:
                 values = (row.lastrowid, number, titles, chunk.page, chunk.context, chunk.text, hash_of(chunk.searched))
                 self._db.execute("insert into chunks values (null, ?, ?, ?, ?, ?, ?, ?)", values)
             self._keep(vectors)
+        # ANCHOR_END: put
 
     def keep_vectors(self, vectors: Mapping[str, Vectors]) -> None:
         with self._transaction():

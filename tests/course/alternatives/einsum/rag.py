@@ -1,5 +1,8 @@
 """With running sums and arrays."""
 
+from tiny_llm.apps.rag.steps import MARK, SENTENCE_END, Citation
+from tiny_llm.apps.rag.words import content_words
+
 
 def windows(lengths, size, overlap):
     import numpy as np

@@ -1,5 +1,8 @@
 """With loops that try out, and lists instead of tables."""
 
+from tiny_llm.apps.rag.steps import MARK, SENTENCE_END, Citation
+from tiny_llm.apps.rag.words import content_words
+
 
 def windows(lengths, size, overlap):
     spans, begin = [], 0
