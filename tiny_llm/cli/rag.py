@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -15,10 +15,10 @@ from tiny_llm.cli.options import EngineOptions, option, with_options
 from tiny_llm.cli.terminal import dim, note, print_json, printable, table
 
 if TYPE_CHECKING:
-    from tiny_llm.apps.rag.assistant import Assistant, RagAnswer
+    from tiny_llm.apps.rag.assistant import AnswerSettings, Assistant, RagAnswer
     from tiny_llm.apps.rag.embedder import Embedder
     from tiny_llm.apps.rag.index import Index
-    from tiny_llm.apps.rag.retriever import Retriever
+    from tiny_llm.apps.rag.retriever import Ranks, Retriever
     from tiny_llm.engine.llm import LLM
     from tiny_llm.model.tokenizer import Tokenizer
 
@@ -86,22 +86,21 @@ class RetrievalOptions:
     def retriever(self, index: "Index") -> "Retriever":
         from tiny_llm.apps.rag.retriever import Retriever
 
-        reranker: Any = None if self.reranker is None else load_model(self.reranker)
+        reranker = None if self.reranker is None else load_reranker(self.reranker)
         with usage():
             return Retriever(index, reranker=reranker, method=self.method, diversity=self.diversity or 0.0)
 
-    def assistant(self, retriever: "Retriever", llm: "LLM") -> "Assistant":
-        from tiny_llm.apps.rag.assistant import AnswerSettings, Assistant
+    def settings(self) -> "AnswerSettings":
+        from tiny_llm.apps.rag.assistant import AnswerSettings
 
-        given = {
+        given: dict[str, Any] = {
             "most": self.passages,
             "budget": self.budget,
             "max_tokens": self.answer_tokens,
             "least_coverage": self.least_coverage,
         }
         with usage():
-            settings = AnswerSettings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-        return Assistant(retriever, llm, settings)
+            return AnswerSettings(**{name: value for name, value in given.items() if value is not None})
 
 
 def load_model(name: str) -> "LLM":
@@ -109,6 +108,14 @@ def load_model(name: str) -> "LLM":
 
     note(f"loading {name} …")
     return llm.load(name)
+
+
+def load_reranker(name: str) -> "Ranks":
+    """Load a model that ranks. Raises ValueError where this engine's models can't."""
+    model: Any = load_model(name)
+    if not hasattr(model, "rank"):
+        raise ValueError("reranker: expected a model that ranks, found one that this version can't rank with")
+    return cast("Ranks", model)
 
 
 def load_embedder(name: str) -> "Embedder | None":
@@ -264,8 +271,11 @@ def remove(paths: Paths, where: IndexOptions) -> None:
 
 def open_assistant(engine: EngineOptions, where: IndexOptions, retrieval: RetrievalOptions) -> "Assistant":
     """Load the model and open the index. The model comes first: with --code it puts the learner's files in place."""
+    settings = retrieval.settings()
     llm = engine.load()
-    return retrieval.assistant(retrieval.retriever(where.open(create=False)), llm)
+    from tiny_llm.apps.rag.assistant import Assistant
+
+    return Assistant(retrieval.retriever(where.open(create=False)), llm, settings)
 
 
 def answer(assistant: "Assistant", question: str) -> None:

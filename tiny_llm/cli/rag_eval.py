@@ -1,22 +1,16 @@
 """`tiny-llm rag eval`: how well passages are found, and how well questions are answered from them."""
 
 import sys
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from tiny_llm.cli.errors import usage
 from tiny_llm.cli.options import EngineOptions, option, with_options
-from tiny_llm.cli.rag import AsJson, RetrievalOptions, load_embedder, load_model, progress_bar
+from tiny_llm.cli.rag import AsJson, RetrievalOptions, load_embedder, load_reranker, progress_bar
 from tiny_llm.cli.rag import app as app
 from tiny_llm.cli.terminal import print_json, table
-
-if TYPE_CHECKING:
-    from tiny_llm.apps.rag.embedder import Embedder
-    from tiny_llm.apps.rag.retriever import Ranks
-    from tiny_llm.engine.llm import LLM
 
 COLUMNS = ("recall_at_1", "recall_at_5", "mrr", "exact", "citation_precision", "refusals", "false_refusals")
 
@@ -34,9 +28,21 @@ def evaluate(
 ) -> None:
     """Ask 150 questions on the book and 100 on made-up documents, by each method of search side by side."""
     llm = engine.load()
-    reranker: Any = None if retrieval.reranker is None else load_model(retrieval.reranker)
-    makes = load_embedder(embedder or "none")
-    found = report(llm, makes, reranker, retrieval, book_folder(book), answers, limit)
+    from tiny_llm.apps.rag.comparison import Comparison
+
+    compared = Comparison(
+        llm,
+        embedder=load_embedder(embedder or "none"),
+        reranker=None if retrieval.reranker is None else load_reranker(retrieval.reranker),
+        method=retrieval.method,
+        diversity=retrieval.diversity or 0.0,
+        settings=retrieval.settings(),
+        limit=limit,
+        answers=answers,
+    )
+    folder = book_folder(book)
+    with progress_bar("answering") as progress, usage():
+        found = compared.run(folder, lambda done, total: progress(done, total, "answering"))
     if as_json:
         print_json(found)
         return
@@ -64,68 +70,3 @@ def book_folder(given: Path | None) -> Path | None:
         return here
     print("the book is not here, so only the made-up documents are asked about; --book DIR names it", file=sys.stderr)
     return None
-
-
-def report(
-    llm: "LLM",
-    embedder: "Embedder | None",
-    reranker: "Ranks | None",
-    retrieval: RetrievalOptions,
-    book: Path | None,
-    answers: bool,
-    limit: int | None,
-) -> dict[str, Any]:
-    """Return the figures of each set of questions and method. The model answers by the best method alone."""
-    from tiny_llm.apps.rag import evaluate as tests
-
-    sets: dict[str, Sequence[Path]] = {"documents": [tests.DOCUMENTS]}
-    if book is not None:
-        sets = {"book": tests.book_pages(book), **sets}
-    found: dict[str, Any] = {}
-    for name, paths in sets.items():
-        with tempfile.TemporaryDirectory() as folder:
-            found[name] = set_figures(name, paths, Path(folder), llm, embedder, reranker, retrieval, answers, limit)
-    return {"model": llm.name, "embedder": embedder and embedder.name, "sets": found}
-
-
-def set_figures(
-    name: str,
-    paths: Sequence[Path],
-    folder: Path,
-    llm: "LLM",
-    embedder: "Embedder | None",
-    reranker: "Ranks | None",
-    retrieval: RetrievalOptions,
-    answers: bool,
-    limit: int | None,
-) -> dict[str, Any]:
-    """Return the figures of one set of questions."""
-    from tiny_llm.apps.rag import evaluate as tests
-    from tiny_llm.apps.rag.chunks import ChunkSettings, counter
-    from tiny_llm.apps.rag.index import Index
-    from tiny_llm.apps.rag.retriever import Retriever
-
-    questions = tests.questions_on(name)[:limit]
-    index = Index(folder, embedder=embedder, store="numpy")
-    index.add(paths, ChunkSettings(), counter(llm.tokenizer))
-    methods = ["lexical"]
-    if embedder is not None:
-        methods += ["vectors", "fused"]
-    if reranker is not None:
-        methods.append("reranked")
-    figures: dict[str, Any] = {}
-    for method in methods:
-        retriever = Retriever(index, reranker=reranker, method=method, diversity=retrieval.diversity or 0.0)
-        figures[method] = tests.retrieval_figures(retriever, questions)
-    default = retrieval.method or ("reranked" if reranker is not None else "lexical" if embedder is None else "fused")
-    retriever = Retriever(index, reranker=reranker, method=default, diversity=retrieval.diversity or 0.0)
-    settings = retrieval.assistant(retriever, llm).settings
-    if answers:
-        with progress_bar("answering") as progress:
-            replies = tests.answer_figures(retriever, llm, questions, settings, lambda n, m: progress(n, m, name))
-        seconds = figures[default]["seconds"] | replies.pop("seconds")
-        figures[default] |= {**replies, "seconds": seconds}
-    thresholds = tests.threshold_figures(retriever, questions, settings.most)
-    chunks = len(index.chunks)
-    index.close()
-    return {"default": default, "chunks": chunks, "methods": figures, "thresholds": thresholds}
