@@ -7,6 +7,8 @@ import pytest
 
 from tests.cli.conftest import Run
 
+pytest.importorskip("bm25s")
+
 
 @pytest.fixture
 def index(run: Run, tmp_path: Path) -> str:

@@ -1,13 +1,13 @@
 """Answers: what the model is told, what is refused, what is cited, and what retrieved text can't do."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.apps.rag.support import ScriptedLLM, count_words
 from tiny_llm import load
-from tiny_llm.apps.rag.assistant import AnswerSettings, Assistant, is_refusal, points_back
+from tiny_llm.apps.rag.assistant import AnswerSettings, Assistant, answer, is_refusal, points_back
 from tiny_llm.apps.rag.chunks import ChunkSettings, counter
 from tiny_llm.apps.rag.evaluate import DOCUMENTS
 from tiny_llm.apps.rag.forms import FencedForm
@@ -50,6 +50,10 @@ def test_pocket_gets_the_form_that_it_was_trained_on(retriever: Retriever) -> No
     assert (reply.text, reply.refused) == ("1871 [1].", False)
     (citation,) = reply.citations
     assert (citation.number, citation.exists, citation.overlap) == (1, True, 1.0)
+
+
+def test_one_question_has_a_plain_function(retriever: Retriever) -> None:
+    assert answer(retriever, cast(Any, ScriptedLLM("1871 [1].")), "When was the red mill built?").text == "1871 [1]."
 
 
 def test_a_citation_that_no_passage_has_is_told(retriever: Retriever) -> None:

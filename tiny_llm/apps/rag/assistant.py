@@ -214,3 +214,8 @@ def joined(first: str, second: str) -> str:
 def is_refusal(text: str, absent: str) -> bool:
     """Return whether an answer is, or begins with, the sentence that the documents do not hold it."""
     return text.strip().rstrip(".").lower().startswith(absent.rstrip(".").lower())
+
+
+def answer(retriever: Retriever, llm: LLM, question: str, settings: AnswerSettings | None = None) -> RagAnswer:
+    """Answer a single question from the documents, for callers without a conversation. Raises as `Assistant.ask`."""
+    return Assistant(retriever, llm, settings or AnswerSettings()).ask(question)
