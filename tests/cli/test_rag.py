@@ -1,6 +1,9 @@
 """`tiny-llm rag`: an index from the command line, with the small model inside."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from tests.cli.conftest import Run
 
 pytest.importorskip("bm25s")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -91,3 +95,22 @@ def test_eval_prints_each_method(run: Run, tmp_path: Path) -> None:
     assert set(sets) == {"book", "documents"}
     assert sets["documents"]["methods"]["lexical"]["recall_at_5"] == 1
     assert sets["book"]["default"] == "lexical"
+
+
+def test_the_learners_packing_runs(tmp_path: Path, index: str) -> None:
+    """In a process of its own: the learner's file must come before the engine's module."""
+    code = tmp_path / "code"
+    shutil.copytree(ROOT / "code", code)
+    file = code / "week3" / "rag.py"
+    text = file.read_text()
+    undone = 'raise NotDone("w3.12.3")'
+    assert text.count(undone) == 1
+    file.write_text(text.replace(undone, 'print("packed by the learner")\n    return [0]'))
+    ask = ["rag", "ask", "What is the height of the red mill?", "-i", index, "--code", str(code)]
+    done = subprocess.run([sys.executable, "-m", "tiny_llm", *ask], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("packed by the learner\n")
+    assert "[1] The mill" in done.stdout
+    docs = ["rag", "add", str(tmp_path / "docs"), "-i", index, "--code", str(code)]
+    done = subprocess.run([sys.executable, "-m", "tiny_llm", *docs], cwd=ROOT, capture_output=True, text=True)
+    assert "2 unchanged" in done.stdout, done.stderr

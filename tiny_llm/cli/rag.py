@@ -126,12 +126,12 @@ def load_embedder(name: str) -> "Embedder | None":
 
 def load_tokenizer(engine: EngineOptions) -> "Tokenizer":
     """Load the tokenizer of the model that will answer; with --code all of the model, on the learner's files."""
+    if engine.code is not None:  # before any import: the learner's files must come first
+        return engine.load().tokenizer
     from tiny_llm.engine.llm import POCKET
     from tiny_llm.model import hub
     from tiny_llm.model.tokenizer import Tokenizer
 
-    if engine.code is not None:
-        return engine.load().tokenizer
     return Tokenizer.from_dir(POCKET if engine.model is None else hub.resolve(engine.model))
 
 
@@ -271,8 +271,8 @@ def remove(paths: Paths, where: IndexOptions) -> None:
 
 def open_assistant(engine: EngineOptions, where: IndexOptions, retrieval: RetrievalOptions) -> "Assistant":
     """Load the model and open the index. The model comes first: with --code it puts the learner's files in place."""
-    settings = retrieval.settings()
     llm = engine.load()
+    settings = retrieval.settings()
     from tiny_llm.apps.rag.assistant import Assistant
 
     return Assistant(retrieval.retriever(where.open(create=False)), llm, settings)
