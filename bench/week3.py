@@ -6,7 +6,8 @@ As bench/week1.py does it. The clock is `engine.simulate`'s: a step takes 4 ms, 
 figures are the same on every machine, and with your code they are its own. 3.3 counts memory, 3.4 what a kernel asks,
 3.6 the bytes of the experts that are read, 3.7 the tokens of a step of pocket, a count that depends on its weights, 3.8
 the guesses accepted of a model and a drafter with 40 tokens, 3.9 the tokens of a step with heads, which are those in
-heads/medusa and heads/eagle (`tiny-llm train`) where there are such folders, otherwise those that ship with pocket.
+heads/medusa and heads/eagle (`tiny-llm train`) where there are such folders, otherwise those that ship with pocket, and
+3.12 the questions on the book of which a search by words finds the answer.
 """
 
 import sys
@@ -361,6 +362,29 @@ def by_rule_b(p: Array, q: Array, siblings: int) -> float:
     return 100 * count / DRAWS
 
 
+def retrieving() -> Iterator[Count]:
+    """Of 100 questions on the book those of which one of the first five chunks holds the answer, by chunks' sizes."""
+    for size, overlap in ((50, 0), (100, 25), (200, 50), (400, 0), (400, 100), (800, 200)):
+        name = f"chunks of {size} tokens, {overlap} shared"
+        yield Count(name, lambda size=size, overlap=overlap: found_in_five(size, overlap), 100, "questions of 100")
+
+
+def found_in_five(size: int, overlap: int) -> float:
+    from tempfile import TemporaryDirectory
+
+    from tiny_llm.apps.rag import chunks, evaluate, index, retriever
+    from tiny_llm.engine.llm import POCKET
+    from tiny_llm.model.tokenizer import Tokenizer
+
+    with TemporaryDirectory() as folder:
+        made = index.Index(Path(folder))
+        count_tokens = chunks.counter(Tokenizer.from_dir(POCKET))
+        made.add(evaluate.book_pages(ROOT / "book" / "src"), chunks.ChunkSettings(size, overlap), count_tokens)
+        figures = evaluate.retrieval_figures(retriever.Retriever(made), evaluate.questions_on("book"))
+        made.close()
+    return 100 * float(figures["recall_at_5"])
+
+
 MAKERS: Makers = {
     "3.1": batching,
     "3.2": budgets,
@@ -371,6 +395,7 @@ MAKERS: Makers = {
     "3.7": drafting,
     "3.8": accepting,
     "3.9": growing,
+    "3.12": retrieving,
 }
 
 

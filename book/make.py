@@ -50,6 +50,7 @@ DRAWINGS = (  # modules in figures/
     "server_map",
     "observing",
     "copying",
+    "retrieval",
 )
 
 

@@ -19,6 +19,7 @@ TITLES = {
     "3.7": "guesses, verified together",
     "3.8": "why no answer changes",
     "3.9": "trees of guesses, and heads",
+    "3.12": "what stands in the prompt",
 }
 HERE = {
     "3.1": {"waiting line", "scheduler"},
@@ -30,6 +31,7 @@ HERE = {
     "3.7": {"ragged batch", "tokens"},
     "3.8": {"model, sampler", "tokens"},
     "3.9": {"ragged batch", "model, sampler", "block pool"},
+    "3.12": {"requests", "prefix tree"},
 }
 
 

@@ -77,7 +77,7 @@ TEMPLATE = {
     "the test's command": r"`tiny-llm course test",
     "what you should see": r"\*What you should see",
     "folded hints": r"<details><summary>Hint",
-    "run the chat": r"^## Run the chat on your code\n\n```sh\ntiny-llm chat --code mine",
+    "run the chat": r"^## Run the chat on your code\n\n```sh\ntiny-llm (?:rag add .+ --code mine\ntiny-llm rag )?chat",
     "measure": r"^## Measure\n",
     "the measuring command": r"`python bench/week\d\.py --chapter",
     "the measured table": r"^\{\{#include \.\./measured/",

@@ -34,6 +34,7 @@ WITHOUT_ARRAYS = {
 }
 NEVER = {"mlx_lm", "transformers"}  # oracles and peers, of the tests and the benchmarks
 OPTIONAL = {"fastapi", "uvicorn", "prometheus_client", "chromadb", "mcp", "opentelemetry", "llguidance", "matplotlib"}
+OPTIONAL |= {"bm25s", "faiss", "pypdf", "selectolax"}
 SLOW = {"huggingface_hub"}  # takes as long to import as all else at start-up
 STARTS_FAST = {"", "cli", "_blas", "_start"}  # rooms that may put an import off for the sake of start-up time
 IMPORTS_LATE = STARTS_FAST | {"doctor"}  # and one that must run where MLX can't be imported

@@ -20,6 +20,7 @@ from tiny_llm.cli.models import models
 from tiny_llm.cli.pocket import app as pocket
 from tiny_llm.cli.process import OutputEnd, handled_signals, point_to_nothing, prepared_streams
 from tiny_llm.cli.quantize import quantize
+from tiny_llm.cli.rag_eval import app as rag
 from tiny_llm.cli.serve import keys, serve
 from tiny_llm.cli.terminal import escaped
 from tiny_llm.cli.train import app as train
@@ -42,6 +43,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(kernels, name="kernels")
 app.add_typer(course, name="course")
 app.add_typer(pocket, name="pocket")
+app.add_typer(rag, name="rag")
 app.add_typer(train, name="train")
 app.add_typer(viz, name="viz")
 

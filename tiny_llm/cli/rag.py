@@ -1,0 +1,338 @@
+"""`tiny-llm rag`: add documents to an index, and answer questions from them."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from tiny_llm.cli.errors import report, usage
+from tiny_llm.cli.inputs import lines_of, text_of
+from tiny_llm.cli.options import EngineOptions, option, with_options
+from tiny_llm.cli.terminal import dim, note, print_json, printable, table
+
+if TYPE_CHECKING:
+    from tiny_llm.apps.rag.assistant import AnswerSettings, Assistant, RagAnswer
+    from tiny_llm.apps.rag.embedder import Embedder
+    from tiny_llm.apps.rag.index import Index
+    from tiny_llm.apps.rag.retriever import Ranks, Retriever
+    from tiny_llm.engine.llm import LLM
+    from tiny_llm.model.tokenizer import Tokenizer
+
+app = typer.Typer(help="Answer questions from your documents, with citations.", no_args_is_help=True)
+FOLDER = Path(".tiny-llm-rag")
+NONE = "none"
+Paths = Annotated[list[Path], typer.Argument(help="Files, and folders of files.", show_default=False)]
+AsJson = Annotated[bool, option("Print one JSON object.", "--json")]
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """Which index, and how vectors are made and searched."""
+
+    index: Annotated[Path, typer.Option("--index", "-i", help="The folder of the index.")] = FOLDER
+    embedder: Annotated[
+        str | None,
+        option("A model that makes vectors, such as qwen3-embedding-0.6b; none searches by words alone."),
+    ] = None
+    store: Annotated[
+        Literal["chroma", "faiss", "numpy"] | None, option("Where vectors are searched; chroma if not set.")
+    ] = None
+
+    def open(self, create: bool) -> "Index":
+        """Open the index, with the embedder and the store that it was made with unless others are named."""
+        from tiny_llm.apps.rag.catalog import FILE, Catalog
+        from tiny_llm.apps.rag.index import Index
+
+        recorded: dict[str, str | None] = {"embedder_name": None, "store": None}
+        if (self.index / FILE).is_file():
+            catalog = Catalog(self.index)
+            recorded = {name: catalog.setting(name) for name in recorded}
+            catalog.close()
+        name = self.embedder or recorded["embedder_name"] or NONE
+        store = self.store or recorded["store"] or "chroma"
+        make = Index if create else Index.open
+        with usage("--index"):
+            index = make(self.index, embedder=load_embedder(name), store=store)
+        if create and name != NONE:
+            index.catalog.set_setting("embedder_name", name)
+            index.catalog.set_setting("store", store)
+        return index
+
+
+@dataclass(frozen=True)
+class RetrievalOptions:
+    """How passages are found and put before the question."""
+
+    passages: Annotated[int | None, option("Passages before a question at most; 4 if not set.")] = None
+    budget: Annotated[int | None, option("Tokens that the passages may have together; 1200 if not set.")] = None
+    answer_tokens: Annotated[int | None, option("Tokens of an answer at most; 200 if not set.")] = None
+    least_coverage: Annotated[
+        float | None,
+        option("Say that the documents do not hold it where no passage has this share of the question's words; 0.45."),
+    ] = None
+    method: Annotated[
+        Literal["lexical", "vectors", "fused", "reranked"] | None,
+        option("How to search; the best that the index and --reranker allow if not set."),
+    ] = None
+    reranker: Annotated[str | None, option("A model that sorts what was found, such as qwen3-reranker-0.6b.")] = None
+    diversity: Annotated[
+        float | None, option("0 to 1: how much likeness to better passages counts against a passage; 0 if not set.")
+    ] = None
+
+    def retriever(self, index: "Index") -> "Retriever":
+        from tiny_llm.apps.rag.retriever import Retriever
+
+        reranker = None if self.reranker is None else load_reranker(self.reranker)
+        with usage():
+            return Retriever(index, reranker=reranker, method=self.method, diversity=self.diversity or 0.0)
+
+    def settings(self) -> "AnswerSettings":
+        from tiny_llm.apps.rag.assistant import AnswerSettings
+
+        given: dict[str, Any] = {
+            "most": self.passages,
+            "budget": self.budget,
+            "max_tokens": self.answer_tokens,
+            "least_coverage": self.least_coverage,
+        }
+        with usage():
+            return AnswerSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def load_model(name: str) -> "LLM":
+    from tiny_llm.engine import llm
+
+    note(f"loading {name} …")
+    return llm.load(name)
+
+
+def load_reranker(name: str) -> "Ranks":
+    """Load a model that ranks. Raises ValueError where this engine's models can't."""
+    model: Any = load_model(name)
+    if not hasattr(model, "rank"):
+        raise ValueError("reranker: expected a model that ranks, found one that this version can't rank with")
+    return cast("Ranks", model)
+
+
+def load_embedder(name: str) -> "Embedder | None":
+    from tiny_llm.apps.rag.embedder import Embedder
+
+    return None if name == NONE else Embedder(load_model(name), name)
+
+
+def load_tokenizer(engine: EngineOptions) -> "Tokenizer":
+    """Load the tokenizer of the model that will answer; with --code all of the model, on the learner's files."""
+    if engine.code is not None:  # before any import: the learner's files must come first
+        return engine.load().tokenizer
+    from tiny_llm.engine.llm import POCKET
+    from tiny_llm.model import hub
+    from tiny_llm.model.tokenizer import Tokenizer
+
+    return Tokenizer.from_dir(POCKET if engine.model is None else hub.resolve(engine.model))
+
+
+@app.command()
+@with_options
+def add(
+    paths: Paths,
+    engine: EngineOptions,
+    where: IndexOptions,
+    chunk_tokens: Annotated[int | None, option("Tokens of a chunk at most; 400 if not set.")] = None,
+    overlap: Annotated[int | None, option("Tokens that neighbouring chunks share at most; 100 if not set.")] = None,
+    context: Annotated[
+        bool, option("Let the model write a sentence of context for each chunk: slow, and found better.", "--context")
+    ] = False,
+) -> None:
+    """Add files, and the files of folders: text, Markdown, HTML, PDF, source code.
+
+    A file that has not changed is left as it is, a changed one replaced; a document whose file is gone is removed.
+    """
+    tokenizer = load_tokenizer(engine)
+    from tiny_llm.apps.rag.chunks import ChunkSettings, counter
+
+    given = {"size": chunk_tokens, "overlap": overlap}
+    with usage("--chunk-tokens, --overlap"):
+        settings = ChunkSettings(**{name: value for name, value in given.items() if value is not None})
+    situate = None
+    if context:
+        from tiny_llm.apps.rag.situate import Situator
+
+        situate = Situator(engine.load())
+    index = where.open(create=True)
+    with progress_bar("adding") as progress:
+        done = index.add(paths, settings, counter(tokenizer), situate=situate, progress=progress)
+    for path, reason in done.skipped:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    counts = {"added": done.added, "replaced": done.replaced, "unchanged": done.unchanged, "removed": done.removed}
+    print(", ".join(f"{len(names)} {word}" for word, names in counts.items()) + f"; {done.num_chunks} new chunks")
+    if situate is not None:
+        share = situate.cached_tokens / max(1, situate.prompt_tokens)
+        note(f"context: {situate.prompt_tokens} prompt tokens, {share:.0%} of them from the prefix cache")
+    if done.skipped and not (done.added or done.replaced or done.unchanged):
+        raise typer.Exit(1)
+
+
+@app.command()
+@with_options
+def ask(
+    question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
+    engine: EngineOptions,
+    where: IndexOptions,
+    retrieval: RetrievalOptions,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one question from the documents, with numbered sources."""
+    with usage("QUESTION"):
+        text = text_of(question, "question")
+        if not text.strip():
+            raise ValueError("the question is empty; write what you want to know")
+    assistant = open_assistant(engine, where, retrieval)
+    if as_json:
+        print_json(as_data(assistant.ask(text)))
+    else:
+        answer(assistant, text)
+
+
+@app.command()
+@with_options
+def chat(engine: EngineOptions, where: IndexOptions, retrieval: RetrievalOptions) -> None:
+    """Ask several questions, which may point back to earlier ones. /clear forgets them, /quit ends.
+
+    If the input is not a terminal, each of its lines is a question.
+    """
+    assistant = open_assistant(engine, where, retrieval)
+    failed = False
+    for line in questions():
+        try:
+            if line.strip() == "/quit":
+                break
+            if line.strip() == "/clear":
+                assistant.clear()
+            elif line.strip():
+                answer(assistant, text_of(line, "question"))
+        except ValueError as error:
+            sys.stdout.flush()
+            report(error)
+            failed = True
+    if failed and not sys.stdin.isatty():
+        raise typer.Exit(1)
+
+
+def questions() -> Iterator[str]:
+    """Yield the lines of stdin; at a terminal with a line editor, until Ctrl-D."""
+    if not sys.stdin.isatty():
+        yield from lines_of(sys.stdin)
+        return
+    from tiny_llm.cli.editor import make_editor
+
+    editor = make_editor(["/clear", "/quit"])
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            yield editor.prompt("> ")
+
+
+@app.command()
+@with_options
+def status(where: IndexOptions, as_json: AsJson = False) -> None:
+    """List the documents of an index."""
+    from tiny_llm.apps.rag.catalog import FILE, Catalog
+
+    if not (where.index / FILE).is_file():
+        raise ValueError(f"{where.index}: expected an index of documents, found none; add some with `tiny-llm rag add`")
+    catalog = Catalog(where.index)
+    documents = catalog.documents()
+    embedder = catalog.setting("embedder") or NONE
+    catalog.close()
+    if as_json:
+        rows = [{"path": one.path, "chunks": one.num_chunks, "characters": one.num_characters} for one in documents]
+        print_json({"index": str(where.index), "embedder": embedder, "documents": rows})
+        return
+    if documents:
+        table([(str(one.num_chunks), f"{one.num_characters:,}", one.path) for one in documents])
+    total = sum(one.num_chunks for one in documents)
+    print(f"{len(documents)} documents, {total} chunks; embedder: {embedder}")
+
+
+@app.command()
+@with_options
+def remove(paths: Paths, where: IndexOptions) -> None:
+    """Remove documents from an index: files, or all below a folder. The files themselves stay."""
+    from tiny_llm.apps.rag.index import Index
+
+    with usage("--index"):
+        index = Index.open(where.index)
+    for name in index.remove(paths):
+        print(f"removed {name}")
+
+
+def open_assistant(engine: EngineOptions, where: IndexOptions, retrieval: RetrievalOptions) -> "Assistant":
+    """Load the model and open the index. The model comes first: with --code it puts the learner's files in place."""
+    llm = engine.load()
+    settings = retrieval.settings()
+    from tiny_llm.apps.rag.assistant import Assistant
+
+    return Assistant(retrieval.retriever(where.open(create=False)), llm, settings)
+
+
+def answer(assistant: "Assistant", question: str) -> None:
+    """Show an answer as it comes, and then its sources."""
+    reply = assistant.ask(question, lambda text: print(printable(text, sys.stdout), end="", flush=True))
+    print()
+    for line in source_lines(reply):
+        print(dim(printable(line, sys.stdout), sys.stdout))
+    for citation in reply.citations:
+        if not citation.exists:
+            print(f"warning: the answer cites [{citation.number}], and no passage has this number", file=sys.stderr)
+    stages = {name: f"{seconds * 1000:.0f}" for name, seconds in reply.seconds.items() if seconds >= 0.0005}
+    note("ms: " + ", ".join(f"{name} {value}" for name, value in stages.items()))
+
+
+def source_lines(reply: "RagAnswer") -> list[str]:
+    """Return a line for each passage: its number, where it is from, and how far it supports what it is cited for."""
+    lines = []
+    for number, hit in enumerate(reply.hits, 1):
+        chunk = hit.chunk
+        page = "" if chunk.page is None else f"page {chunk.page}"
+        parts = [part for part in (chunk.title, chunk.source, page) if part]
+        overlaps = [citation.overlap for citation in reply.citations if citation.number == number]
+        cited = f": has {min(overlaps):.0%} of the words it is cited for" if overlaps else ""
+        lines.append(f"[{number}] {', '.join(parts)}{cited}")
+    return lines
+
+
+def as_data(reply: "RagAnswer") -> dict[str, Any]:
+    """What --json prints."""
+    passages = []
+    for number, hit in enumerate(reply.hits, 1):
+        chunk = hit.chunk
+        place = {"source": chunk.source, "title": chunk.title, "page": chunk.page}
+        passages.append({"number": number, **place, "score": hit.score, "text": chunk.text})
+    return {
+        "answer": reply.text,
+        "refused": reply.refused,
+        "query": reply.query,
+        "coverage": reply.coverage,
+        "passages": passages,
+        "citations": [citation._asdict() for citation in reply.citations],
+        "seconds": reply.seconds,
+        "prompt_tokens": reply.prompt_tokens,
+        "cached_tokens": reply.cached_tokens,
+    }
+
+
+@contextmanager
+def progress_bar(verb: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a function that shows how much is done, on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, name: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task(verb, total=None)
+        yield lambda done, total, name: bar.update(line, completed=done, total=total, description=Path(name).name)
