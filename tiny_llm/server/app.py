@@ -10,13 +10,21 @@ from tiny_llm.server.errors import add_handlers
 from tiny_llm.server.guard import Guard
 from tiny_llm.server.keys import KeyFile
 from tiny_llm.server.models import Models
-from tiny_llm.server.routes import chat, completions, embeddings, health, models, tokens
+from tiny_llm.server.routes import chat, completions, embeddings, health, messages, models, tokens
 from tiny_llm.server.settings import ServerSettings
 from tiny_llm.server.sse import end
 from tiny_llm.server.state import ServerState, Watcher
 
 TITLE = "tiny-llm"
-ROUTERS = (chat.router, completions.router, embeddings.router, tokens.router, models.router, health.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    embeddings.router,
+    messages.router,
+    tokens.router,
+    models.router,
+    health.router,
+)
 
 
 def make_app(
