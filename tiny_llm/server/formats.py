@@ -107,13 +107,7 @@ class ChatFormat:
         """Return the log-probabilities of tokens, without the one that ended the answer; None if not asked for."""
         if not self.wants_logprobs:
             return None
-        content = []
-        for delta in deltas:
-            if delta.token is None or delta.logprobs is None or ends(delta, self.tokenizer):
-                continue
-            top = [token_object(self.tokenizer, token, logprob) for token, logprob in delta.logprobs.top]
-            entry = token_object(self.tokenizer, delta.token, delta.logprobs.logprob)
-            content.append({**entry, "top_logprobs": top})
+        content = logprob_entries(deltas, self.tokenizer)
         return {"content": content, "refusal": None} if content else None
 
 
@@ -130,6 +124,18 @@ def chat_message(answer: WholeAnswer) -> Json:
             calls.append({"id": new_id("call_"), "type": "function", "function": function})
         message["tool_calls"] = calls
     return message
+
+
+def logprob_entries(deltas: Sequence[Delta], tokenizer: Tokenizer) -> list[Json]:
+    """Return the log-probabilities of tokens, without the one that ended the answer."""
+    entries = []
+    for delta in deltas:
+        if delta.token is None or delta.logprobs is None or ends(delta, tokenizer):
+            continue
+        top = [token_object(tokenizer, token, logprob) for token, logprob in delta.logprobs.top]
+        entry = token_object(tokenizer, delta.token, delta.logprobs.logprob)
+        entries.append({**entry, "top_logprobs": top})
+    return entries
 
 
 def ends(delta: Delta, tokenizer: Tokenizer) -> bool:

@@ -11,6 +11,7 @@ from tiny_llm.server.keys import Key, KeyFile
 from tiny_llm.server.models import Models
 from tiny_llm.server.rates import Rates
 from tiny_llm.server.settings import ServerSettings
+from tiny_llm.server.store import ResponseStore
 
 
 class Watcher(Protocol):
@@ -21,7 +22,7 @@ class Watcher(Protocol):
 
 @dataclass
 class ServerState:
-    """What all routes share. `watchers` learn of each finished request."""
+    """What all routes share. `watchers` learn of each finished request; `store` keeps responses."""
 
     models: Models
     settings: ServerSettings
@@ -29,6 +30,7 @@ class ServerState:
     rates: Rates = field(default_factory=Rates)
     drain: Drain = field(default_factory=Drain)
     watchers: list[Watcher] = field(default_factory=list)
+    store: ResponseStore | None = None
     started: int = field(default_factory=lambda: int(time.time()))
 
 
