@@ -1,7 +1,10 @@
 """Slash commands: each does what /help says, and what goes wrong costs nothing."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,8 @@ from tiny_llm.cli.commands import Commands
 from tiny_llm.cli.options import SamplingOptions
 from tiny_llm.config import EngineConfig
 from tiny_llm.config.speculation import SpeculationConfig
+from tiny_llm.decode.text import Delta
+from tiny_llm.engine.request import PrefixMiss
 
 
 def test_help_lists_every_command(run: Run) -> None:
@@ -144,6 +149,17 @@ def test_stats(run: Run) -> None:
     assert shown["written"] == "4 tokens in 1 answers"
     assert shown["last answer"] == "4 tokens · 75.0 tokens/s · first after 0.25 s"
     assert shown["peak memory"] == "2 MB"
+
+
+def test_stats_say_why_a_prefix_was_not_found(run: Run) -> None:
+    class Missing(FakeLLM):
+        def stream(self, *arguments: Any, **options: Any) -> Iterator[Delta]:
+            yield from super().stream(*arguments, **options)
+            miss = PrefixMiss(3, "diverged at token 3", "hel\x1blo")
+            self.last_stats = replace(self.last_stats, prefix_miss=miss)
+
+    out = run("chat", stdin="hello\n/stats\n", llm=Missing("four")).out
+    assert "cache miss   diverged at token 3: 'hel\\x1blo'" in out
 
 
 def test_saved_files_name_the_model(run: Run, tmp_path: Path) -> None:

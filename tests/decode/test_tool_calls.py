@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tiny_llm.decode.reply import AnswerPart, CallArguments, CallBegin, Content, Reasoning, Reply
 from tiny_llm.decode.tool_calls import CallForm, ToolCallParser, call_form
-from tiny_llm.decode.tool_values import tool_schemas
+from tiny_llm.decode.tool_values import tool_schemas, types_of, value_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SCHEMA: dict[str, Any] = {
@@ -273,3 +273,16 @@ def test_the_template_for_tools_counts() -> None:
     texts = {"default": "<tool_call>", "tool_use": "<tool_call>\n<function=example>"}
     assert call_form(texts) is CallForm.XML
     assert call_form({}) is None
+
+
+def test_a_schema_that_leads_to_itself_costs_no_time() -> None:
+    """Each level of references doubled the work."""
+    option = {"$ref": "#/$defs/Tree"}
+    root = {"$defs": {"Tree": {"anyOf": [option] * 50 + [{"type": "integer"}]}}}
+    assert types_of(option, root) == {"integer"}
+    assert value_of("7", option, root) == 7
+
+
+@pytest.mark.parametrize("schema", [5, None, {"type": 5}, {"enum": 5}, {"anyOf": 5}, {"$ref": 5}, {"$ref": "#/no"}, {}])
+def test_a_schema_without_sense_takes_text(schema: Any) -> None:
+    assert value_of("7", schema, {}) == "7"

@@ -210,6 +210,26 @@ def test_pocket_calls_a_tool_that_it_must_call() -> None:
             assert calls and {name for name, _ in calls} == {"note"}
 
 
+def test_calls_are_spelled_as_the_template_writes_them(randoms: dict[str, Random]) -> None:
+    """Then the next prompt, which has the answer in it, begins with the tokens in the cache."""
+    random = randoms["pocket"]
+    tokenizer = random.tokenizer
+    grammar = call_grammar(tokenizer, CallForm.HERMES, TOOLS, "required")
+    question = {"role": "user", "content": "hi"}
+    prompt = tokenizer.render([question], tools=TOOLS, enable_thinking=False)
+    equal = 0
+    for seed in range(30):
+        text = random.text(grammar, seed)
+        if text is None or not text.startswith("<tool_call>") or "\\u" in text:
+            continue
+        _, calls = read(text, CallForm.HERMES, constrained=True)
+        message = {"role": "assistant", "content": "", "tool_calls": [{"name": n, "arguments": a} for n, a in calls]}
+        later = tokenizer.render([question, message], tools=TOOLS, add_generation_prompt=False)
+        assert later == f"{prompt}{text}<|im_end|>\n"
+        equal += 1
+    assert equal > 3
+
+
 def test_what_can_not_be_called_is_refused(randoms: dict[str, Random]) -> None:
     tokenizer = randoms["pocket"].tokenizer
     with pytest.raises(ValueError, match="tool_choice: expected one of the tools add, note, clock, found 'sub'"):

@@ -44,7 +44,7 @@ def asked(llm: LLM, name: str, params: SamplingParams) -> Request:
 
 def thought_of(llm: LLM, tokens: list[int]) -> list[int]:
     """The tokens before the ending, which the answer must have."""
-    ending = list(end_of_thought(llm.tokenizer))
+    ending = list(end_of_thought(llm.tokenizer).closing)
     for place in range(len(tokens)):
         if tokens[place : place + len(ending)] == ending:
             return tokens[:place]
@@ -52,9 +52,10 @@ def thought_of(llm: LLM, tokens: list[int]) -> list[int]:
 
 
 def test_the_ending_is_that_of_the_template(llm: LLM) -> None:
-    tokens = end_of_thought(llm.tokenizer)
-    assert llm.tokenizer.decode(tokens) == CLOSED
-    assert end_of_thought(replace(llm.tokenizer, templates={})) == tokens
+    end = end_of_thought(llm.tokenizer)
+    assert llm.tokenizer.decode(end.closing) == CLOSED
+    assert llm.tokenizer.decode(end.closing_empty) == f"\n{CLOSED}"
+    assert end_of_thought(replace(llm.tokenizer, templates={})) == end
 
 
 @pytest.mark.parametrize("budget", [0, 1, 2, 7])
@@ -79,8 +80,10 @@ def test_a_thought_that_the_model_opens_is_bound(llm: LLM) -> None:
     prompt = llm.encode("hello")
     params = replace(FREE, logit_bias={open_: 50.0, close: -100.0}, max_tokens=12)
     bound = llm.generate(prompt, replace(params, thinking_budget=3))
-    ending = list(end_of_thought(llm.tokenizer))
+    ending = list(end_of_thought(llm.tokenizer).closing)
     assert bound.tokens[0] == open_ and bound.tokens[4 : 4 + len(ending)] == ending
+    empty = llm.generate(prompt, replace(params, thinking_budget=0))
+    assert empty.text.startswith("<think>\n\n</think>\n\n")
     plain = replace(FREE, max_tokens=12)
     assert llm.generate(prompt, replace(plain, thinking_budget=3)).tokens == llm.generate(prompt, plain).tokens
 

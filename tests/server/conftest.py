@@ -16,6 +16,7 @@ from tiny_llm.config import SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.server.app import make_app
 from tiny_llm.server.models import Models, ModelSpec
+from tiny_llm.server.observe import Observer
 from tiny_llm.server.run import bind, make_server, url_of
 from tiny_llm.server.settings import ServerSettings
 from tiny_llm.server.state import ServerState
@@ -27,10 +28,10 @@ LOCAL = ServerSettings(port=0, drain_seconds=60)
 class Running:
     """A server that runs in a thread."""
 
-    def __init__(self, models: Models, settings: ServerSettings):
+    def __init__(self, models: Models, settings: ServerSettings, observer: Observer):
         models.load_now()
         self.models = models
-        self.app = make_app(models, settings)
+        self.app = make_app(models, settings, observer=observer)
         self.state: ServerState = self.app.state.server
         self.listener = bind(settings)
         self.url = url_of(self.listener)
@@ -72,8 +73,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
 def serving(
     *specs: ModelSpec, settings: ServerSettings = LOCAL, config: ServingConfig = SERVING, **options: object
 ) -> Iterator[Running]:
-    models = Models(specs, serving=config, **options)
-    running = Running(models, replace(settings, port=0))
+    observer = Observer()
+    watching = {"observe": observer.emit_of, "unloaded": observer.unloaded, **options}
+    models = Models(specs, serving=config, **watching)
+    running = Running(models, replace(settings, port=0), observer)
     try:
         yield running
     finally:

@@ -46,11 +46,6 @@ class OneAnswer:
     stream: AnswerReader
 
 
-@dataclass
-class Answers:
-    asked: list[OneAnswer]
-
-
 async def send_nothing(message: Mapping[str, Any]) -> None:
     pass
 
@@ -93,7 +88,7 @@ def test_one_request_is_seen_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 async for _ in answer:
                     pass
                 request = SimpleNamespace(scope=scope, headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
-                observer.finished(request, Answers([OneAnswer(Ask("pocket", settings), answer)]))
+                observer.finished(request, [OneAnswer(Ask("pocket", settings), answer)])
 
             call(observer, app)
         observer.unloaded("pocket")
@@ -127,7 +122,7 @@ def test_an_abandoned_request_ends_as_cancelled(tmp_path: Path) -> None:
             await answer.__anext__()
             await answer.aclose()
             request = SimpleNamespace(scope=scope, headers={})
-            observer.finished(request, Answers([OneAnswer(Ask("m"), answer)]))
+            observer.finished(request, [OneAnswer(Ask("m"), answer)])
 
         call(observer, app)
     assert json.loads((tmp_path / "audit").read_text())["finish_reason"] == "cancelled"

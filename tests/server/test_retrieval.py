@@ -1,16 +1,20 @@
 """Embeddings, reranking and tokens."""
 
+from pathlib import Path
+
 import numpy as np
 import openai
 import pytest
 
-from tests.server.conftest import Running
+from tests.engine.test_rank import make_reranker
+from tests.server.conftest import Running, serving
 from tiny_llm import load
+from tiny_llm.server.models import ModelSpec
 
 TEXTS = ["the quick brown fox", "hello there", "the weather is fine"]
 
 
-def test_embeddings_are_those_of_the_library(tiny: Running, random_path) -> None:
+def test_embeddings_are_those_of_the_library(tiny: Running, random_path: Path) -> None:
     expected = load(random_path).embed(TEXTS, normalize=True)
     create = tiny.client().embeddings.create
     coded = create(model="tiny", input=TEXTS)  # the client asks for base64
@@ -32,23 +36,27 @@ def test_faulty_texts_are_refused(tiny: Running, given: dict[str, object]) -> No
     assert error.value.param is None or error.value.param.partition("[")[0] in ("input", "texts", "dimensions")
 
 
-def test_reranking_is_that_of_the_library(pocket: Running) -> None:
-    documents = ["A KV cache keeps keys and values.", "Bread is baked from flour.", "Caches save work."]
-    body = {"model": "pocket", "query": "What is a KV cache?", "documents": documents}
-    with pocket.http() as http:
-        whole = http.post("/v1/rerank", json=body)
-        if whole.status_code == 400:
-            pytest.skip(whole.json()["error"]["message"])
-        results = whole.json()["results"]
-        expected = load().rank(body["query"], documents)
-        assert sorted(result["index"] for result in results) == [0, 1, 2]
-        scores = [result["relevance_score"] for result in results]
-        assert scores == sorted(scores, reverse=True)
-        for result in results:
-            assert result["relevance_score"] == pytest.approx(expected[result["index"]], abs=1e-4)
-            assert result["document"] == {"text": documents[result["index"]]}
+def test_reranking_is_that_of_the_library(tmp_path: Path) -> None:
+    path = make_reranker(tmp_path / "reranker")
+    documents = ["the answer is two", "hello there", "the dog is lazy"]
+    body = {"model": "reranker", "query": "what is the answer?", "documents": [*documents[:2], {"text": documents[2]}]}
+    expected = load(path).rank(body["query"], documents)
+    with serving(ModelSpec("reranker", str(path))) as running, running.http() as http:
+        results = http.post("/v1/rerank", json=body).json()["results"]
         best = http.post("/v1/rerank", json={**body, "top_n": 1, "return_documents": False}).json()["results"]
-        assert best == [{key: results[0][key] for key in ("index", "relevance_score")}]
+    assert sorted(result["index"] for result in results) == [0, 1, 2]
+    scores = [result["relevance_score"] for result in results]
+    assert scores == sorted(scores, reverse=True)
+    for result in results:
+        assert result["relevance_score"] == pytest.approx(expected[result["index"]], abs=1e-4)
+        assert result["document"] == {"text": documents[result["index"]]}
+    assert best == [{key: results[0][key] for key in ("index", "relevance_score")}]
+
+
+def test_a_model_that_can_not_rerank(tiny: Running) -> None:
+    with tiny.http() as http:
+        answer = http.post("/v1/rerank", json={"model": "tiny", "query": "a", "documents": ["b"]})
+    assert answer.status_code in (400, 422) and "yes" in answer.json()["error"]["message"]
 
 
 def test_tokens_there_and_back(pocket: Running) -> None:

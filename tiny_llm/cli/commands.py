@@ -106,6 +106,9 @@ class Commands:
                 ("its prompt", f"{stats.prompt_tokens} tokens, {stats.cached_tokens} of them from the cache"),
                 ("peak memory", size(peak_memory(stats))),
             ]
+        if stats is not None and stats.prefix_miss is not None:
+            miss = stats.prefix_miss
+            rows.append(("cache miss", f"{miss.reason}: {miss.text!r:.60}"))
         rows += [("experts", line) for line in reads(session.llm)]
         rows += [("guesses", line) for line in guesses(session.llm)]
         table(rows)

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +14,7 @@ from tiny_llm.config.scheduler import SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 
 if TYPE_CHECKING:
-    pass
+    from tiny_llm.server.observe import Observer
 
 INSTALL = 'serve: needs fastapi and uvicorn; install them with pip install "tiny-llm[server]"'
 KEYS_FILE = Path("~/.config/tiny-llm/keys.json")
@@ -66,11 +66,39 @@ class LimitOptions:
             return ServingConfig(scheduler=SchedulerConfig(**shares), **settings)
 
 
+@dataclass(frozen=True)
+class WatchOptions:
+    """What the server tells about its work. /metrics is always there."""
+
+    otlp: Annotated[str | None, option("Send a trace of each request to this OTLP/HTTP collector.", metavar="URL")] = (
+        None
+    )
+    log_format: Annotated[Literal["auto", "json", "short"] | None, option("Form of the log on stderr.")] = None
+    log_prompts: Annotated[bool | None, option("Allow prompts in the log.", "--log-prompts")] = None
+    audit_log: Annotated[
+        Path | None, option("Write who asked what route when, with status and tokens, to this file.")
+    ] = None
+
+    def observer(self) -> "Observer":
+        """Return the observer of all requests. Without an option it counts metrics alone."""
+        from tiny_llm.server.audit import AuditLog
+        from tiny_llm.server.logs import Logs
+        from tiny_llm.server.observe import Observer
+        from tiny_llm.server.tracing import Tracing
+
+        wants_log = self.log_format is not None or self.log_prompts is not None
+        logs = Logs(form=self.log_format or "auto", prompts=bool(self.log_prompts)) if wants_log else None
+        tracing = Tracing(self.otlp) if self.otlp is not None else None
+        audit = AuditLog(self.audit_log) if self.audit_log is not None else None
+        return Observer(None, tracing, logs, audit)
+
+
 @with_options
 def serve(
     engine: EngineOptions,
     listen: ListenOptions,
     limits: LimitOptions,
+    watch: WatchOptions,
     model: Annotated[
         list[str] | None,
         option(
@@ -99,10 +127,13 @@ def serve(
         models.check_pins(limits.pin or (), specs)
     config, serving = engine.config(), limits.serving()
     keys = KeyFile(settings.keys_file, settings.api_key)
+    observer = watch.observer()
     served = models.Models(
         specs,
         config,
         serving,
+        observe=observer.emit_of,
+        unloaded=observer.unloaded,
         idle_seconds=settings.idle_unload,
         memory_cap=settings.memory_cap,
         weights={key.name: key.weight for key in keys.all()},
@@ -117,7 +148,7 @@ def serve(
     def ready() -> None:
         print(f"{names} at {url}/v1 (the API: {url}/docs)", flush=True)
 
-    run.run(app.make_app(served, settings, keys), listener, ready)
+    run.run(app.make_app(served, settings, keys, observer), listener, ready)
 
 
 def settings_of(listen: ListenOptions, limits: LimitOptions) -> dict[str, Any]:

@@ -2,40 +2,50 @@
 
 import re
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
 from tiny_llm.decode.sampler import Sampled, Sampler
-from tiny_llm.decode.thought import CLOSE, Place, Thought
+from tiny_llm.decode.thought import CLOSE, OPEN, Place, Thought
 from tiny_llm.model.tokenizer import Tokenizer
 
-ENDING = f"\n{CLOSE}\n\n"  # Qwen3's, for a chat template that shows none
 SHOWN = [
     {"role": "user", "content": "question"},
     {"role": "assistant", "content": "answer", "reasoning_content": "thought"},
 ]
 
 
-def end_of_thought(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the tokens of `</think>` with the line breaks that the chat template writes around it."""
+class ThoughtEnd(NamedTuple):
+    """The tokens of `</think>` with the line breaks of a chat template: those that close a thought, and an empty one.
+
+    An empty thought, which has only its opening tag, needs the line break behind that tag, too.
+    """
+
+    closing: tuple[int, ...]
+    closing_empty: tuple[int, ...]
+
+
+def end_of_thought(tokenizer: Tokenizer) -> ThoughtEnd:
+    """Return how the model's chat template ends a thought; as Qwen3's does where the template shows none."""
     try:
         text = str(tokenizer.render(SHOWN, add_generation_prompt=False))
     except ValueError:  # there is no template, or it takes no such messages
         text = ""
-    found = re.search(rf"thought(\s*{CLOSE}\s*)answer", text)
-    return tuple(tokenizer.encode(found[1] if found else ENDING))
+    found = re.search(rf"{OPEN}(\s*)thought(\s*{CLOSE}\s*)answer", text)
+    opening, closing = found.groups() if found else ("\n", f"\n{CLOSE}\n\n")
+    return ThoughtEnd(tuple(tokenizer.encode(closing)), tuple(tokenizer.encode(opening + closing)))
 
 
 class ThinkingBudget:
     """Counts the tokens of one answer's thought, without its tags.
 
     `forced` is the token that must come next: None as long as the thought is within its budget, and when it has ended.
-    `ending` are the tokens that close a thought. `in_thought`: the prompt has opened it.
+    `ending` has the tokens that close a thought. `in_thought`: the prompt has opened it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, budget: int, ending: Sequence[int], in_thought: bool):
-        self.budget, self.ending = budget, ending
+    def __init__(self, tokenizer: Tokenizer, budget: int, ending: ThoughtEnd, in_thought: bool):
+        self.budget, self.ending, self.in_thought = budget, ending, in_thought
         self._thought = Thought(in_thought)
         self._detokenizer = tokenizer.detokenizer(keep_special=True)
         self._count = 0
@@ -71,7 +81,8 @@ class ThinkingBudget:
         """Begin to force the ending, once the budget is used up."""
         if self._thought.place is Place.THOUGHT and self._count >= self.budget:
             self._thought.place = Place.ANSWER
-            self._forced = list(self.ending)
+            is_bare = self._count == 0 and not self.in_thought
+            self._forced = list(self.ending.closing_empty if is_bare else self.ending.closing)
 
 
 class BudgetedSampler:

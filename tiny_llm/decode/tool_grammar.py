@@ -17,15 +17,15 @@ from tiny_llm.config.fields import require, shown
 from tiny_llm.config.structured import Structured
 from tiny_llm.decode.thought import CLOSE, OPEN
 from tiny_llm.decode.tool_calls import CLOSE_CALL, END_FUNCTION, FUNCTION, OPEN_CALL, CallForm
-from tiny_llm.decode.tool_values import Schema, properties_of, resolved, tool_schemas, types_of
+from tiny_llm.decode.tool_values import Schema, list_of, properties_of, resolved, tool_schemas, types_of
 from tiny_llm.model.tokenizer import Tokenizer
 
 ToolChoice = Literal["auto", "required", "none"]
 SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as templates write JSON
 END_VALUE = "\n</parameter>\n"
 DEFINITIONS = ("$defs", "definitions")
-# Any text in which no tag stands. A tag that is a token of its own is no text to llguidance, but letters can spell it.
-FREE = r"/(?s:.+)/ & ~/(?s:.*)({tags})(?s:.*)/"
+# Text without tags; `count` is * or +. A tag that is a token is no text to llguidance, but letters can spell it, too.
+WITHOUT_TAGS = r"/(?s:.{count})/ & ~/(?s:.*)({tags})(?s:.*)/"
 VALUE = r"(/(?s:.*)/ & ~/(?s:.*)<\/parameter>(?s:.*)/) " + json.dumps(END_VALUE)
 
 
@@ -88,7 +88,7 @@ class _Lines:
         if not self._thinks:
             return ""
         if {OPEN, CLOSE} <= self._tokens:
-            self.add("REASONING", FREE.format(tags=r"<\/think>"))
+            self.add("REASONING", WITHOUT_TAGS.format(count="+", tags=r"<\/think>"))
             self.add("thought", f"{OPEN} REASONING? {CLOSE}")
         else:
             self.add("thought[lazy]", r"/<think>(?s:.*)<\/think>/")
@@ -97,12 +97,11 @@ class _Lines:
     def free(self, form: CallForm) -> None:
         """Add FREE, text without a call, and `lead`, text up to the first opening tag."""
         tags = OPEN_CALL if form is CallForm.HERMES else f"{OPEN_CALL}|{FUNCTION}"
-        free = FREE.format(tags=tags)
-        self.add("FREE", free)
+        self.add("FREE", WITHOUT_TAGS.format(count="+", tags=tags))
         if OPEN_CALL in self._tokens:
             self.add("lead", f"FREE? {OPEN_CALL}")
         else:
-            before = free.replace("+", "*", 1)
+            before = WITHOUT_TAGS.format(count="*", tags=tags)
             self.add("lead[lazy]", f"({before}) {json.dumps(OPEN_CALL)}")
 
     def calls(self, form: CallForm, schemas: Mapping[str, Schema], parallel: bool) -> str:
@@ -123,7 +122,7 @@ class _Lines:
         self.add(rule, f'{json.dumps(head)} %json {_json(_closed(schema))} "}}"')
 
     def _xml(self, rule: str, name: str, schema: Schema) -> None:
-        required = schema.get("required") or ()
+        required = list_of(schema, "required")
         parts = [json.dumps(f"{FUNCTION}{_spelled(name, 'tool')}>\n")]
         for number, (key, each) in enumerate(properties_of(schema).items()):
             parameter = f"{rule}_{number}"
@@ -146,7 +145,7 @@ def _value(schema: Any, root: Schema) -> str:
     """Return the grammar of a parameter's value in Qwen's form, up to the end of its closing tag."""
     found = resolved(schema, root)
     end = json.dumps(END_VALUE)
-    values = [found["const"]] if "const" in found else found.get("enum")
+    values = [found["const"]] if "const" in found else list_of(found, "enum")
     if values:
         texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
         choices = " | ".join(json.dumps(text) for text in texts)

@@ -48,27 +48,39 @@ def value_of(text: str, schema: Any, root: Schema) -> Any:
     return value if fits else text
 
 
-def types_of(schema: Any, root: Schema, depth: int = 0) -> set[str]:
+def types_of(schema: Any, root: Schema) -> set[str]:
     """Return the JSON types that a schema allows, an empty set where it names none."""
-    if not isinstance(schema, Mapping) or depth > DEEPEST:
-        return set()
-    named = schema.get("type")
-    if isinstance(named, str):
-        return {named}
-    if isinstance(named, list):
-        return {name for name in named if isinstance(name, str)}
     types: set[str] = set()
-    for value in schema.get("enum") or ():
-        types |= _types_of_value(value)
-    if "const" in schema:
-        types |= _types_of_value(schema["const"])
-    options = [schema.get(word) for word in ("anyOf", "oneOf", "allOf")]
-    for schemas in options:
-        for each in schemas or ():
-            types |= types_of(each, root, depth + 1)
-    if "$ref" in schema:
-        types |= types_of(_referenced(schema["$ref"], root), root, depth + 1)
+    _add_types(schema, root, types, set())
     return types
+
+
+def _add_types(schema: Any, root: Schema, types: set[str], seen: set[str]) -> None:
+    """Add the types that a schema allows. `seen` are the references that were followed: one may lead back to itself."""
+    if not isinstance(schema, Mapping):
+        return
+    named = schema.get("type")
+    if named is not None:
+        names = named if isinstance(named, list) else [named]
+        types.update(name for name in names if isinstance(name, str))
+        return
+    for value in list_of(schema, "enum"):
+        types.update(_types_of_value(value))
+    if "const" in schema:
+        types.update(_types_of_value(schema["const"]))
+    for word in ("anyOf", "oneOf", "allOf"):
+        for each in list_of(schema, word):
+            _add_types(each, root, types, seen)
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference not in seen:
+        seen.add(reference)
+        _add_types(_referenced(reference, root), root, types, seen)
+
+
+def list_of(schema: Schema, word: str) -> list[Any]:
+    """Return the list under a word of a schema, an empty one where there is none."""
+    found = schema.get(word)
+    return found if isinstance(found, list) else []
 
 
 def resolved(schema: Any, root: Schema) -> Schema:

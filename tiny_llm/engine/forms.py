@@ -11,7 +11,7 @@ import numpy as np
 
 from tiny_llm.config import Structured
 from tiny_llm.decode.structured import Bits, Grammars, mask_logits
-from tiny_llm.decode.thinking_budget import ThinkingBudget, end_of_thought
+from tiny_llm.decode.thinking_budget import ThinkingBudget, ThoughtEnd, end_of_thought
 from tiny_llm.decode.thought import Place, Thought
 from tiny_llm.engine.request import Admission, SequenceId
 
@@ -109,7 +109,7 @@ class Forms:
         self.rules: dict[SequenceId, Form] = {}
 
     @cached_property
-    def _ending(self) -> tuple[int, ...]:
+    def _ending(self) -> ThoughtEnd:
         """The tokens that close a thought."""
         return end_of_thought(self.grammars.tokenizer)
 

@@ -304,6 +304,9 @@ class Pieces:
         self.byte_level = [name for name in types if name != "Fuse"] == ["ByteLevel"]
         self.byte_fallback = "ByteFallback" in types
 
+    def __deepcopy__(self, memo: object) -> "Pieces":
+        return self  # it never changes, and a copy of the library's tokenizer takes seconds
+
     def piece(self, token: int, keep_special: bool) -> str | None:
         """Return the piece of an id; None for ids beyond the vocabulary and for special ones that are left out."""
         piece = self.backend.id_to_token(token)

@@ -43,8 +43,8 @@ class OneAnswer:
     `first_index`: of its first answer among all answers of the request.
     """
 
-    def __init__(self, stream: AsyncStream, make_reply: Callable[[bool], Reply], first_index: int):
-        self.stream, self.make_reply, self.first_index = stream, make_reply, first_index
+    def __init__(self, ask: Ask, stream: AsyncStream, make_reply: Callable[[bool], Reply], first_index: int):
+        self.ask, self.stream, self.make_reply, self.first_index = ask, stream, make_reply, first_index
         self.reasoning = 0
         self._replies: dict[int, Reply] = {}
 
@@ -74,7 +74,7 @@ class Answers:
         """Begin the answers to an Ask. Raises FullError, and ValueError for settings of the wrong kind."""
         call = engine_call(ask, self.engine, tenant)
         stream = self.engine.astream(call.prompt, None, **call.options)
-        self.asked.append(OneAnswer(stream, call.make_reply, self.count))
+        self.asked.append(OneAnswer(ask, stream, call.make_reply, self.count))
 
     @property
     def count(self) -> int:
@@ -143,8 +143,7 @@ async def answering(request: Request, state: ServerState, asks: Sequence[Ask]) -
                 await answers.close()
                 usage = answers.usage
                 meter.charge(usage.prompt + usage.completion)
-                for watcher in state.watchers:
-                    watcher.finished(request, answers)
+                state.observer.finished(request, answers.asked)
 
 
 async def _merged(sources: Sequence[AsyncGenerator[AnswerPiece, None]]) -> AsyncGenerator[AnswerPiece, None]:

@@ -268,7 +268,7 @@ class MessagesRequest(BlockPrompt, SamplingFields):
             settings["stop"] = tuple(self.stop_sequences)
         if self.max_tokens <= settings.get("thinking_budget", 0) and self.thinking and self.thinking.budget_tokens:
             raise ValueError("max_tokens: expected more than thinking.budget_tokens")
-        return replace(asked, settings=settings, options=self.options(), salt=self.cache_salt)
+        return replace(asked, settings=settings, options=self.options())
 
 
 def text_of(content: str | Sequence[TextBlock]) -> str:

@@ -1,7 +1,7 @@
 """Put the server's parts together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -10,10 +10,12 @@ from tiny_llm.server.errors import add_handlers
 from tiny_llm.server.guard import Guard
 from tiny_llm.server.keys import KeyFile
 from tiny_llm.server.models import Models
-from tiny_llm.server.routes import chat, completions, embeddings, health, messages, models, tokens
+from tiny_llm.server.observe import ObservedApp, Observer
+from tiny_llm.server.routes import chat, completions, embeddings, health, messages, models, responses, tokens
 from tiny_llm.server.settings import ServerSettings
 from tiny_llm.server.sse import end
-from tiny_llm.server.state import ServerState, Watcher
+from tiny_llm.server.state import ServerState
+from tiny_llm.server.store import ResponseStore
 
 TITLE = "tiny-llm"
 ROUTERS = (
@@ -21,6 +23,7 @@ ROUTERS = (
     completions.router,
     embeddings.router,
     messages.router,
+    responses.router,
     tokens.router,
     models.router,
     health.router,
@@ -31,19 +34,25 @@ def make_app(
     served: Models,
     settings: ServerSettings | None = None,
     keys: KeyFile | None = None,
-    watchers: Sequence[Watcher] = (),
+    observer: Observer | None = None,
 ) -> FastAPI:
-    """Make the app. Its state is `app.state.server`. At its end it closes the engines."""
+    """Make the app. Its state is `app.state.server`. At its end it closes the engines and the observer.
+
+    `observer`: the one that the models' engines call with their events.
+    """
     settings = settings or ServerSettings()
     keys = keys or KeyFile(settings.keys_file, settings.api_key)
     app = FastAPI(title=TITLE, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    state = ServerState(served, settings, keys, watchers=list(watchers))
+    folder = settings.responses_folder
+    store = ResponseStore(folder, settings.responses_bytes) if folder is not None else None
+    state = ServerState(served, settings, keys, observer=observer or Observer(), store=store)
     app.state.server = state
     app.state.settings = settings
     for router in ROUTERS:
         app.include_router(router)
     add_handlers(app)
     app.add_middleware(Guard, settings=settings, keys=keys, drain=state.drain)
+    app.add_middleware(ObservedApp, observer=state.observer)
     return app
 
 
@@ -57,3 +66,4 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await end(idle)
         await served.close()
+        await asyncio.to_thread(app.state.server.observer.close)

@@ -30,7 +30,7 @@ class Ask:
 
     `settings`: settings of decoding by the names of SamplingParams, only those that the request gives. `options`: its
     priority and deadline. `template`: the chat template's settings. `tools`: in the form of chat templates, in the
-    client's order, because the prefix cache depends on it. `salt`: prompts with different salts share no prefix.
+    client's order, because the prefix cache depends on it.
     """
 
     model: str
@@ -42,7 +42,6 @@ class Ask:
     tool_choice: WantedCall = WantedCall()  # noqa: RUF009 (a tuple)
     parallel_calls: bool = True
     strict_tools: bool = False
-    salt: str | None = None
 
 
 class EngineCall(NamedTuple):

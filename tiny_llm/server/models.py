@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -58,7 +59,8 @@ class ServedModel:
 class Models:
     """The models of a server. All methods but `load` belong to one event loop.
 
-    `observe` returns, for a model's name, the function that its engine calls with each event. `idle_seconds`: after
+    `observe` returns, for a model's name, the function that its engine calls with each event. `unloaded` is called with
+    the name of a model whose engine was closed. `idle_seconds`: after
     which an unused model is unloaded, unless it is pinned. `memory_cap`: bytes of all loaded models together.
     `weights`: each tenant's share of an engine. Raises ValueError for names that are there twice.
     """
@@ -70,6 +72,7 @@ class Models:
         serving: ServingConfig | None = None,
         *,
         observe: Callable[[str], Emit | None] = lambda name: None,
+        unloaded: Callable[[str], None] = lambda name: None,
         idle_seconds: float | None = None,
         memory_cap: int | None = None,
         weights: Mapping[str, float] | None = None,
@@ -79,7 +82,8 @@ class Models:
         serving = serving or ServingConfig()
         scheduler = replace(serving.scheduler, weights={**serving.scheduler.weights, **(weights or {})})
         self.serving = replace(serving, scheduler=scheduler)
-        self._observe, self._idle_seconds, self._memory_cap = observe, idle_seconds, memory_cap
+        self._observe, self._unloaded = observe, unloaded
+        self._idle_seconds, self._memory_cap = idle_seconds, memory_cap
         self._served: dict[str, ServedModel] = {}
         for spec in specs:
             require(spec.name not in self._served, f"model: expected different names, found {spec.name!r} twice")
@@ -111,8 +115,8 @@ class Models:
         """Load the first model and all pinned ones, in the calling thread, before an event loop runs."""
         for served in self.all:
             if served.spec.pinned or served is self.first:
-                self._make_room(served)
-                self._load(served)
+                self._estimate(served)
+                self._load(served, self._make_room(served))
         self._begun = True
 
     @asynccontextmanager
@@ -133,34 +137,47 @@ class Models:
         """Load a model in another thread. Requests that ask for it meanwhile wait; models load one at a time."""
         async with self._loading:
             if served.engine is None:
-                self._make_room(served)
-                await asyncio.to_thread(self._load, served)
+                await asyncio.to_thread(self._estimate, served)
+                await asyncio.to_thread(self._load, served, self._make_room(served))
 
-    def _load(self, served: ServedModel) -> None:
+    def _estimate(self, served: ServedModel) -> None:
+        """Estimate a model's bytes, where a cap asks for them. Raises ValueError for a model that can never fit."""
+        cap = self._memory_cap
+        if cap is None or served.num_bytes:
+            return
+        size = estimate(served.spec.path, self.config, self.serving)
+        require(
+            size <= cap,
+            f"model {served.name}: needs about {size} bytes, the memory cap is {cap}; raise --memory-cap",
+        )
+        served.num_bytes = size
+
+    def _load(self, served: ServedModel, before: Sequence["Detached"]) -> None:
+        """Load a model's engine, after closing the engines that make room for it."""
+        for detached in before:
+            self._close(detached)
         engine = Engine(served.spec.path, config=self.config, serving=self.serving, emit=self._observe(served.name))
         served.engine = engine
         served.last_used = time.monotonic()
 
-    def _make_room(self, served: ServedModel) -> None:
-        """Unload idle models, the one unused for longest first, until `served` fits under the cap.
+    def _make_room(self, served: ServedModel) -> list["Detached"]:
+        """Detach the engines of idle models, the one unused for longest first, until `served` fits under the cap.
 
         Raises ApiError 503 where the models that are in use or pinned leave too little room.
         """
-        cap = self._memory_cap
-        if cap is None:
-            return
-        served.num_bytes = served.num_bytes or estimate(served.spec.path, self.config, self.serving)
-        require(
-            served.num_bytes <= cap,
-            f"model {served.name}: needs about {served.num_bytes} bytes, the memory cap is {cap}; raise --memory-cap",
-        )
-        while sum(other.num_bytes for other in self.all if other.engine is not None) + served.num_bytes > cap:
-            idle = [other for other in self.all if is_idle(other)]
-            if not idle:
-                words = f"The model '{served.name}' has no room beside the models in use; please try again."
-                raise unavailable(words, "model_memory")
-            oldest = min(idle, key=lambda other: other.last_used)
-            unload(oldest)
+        if self._memory_cap is None:
+            return []
+        loaded = sum(other.num_bytes for other in self.all if other.engine is not None)
+        excess = loaded + served.num_bytes - self._memory_cap
+        chosen: list[ServedModel] = []
+        for other in sorted(filter(is_idle, self.all), key=lambda other: other.last_used):
+            if excess > 0:
+                chosen.append(other)
+                excess -= other.num_bytes
+        if excess > 0:
+            words = f"The model '{served.name}' has no room beside the models in use; please try again."
+            raise unavailable(words, "model_memory")
+        return [detach(other) for other in chosen]
 
     async def unload_idle(self) -> None:
         """Unload models that nothing has used for `idle_seconds`, for ever."""
@@ -172,29 +189,41 @@ class Models:
             now = time.monotonic()
             for served in self.all:
                 if is_idle(served) and now - served.last_used >= limit:
-                    await asyncio.to_thread(unload, served)
+                    await asyncio.to_thread(self._close, detach(served))
 
     async def close(self) -> None:
         """End all engines. Requests that still run fail."""
-        for served in self.all:
-            if served.engine is not None:
-                await asyncio.to_thread(unload, served)
+        async with self._loading:
+            for served in self.all:
+                if served.engine is not None:
+                    await asyncio.to_thread(self._close, detach(served))
+
+    def _close(self, detached: "Detached") -> None:
+        """End an engine and free its memory."""
+        detached.engines.pop().close()
+        gc.collect()  # the engine's objects reference each other
+        mx.clear_cache()
+        self._unloaded(detached.name)
+
+
+class Detached(NamedTuple):
+    """The engine of a model that no request can find any more. Closing it takes it out of `engines`."""
+
+    name: str
+    engines: list[Engine]
+
+
+def detach(served: ServedModel) -> Detached:
+    """Take a model's engine away, so that the next request loads it again."""
+    assert served.engine is not None
+    detached = Detached(served.name, [served.engine])
+    served.engine = None
+    return detached
 
 
 def is_idle(served: ServedModel) -> bool:
     """Return whether a model is loaded and may be unloaded."""
     return served.engine is not None and served.users == 0 and not served.spec.pinned
-
-
-def unload(served: ServedModel) -> None:
-    """End a model's engine and free its memory."""
-    engine, served.engine = served.engine, None
-    if engine is None:
-        return
-    engine.close()
-    del engine
-    gc.collect()  # the engine's objects reference each other
-    mx.clear_cache()
 
 
 def spec_of(text: str, pins: Collection[str] = ()) -> ModelSpec:

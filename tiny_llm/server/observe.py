@@ -1,14 +1,16 @@
 """Join metrics, traces, log and audit log to the app: one observer of the engines' events and of all responses."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tiny_llm.engine.answers import AnswerReader
+from tiny_llm.engine.answers import AsyncStream
 from tiny_llm.engine.events import Event
+from tiny_llm.server.ask import Ask
 from tiny_llm.server.audit import AuditEntry, AuditLog
 from tiny_llm.server.logs import Logs, about
 from tiny_llm.server.metrics import Metrics
@@ -21,31 +23,11 @@ NOT_FOUND = "unmatched"  # the route of a path that no route has
 USAGE = "usage"  # the key in a request's state
 
 
-class RequestLike(Protocol):
-    """What an observer reads of a request."""
-
-    scope: Scope
-    headers: Mapping[str, str]
-
-
-class AskLike(Protocol):
-    """What an observer reads of an Ask."""
-
-    model: str
-    settings: Mapping[str, Any]
-
-
 class AskedStream(Protocol):
     """An Ask, and the stream of its answers."""
 
-    ask: AskLike
-    stream: AnswerReader
-
-
-class AskedStreams(Protocol):
-    """All streams of an HTTP request."""
-
-    asked: Sequence[AskedStream]
+    ask: Ask
+    stream: AsyncStream
 
 
 @dataclass
@@ -104,9 +86,9 @@ class Observer:
         usage.generated_tokens += generated
         usage.finish_reason = reason
 
-    def finished(self, request: RequestLike, answers: AskedStreams) -> None:
+    def finished(self, request: HTTPConnection, asked: Sequence[AskedStream]) -> None:
         """Count the times of a request's answers, and send their spans."""
-        for one in answers.asked:
+        for one in asked:
             stats = one.stream.stats
             reason = one.stream.finish_reason or "cancelled"
             self.metrics.of(one.ask.model).finished(stats)
@@ -121,7 +103,7 @@ class Observer:
             if self.tracing is not None:
                 self._trace(self.tracing, request, one)
 
-    def _trace(self, tracing: Tracing, request: RequestLike, one: AskedStream) -> None:
+    def _trace(self, tracing: Tracing, request: HTTPConnection, one: AskedStream) -> None:
         collected = one.stream.collected
         operation = OPERATIONS.get(route_of(request.scope), "chat")
         asked = Asked(operation, one.ask.settings, request.headers, collected.begin)

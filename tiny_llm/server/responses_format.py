@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from tiny_llm.decode.reply import AnswerPart, CallArguments, CallBegin, Content, Reasoning
-from tiny_llm.server.answer import Answers, AnswerPiece
+from tiny_llm.server.answer import AnswerPiece, Answers
 from tiny_llm.server.errors import ApiError
 from tiny_llm.server.formats import Json, logprob_entries, metrics_object, new_id
 from tiny_llm.server.responses_items import INPUT, encoded_thought

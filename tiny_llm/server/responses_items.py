@@ -153,8 +153,7 @@ def _extend(turn: dict[str, Any], item: OwnItem) -> None:
     elif isinstance(item, MessageItem):
         turn["content"] = text_of_parts(item.content)
     else:
-        is_custom = isinstance(item, CustomCallItem)
-        arguments: Any = {INPUT: item.input} if is_custom else item.arguments
+        arguments: Any = {INPUT: item.input} if isinstance(item, CustomCallItem) else item.arguments
         function = {"name": item.name, "arguments": arguments}
         turn.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
 

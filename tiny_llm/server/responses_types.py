@@ -156,7 +156,6 @@ class ResponsesRequest(SamplingFields):
             tool_choice=self._choice(),
             parallel_calls=self.parallel_tool_calls is not False,
             strict_tools=any(tool.strict for tool in tools),
-            salt=self.cache_salt,
         )
 
     def _settings(self) -> dict[str, Any]:

@@ -1,37 +1,29 @@
 """What all routes share."""
 
-import time
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from fastapi import Request
 
 from tiny_llm.server.guard import Drain
 from tiny_llm.server.keys import Key, KeyFile
 from tiny_llm.server.models import Models
+from tiny_llm.server.observe import Observer
 from tiny_llm.server.rates import Rates
 from tiny_llm.server.settings import ServerSettings
 from tiny_llm.server.store import ResponseStore
 
 
-class Watcher(Protocol):
-    """Learns of finished requests, for metrics, traces and the audit log."""
-
-    def finished(self, request: Request, answers: object) -> None: ...
-
-
 @dataclass
 class ServerState:
-    """What all routes share. `watchers` learn of each finished request; `store` keeps responses."""
+    """What all routes share. `observer` learns of each response; `store` keeps what /v1/responses answers."""
 
     models: Models
     settings: ServerSettings
     keys: KeyFile
     rates: Rates = field(default_factory=Rates)
     drain: Drain = field(default_factory=Drain)
-    watchers: list[Watcher] = field(default_factory=list)
+    observer: Observer = field(default_factory=Observer)
     store: ResponseStore | None = None
-    started: int = field(default_factory=lambda: int(time.time()))
 
 
 def state_of(request: Request) -> ServerState:

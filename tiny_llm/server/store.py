@@ -1,4 +1,4 @@
-"""Responses on disk, so that `previous_response_id` survives a restart. Each key has a folder and a bound of its own."""
+"""Responses on disk, so that `previous_response_id` survives a restart. Each key has a folder and bounds of its own."""
 
 import hashlib
 import json

@@ -178,7 +178,13 @@ class SamplingFields(ApiModel):
         return biases
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of decoding that the request gives, under the engine's names."""
+        """Return the settings of decoding that the request gives, under the engine's names.
+
+        Raises ApiError for `cache_salt`, which would promise more than the prefix cache keeps.
+        """
+        if self.cache_salt is not None:
+            words = "cache_salt: this server's prefix cache is shared by all; start it without the prefix cache."
+            raise unsupported("cache_salt", words)
         given: dict[str, Any] = {}
         for name in SAME:
             value = getattr(self, name, None)
@@ -272,7 +278,6 @@ class ChatRequest(SamplingFields):
             tool_choice=self._choice(),
             parallel_calls=self.parallel_tool_calls is not False,
             strict_tools=any(tool.function.strict for tool in self.tools or ()),
-            salt=self.cache_salt,
         )
 
     def _choice(self) -> WantedCall:
@@ -316,7 +321,7 @@ class CompletionRequest(SamplingFields):
             settings["logprobs"] = self.logprobs
         settings.setdefault("max_tokens", 16)  # the API's default
         options = self.options()
-        return [Ask(self.model, prompt, settings, options, salt=self.cache_salt) for prompt in self.prompts()]
+        return [Ask(self.model, prompt, settings, options) for prompt in self.prompts()]
 
 
 class EmbeddingsRequest(ApiModel):

@@ -38,6 +38,7 @@ async def embed(asked: EmbeddingsRequest, request: Request) -> Json:
             vectors = await asyncio.to_thread(partial(engine.embed, texts, normalize=True))
             count = await asyncio.to_thread(count_tokens, engine, texts)
             meter.charge(count)
+    state.observer.used(request.scope, asked.model, count)
     if asked.dimensions is not None:
         vectors = shortened(vectors, asked.dimensions)
     data = []
@@ -86,6 +87,7 @@ async def rank(asked: RerankRequest, request: Request) -> Json:
             scores = await asyncio.to_thread(engine.rank, asked.query, texts, asked.instruction)
             count = await asyncio.to_thread(count_tokens, engine, [asked.query, *texts])
             meter.charge(count)
+    state.observer.used(request.scope, asked.model, count)
     order = sorted(range(len(texts)), key=lambda place: (-scores[place], place))
     results = []
     for place in order[: asked.top_n]:

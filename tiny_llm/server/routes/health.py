@@ -1,10 +1,10 @@
-"""/health, /ready and /version; /docs, a page that reads the OpenAPI description."""
+"""/health, /ready, /version and /metrics; /docs, a page that reads the OpenAPI description."""
 
 from importlib import metadata
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from tiny_llm.server.errors import draining, unavailable
 from tiny_llm.server.guard import PAGE_POLICY
@@ -35,6 +35,13 @@ async def version() -> Response:
     except metadata.PackageNotFoundError:
         found = "unknown"
     return JSONResponse({"version": found})
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=DOCUMENTED)
+async def metrics(request: Request) -> Response:
+    """Return all figures in Prometheus' text format, under vLLM's names."""
+    found = state_of(request).observer.metrics
+    return Response(found.render(), media_type=found.content_type)
 
 
 @router.get("/docs", include_in_schema=False)
