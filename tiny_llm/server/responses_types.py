@@ -67,7 +67,7 @@ class CustomTool(ApiModel):
         return {"type": "function", "function": function | {"parameters": parameters}}
 
 
-Tool = Annotated[
+OfferedTool = Annotated[
     Annotated[FunctionTool, Tag("FunctionTool")] | Annotated[CustomTool, Tag("CustomTool")],
     one_of(FunctionTool, CustomTool),
 ]
@@ -119,7 +119,7 @@ class ResponsesRequest(SamplingFields):
     store: bool | None = None
     include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] | None = None
     text: TextSettings | None = None
-    tools: list[Tool] | None = None
+    tools: list[OfferedTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = Field(None, ge=1)  # of tools that the API itself runs: there are none
