@@ -385,7 +385,7 @@ def test_the_async_client(pocket: Running) -> None:
 
 
 def test_a_full_queue_and_a_silent_stream(random_path: Path) -> None:
-    """Pings come while a request waits, behind the event that opens the stream. A full queue has a status of its own."""
+    """Pings come while a request waits, behind the event that opens the stream. A full queue has its own status."""
     settings = replace(LOCAL, comment_seconds=0.1)
     shares = SchedulerConfig(token_budget=16, max_sequences=1)
     config = replace(SERVING, scheduler=shares, max_requests=2)

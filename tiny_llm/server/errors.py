@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.types import Scope
 
 from tiny_llm.config.fields import as_json
@@ -212,6 +213,15 @@ def respond(error: ApiError, scope: Scope) -> Response:
     return JSONResponse(error.body, error.status_code, error.headers)
 
 
+def allowed_methods(request: Request) -> str:
+    """Return the methods that a path has: of all its routes, not of the first one alone."""
+    methods: set[str] = set()
+    for path, operations in request.app.openapi()["paths"].items():
+        if compile_path(path)[0].match(request.url.path):
+            methods |= {method.upper() for method in operations}
+    return ", ".join(sorted(methods))
+
+
 def add_handlers(app: FastAPI) -> None:
     """Let the app answer each error in the API's form."""
 
@@ -226,7 +236,10 @@ def add_handlers(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{error.detail}: {request.method} {request.url.path}"
-        return respond(ApiError(error.status_code, message, headers=error.headers), request.scope)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = allowed_methods(request) or headers.get("Allow", "")
+        return respond(ApiError(error.status_code, message, headers=headers), request.scope)
 
     async def failed(request: Request, error: Exception) -> Response:
         return respond(api_error(error), request.scope)
