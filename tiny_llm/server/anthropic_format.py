@@ -56,8 +56,7 @@ class MessageFormat:
         self.message["usage"] = self._usage()
         last: Json = {"type": "message_delta", "delta": stopped, "usage": self.message["usage"]}
         if self._wants_metrics:
-            answer = self._answers.asked[0].stream.collected.answers.get(0, [])
-            self.message["metrics"] = last["metrics"] = metrics_object(self._answers, answer)
+            self.message["metrics"] = last["metrics"] = metrics_object(self._answers)
         return [*events, last, {"type": "message_stop"}]
 
     def _add(self, part: AnswerPart, events: list[Json]) -> None:

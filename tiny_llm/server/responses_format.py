@@ -85,8 +85,7 @@ class ResponsesFormat:
         if status == "incomplete":
             self.response |= {"completed_at": None, "incomplete_details": {"reason": "max_output_tokens"}}
         if self._asked.return_metrics:
-            answer = stream.collected.answers.get(0, [])
-            self.response["metrics"] = metrics_object(self._answers, answer)
+            self.response["metrics"] = metrics_object(self._answers)
         return events
 
     def last(self) -> list[Json]:
