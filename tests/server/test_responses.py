@@ -295,6 +295,14 @@ def test_the_store_is_bounded(tmp_path: Path) -> None:
     assert not is_there(None, names[-1])
 
 
+def test_a_disk_that_refuses_costs_no_answer(random_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "responses").write_text("a file, where a folder should be")
+    settings = replace(LOCAL, responses_folder=tmp_path / "responses")
+    with serving(ModelSpec("tiny", str(random_path)), settings=settings) as running:
+        found = running.client().responses.create(model="tiny", input="hello", max_output_tokens=2)
+        assert found.store is False and found.output
+
+
 def test_without_a_folder_nothing_is_stored(tiny: Running) -> None:
     create = tiny.client().responses.create
     short = {"model": "tiny", "input": "hello", "max_output_tokens": 2}

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from tiny_llm.server.answer import answering
 from tiny_llm.server.ask import Ask
 from tiny_llm.server.body import StrictRoute
-from tiny_llm.server.errors import api_error, unsupported
+from tiny_llm.server.errors import LOG, api_error, unsupported
 from tiny_llm.server.formats import Json
 from tiny_llm.server.responses_format import ResponsesFormat
 from tiny_llm.server.responses_items import InputItem, ItemReference
@@ -73,7 +73,11 @@ async def response_events(
             if store is not None:
                 items = [item.model_dump(exclude_none=True) for item in given]
                 record = {"response": form.response, "input": items}
-                await asyncio.to_thread(store.put, key_of(request), record)
+                try:
+                    await asyncio.to_thread(store.put, key_of(request), record)
+                except OSError as error:  # the answer is worth more than its copy
+                    LOG.warning("a response could not be stored: %s", error)
+                    form.response["store"] = False
             yield form.last()
         except Exception as error:
             if not begun or not asked.stream:
