@@ -153,6 +153,17 @@ def test_a_grammar_that_has_the_thought_in_it_takes_the_ending(llm: LLM) -> None
     assert "</think>" not in answer.text
 
 
+def test_an_ending_that_the_grammar_forbids_at_first_comes_later(llm: LLM) -> None:
+    """In the middle of a character no tag may come. The budget was then given up, and the thought had no end."""
+    pytest.importorskip("llguidance")
+    form = Structured("lark", 'start: <think> /([a-z]{5})+/ "\\n"? </think> /\\n*/ "yes"')
+    for seed in range(4):
+        params = SamplingParams(max_tokens=60, seed=seed, structured=form, thinking_budget=4)
+        answer = llm.generate(llm.encode("hello"), params)
+        assert answer.finish_reason == "stop" and answer.text.endswith("yes")
+        assert answer.tokens.index(llm.encode("</think>")[0]) <= 12
+
+
 @pytest.mark.parametrize("budget", [-1, 1.5, "7", True, float("nan")])
 def test_a_budget_that_is_none_is_refused(budget: object) -> None:
     with pytest.raises(ValueError, match="thinking_budget: expected an integer from 0 to"):

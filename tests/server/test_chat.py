@@ -176,3 +176,7 @@ def test_metrics_come_on_request(client: openai.OpenAI) -> None:
     found = client.chat.completions.create(model="pocket", messages=QUESTION, extra_body={"return_metrics": True})
     metrics = found.model_extra["metrics"]
     assert metrics["time_to_first_token"] > 0 and metrics["speculative_decoding"] is None
+    for create in (client.chat.completions.create, client.completions.create):
+        prompt = {"messages": QUESTION} if create == client.chat.completions.create else {"prompt": "Hello"}
+        *_, last = create(model="pocket", **prompt, stream=True, extra_body={"return_metrics": True})
+        assert last.choices == [] and last.model_extra["metrics"]["time_to_first_token"] > 0

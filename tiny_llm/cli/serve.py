@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tiny_llm._blas import cache_dir
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.options import NO_MODEL, EngineOptions, option, with_options
 from tiny_llm.cli.terminal import dim, num_bytes_of
@@ -53,6 +54,12 @@ class LimitOptions:
     memory_cap: Annotated[str | None, option("Memory of all loaded models together: 16GB.", metavar="BYTES")] = None
     idle_unload: Annotated[float | None, option("Unload a model that is unused for this many seconds.")] = None
     pin: Annotated[list[str] | None, option("Load this model at once and keep it; may be repeated.")] = None
+    responses_folder: Annotated[
+        Path | None, option("Where /v1/responses stores its answers; in ~/.cache/tiny-llm if not set.")
+    ] = None
+    responses_bytes: Annotated[
+        str | None, option("Stored responses of each key: 256MB if not set.", metavar="BYTES")
+    ] = None
     max_body: Annotated[str | None, option("Largest request: 16MB if not set.", metavar="BYTES")] = None
     request_seconds: Annotated[float | None, option("Seconds that an answer may take; 600 if not set.")] = None
     drain_seconds: Annotated[float | None, option("After SIGTERM: seconds for running requests; 30 if not set.")] = None
@@ -109,7 +116,7 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve models over HTTP, with the OpenAI API.
+    """Serve models over HTTP, with the OpenAI API and the Anthropic API.
 
     The first model is loaded at once, the others when they are asked for. Without a model the small one inside is
     served, as `pocket`.
@@ -166,6 +173,8 @@ def settings_of(listen: ListenOptions, limits: LimitOptions) -> dict[str, Any]:
         drain_seconds=limits.drain_seconds,
         idle_unload=limits.idle_unload,
         memory_cap=sized("--memory-cap", limits.memory_cap),
+        responses_folder=limits.responses_folder or cache_dir() / "responses",
+        responses_bytes=sized("--responses-bytes", limits.responses_bytes),
     )
 
 

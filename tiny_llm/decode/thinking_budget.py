@@ -66,10 +66,17 @@ class ThinkingBudget:
         return not self.ended and (bool(self._forced) or self._count + tokens >= self.budget)
 
     def follow(self, token: int) -> None:
-        """Count the answer's next token. A token other than the forced one ends the forcing."""
-        if self._forced:
-            self._forced = self._forced[1:] if token == self._forced[0] else []
+        """Count the answer's next token.
+
+        Another token than the forced one comes where a grammar forbids that one: in the middle of a character, say. The
+        thought then goes on until the ending is allowed.
+        """
+        if self._forced and token == self._forced[0]:
+            self._forced = self._forced[1:]
             return
+        if self._forced:
+            self._forced = []
+            self._thought.place = Place.THOUGHT
         if self._thought.place is Place.ANSWER:
             return
         was_inside = self._thought.place is Place.THOUGHT

@@ -11,13 +11,23 @@ from tiny_llm.server.guard import Guard
 from tiny_llm.server.keys import KeyFile
 from tiny_llm.server.models import Models
 from tiny_llm.server.observe import ObservedApp, Observer
-from tiny_llm.server.routes import chat, completions, embeddings, health, models, tokens
+from tiny_llm.server.routes import chat, completions, embeddings, health, messages, models, responses, tokens
 from tiny_llm.server.settings import ServerSettings
 from tiny_llm.server.sse import end
 from tiny_llm.server.state import ServerState
+from tiny_llm.server.store import ResponseStore
 
 TITLE = "tiny-llm"
-ROUTERS = (chat.router, completions.router, embeddings.router, tokens.router, models.router, health.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    embeddings.router,
+    messages.router,
+    responses.router,
+    tokens.router,
+    models.router,
+    health.router,
+)
 
 
 def make_app(
@@ -33,7 +43,9 @@ def make_app(
     settings = settings or ServerSettings()
     keys = keys or KeyFile(settings.keys_file, settings.api_key)
     app = FastAPI(title=TITLE, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    state = ServerState(served, settings, keys, observer=observer or Observer())
+    folder = settings.responses_folder
+    store = ResponseStore(folder, settings.responses_bytes) if folder is not None else None
+    state = ServerState(served, settings, keys, observer=observer or Observer(), store=store)
     app.state.server = state
     app.state.settings = settings
     for router in ROUTERS:

@@ -1,6 +1,6 @@
-"""Each error of the HTTP API: its status, and its body in the form of the OpenAI API.
+"""Each error of the HTTP APIs: its status, and its body in the form of the OpenAI API or of the Anthropic API.
 
-The openai client turns a status into an exception class, and retries 408, 409, 429 and all from 500 on.
+The clients turn a status into an exception class, and retry 408, 409, 429 and all from 500 on.
 """
 
 import logging
@@ -13,6 +13,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
+from starlette.types import Scope
 
 from tiny_llm.config.fields import as_json
 from tiny_llm.decode.text import ContextError
@@ -22,6 +24,19 @@ LOG = logging.getLogger("tiny_llm.server")
 INVALID = "invalid_request_error"
 NAMED = re.compile(r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+|\[\d+\])*):")  # what an error message names first
 CLIENT_GONE = 499  # nginx's status for a client that closed its connection
+ANTHROPIC_PATH = "/v1/messages"  # of the Anthropic API, and the begin of its other paths
+OVERLOADED = 529  # the Anthropic API's status for a full queue
+ANTHROPIC_KINDS = {  # the error types of the Anthropic API by status
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    OVERLOADED: "overloaded_error",
+}
 INTERNAL = "The server had an error while processing your request; its log says more."
 
 
@@ -48,6 +63,17 @@ class ApiError(HTTPException):
     def body(self) -> dict[str, Any]:
         """The body of the OpenAI API."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def anthropic_status(self) -> int:
+        """The status of the Anthropic API."""
+        return OVERLOADED if self.code == "queue_full" else self.status_code
+
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """The body of the Anthropic API."""
+        kind = ANTHROPIC_KINDS.get(self.anthropic_status, INVALID)
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
@@ -179,9 +205,21 @@ def _path(place: list[Any]) -> str | None:
     return text or None
 
 
-def respond(error: ApiError) -> Response:
-    """Return the response for an error."""
+def respond(error: ApiError, scope: Scope) -> Response:
+    """Return the response for an error, in the form of the API to which the request's path belongs."""
+    if scope["path"].startswith(ANTHROPIC_PATH):
+        body = {**error.anthropic_body, "request_id": scope["state"].get("request_id")}
+        return JSONResponse(body, error.anthropic_status, error.headers)
     return JSONResponse(error.body, error.status_code, error.headers)
+
+
+def allowed_methods(request: Request) -> str:
+    """Return the methods that a path has: of all its routes, not of the first one alone."""
+    methods: set[str] = set()
+    for path, operations in request.app.openapi()["paths"].items():
+        if compile_path(path)[0].match(request.url.path):
+            methods |= {method.upper() for method in operations}
+    return ", ".join(sorted(methods))
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -189,25 +227,28 @@ def add_handlers(app: FastAPI) -> None:
 
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return respond(error)
+        return respond(error, request.scope)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return respond(validation_error(error))
+        return respond(validation_error(error), request.scope)
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{error.detail}: {request.method} {request.url.path}"
-        return respond(ApiError(error.status_code, message, headers=error.headers))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = allowed_methods(request) or headers.get("Allow", "")
+        return respond(ApiError(error.status_code, message, headers=headers), request.scope)
 
     async def failed(request: Request, error: Exception) -> Response:
-        return respond(api_error(error))
+        return respond(api_error(error), request.scope)
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)  # nobody reads it
 
     async def of_engine(request: Request, error: Exception) -> Response:
-        return respond(api_error(error))
+        return respond(api_error(error), request.scope)
 
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(ValueError, of_engine)

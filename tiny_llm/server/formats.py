@@ -27,9 +27,13 @@ def usage_object(counts: UsageCounts) -> Json:
     }
 
 
-def metrics_object(answers: Answers, deltas: Sequence[Delta]) -> Json:
+def metrics_object(answers: Answers) -> Json:
     """Return the figures that `return_metrics` asks for. Times are in seconds."""
     stats = answers.asked[0].stream.stats
+    deltas: list[Delta] = []
+    for one in answers.asked:
+        for answer in one.stream.collected.answers.values():
+            deltas += answer
     return {
         "queue_time": stats.queue_time,
         "time_to_first_token": stats.time_to_first_token,
@@ -37,6 +41,14 @@ def metrics_object(answers: Answers, deltas: Sequence[Delta]) -> Json:
         "prefix_miss": stats.prefix_miss._asdict() if stats.prefix_miss else None,
         "speculative_decoding": speculation_figures(deltas),
     }
+
+
+def last_chunk(head: Json, answers: Answers, wants_metrics: bool) -> Json:
+    """Return the chunk behind all answers, which has no choices."""
+    chunk = {**head, "choices": [], "usage": usage_object(answers.usage)}
+    if wants_metrics:
+        chunk["metrics"] = metrics_object(answers)
+    return chunk
 
 
 class ChatFormat:
@@ -67,23 +79,17 @@ class ChatFormat:
             chunks.append(self._chunk({"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}))
         return chunks
 
-    def usage_chunk(self, counts: UsageCounts) -> Json:
-        """Return the last chunk, which has no choices."""
-        return {**self.head, "choices": [], "usage": usage_object(counts)}
-
     def whole(self, answers: Answers, collected: Sequence[WholeAnswer], wants_metrics: bool) -> Json:
         """Return the response for whole answers."""
         choices = []
-        deltas: list[Delta] = []
         for index, answer in enumerate(collected):
-            deltas += answer.deltas
             reason = "tool_calls" if answer.calls else answer.finish_reason
             logprobs = self._logprobs(answer.deltas)
             message = chat_message(answer)
             choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})
         response = {**self.head, "object": "chat.completion", "choices": choices, "usage": usage_object(answers.usage)}
         if wants_metrics:
-            response["metrics"] = metrics_object(answers, deltas)
+            response["metrics"] = metrics_object(answers)
         return response
 
     def _chunk(self, choice: Json) -> Json:
@@ -107,13 +113,7 @@ class ChatFormat:
         """Return the log-probabilities of tokens, without the one that ended the answer; None if not asked for."""
         if not self.wants_logprobs:
             return None
-        content = []
-        for delta in deltas:
-            if delta.token is None or delta.logprobs is None or ends(delta, self.tokenizer):
-                continue
-            top = [token_object(self.tokenizer, token, logprob) for token, logprob in delta.logprobs.top]
-            entry = token_object(self.tokenizer, delta.token, delta.logprobs.logprob)
-            content.append({**entry, "top_logprobs": top})
+        content = logprob_entries(deltas, self.tokenizer)
         return {"content": content, "refusal": None} if content else None
 
 
@@ -130,6 +130,18 @@ def chat_message(answer: WholeAnswer) -> Json:
             calls.append({"id": new_id("call_"), "type": "function", "function": function})
         message["tool_calls"] = calls
     return message
+
+
+def logprob_entries(deltas: Sequence[Delta], tokenizer: Tokenizer) -> list[Json]:
+    """Return the log-probabilities of tokens, without the one that ended the answer."""
+    entries = []
+    for delta in deltas:
+        if delta.token is None or delta.logprobs is None or ends(delta, tokenizer):
+            continue
+        top = [token_object(tokenizer, token, logprob) for token, logprob in delta.logprobs.top]
+        entry = token_object(tokenizer, delta.token, delta.logprobs.logprob)
+        entries.append({**entry, "top_logprobs": top})
+    return entries
 
 
 def ends(delta: Delta, tokenizer: Tokenizer) -> bool:
@@ -163,22 +175,16 @@ class CompletionFormat:
         choice["finish_reason"] = piece.delta.finish_reason
         return [{**self.head, "choices": [choice]}]
 
-    def usage_chunk(self, counts: UsageCounts) -> Json:
-        """Return the last chunk, which has no choices."""
-        return {**self.head, "choices": [], "usage": usage_object(counts)}
-
     def whole(self, answers: Answers, collected: Sequence[WholeAnswer], wants_metrics: bool) -> Json:
         """Return the response for whole answers."""
         choices = []
-        deltas: list[Delta] = []
         for index, answer in enumerate(collected):
-            deltas += answer.deltas
             text = self._echoes[index] + "".join(delta.text for delta in answer.deltas)
             logprobs = self._logprobs(index, answer.deltas)
             choices.append({"index": index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason})
         response = {**self.head, "choices": choices, "usage": usage_object(answers.usage)}
         if wants_metrics:
-            response["metrics"] = metrics_object(answers, deltas)
+            response["metrics"] = metrics_object(answers)
         return response
 
     def _logprobs(self, index: int, deltas: Sequence[Delta]) -> Json | None:

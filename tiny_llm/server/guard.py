@@ -23,8 +23,8 @@ SECURITY = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-ALLOWED_METHODS = "GET, POST, OPTIONS"
-ALLOWED_HEADERS = "authorization, content-type, x-api-key, x-request-id"
+ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
+ALLOWED_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, x-request-id"
 LONGEST_ID = 128  # characters of a client's own request id
 
 
@@ -57,7 +57,7 @@ class Guard:
         try:
             self._check(scope, headers, origin)
         except errors.ApiError as error:
-            await errors.respond(error)(scope, receive, send_guarded)
+            await errors.respond(error, scope)(scope, receive, send_guarded)
             return
         if origin is not None and scope["method"] == "OPTIONS":
             await send_guarded({"type": "http.response.start", "status": 204, "headers": []})
@@ -106,7 +106,7 @@ class Guard:
         headers = MutableHeaders(scope=message)
         for name, value in SECURITY.items():
             headers.setdefault(name, value)
-        headers["x-request-id"] = scope["state"]["request_id"]
+        headers["x-request-id"] = headers["request-id"] = scope["state"]["request_id"]  # OpenAI's name, and Anthropic's
         if origin is not None and origin in self._origins:
             headers["access-control-allow-origin"] = origin
             headers["access-control-allow-methods"] = ALLOWED_METHODS

@@ -20,7 +20,8 @@ class ServerSettings:
     from a request to the end of its answer. `write_seconds`: after which a client that reads nothing is dropped.
     `comment_seconds`: between the comments that keep a silent event stream open. `drain_seconds`: after SIGTERM, for
     running requests to end. `idle_unload`: after which an unused model is unloaded, None for never. `memory_cap`: of
-    all loaded models together, None for no limit but the machine's.
+    all loaded models together, None for no limit but the machine's. `responses_folder`: where /v1/responses stores
+    what it answers, None for nowhere; `responses_bytes`: of the responses of each key.
     """
 
     host: str = "127.0.0.1"
@@ -39,11 +40,13 @@ class ServerSettings:
     drain_seconds: float = 30.0
     idle_unload: float | None = None
     memory_cap: int | None = None
+    responses_folder: Path | None = None
+    responses_bytes: int = 256 * 2**20
 
     def __post_init__(self) -> None:
         ok = is_integer(self.port) and 0 <= self.port <= 65_535
         require(ok, f"port: expected an integer from 0 to 65535, found {shown(self.port)}")
-        for name in ("max_body", "max_depth", "memory_cap"):
+        for name in ("max_body", "max_depth", "responses_bytes", "memory_cap"):
             value = getattr(self, name)
             ok = (value is None and name == "memory_cap") or (is_integer(value) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {shown(value)}")

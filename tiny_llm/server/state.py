@@ -10,11 +10,12 @@ from tiny_llm.server.models import Models
 from tiny_llm.server.observe import Observer
 from tiny_llm.server.rates import Rates
 from tiny_llm.server.settings import ServerSettings
+from tiny_llm.server.store import ResponseStore
 
 
 @dataclass
 class ServerState:
-    """What all routes share. `observer` learns of each response."""
+    """What all routes share. `observer` learns of each response; `store` keeps what /v1/responses answers."""
 
     models: Models
     settings: ServerSettings
@@ -22,6 +23,7 @@ class ServerState:
     rates: Rates = field(default_factory=Rates)
     drain: Drain = field(default_factory=Drain)
     observer: Observer = field(default_factory=Observer)
+    store: ResponseStore | None = None
 
 
 def state_of(request: Request) -> ServerState:

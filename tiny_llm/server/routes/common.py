@@ -1,12 +1,12 @@
 """What the routes share: the documented errors, and errors in the middle of a stream."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import Request
 from pydantic import BaseModel
 
-from tiny_llm.server.errors import api_error
+from tiny_llm.server.errors import ApiError, api_error
 from tiny_llm.server.sse import Events, event
 
 
@@ -40,8 +40,17 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def with_error(request: Request, events: Events) -> AsyncGenerator[bytes, None]:
-    """Yield events; an error behind the first one becomes the last event, because the status is sent already."""
+def openai_event(error: ApiError) -> bytes:
+    return event(error.body)
+
+
+async def with_error(
+    request: Request, events: Events, form: Callable[[ApiError], bytes] = openai_event
+) -> AsyncGenerator[bytes, None]:
+    """Yield events; an error behind the first one becomes the last event, because the status is sent already.
+
+    `form` returns the event for an error.
+    """
     begun = False
     try:
         async for data in events:
@@ -50,6 +59,6 @@ async def with_error(request: Request, events: Events) -> AsyncGenerator[bytes, 
     except Exception as error:
         if not begun:
             raise
-        yield event(api_error(error).body)
+        yield form(api_error(error))
     finally:
         await events.aclose()

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from tiny_llm.server.answer import Answers, answering, collect
 from tiny_llm.server.ask import Ask
 from tiny_llm.server.body import StrictRoute
-from tiny_llm.server.formats import CompletionFormat, Json, usage_object
+from tiny_llm.server.formats import CompletionFormat, Json, last_chunk, usage_object
 from tiny_llm.server.routes.common import DOCUMENTED, with_error
 from tiny_llm.server.sse import DONE, event, open_stream, while_present
 from tiny_llm.server.state import state_of
@@ -51,8 +51,8 @@ async def completion_events(
             data = b"".join(map(event, form.chunks(piece)))
             if data:
                 yield data
-        if asked.wants_usage:
-            yield event(form.usage_chunk(answers.usage))
+        if asked.wants_usage or asked.return_metrics:
+            yield event(last_chunk(form.head, answers, bool(asked.return_metrics)))
     yield DONE
 
 

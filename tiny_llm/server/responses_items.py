@@ -1,0 +1,165 @@
+"""The items of the Responses API: what a conversation is made of, sent by the client or made by this server."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Tag
+
+from tiny_llm.server.one_of import one_of
+from tiny_llm.server.types import ApiModel
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+INPUT = "input"  # the parameter of a custom tool, whose input is one text
+
+
+class ItemText(ApiModel):
+    """A part of an item's content. The models here read text alone."""
+
+    type: Literal["input_text", "output_text"]
+    text: str
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+class MessageItem(ApiModel):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[ItemText]
+    id: str | None = None
+    status: ItemStatus | None = None
+    phase: Literal["commentary", "final_answer"] | None = None
+
+
+class FunctionCallItem(ApiModel):
+    type: Literal["function_call"]
+    call_id: str
+    name: str = Field(min_length=1)
+    arguments: str
+    id: str | None = None
+    status: ItemStatus | None = None
+
+
+class CustomCallItem(ApiModel):
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str = Field(min_length=1)
+    input: str
+    id: str | None = None
+    status: ItemStatus | None = None
+
+
+class CallOutputItem(ApiModel):
+    """What a tool returned."""
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
+    call_id: str
+    output: str | list[ItemText]
+    id: str | None = None
+    status: ItemStatus | None = None
+
+
+class ThoughtText(ApiModel):
+    type: Literal["reasoning_text", "summary_text"]
+    text: str
+
+
+class ReasoningItem(ApiModel):
+    """A thought. `encrypted_content` is the thought, encoded, for clients that send nothing else back."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[ThoughtText] = Field(default_factory=list)
+    content: list[ThoughtText] | None = None
+    encrypted_content: str | None = None
+    status: ItemStatus | None = None
+
+    @property
+    def text(self) -> str:
+        if self.content or self.encrypted_content is None:
+            return "".join(part.text for part in self.content or ())
+        return decoded_thought(self.encrypted_content)
+
+
+class ItemReference(ApiModel):
+    """Stands for an item of a stored response."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
+InputItem = Annotated[
+    Annotated[MessageItem, Tag("MessageItem")]
+    | Annotated[FunctionCallItem, Tag("FunctionCallItem")]
+    | Annotated[CustomCallItem, Tag("CustomCallItem")]
+    | Annotated[CallOutputItem, Tag("CallOutputItem")]
+    | Annotated[ReasoningItem, Tag("ReasoningItem")]
+    | Annotated[ItemReference, Tag("ItemReference")],
+    one_of(
+        *(MessageItem, FunctionCallItem, CustomCallItem, CallOutputItem, ReasoningItem, ItemReference),
+        default="message",
+    ),
+]
+OwnItem = FunctionCallItem | CustomCallItem | ReasoningItem | MessageItem
+
+
+def encoded_thought(text: str) -> str:
+    """Return a thought as `encrypted_content`. It is no secret: the client may read its own answer."""
+    return base64.b64encode(text.encode("utf-8", "replace")).decode()
+
+
+def decoded_thought(text: str) -> str:
+    """Return the thought that `encoded_thought` encoded. Raises ValueError for another text."""
+    try:
+        return base64.b64decode(text, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        raise ValueError("encrypted_content: expected what this server made, found another text") from None
+
+
+def conversation(items: Sequence[InputItem], instructions: str | None) -> list[dict[str, Any]]:
+    """Return items as messages for chat templates. A thought, a text and calls that follow each other are one turn."""
+    messages: list[dict[str, Any]] = []
+    if instructions:
+        messages.append({"role": "system", "content": instructions})
+    turn: dict[str, Any] | None = None  # the assistant's message that may still grow
+    for item in items:
+        if isinstance(item, CallOutputItem):
+            turn = None
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": text_of_parts(item.output)})
+        elif isinstance(item, MessageItem) and item.role != "assistant":
+            turn = None
+            role = "system" if item.role == "developer" else item.role
+            messages.append({"role": role, "content": text_of_parts(item.content)})
+        elif not isinstance(item, ItemReference):  # references were replaced
+            if turn is None or _begins_turn(item, turn):
+                turn = {"role": "assistant", "content": ""}
+                messages.append(turn)
+            _extend(turn, item)
+    return messages
+
+
+def _begins_turn(item: OwnItem, turn: dict[str, Any]) -> bool:
+    """Return whether an item can't follow what a turn has: a turn's order is thought, text, calls."""
+    if isinstance(item, ReasoningItem):
+        return len(turn) > 2 or turn["content"] != ""
+    return isinstance(item, MessageItem) and ("tool_calls" in turn or turn["content"] != "")
+
+
+def _extend(turn: dict[str, Any], item: OwnItem) -> None:
+    """Add an item of the assistant's to its turn."""
+    if isinstance(item, ReasoningItem):
+        turn["reasoning_content"] = item.text
+    elif isinstance(item, MessageItem):
+        turn["content"] = text_of_parts(item.content)
+    else:
+        arguments: Any = {INPUT: item.input} if isinstance(item, CustomCallItem) else item.arguments
+        function = {"name": item.name, "arguments": arguments}
+        turn.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
+
+
+def text_of_parts(content: str | Sequence[ItemText]) -> str:
+    """Return the text of an item's content."""
+    if isinstance(content, str):
+        return content
+    return "".join(part.text for part in content)
