@@ -131,9 +131,14 @@ def _library(name: str = "llguidance") -> Any:
 
 
 def mask_logits(logits: mx.array, bits: mx.array) -> mx.array:
-    """Set logits to minus infinity for every token whose bit is 0. logits (R, V), bits (R, ceil(V / 32)) int32."""
+    """Set logits to minus infinity for every token whose bit is 0. logits (R, V), bits (R, ceil(V / 32)) int32.
+
+    Bit 0 of a row's first number stands for token 0, and bit 31, which makes the number negative, for token 31.
+    """
+    # TASK w4.2.1: forbid the tokens whose bit is 0
     rows, vocab = logits.shape
     shifted = bits[:, :, None] >> mx.arange(32)  # (R, ceil(V / 32), 32)
     lowest = (shifted & 1).astype(mx.bool_)
     allowed = lowest.reshape(rows, -1)
     return mx.where(allowed[:, :vocab], logits, -mx.inf)
+    # END TASK

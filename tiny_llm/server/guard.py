@@ -158,7 +158,13 @@ class Body:
         self._deadline: float | None = None
 
     async def receive(self) -> Message:
-        """Return the next part. Raises ApiError 413 or 408 for a body that is too large or comes too slowly."""
+        """Return the next message, a part of the body.
+
+        Raises ApiError 413 (`too_large`) as soon as more than `max_body` bytes have come, and 408 (`too_slow`) where the
+        body is not whole within `body_seconds` of the first call. The last part has no `more_body`, or False. Behind it
+        the next message comes when the client is gone, and may take any time.
+        """
+        # TASK w4.4.4: a body within its limits of size and time
         if self._whole:
             return await self._receive()  # the next message comes when the client is gone
         loop = asyncio.get_running_loop()
@@ -174,6 +180,7 @@ class Body:
             raise errors.too_large(self._settings.max_body)
         self._whole = not message.get("more_body", False)
         return message
+        # END TASK
 
 
 def request_id(given: str | None) -> str:
