@@ -3,9 +3,10 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from tests.week4.clockwork import StuckError, now, run
+from tests.week4.clockwork import now, run
 from tiny_llm.course.check import Checker, task
 from tiny_llm.server.errors import GoneError
 from tiny_llm.server.settings import ServerSettings
@@ -15,7 +16,9 @@ COMMENT = b": keep-alive\n\n"
 
 @task("w4.1.1")
 def test_an_event_by_hand(check: Checker) -> None:
-    check(lambda m: m.event({"a": 1, "b": [2, 3]}), b'data: {"a":1,"b":[2,3]}\n\n', what='event of {"a": 1, "b": [2, 3]}')
+    check(
+        lambda m: m.event({"a": 1, "b": [2, 3]}), b'data: {"a":1,"b":[2,3]}\n\n', what='event of {"a": 1, "b": [2, 3]}'
+    )
     check(
         lambda m: m.event({"a": 1}, "ping"),
         b'event: ping\ndata: {"a":1}\n\n',
@@ -116,7 +119,7 @@ class Work:
 
 
 def waited(m: Any, work: Work, gone: float | None = None, seconds: Sequence[float | None] = (None,)) -> list[Any]:
-    """For each wait in turn: what was found and when; and at the end when the task was cancelled."""
+    """For each wait in turn: what was found, and when. Then: is the task done, at once and later; when was it cancelled."""
 
     async def main() -> list[Any]:
         presence = m.Presence(Client(gone))
@@ -129,6 +132,8 @@ def waited(m: Any, work: Work, gone: float | None = None, seconds: Sequence[floa
                 found += ["gone", now()]
         presence.close()
         found.append(job.done())
+        await asyncio.sleep(0.5)
+        found.append(job.done())
         job.cancel()
         await asyncio.gather(job, presence.gone, return_exceptions=True)
         return [*found, work.cancelled_at]
@@ -138,11 +143,15 @@ def waited(m: Any, work: Work, gone: float | None = None, seconds: Sequence[floa
 
 @task("w4.1.2")
 def test_the_task_is_done_first(check: Checker) -> None:
-    check(lambda m: waited(m, Work(3), seconds=[10]), [True, 3.0, True, None], what="a task of 3 s, for at most 10 s")
-    check(lambda m: waited(m, Work(30)), [True, 30.0, True, None], what="a task of 30 s, for any time")
+    check(
+        lambda m: waited(m, Work(3), seconds=[10]),
+        [True, 3.0, True, True, None],
+        what="a task of 3 s, for at most 10 s",
+    )
+    check(lambda m: waited(m, Work(30)), [True, 30.0, True, True, None], what="a task of 30 s, for any time")
     check(
         lambda m: waited(m, Work(3, fails=True), gone=9, seconds=[10]),
-        [True, 3.0, True, None],
+        [True, 3.0, True, True, None],
         what="a task that fails after 3 s",
     )
 
@@ -152,7 +161,7 @@ def test_the_clock_is_first(check: Checker) -> None:
     """The task goes on, and a second wait finds it."""
     check(
         lambda m: waited(m, Work(5), seconds=[2, 2, 2]),
-        [False, 2.0, False, 4.0, True, 5.0, True, None],
+        [False, 2.0, False, 4.0, True, 5.0, True, True, None],
         what="three waits of 2 s for a task of 5 s",
     )
 
@@ -160,15 +169,19 @@ def test_the_clock_is_first(check: Checker) -> None:
 @task("w4.1.2")
 def test_the_client_is_gone_first(check: Checker) -> None:
     """The task is cancelled at once, and has ended when the error is raised."""
-    check(lambda m: waited(m, Work(5), gone=3), ["gone", 3.0, True, 3.0], what="a client that is gone after 3 s of 5")
+    check(
+        lambda m: waited(m, Work(5), gone=3),
+        ["gone", 3.0, True, True, 3.0],
+        what="a client that is gone after 3 s of 5",
+    )
     check(
         lambda m: waited(m, Work(5, ending=1), gone=3, seconds=[4]),
-        ["gone", 4.0, True, 4.0],
+        ["gone", 4.0, True, True, 4.0],
         what="a task that needs a second to end",
     )
     check(
         lambda m: waited(m, Work(50), gone=3, seconds=[2, 4]),
-        [False, 2.0, "gone", 3.0, True, 3.0],
+        [False, 2.0, "gone", 3.0, True, True, 3.0],
         what="a client that is gone in the second wait",
     )
 
@@ -176,11 +189,15 @@ def test_the_client_is_gone_first(check: Checker) -> None:
 @task("w4.1.2")
 def test_the_client_is_gone_and_the_task_is_done(check: Checker) -> None:
     """Nobody is there for the result."""
-    check(lambda m: waited(m, Work(3), gone=3), ["gone", 3.0, True, None], what="both after 3 s")
-    check(lambda m: waited(m, Work(3, fails=True), gone=3), ["gone", 3.0, True, None], what="both after 3 s, a failure")
+    check(lambda m: waited(m, Work(3), gone=3), ["gone", 3.0, True, True, None], what="both after 3 s")
+    check(
+        lambda m: waited(m, Work(3, fails=True), gone=3),
+        ["gone", 3.0, True, True, None],
+        what="both after 3 s, a failure",
+    )
     check(
         lambda m: waited(m, Work(9), gone=2, seconds=[1, 4, 4]),
-        [False, 1.0, "gone", 2.0, "gone", 2.0, True, 2.0],
+        [False, 1.0, "gone", 2.0, "gone", 2.0, True, True, 2.0],
         what="a wait after the client is gone",
     )
 
@@ -206,28 +223,56 @@ def settings(comment: float = 10.0, write: float = 60.0) -> ServerSettings:
     return ServerSettings(comment_seconds=comment, write_seconds=write)
 
 
-async def respond(m: Any, client: Client, stream: Stream, limits: ServerSettings, cancelled: float | None) -> float:
-    """Send a stream to a client. Return when the response ended. `cancelled`: when the server cancels it."""
+async def respond(
+    m: Any, client: Client, stream: Stream, limits: ServerSettings, cancelled: float | None
+) -> tuple[float, float | None]:
+    """Send a stream to a client. Return when the response ended, and when the stream had been closed by then.
+
+    `cancelled`: when the server cancels the response. Raises an error of the response, or of its watch.
+    """
     response = await m.open_stream(client, stream.events(), limits)
+    watch, errors = response.watch, list[Exception]()
+
+    async def watched(send: Any) -> None:
+        try:
+            await watch(send)
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    response.watch = watched
     job = asyncio.ensure_future(response({}, client.receive, client.send))
     await asyncio.wait({job}, timeout=None if cancelled is None else cancelled - now())
+    found = await cancel(job), now(), stream.closed_at
+    if errors:
+        raise errors[0]
+    return found[1:]
+
+
+async def cancel(job: "asyncio.Future[None]") -> None:
+    """Cancel a job and wait for its end. Raises its error."""
     job.cancel()
-    await asyncio.gather(job, return_exceptions=True)
-    return now()
+    with suppress(asyncio.CancelledError):
+        await job
 
 
 def served(
     m: Any, client: Client, stream: Stream, limits: ServerSettings | None = None, cancelled: float | None = None
 ) -> dict[str, Any]:
-    """What was sent, whether the end was, when the events were closed and the response ended, and tasks that are left."""
+    """What was sent, whether the end was, when the events were closed and the response ended, and what goes on then.
+
+    "late" is the number of messages that are sent later, "left" that of tasks that go on.
+    """
 
     async def main() -> dict[str, Any]:
-        done = await respond(m, client, stream, limits or settings(), cancelled)
+        done, closed = await respond(m, client, stream, limits or settings(), cancelled)
         for _ in range(5):
             await asyncio.sleep(0)
-        left = asyncio.all_tasks() - {asyncio.current_task()}
+        left = len(asyncio.all_tasks()) - 1
+        await asyncio.sleep(60)
         texts = [data for _, data in client.sent if data != COMMENT]
-        return {"sent": texts, "end": client.ended, "closed": stream.closed_at, "done": done, "left": len(left)}
+        late = sum(at > done for at, _ in client.sent)
+        return {"sent": texts, "end": client.ended, "closed": closed, "done": done, "late": late, "left": left}
 
     return dict(run(main()))
 
@@ -238,6 +283,7 @@ def want(sent: int, end: bool, closed: float, done: float | None = None) -> dict
         "end": end,
         "closed": closed,
         "done": closed if done is None else done,
+        "late": 0,
         "left": 0,
     }
 
@@ -262,6 +308,11 @@ def test_the_client_of_a_stream_is_gone(check: Checker) -> None:
         what="four events, the client is gone after two",
     )
     check(
+        lambda m: served(m, Client(gone=2.5, stops=1), Stream([1, 2, 3, 4])),
+        want(1, False, 2.5),
+        what="a client that reads one event, and is gone later",
+    )
+    check(
         lambda m: served(m, Client(gone=2.5), Stream([1, 2, 3, 4], ending=0.25)),
         want(2, False, 2.75),
         what="events that take a moment to close",
@@ -282,7 +333,9 @@ def test_the_client_does_not_read(check: Checker) -> None:
         found = served(m, Client(stops=1), Stream([1, 2, 3, 4]), settings(write=8))
         return [found["sent"], found["end"], 10 <= found["done"] <= 14, found["closed"] == found["done"], found["left"]]
 
-    check(call, [[b"0"], False, True, True, 0], what="sent; its end; after 8 to 12 s more? events closed then? tasks left")
+    check(
+        call, [[b"0"], False, True, True, 0], what="sent; its end; after 8 to 12 s more? events closed then? tasks left"
+    )
 
 
 @task("w4.1.3")
@@ -318,9 +371,12 @@ def test_a_silent_stream(check: Checker) -> None:
     def call(m: Any) -> list[Any]:
         gaps, written = writes(Client(), Stream([92.5, 138]), settings(comment=10))(m)
         beside = [gap for gap, data in zip(gaps, written, strict=True) if data == COMMENT]
-        return [max(gaps) <= 10, min(beside) >= 5, [data for data in written if data != COMMENT]]
+        events = [data for data in written if data != COMMENT]
+        return [max(10.0, *gaps), min(5.0, *beside) if beside else None, events]
 
-    check(call, [True, True, [b"0", b"1"]], what="at most 10 s apart? comments at least 5 s after? the events")
+    check(
+        call, [10.0, 5.0, [b"0", b"1"]], what="longest gap, or 10 s; shortest gap before a comment, or 5 s; the events"
+    )
 
 
 @task("w4.1.4")
@@ -340,16 +396,12 @@ def test_a_client_that_reads_slowly_is_kept(check: Checker) -> None:
     )
 
 
-def dropped(client: Callable[[], Client], stream: Sequence[float], limits: ServerSettings) -> Callable[[Any], list[Any]]:
-    """Whether the response ended in time after the last message was taken, and how many comments were begun after."""
+def dropped(stops: int, times: Sequence[float], limits: ServerSettings, least: float, most: float) -> Any:
+    """Whether the response to a client that stops reading ends between two times, else when it ends."""
 
-    def call(m: Any) -> list[Any]:
-        reader = client()
-        try:
-            found = served(m, reader, Stream(stream), limits, cancelled=1000)
-        except StuckError:
-            return ["never"]
-        return [found["done"], found["left"]]
+    def call(m: Any) -> str:
+        done = served(m, Client(stops=stops), Stream(times), limits, cancelled=1000)["done"]
+        return "in time" if least <= done <= most else f"after {done:g} s"
 
     return call
 
@@ -357,19 +409,16 @@ def dropped(client: Callable[[], Client], stream: Sequence[float], limits: Serve
 @task("w4.1.4")
 def test_a_client_that_does_not_read_is_dropped(check: Checker) -> None:
     """A write waits from 2 s on, and may wait for 8 s."""
-    call = dropped(lambda: Client(stops=1), [1, 2, 3], settings(comment=10, write=8))
-    check(lambda m: 10 <= call(m)[0] <= 14, True, what="ends 8 to 12 s after the write began?")
-    call_long = dropped(lambda: Client(stops=1), [1, 2, 3], settings(comment=4, write=60))
-    check(lambda m: 62 <= call_long(m)[0] <= 92, True, what="ends 60 to 90 s after the write began?")
-    call_short = dropped(lambda: Client(stops=1), [1, 2, 3], settings(comment=600, write=4))
-    check(lambda m: 6 <= call_short(m)[0] <= 8, True, what="ends 4 to 6 s after the write began?")
+    for comment, write in ((10, 8), (4, 60), (600, 4)):
+        call = dropped(1, [1, 2, 3], settings(comment, write), 2 + write, 2 + 1.5 * write)
+        check(call, "in time", what=f"end, {write} to {1.5 * write:g} s after the write began at 2 s")
 
 
 @task("w4.1.4")
 def test_a_comment_may_wait_for_the_client_too(check: Checker) -> None:
     """The client reads nothing from the begin on. The first that waits is a comment."""
-    call = dropped(lambda: Client(stops=0), [500], settings(comment=10, write=20))
-    check(lambda m: 30 <= call(m)[0] <= 50, True, what="ends within 30 s after the comment began?")
+    call = dropped(0, [500], settings(comment=10, write=20), 35, 50)
+    check(call, "in time", what="end, 20 to 30 s after the first comment began, at 15 to 20 s")
 
 
 class Counting(Client):

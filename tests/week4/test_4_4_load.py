@@ -27,10 +27,10 @@ def waits(m: Any, limit: int, *asked: tuple[float, float, float]) -> list[float]
 @task("w4.4.1")
 def test_a_bucket_by_hand(check: Checker) -> None:
     """60 units a minute: one a second. A full bucket has 60."""
-    asked = [(0, 0, 1), (0, 60, 1), (0.25, 0, 1), (1, 0, 1), (1, 0, 3)]
-    check(lambda m: waits(m, 60, *asked), [0.0, 1.0, 0.75, 0.0, 2.0], what="seconds to wait, 60 a minute")
-    asked = [(0, 2, 1), (15, 0, 1), (15, 0, 0.5), (30, 0, 1), (30, 1, 1)]
-    check(lambda m: waits(m, 2, *asked), [30.0, 15.0, 0.0, 0.0, 30.0], what="seconds to wait, 2 a minute")
+    asked = [(0, 0, 1), (0, 60, 1), (0.25, 0, 1), (1, 0, 1), (1, 0, 3), (9, 7, 9)]
+    check(lambda m: waits(m, 60, *asked), [0.0, 1.0, 0.75, 0.0, 2.0, 7.0], what="seconds to wait, 60 a minute")
+    few = [(0, 2, 1), (15, 0, 1), (15, 0, 0.5), (30, 0, 1), (30, 1, 1)]
+    check(lambda m: waits(m, 2, *few), [30.0, 15.0, 0.0, 0.0, 30.0], what="seconds to wait, 2 a minute")
 
 
 @task("w4.4.1")
@@ -51,7 +51,7 @@ def test_asking_often_gains_nothing(check: Checker) -> None:
     often = [(number / 16, 0, 1) for number in range(64)]
 
     def call(m: Any) -> list[float]:
-        return waits(m, 30, (0, 30, 1), *often)[-17:: 8]
+        return waits(m, 30, (0, 30, 1), *often)[-17::8]
 
     check(call, [0.0, 0.0, 0.0], what="seconds after three seconds of asking 16 times a second, 30 a minute")
     check(lambda m: waits(m, 6, (0, 6, 1), *often)[-1], 6.0625, what="seconds after 3.9375, 6 a minute")
@@ -68,7 +68,8 @@ def admitted(m: Any, key: Key, *asked: tuple[float, int]) -> list[str]:
             found.append("ok")
         except ApiError as error:
             found.append(f"{error.status_code} {error.kind} {(error.headers or {})['Retry-After']}")
-    return [*found, f"{use.running} running"]
+    left = "" if use.requests is None else f", {use.requests.left:.3g} left"
+    return [*found, f"{use.running} running{left}"]
 
 
 def key(**limits: Any) -> Key:
@@ -84,7 +85,7 @@ def test_each_limit_alone(check: Checker) -> None:
     )
     check(
         lambda m: admitted(m, key(requests_per_minute=2), (0, 0), (0, 1), (0, 1), (20.5, 0), (30, 0)),
-        ["ok", "ok", "429 requests 30", "429 requests 10", "ok", "1 running"],
+        ["ok", "ok", "429 requests 30", "429 requests 10", "ok", "1 running, 0 left"],
         what="2 a minute: three requests at once, then after 20.5 and 30 s",
     )
     check(lambda m: admitted(m, key(), *[(0, 0)] * 5), ["ok"] * 5 + ["5 running"], what="no limits: five requests")
@@ -113,8 +114,8 @@ def test_the_order_of_the_limits(check: Checker) -> None:
     every = {"concurrent": 1, "requests_per_minute": 1, "tokens_per_minute": 1}
 
     def call(m: Any) -> list[str]:
+        found = admitted(m, key(concurrent=1), (0, 0), (0, 0))[:2]
         use = m.Use(key(**every), 0.0)
-        found = []
         for ended, used in ((0, 0), (0, 5), (1, 0)):
             use.running -= ended
             use.tokens.left -= used
@@ -130,7 +131,8 @@ def test_the_order_of_the_limits(check: Checker) -> None:
             found.append(error.kind)
         return found
 
-    check(call, ["ok", "concurrent", "requests", "tokens"], what="kinds of refusals")
+    want = ["ok", "429 concurrent 1", "ok", "concurrent", "requests", "tokens"]
+    check(call, want, what="with one limit, and with three that are all used up")
 
 
 @task("w4.4.2")
@@ -141,7 +143,7 @@ def test_a_refused_request_uses_up_nothing(check: Checker) -> None:
     def call(m: Any) -> list[str]:
         return admitted(m, key(requests_per_minute=1, concurrent=3), *asked)[-2:]
 
-    check(call, ["ok", "2 running"], what="the request after a minute of refused ones; requests that run")
+    check(call, ["ok", "2 running, 0 left"], what="the request after a minute of refused ones; requests that run")
 
     def tokens(m: Any) -> list[float]:
         use = m.Use(key(requests_per_minute=5, tokens_per_minute=10), 0.0)
@@ -248,7 +250,11 @@ def test_a_key_is_found_by_its_secret(check: Checker) -> None:
 def test_no_other_text_is_a_key(check: Checker) -> None:
     others = ["", "tl-alph", "tl-alpha ", "TL-ALPHA", "key0", "tl-", digest_of("tl-alpha"), "ß" * 99]
     for secret in others:
-        check(lambda m, secret=secret: found(m, secret), None, what=f"key for {secret[:20]!r}")
+        check(
+            lambda m, secret=secret: [found(m, "tl-alpha"), found(m, secret)],
+            ["key0", None],
+            what=f"keys for tl-alpha and {secret[:20]!r}",
+        )
     check(lambda m: found(m, "x", ()), None, what="key of an empty file")
 
 
@@ -329,6 +335,9 @@ def test_bodies_within_the_limits(check: Checker) -> None:
 def test_bodies_that_are_too_large(check: Checker) -> None:
     """Refused at the part that is too much, not at the end."""
     check(lambda m: read(m, [(1, b"x" * 11, False)]), [413, 1.0], what="eleven bytes in one part")
+    check(
+        lambda m: read(m, [(1, b"x", True), (2, b"y" * 11, False)]), [b"x", 413, 2.0], what="one byte and eleven more"
+    )
     parts = [(1, b"x" * 6, True), (2, b"y" * 5, True), (3, b"z", False)]
     check(lambda m: read(m, parts), [b"x" * 6, 413, 2.0], what="six bytes and five more")
     small = [(number / 100, b"x", True) for number in range(200)]
