@@ -161,9 +161,9 @@ class Body:
     async def receive(self) -> Message:
         """Return the next message, a part of the body.
 
-        Raises ApiError 413 (`too_large`) as soon as more than `max_body` bytes have come, and 408 (`too_slow`) where the
-        body is not whole within `body_seconds` of the first call. The last part has no `more_body`, or False. Behind it
-        the next message comes when the client is gone, and may take any time.
+        Raises ApiError 413 (`too_large`) as soon as more than `max_body` bytes have come, and 408 (`too_slow`) where
+        the body is not whole within `body_seconds` of the first call. The last part has no `more_body`, or False.
+        Behind it the next message comes when the client is gone, and may take any time.
         """
         # YOUR CODE (w4.4.4): a body within its limits of size and time
         raise NotDone("w4.4.4")

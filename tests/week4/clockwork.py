@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: where it would wait, time passes at once. So tests of time-outs are exact and quick."""
+"""An event loop whose clock jumps where it would wait. So tests of time-outs are exact and quick."""
 
 import asyncio
 import selectors

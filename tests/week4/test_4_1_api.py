@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 from tests.week4.clockwork import now, run
@@ -119,7 +120,7 @@ class Work:
 
 
 def waited(m: Any, work: Work, gone: float | None = None, seconds: Sequence[float | None] = (None,)) -> list[Any]:
-    """For each wait in turn: what was found, and when. Then: is the task done, at once and later; when was it cancelled."""
+    """For each wait: what was found, and when. Then: is the task done, at once and later; when was it cancelled."""
 
     async def main() -> list[Any]:
         presence = m.Presence(Client(gone))
@@ -128,7 +129,7 @@ def waited(m: Any, work: Work, gone: float | None = None, seconds: Sequence[floa
         for limit in seconds:
             try:
                 found += [await presence.first(job, limit), now()]
-            except GoneError:
+            except GoneError:  # noqa: PERF203
                 found += ["gone", now()]
         presence.close()
         found.append(job.done())
@@ -358,7 +359,7 @@ def writes(client: Client, stream: Stream, limits: ServerSettings) -> Callable[[
     def call(m: Any) -> tuple[list[float], list[bytes]]:
         served(m, client, stream, limits)
         times = [*client.begun, *(at for at, _ in client.sent)]
-        gaps = [round(after - before, 6) for before, after in zip(times, times[1:], strict=False)]
+        gaps = [round(after - before, 6) for before, after in pairwise(times)]
         return gaps, [data for _, data in client.sent]
 
     return call

@@ -123,9 +123,7 @@ def test_no_tag_leaks_and_nothing_else_waits(check: Checker) -> None:
 
     def call(m: Any) -> list[int]:
         parser = m.ToolCallParser(m.CallForm.HERMES, {})
-        shown = []
-        for letter in text:
-            shown.append(sum(len(part.text) for part in parser.feed(letter)))
+        shown = [sum(len(part.text) for part in parser.feed(letter)) for letter in text]
         return [sum(shown[: i + 1]) for i in range(len(shown))]
 
     want = []
@@ -228,9 +226,9 @@ OBJECTS = [
 
 @task("w4.2.4")
 def test_an_object_that_comes_whole(check: Checker) -> None:
+    rest = '}\n</tool_call> {"b": 2}'
     for text in OBJECTS:
         check(lambda m, text=text: fed(m, [text]), [(text, "")], what=f"arguments {text}")
-        rest = '}\n</tool_call> {"b": 2}'
         check(lambda m, text=text: fed(m, [text + rest]), [(text, rest)], what=f"arguments {text} and text behind them")
 
 

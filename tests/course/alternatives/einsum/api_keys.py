@@ -1,5 +1,8 @@
 """All comparisons first."""
 
+import hashlib
+import hmac
+
 
 class KeyFile:
     def find(self, secret):

@@ -1,5 +1,9 @@
 """With a timer of the event loop's wait in place of wait_for."""
 
+import asyncio
+
+from tiny_llm.server import errors
+
 
 class Body:
     async def receive(self):

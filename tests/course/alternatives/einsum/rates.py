@@ -1,5 +1,8 @@
 """The buckets' states as sums."""
 
+from tiny_llm.server.errors import over_rate
+from tiny_llm.server.rates import MINUTE
+
 
 class Bucket:
     def wait(self, units, now):

@@ -1,5 +1,12 @@
 """With other tools of asyncio."""
 
+import asyncio
+import contextlib
+import json
+
+from tiny_llm.server.errors import GoneError
+from tiny_llm.server.sse import COMMENT, end
+
 
 def event(data, name=None):
     encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -49,7 +56,7 @@ class EventStream:
                 return
             if since is None and self._clock() > self._wrote + 0.75 * pause:
                 comment = asyncio.ensure_future(self._write(send, COMMENT))
-                done, waiting = await asyncio.wait({comment}, timeout=limit)
+                _, waiting = await asyncio.wait({comment}, timeout=limit)
                 if waiting:
                     await end(comment)
                     return

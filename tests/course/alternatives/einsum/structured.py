@@ -1,5 +1,7 @@
 """With a table of powers in place of shifts."""
 
+import mlx.core as mx
+
 
 def mask_logits(logits, bits):
     tokens = mx.arange(logits.shape[1])

@@ -1,5 +1,8 @@
 """With regular expressions and a state in one number."""
 
+from tiny_llm.decode.tool_calls import ToolCall
+from tiny_llm.decode.tool_values import dump_json, load_json
+
 
 def unfinished_tag(text, tags):
     lengths = [0]
@@ -15,7 +18,7 @@ def read_hermes(body):
         return None
     if not isinstance(found, dict):
         return None
-    name, arguments = found.get("name"), found.get("arguments") or dict()
+    name, arguments = found.get("name"), found.get("arguments") or {}
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
     try:

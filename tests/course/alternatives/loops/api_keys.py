@@ -1,5 +1,9 @@
 """With the comparison of the module `secrets`, on bytes."""
 
+import secrets
+
+from tiny_llm.server.keys import digest_of
+
 
 class KeyFile:
     def find(self, secret):

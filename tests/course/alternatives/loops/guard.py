@@ -1,5 +1,9 @@
 """The time that is left goes down."""
 
+import asyncio
+
+from tiny_llm.server import errors
+
 
 class Body:
     async def receive(self):

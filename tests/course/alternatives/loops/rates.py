@@ -1,5 +1,8 @@
 """Counted first, and taken back."""
 
+from tiny_llm.server.errors import over_rate
+from tiny_llm.server.rates import MINUTE
+
 
 class Bucket:
     def wait(self, units, now):
@@ -15,9 +18,8 @@ class Bucket:
 
 class Use:
     def admit(self, now):
-        if self.key.concurrent is not None:
-            if self.running == self.key.concurrent:
-                raise over_rate("concurrent", self.key.concurrent, 1)
+        if self.running == self.key.concurrent:
+            raise over_rate("concurrent", self.key.concurrent, 1)
         self.running += 1
         try:
             if self.requests is not None:

@@ -1,5 +1,11 @@
 """By hand."""
 
+import asyncio
+import json
+
+from tiny_llm.server.errors import GoneError
+from tiny_llm.server.sse import COMMENT
+
 
 def event(data, name=None):
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
@@ -20,10 +26,7 @@ class Presence:
             await asyncio.wait([task, self.gone], timeout=left, return_when="FIRST_COMPLETED")
         if self.gone.done():
             task.cancel()
-            try:
-                await task
-            except (asyncio.CancelledError, Exception):
-                pass
+            await asyncio.wait([task])
             raise GoneError
         return True
 

@@ -1,5 +1,7 @@
 """A column at a time."""
 
+import mlx.core as mx
+
 
 def mask_logits(logits, bits):
     columns = []

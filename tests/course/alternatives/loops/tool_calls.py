@@ -1,5 +1,8 @@
 """By hand."""
 
+from tiny_llm.decode.tool_calls import ToolCall
+from tiny_llm.decode.tool_values import dump_json, load_json
+
 
 def unfinished_tag(text, tags):
     for start in range(max(0, len(text) - max(map(len, tags), default=0)), len(text)):
@@ -14,13 +17,13 @@ def read_hermes(body):
     try:
         found = load_json(body)
         text = dump_json(found["name"])
-        arguments = found["arguments"] if "arguments" in found else None
+        arguments = found.get("arguments")
         if not arguments:
             arguments = {}
         if not isinstance(found, dict) or type(found["name"]) is not str or text == '""':
             return None
         return ToolCall(found["name"], dump_json(arguments)) if hasattr(arguments, "items") else None
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
