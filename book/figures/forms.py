@@ -52,9 +52,9 @@ def waiting() -> Drawing:
     free, grammar = passed_on(False), passed_on(True)
     first = next(i for i in range(len(ANSWER)) if grammar[i] > len("Sure."))
     alt = (
-        f"An answer of {len(ANSWER)} characters with one tool call. Without a grammar the text before the call is passed "
-        "on at once, and then nothing until the closing tag, where the whole call comes. Under a grammar the call's name "
-        f"comes after {first + 1} characters, and the arguments as they are generated."
+        f"An answer of {len(ANSWER)} characters with one tool call. Without a grammar the text before the call is "
+        "passed on at once, and then nothing until the closing tag, where the whole call comes. Under a grammar the "
+        f"call's name comes after {first + 1} characters, and the arguments as they are generated."
     )
     drawing = Drawing("parser-waits", 700, 220, "What a client has seen, character by character", alt)
     left, bottom, width, height = 120.0, 176.0, 550.0, 130.0

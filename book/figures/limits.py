@@ -32,8 +32,8 @@ def bucket() -> Drawing:
     level.wait(0, 40)
     points.append((40, level.left))
     alt = (
-        f"A bucket of {LIMIT} a minute, full at first. Requests of two units each at {', '.join(map(str, ASKED))} seconds. "
-        f"Those at {', '.join(map(str, admitted))} are admitted. "
+        f"A bucket of {LIMIT} a minute, full at first. Requests of two units each at {', '.join(map(str, ASKED))} "
+        f"seconds. Those at {', '.join(map(str, admitted))} are admitted. "
         + " ".join(f"The one at {at} must wait {wait:g} seconds." for at, wait in refused)
         + " Between them the level grows by one in ten seconds."
     )
@@ -73,8 +73,8 @@ def leak() -> Drawing:
     right, wrong = places(rates), places(mistaken(course().task("w4.4.2"), LEAK))
     alt = (
         "How many requests of a key are counted as running, over 40 seconds. A rush of twelve clients lasts some ten "
-        f"seconds. In the right version the count is at most {max(c for _, c in right)} and ends at {right[-1][1]}. Where "
-        f"refused requests keep their places it ends at {wrong[-1][1]}, though nothing runs."
+        f"seconds. In the right version the count is at most {max(c for _, c in right)} and ends at {right[-1][1]}. "
+        f"Where refused requests keep their places it ends at {wrong[-1][1]}, though nothing runs."
     )
     drawing = Drawing("lost-places", 700, 200, "Places that are never given back", alt)
     left, bottom, scale, unit = 70.0, 150.0, 15.0, 24.0

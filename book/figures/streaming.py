@@ -36,7 +36,7 @@ def lanes() -> Drawing:
     drawing.text(x_of(31.5), 24, "events", 12, "end", colour=GREY)
     drawing.line([(x_of(GONE), 140), (x_of(GONE), 34)], RED, 1.5, arrow=True)
     drawing.rect(x_of(GONE) - 5, 135, 10, 10, RED, 0.9, rx=5)
-    drawing.text(x_of(GONE) + 10, 156, "gone: ends all", 12, "start", colour=AMBER)
+    drawing.text(x_of(GONE) - 8, 158, "gone: ends all", 12, "end", colour=AMBER)
     for at in range(0, 50, 10):
         drawing.text(x_of(at), 190, f"{at} s", 12, colour=GREY)
     return drawing

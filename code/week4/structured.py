@@ -112,6 +112,7 @@ class Grammars:
         return bits
 
 
+
 def _white_space(schema: str) -> dict[str, str]:
     """Return WHITE_SPACE as an option, unless the schema's own `x-guidance` says which white space it wants."""
     found = json.loads(schema)

@@ -102,6 +102,7 @@ class Grammars:
         bits[token // 32] = np.uint32(1 << token % 32).astype(np.int32)
         return bits
 
+    # ANCHOR: bits
     def bits(self, matchers: Sequence[Any]) -> Bits:
         """Set a bit for each token that may come next, the lowest first. → (matchers, ceil(V / 32))."""
         masks = _library("llguidance.numpy")
@@ -109,6 +110,8 @@ class Grammars:
         for row, matcher in enumerate(matchers):
             masks.fill_next_token_bitmask(matcher, bits, row)
         return bits
+
+    # ANCHOR_END: bits
 
 
 def _white_space(schema: str) -> dict[str, str]:

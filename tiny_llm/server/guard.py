@@ -67,6 +67,7 @@ class Guard:
         with self.drain.running():
             await self.app(scope, body.receive, send_guarded)
 
+    # ANCHOR: check
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         """Raise the ApiError of the first check that fails."""
         path = scope["path"]
@@ -85,6 +86,8 @@ class Guard:
         if self.settings.has_keys and path not in OPEN_PATHS and not is_preflight:
             scope["state"]["key"] = self._key(headers)
         check_length(headers.getlist("content-length"), self.settings.max_body)
+
+    # ANCHOR_END: check
 
     def _knows(self, origin: str, host: str) -> bool:
         """Return whether a page of this origin may call the API: one of the server itself, or one that is allowed."""

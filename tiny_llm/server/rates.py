@@ -86,11 +86,13 @@ class Rates:
             running = 0 if use is None else use.running
             use = self._uses[key.name] = Use(key, now)
             use.running = running
+        # ANCHOR: running
         use.admit(now)
         try:
             yield Meter(use)
         finally:
             self._uses[key.name].running -= 1
+        # ANCHOR_END: running
 
 
 @dataclass
