@@ -87,7 +87,6 @@ class Guard:
             scope["state"]["key"] = self._key(headers)
         check_length(headers.getlist("content-length"), self.settings.max_body)
 
-
     def _knows(self, origin: str, host: str) -> bool:
         """Return whether a page of this origin may call the API: one of the server itself, or one that is allowed."""
         return origin in self._origins or origin in (f"http://{host}", f"https://{host}")

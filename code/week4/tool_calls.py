@@ -122,7 +122,6 @@ class ToolCallParser:
         self._body = blank + (len(tag) if tag == OPEN_CALL else 0)
         return True
 
-
     def _head(self, parts: list[AnswerPart]) -> bool:
         """Pass on the name of a constrained call, if it is complete."""
         head = HERMES_HEAD if self.form is CallForm.HERMES else XML_HEAD

@@ -102,7 +102,6 @@ class ToolCallParser:
             return False
         return self._open(parts)
 
-    # ANCHOR: open
     def _open(self, parts: list[AnswerPart]) -> bool:
         """Find the next opening tag. The text before it is content, or is dropped behind a call."""
         found = [(self._held.find(tag), tag) for tag in self._openings if tag in self._held]
@@ -121,8 +120,6 @@ class ToolCallParser:
         self._closing = CLOSE_CALL if tag == OPEN_CALL else END_FUNCTION
         self._body = blank + (len(tag) if tag == OPEN_CALL else 0)
         return True
-
-    # ANCHOR_END: open
 
     def _head(self, parts: list[AnswerPart]) -> bool:
         """Pass on the name of a constrained call, if it is complete."""

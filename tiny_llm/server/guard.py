@@ -67,10 +67,10 @@ class Guard:
         with self.drain.running():
             await self.app(scope, body.receive, send_guarded)
 
-    # ANCHOR: check
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         """Raise the ApiError of the first check that fails."""
         path = scope["path"]
+        # ANCHOR: check
         if self.drain.begun and path not in ALWAYS:
             raise errors.draining()
         check_framing(headers)
@@ -78,6 +78,7 @@ class Guard:
         if self._hosts is not None and host_name(host) not in self._hosts:
             words = f"Host: {shown(host)} is not a name of this server; --allowed-host adds one."
             raise errors.forbidden(words, "unknown_host")
+        # ANCHOR_END: check
         if origin is not None and not self._knows(origin, host):
             words = f"Origin: pages of {shown(origin)} may not call this server; --allowed-origin allows them."
             raise errors.forbidden(words, "unknown_origin")
@@ -86,8 +87,6 @@ class Guard:
         if self.settings.has_keys and path not in OPEN_PATHS and not is_preflight:
             scope["state"]["key"] = self._key(headers)
         check_length(headers.getlist("content-length"), self.settings.max_body)
-
-    # ANCHOR_END: check
 
     def _knows(self, origin: str, host: str) -> bool:
         """Return whether a page of this origin may call the API: one of the server itself, or one that is allowed."""
