@@ -54,13 +54,13 @@ def places(module: ModuleType) -> list[tuple[float, int]]:
     """Return how many requests of a key run, as its `Use` counts them, in a rush of some seconds and after it."""
 
     async def watched() -> list[tuple[float, int]]:
-        book, limits = module.Rates(now), key(concurrent=4, requests_per_minute=20)
+        book, limits = module.Rates(now), key(concurrent=4, requests_per_minute=30)
         found: list[tuple[float, int]] = []
         use: list[rates.Use] = []
         with book.running(limits) as meter:
             use.append(meter.use)
-        clients = asyncio.gather(*(client(book, limits, Random(i), [], [0]) for i in range(12)))
-        while now() < 40:
+        clients = asyncio.gather(*(client(book, limits, Random(i), [], [0]) for i in range(64)))
+        while now() < 60:
             found.append((now(), use[0].running))
             await asyncio.sleep(0.25)
         await clients
@@ -72,15 +72,15 @@ def places(module: ModuleType) -> list[tuple[float, int]]:
 def leak() -> Drawing:
     right, wrong = places(rates), places(mistaken(course().task("w4.4.2"), LEAK))
     alt = (
-        "How many requests of a key are counted as running, over 40 seconds. A rush of twelve clients lasts some ten "
-        f"seconds. In the right version the count is at most {max(c for _, c in right)} and ends at {right[-1][1]}. "
+        "How many requests of a key are counted as running, over 60 seconds. A rush of 64 clients lasts less "
+        f"than forty seconds. In the right version the count is at most {max(c for _, c in right)} and ends at {right[-1][1]}. "
         f"Where refused requests keep their places it ends at {wrong[-1][1]}, though nothing runs."
     )
     drawing = Drawing("lost-places", 700, 200, "Places that are never given back", alt)
-    left, bottom, scale, unit = 70.0, 150.0, 15.0, 24.0
+    left, bottom, scale, unit = 70.0, 150.0, 10.0, 24.0
     for value in range(0, 5, 2):
         drawing.text(left - 12, bottom - value * unit, str(value), 11, "end", GREY)
-        drawing.line([(left, bottom - value * unit), (left + 40 * scale, bottom - value * unit)], GREY, dash="2 5")
+        drawing.line([(left, bottom - value * unit), (left + 60 * scale, bottom - value * unit)], GREY, dash="2 5")
     for found, colour in ((right, GREEN), (wrong, RED)):
         points = []
         before = found[0][1]
@@ -88,11 +88,11 @@ def leak() -> Drawing:
             points += [(left + at * scale, bottom - before * unit), (left + at * scale, bottom - count * unit)]
             before = count
         drawing.line(points, colour, 2.2)
-    drawing.text(left + 38 * scale, bottom - 4 * unit - 12, "with the mistake", 12, "end", RED)
-    drawing.text(left + 38 * scale, bottom - 12, "right", 12, "end", GREEN)
-    for at in range(0, 50, 10):
+    drawing.text(left + 58 * scale, bottom - 4 * unit - 12, "with the mistake", 12, "end", RED)
+    drawing.text(left + 58 * scale, bottom - 12, "right", 12, "end", GREEN)
+    for at in range(0, 70, 10):
         drawing.text(left + at * scale, bottom + 24, f"{at} s", 11, colour=GREY)
-    drawing.text(left + 4 * scale, 26, "rush", 12, colour=AMBER)
+    drawing.text(left + 18 * scale, 26, "rush", 12, colour=AMBER)
     return drawing
 
 

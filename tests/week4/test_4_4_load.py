@@ -158,11 +158,11 @@ def test_a_refused_request_uses_up_nothing(check: Checker) -> None:
 
 
 async def client(rates: Any, limits: Key, rng: Random, seen: list[tuple[float, int]], running: list[int]) -> None:
-    """Ask ten times, each time for a while. A third of the requests fail, another third is cancelled.
+    """Ask forty times, each time for a while. A third of the requests fail, another third is cancelled.
 
     Add to `seen` when each began, and how many ran then.
     """
-    for number in range(10):
+    for number in range(40):
         try:
             with rates.running(limits):
                 running[0] += 1
@@ -189,12 +189,12 @@ def free_places(rates: Any, limits: Key) -> int:
 
 @task("w4.4.2")
 def test_after_the_rush_all_places_are_free(check: Checker) -> None:
-    """64 clients with one key, which allows 4 requests at once and 120 in a minute. Then a quiet minute."""
+    """64 clients with one key, which allows 4 requests at once and 30 in a minute. Then a quiet minute."""
 
     def call(m: Any) -> list[Any]:
         async def main() -> list[Any]:
             rates = m.Rates(now)
-            limits = key(concurrent=4, requests_per_minute=120)
+            limits = key(concurrent=4, requests_per_minute=30)
             seen: list[tuple[float, int]] = []
             running = [0]
             await asyncio.gather(*(client(rates, limits, Random(i), seen, running) for i in range(64)))
