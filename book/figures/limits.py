@@ -73,7 +73,8 @@ def leak() -> Drawing:
     right, wrong = places(rates), places(mistaken(course().task("w4.4.2"), LEAK))
     alt = (
         "How many requests of a key are counted as running, over 60 seconds. A rush of 64 clients lasts less "
-        f"than forty seconds. In the right version the count is at most {max(c for _, c in right)} and ends at {right[-1][1]}. "
+        f"than forty seconds. In the right version the count is at most {max(c for _, c in right)} and ends at "
+        f"{right[-1][1]}. "
         f"Where refused requests keep their places it ends at {wrong[-1][1]}, though nothing runs."
     )
     drawing = Drawing("lost-places", 700, 200, "Places that are never given back", alt)
