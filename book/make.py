@@ -48,7 +48,10 @@ DRAWINGS = (  # modules in figures/
     "speculation",
     "draft_trees",
     "server_map",
+    "streaming",
+    "forms",
     "observing",
+    "limits",
     "copying",
     "retrieval",
 )

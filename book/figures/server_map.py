@@ -6,10 +6,16 @@ BOX, HEIGHT, GAP, TOP = 108, 44, 30, 40
 WAY = ["HTTP request", "checks", "ask", "engine", "parts", "event stream"]
 BELOW = ["metrics", "traces", "logs"]
 TITLES = {
+    "4.1": "an API over the engine",
+    "4.2": "answers with a form",
     "4.3": "what the server tells of itself",
+    "4.4": "what it refuses",
 }
 HERE = {
+    "4.1": {"event stream"},
+    "4.2": {"parts"},
     "4.3": set(BELOW),
+    "4.4": {"checks"},
 }
 
 

@@ -183,3 +183,22 @@ def test_a_port_in_use_is_told(tiny: Running) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"error: host 127.0.0.1, port {port}: can't listen there" in done.stderr and done.stderr.count("\n") <= 2
+
+
+def test_an_error_behind_the_first_comment_is_an_event(random_path: Path) -> None:
+    """Regression: where a queued request failed after comments had begun, its stream broke off without a word."""
+    settings = replace(LOCAL, comment_seconds=0.1, request_seconds=1.0)
+    scheduler = SchedulerConfig(token_budget=256, max_sequences=1)
+    config = replace(SERVING, scheduler=scheduler)
+    with serving(ModelSpec("tiny", str(random_path)), settings=settings, config=config) as running:
+        first = connect(running)
+        first.sendall(post("/v1/chat/completions", {**LONG, "stream": True, "priority": 0}))
+        wait_for(lambda: running.unfinished == 1)
+        with running.http() as client:
+            found = client.post("/v1/chat/completions", json={**LONG, "stream": True})
+        first.close()
+        events = found.text.split("\n\n")
+        assert found.status_code == 200 and events[0] == ": keep-alive"
+        error = json.loads(events[-2].removeprefix("data: "))
+        assert error["error"]["code"] == "answer_timeout"
+        running.wait_idle()

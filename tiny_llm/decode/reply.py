@@ -1,8 +1,12 @@
 """Divide an answer into its parts while its text comes: thought, content and tool calls."""
 
+from typing import TYPE_CHECKING
+
 from tiny_llm.decode.parts import AnswerPart, CallArguments, CallBegin, Content, Reasoning
 from tiny_llm.decode.thought import CLOSE, OPEN, Thought
-from tiny_llm.decode.tool_calls import ToolCallParser
+
+if TYPE_CHECKING:  # the command line imports this file before it knows whose parser runs
+    from tiny_llm.decode.tool_calls import ToolCallParser
 
 __all__ = ["AnswerPart", "CallArguments", "CallBegin", "Content", "Reasoning", "Reply"]
 
@@ -15,7 +19,7 @@ class Reply:
     the answer is content.
     """
 
-    def __init__(self, in_thought: bool, parser: ToolCallParser | None = None):
+    def __init__(self, in_thought: bool, parser: "ToolCallParser | None" = None):
         self._thought = Thought(in_thought)
         self._parser = parser
         self._opening = not in_thought  # the opening tag may still come

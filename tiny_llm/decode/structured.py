@@ -102,6 +102,7 @@ class Grammars:
         bits[token // 32] = np.uint32(1 << token % 32).astype(np.int32)
         return bits
 
+    # ANCHOR: bits
     def bits(self, matchers: Sequence[Any]) -> Bits:
         """Set a bit for each token that may come next, the lowest first. → (matchers, ceil(V / 32))."""
         masks = _library("llguidance.numpy")
@@ -109,6 +110,8 @@ class Grammars:
         for row, matcher in enumerate(matchers):
             masks.fill_next_token_bitmask(matcher, bits, row)
         return bits
+
+    # ANCHOR_END: bits
 
 
 def _white_space(schema: str) -> dict[str, str]:
@@ -131,9 +134,14 @@ def _library(name: str = "llguidance") -> Any:
 
 
 def mask_logits(logits: mx.array, bits: mx.array) -> mx.array:
-    """Set logits to minus infinity for every token whose bit is 0. logits (R, V), bits (R, ceil(V / 32)) int32."""
+    """Set logits to minus infinity for every token whose bit is 0. logits (R, V), bits (R, ceil(V / 32)) int32.
+
+    Bit 0 of a row's first number stands for token 0, and bit 31, which makes the number negative, for token 31.
+    """
+    # TASK w4.2.1: forbid the tokens whose bit is 0
     rows, vocab = logits.shape
     shifted = bits[:, :, None] >> mx.arange(32)  # (R, ceil(V / 32), 32)
     lowest = (shifted & 1).astype(mx.bool_)
     allowed = lowest.reshape(rows, -1)
     return mx.where(allowed[:, :vocab], logits, -mx.inf)
+    # END TASK

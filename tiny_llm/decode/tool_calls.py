@@ -8,7 +8,7 @@ template writes that itself when the answer comes back in the next prompt. Text 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -105,7 +105,7 @@ class ToolCallParser:
     def _open(self, parts: list[AnswerPart]) -> bool:
         """Find the next opening tag. The text before it is content, or is dropped behind a call."""
         found = [(self._held.find(tag), tag) for tag in self._openings if tag in self._held]
-        at, tag = min(found) if found else (len(self._held) - self._begun(), "")
+        at, tag = min(found) if found else (len(self._held) - unfinished_tag(self._held, self._openings), "")
         before = self._held[:at]
         if self._place is CallPlace.BETWEEN:
             self._held = self._held[at:]
@@ -120,15 +120,6 @@ class ToolCallParser:
         self._closing = CLOSE_CALL if tag == OPEN_CALL else END_FUNCTION
         self._body = blank + (len(tag) if tag == OPEN_CALL else 0)
         return True
-
-    def _begun(self) -> int:
-        """Return the number of characters at the end of the held text that may begin an opening tag."""
-        longest = 0
-        for tag in self._openings:
-            for length in range(1, len(tag)):
-                if self._held.endswith(tag[:length]):
-                    longest = max(longest, length)
-        return longest
 
     def _head(self, parts: list[AnswerPart]) -> bool:
         """Pass on the name of a constrained call, if it is complete."""
@@ -200,11 +191,28 @@ class CallPlace(Enum):
     FAILED = "in or behind a call that failed to parse"
 
 
+def unfinished_tag(text: str, tags: Sequence[str]) -> int:
+    """Return the number of characters at the end of a text that may begin one of the tags, 0 if there are none.
+
+    Of several numbers it is the largest. A tag that is whole has begun, and does not count.
+    """
+    # TASK w4.2.2: how much of the text must be held back
+    longest = 0
+    for tag in tags:
+        for length in range(1, len(tag)):
+            if text.endswith(tag[:length]):
+                longest = max(longest, length)
+    return longest
+    # END TASK
+
+
 def read_hermes(body: str) -> ToolCall | None:
     """Return the call that is spelled as {"name": …, "arguments": {…}}; None for another text.
 
-    Missing arguments are {}. The arguments are written anew, so that all models' calls are spelled alike.
+    The name is a text of at least one character. Missing or empty arguments are {}. The arguments are written anew by
+    `dump_json`, so that all models' calls are spelled alike.
     """
+    # TASK w4.2.3: a call, or None
     try:
         found = load_json(body)
         arguments = found.get("arguments") or {}
@@ -214,6 +222,7 @@ def read_hermes(body: str) -> ToolCall | None:
         return ToolCall(name, dump_json(arguments)) if ok else None
     except (ValueError, KeyError, AttributeError):
         return None
+    # END TASK
 
 
 def read_xml(body: str, schemas: Mapping[str, Schema]) -> ToolCall | None:
@@ -252,13 +261,23 @@ class ArgumentsReader(Protocol):
 
 
 class JsonArguments:
-    """Passes on a JSON object up to its last brace."""
+    """Passes on a JSON object up to its last brace.
+
+    `_depth` counts the braces that are open. `_escaped`: the text so far ends with a backslash, in a string, that
+    escapes the next character.
+    """
 
     def __init__(self) -> None:
         self._depth = 0
         self._in_string = self._escaped = False
 
     def feed(self, text: str) -> tuple[str, str | None]:
+        """Return the part of the text that belongs to the object, and the rest, None while the object goes on.
+
+        The first character of all is the object's opening brace. However the text is cut, nothing is held back, and
+        each character is looked at once.
+        """
+        # TASK w4.2.4: where the object ends
         place = 0
         if self._escaped and text:
             self._escaped = False
@@ -275,6 +294,7 @@ class JsonArguments:
                 if self._depth == 0:
                     return text[:place], text[place:]
         return text, None
+        # END TASK
 
 
 class XmlArguments:

@@ -124,8 +124,9 @@ def too_slow(seconds: float) -> ApiError:
 def over_rate(kind: str, limit: int, seconds: float) -> ApiError:
     """Return the error for a key that has used up its `limit` of "requests", "tokens" or "concurrent" requests."""
     unit = "concurrent requests" if kind == "concurrent" else f"{kind} per minute"
-    message = f"Rate limit reached: your key may use {limit} {unit}. Please try again in {seconds:.0f}s."
-    return ApiError(429, message, kind, code="rate_limit_exceeded", headers=retry_after(seconds))
+    wait = retry_after(seconds)
+    message = f"Rate limit reached: your key may use {limit} {unit}. Please try again in {wait['Retry-After']}s."
+    return ApiError(429, message, kind, code="rate_limit_exceeded", headers=wait)
 
 
 def queue_full(seconds: float) -> ApiError:

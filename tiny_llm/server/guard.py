@@ -70,6 +70,7 @@ class Guard:
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         """Raise the ApiError of the first check that fails."""
         path = scope["path"]
+        # ANCHOR: check
         if self.drain.begun and path not in ALWAYS:
             raise errors.draining()
         check_framing(headers)
@@ -77,6 +78,7 @@ class Guard:
         if self._hosts is not None and host_name(host) not in self._hosts:
             words = f"Host: {shown(host)} is not a name of this server; --allowed-host adds one."
             raise errors.forbidden(words, "unknown_host")
+        # ANCHOR_END: check
         if origin is not None and not self._knows(origin, host):
             words = f"Origin: pages of {shown(origin)} may not call this server; --allowed-origin allows them."
             raise errors.forbidden(words, "unknown_origin")
@@ -158,7 +160,13 @@ class Body:
         self._deadline: float | None = None
 
     async def receive(self) -> Message:
-        """Return the next part. Raises ApiError 413 or 408 for a body that is too large or comes too slowly."""
+        """Return the next message, a part of the body.
+
+        Raises ApiError 413 (`too_large`) as soon as more than `max_body` bytes have come, and 408 (`too_slow`) where
+        the body is not whole within `body_seconds` of the first call. The last part has no `more_body`, or False.
+        Behind it the next message comes when the client is gone, and may take any time.
+        """
+        # TASK w4.4.4: a body within its limits of size and time
         if self._whole:
             return await self._receive()  # the next message comes when the client is gone
         loop = asyncio.get_running_loop()
@@ -174,6 +182,7 @@ class Body:
             raise errors.too_large(self._settings.max_body)
         self._whole = not message.get("more_body", False)
         return message
+        # END TASK
 
 
 def request_id(given: str | None) -> str:

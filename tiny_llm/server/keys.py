@@ -83,13 +83,18 @@ class KeyFile:
         return self._own + self._read
 
     def find(self, secret: str) -> Key | None:
-        """Return the key with this secret. The time it takes does not depend on where texts differ."""
+        """Return the key with this secret, None where there is none.
+
+        The time it takes depends neither on where texts differ nor on which key it is.
+        """
+        # TASK w4.4.3: the key, without telling anything by the time it takes
         digest = digest_of(secret)
         found = None
         for key in self.all():
             if hmac.compare_digest(key.digest, digest):
                 found = key
         return found
+        # END TASK
 
 
 def read_keys(path: Path) -> list[Key]:

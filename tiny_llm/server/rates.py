@@ -22,13 +22,17 @@ class Bucket:
     def __post_init__(self) -> None:
         self.left = float(self.limit)
 
-    def refill(self, now: float) -> None:
-        self.left = min(self.limit, self.left + (now - self.now) * self.limit / MINUTE)
-        self.now = now
+    def wait(self, units: float, now: float) -> float:
+        """Refill the bucket up to the time `now`. Return the seconds until it has `units`, 0 if it has them.
 
-    def seconds_until(self, units: float) -> float:
-        """Return the seconds until the bucket has `units`; 0 if it has them."""
+        It gains `limit` units a minute, evenly, and never holds more than `limit`.
+        """
+        # TASK w4.4.1: refill, and when there will be enough
+        gained = (now - self.now) * self.limit / MINUTE
+        self.left = min(self.limit, self.left + gained)
+        self.now = now
         return max(0.0, (units - self.left) * MINUTE / self.limit)
+        # END TASK
 
 
 class Use:
@@ -41,20 +45,26 @@ class Use:
         self.tokens = Bucket(key.tokens_per_minute, now) if key.tokens_per_minute else None
 
     def admit(self, now: float) -> None:
-        """Count a request. Raises ApiError 429 where the key has used up one of its limits."""
+        """Count a request at the time `now`: as one that runs, and as one of the minute's.
+
+        Raises ApiError 429 (`over_rate`) where the key has used up one of its limits, "concurrent" before "requests"
+        before "tokens". Each bucket must have one unit. A request that is refused is counted nowhere. For a place among
+        the requests that run at once there is no forecast: the client shall ask again in one second.
+        """
+        # TASK w4.4.2: refuse the request, or count it
         limit = self.key.concurrent
         if limit is not None and self.running >= limit:
             raise over_rate("concurrent", limit, 1)
-        for kind, bucket, least in (("requests", self.requests, 1.0), ("tokens", self.tokens, 1.0)):
+        for kind, bucket in (("requests", self.requests), ("tokens", self.tokens)):
             if bucket is None:
                 continue
-            bucket.refill(now)
-            wait = bucket.seconds_until(least)
+            wait = bucket.wait(1, now)
             if wait > 0:
-                raise over_rate(kind, bucket.limit, max(1.0, wait))
+                raise over_rate(kind, bucket.limit, wait)
         if self.requests is not None:
             self.requests.left -= 1
         self.running += 1
+        # END TASK
 
 
 class Rates:
@@ -76,11 +86,13 @@ class Rates:
             running = 0 if use is None else use.running
             use = self._uses[key.name] = Use(key, now)
             use.running = running
+        # ANCHOR: running
         use.admit(now)
         try:
             yield Meter(use)
         finally:
             self._uses[key.name].running -= 1
+        # ANCHOR_END: running
 
 
 @dataclass

@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from tiny_llm.server.errors import GoneError
+from tiny_llm.server.errors import GoneError, api_error
 from tiny_llm.server.settings import ServerSettings
 
 COMMENT = b": keep-alive\n\n"
@@ -21,10 +21,16 @@ Item = TypeVar("Item")
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
-    """Return a server-sent event with a JSON object. `name`: its type, in APIs that name their events."""
+    """Return a server-sent event with a JSON object, in UTF-8. `name`: its type, in APIs that name their events.
+
+    A line `event: name`, if there is a name, a line `data: …` with the JSON text on this one line, and an empty line.
+    The JSON text has no spaces between its parts. Half a surrogate pair, which UTF-8 can't hold, becomes "?".
+    """
+    # TASK w4.1.1: one object as an event
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {text}\n\n".encode("utf-8", "replace")
+    # END TASK
 
 
 class Presence:
@@ -34,18 +40,25 @@ class Presence:
         self.gone = asyncio.ensure_future(_gone(request.receive))
 
     async def first(self, task: "asyncio.Future[Any]", seconds: float | None = None) -> bool:
-        """Wait until a task is done, for at most `seconds`; return whether it is. Raises GoneError."""
+        """Wait until a task is done, for at most `seconds`, None for any time; return whether it is done.
+
+        A task that is not done goes on. Its result, or its error, is left to the caller. Where the client is gone the
+        task is ended, and GoneError raised.
+        """
+        # TASK w4.1.2: the task, the client or the clock, whichever comes first
         await asyncio.wait({task, self.gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if self.gone.done():
             await end(task)
             raise GoneError
         return task.done()
+        # END TASK
 
     def close(self) -> None:
         self.gone.cancel()
 
 
 async def _gone(receive: Receive) -> None:
+    """Wait until the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -62,6 +75,7 @@ class EventStream(Response):
 
     The generator `events` is closed when it ends, when the client is gone, and when the client has read nothing for
     `write_seconds`. After `comment_seconds` without an event `comment` is sent, so that no proxy closes the connection.
+    `first` is a task that waits for the first event. It is None where there are no events.
     """
 
     media_type = "text/event-stream"
@@ -72,7 +86,7 @@ class EventStream(Response):
         events: Events,
         presence: Presence,
         settings: ServerSettings,
-        comment: bytes,
+        comment: bytes = COMMENT,
     ):
         super().__init__()
         del self.headers["content-length"]
@@ -83,9 +97,14 @@ class EventStream(Response):
         self._wrote = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run `_pump` and `watch` until one of them is done, or the client is gone. Then end all, whatever happened.
+
+        Nothing of the response goes on afterwards: no task runs, `first` neither, and the events are closed.
+        """
         self._clock = asyncio.get_running_loop().time
+        # TASK w4.1.3: the first end is the end of all
         pump = asyncio.ensure_future(self._pump(send))
-        watch = asyncio.ensure_future(self._watch(send))
+        watch = asyncio.ensure_future(self.watch(send))
         try:
             await asyncio.wait({pump, watch, self._presence.gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -93,29 +112,42 @@ class EventStream(Response):
                 await end(task)
             self._presence.close()
             await self._events.aclose()
+        # END TASK
 
+    # ANCHOR: pump
     async def _pump(self, send: Send) -> None:
-        """Send all events, and the end."""
+        """Send all events, and the end. An error before the first event is sent as an event: the status is gone."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        data = await self._first
+        try:
+            data = await self._first
+        except Exception as error:
+            data = event(api_error(error).body)
         if data is not None:
             await self._write(send, data)
             async for data in self._events:
                 await self._write(send, data)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    # ANCHOR_END: pump
+
     async def _write(self, send: Send, data: bytes) -> None:
+        """Send data. `_sending` is the time since when a write waits, `_wrote` that of the last one's end."""
         message: Message = {"type": "http.response.body", "body": data, "more_body": True}
         self._sending = self._clock()
         await send(message)
         self._sending = None
         self._wrote = self._clock()
 
-    async def _watch(self, send: Send) -> None:
-        """Send comments while no event comes. Return where a write has waited for `write_seconds`."""
+    async def watch(self, send: Send) -> None:
+        """Send a comment where nothing is written. Return where a write, or a comment, has waited for `write_seconds`.
+
+        Two writes are at most `comment_seconds` apart. A comment comes at the earliest after half of that time, and not
+        while a write waits: the client is slow then, and not forgotten. It may be noticed half of `write_seconds` late.
+        """
         pause = self._settings.comment_seconds
         limit = self._settings.write_seconds
         self._wrote = self._clock()
+        # TASK w4.1.4: comments for a silent stream, an end for a client that does not read
         while True:
             await asyncio.sleep(min(pause, limit) / 2)
             now = self._clock()
@@ -123,7 +155,11 @@ class EventStream(Response):
                 if now - self._sending > limit:
                     return
             elif now - self._wrote >= pause / 2:
-                await self._write(send, self._comment)
+                try:
+                    await asyncio.wait_for(self._write(send, self._comment), limit)
+                except asyncio.TimeoutError:
+                    return
+        # END TASK
 
 
 async def open_stream(
