@@ -54,6 +54,9 @@ class LimitOptions:
     idle_unload: Annotated[float | None, option("Unload a model that is unused for this many seconds.")] = None
     pin: Annotated[list[str] | None, option("Load this model at once and keep it; may be repeated.")] = None
     max_body: Annotated[str | None, option("Largest request: 16MB if not set.", metavar="BYTES")] = None
+    cache_per_tenant: Annotated[bool | None, option("Share no cached prefixes between keys.", "--cache-per-tenant")] = (
+        None
+    )
     request_seconds: Annotated[float | None, option("Seconds that an answer may take; 600 if not set.")] = None
     drain_seconds: Annotated[float | None, option("After SIGTERM: seconds for running requests; 30 if not set.")] = None
 
@@ -136,7 +139,6 @@ def serve(
         unloaded=observer.unloaded,
         idle_seconds=settings.idle_unload,
         memory_cap=settings.memory_cap,
-        weights={key.name: key.weight for key in keys.all()},
     )
     listener = run.bind(settings)
     url = run.url_of(listener)
@@ -162,6 +164,7 @@ def settings_of(listen: ListenOptions, limits: LimitOptions) -> dict[str, Any]:
         allowed_hosts=tuple(listen.allowed_host or ()),
         allowed_origins=tuple(listen.allowed_origin or ()),
         max_body=sized("--max-body", limits.max_body),
+        cache_per_tenant=limits.cache_per_tenant,
         request_seconds=limits.request_seconds,
         drain_seconds=limits.drain_seconds,
         idle_unload=limits.idle_unload,

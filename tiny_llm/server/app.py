@@ -11,13 +11,21 @@ from tiny_llm.server.guard import Guard
 from tiny_llm.server.keys import KeyFile
 from tiny_llm.server.models import Models
 from tiny_llm.server.observe import ObservedApp, Observer
-from tiny_llm.server.routes import chat, completions, embeddings, health, models, tokens
+from tiny_llm.server.routes import chat, completions, embeddings, health, loads, models, tokens
 from tiny_llm.server.settings import ServerSettings
 from tiny_llm.server.sse import end
 from tiny_llm.server.state import ServerState
 
 TITLE = "tiny-llm"
-ROUTERS = (chat.router, completions.router, embeddings.router, tokens.router, models.router, health.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    embeddings.router,
+    tokens.router,
+    models.router,
+    loads.router,
+    health.router,
+)
 
 
 def make_app(

@@ -20,7 +20,8 @@ class ServerSettings:
     from a request to the end of its answer. `write_seconds`: after which a client that reads nothing is dropped.
     `comment_seconds`: between the comments that keep a silent event stream open. `drain_seconds`: after SIGTERM, for
     running requests to end. `idle_unload`: after which an unused model is unloaded, None for never. `memory_cap`: of
-    all loaded models together, None for no limit but the machine's.
+    all loaded models together, None for no limit but the machine's. `cache_per_tenant`: requests with different keys
+    share no cached prefixes. `step_seconds`: a step of an engine that takes longer has failed, and /live says so.
     """
 
     host: str = "127.0.0.1"
@@ -39,6 +40,8 @@ class ServerSettings:
     drain_seconds: float = 30.0
     idle_unload: float | None = None
     memory_cap: int | None = None
+    cache_per_tenant: bool = False
+    step_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         ok = is_integer(self.port) and 0 <= self.port <= 65_535
@@ -47,7 +50,14 @@ class ServerSettings:
             value = getattr(self, name)
             ok = (value is None and name == "memory_cap") or (is_integer(value) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {shown(value)}")
-        for name in ("body_seconds", "request_seconds", "write_seconds", "comment_seconds", "idle_unload"):
+        for name in (
+            "body_seconds",
+            "request_seconds",
+            "write_seconds",
+            "comment_seconds",
+            "idle_unload",
+            "step_seconds",
+        ):
             value = getattr(self, name)
             ok = (value is None and name == "idle_unload") or (is_finite(value) and value > 0)
             require(ok, f"{name}: expected seconds above 0, found {shown(value)}")

@@ -1,5 +1,7 @@
 """What all routes share."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -12,6 +14,20 @@ from tiny_llm.server.rates import Rates
 from tiny_llm.server.settings import ServerSettings
 
 
+class Speed:
+    """Tokens a second between two calls of `since_last`, from a count of all tokens that only grows."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._then, self._count = clock, clock(), 0
+
+    def since_last(self, count: int) -> float:
+        """Return the tokens a second since the last call, or since the start; `count` are all tokens until now."""
+        now = self._clock()
+        seconds, tokens = now - self._then, count - self._count
+        self._then, self._count = now, count
+        return tokens / seconds if seconds > 0 else 0.0
+
+
 @dataclass
 class ServerState:
     """What all routes share. `observer` learns of each response."""
@@ -22,6 +38,7 @@ class ServerState:
     rates: Rates = field(default_factory=Rates)
     drain: Drain = field(default_factory=Drain)
     observer: Observer = field(default_factory=Observer)
+    speed: Speed = field(default_factory=Speed)
 
 
 def state_of(request: Request) -> ServerState:
