@@ -77,7 +77,7 @@ def test_a_request_never_gets_an_engine_that_is_being_closed(
         wait_for(lambda: b.users == 1, 30)
         going_on.set()
         client.join(60)
-        assert answers == [first] and b.engine is not old and told[0] == "b"
+        assert answers == [first] and b.engine is not old and "b" in told
 
 
 def test_a_load_goes_on_without_the_client_that_began_it(random_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

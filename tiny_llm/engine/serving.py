@@ -198,7 +198,7 @@ class Engine:
 
     @property
     def stalled_seconds(self) -> float:
-        """For how long the step under way has run; 0 while the engine waits for requests. Any thread may ask."""
+        """For how long the step under way has run; 0 while the engine is idle. Any thread may ask."""
         since = self._worker.turn_since
         return 0.0 if since is None else max(0.0, time.monotonic() - since)
 

@@ -113,7 +113,7 @@ class Worker:
         self.recipients: dict[str, Recipient] = {}
         self.is_open = True
         self.service = ServiceTime()
-        self.turn_since: float | None = None  # when the step or batch under way began; None while the engine waits
+        self.turn_since: float | None = None  # when the order or step under way began; None while idle
         self._busy_since = 0.0  # when a request last came to an engine without unfinished requests
         self._gate = threading.RLock()  # makes "check that the worker is open, then put an order" one action
         self._embedding: deque[Embed] = deque()
@@ -217,11 +217,9 @@ class Worker:
             self.loop = Loop(*parts, engine=llm.engine_config, drafting=llm.drafting)
             self._ready.set()
             while self._read_inbox(self.loop):
-                self.turn_since = time.monotonic()
                 for output in self.loop.step():
                     self.deliver(output)
                 self._embed_batch()
-                self.turn_since = None
             self.loop.close()
         except BaseException as error:
             self._fault.append(error)
@@ -234,10 +232,12 @@ class Worker:
         """Carry out the orders in the inbox, waiting for one only while idle. Returns False after `Close`."""
         while True:
             is_idle = not loop.has_work and not self._embedding
+            self.turn_since = None if is_idle else time.monotonic()
             try:
                 order = self.inbox.get(block=is_idle)
             except queue.Empty:
                 return True
+            self.turn_since = time.monotonic()
             if isinstance(order, Close):
                 return False
             if isinstance(order, Add):
