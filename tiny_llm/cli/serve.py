@@ -1,6 +1,9 @@
 """`tiny-llm serve`: models over HTTP; `tiny-llm keys`: who may use them."""
 
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +17,9 @@ from tiny_llm.config.scheduler import SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from tiny_llm.server.models import Models
     from tiny_llm.server.observe import Observer
 
 INSTALL = 'serve: needs fastapi and uvicorn; install them with pip install "tiny-llm[server]"'
@@ -118,12 +124,10 @@ def serve(
     served, as `pocket`.
     """
     engine.install_code()  # before the engine is imported
-    try:
-        from tiny_llm.server import app, models, run
+    with installed():
+        from tiny_llm.server import models, run
         from tiny_llm.server.keys import KeyFile
         from tiny_llm.server.settings import ServerSettings
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{INSTALL} ({error})") from error
     with usage():
         settings = ServerSettings(**settings_of(listen, limits))
         specs = [models.spec_of(text, limits.pin or ()) for text in model or ()] or [models.ModelSpec("pocket")]
@@ -144,13 +148,32 @@ def serve(
     url = run.url_of(listener)
     if not model:
         print(dim(NO_MODEL, sys.stderr), file=sys.stderr, flush=True)
-    served.load_now()
+    make_app = load_and_import(served)
     names = ", ".join(spec.name for spec in specs)
 
     def ready() -> None:
         print(f"{names} at {url}/v1 (the API: {url}/docs)", flush=True)
 
-    run.run(app.make_app(served, settings, keys, observer), listener, ready)
+    run.run(make_app(served, settings, keys, observer), listener, ready)
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Within it a package that is missing raises a ValueError that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{INSTALL} ({error})") from error
+
+
+def load_and_import(served: "Models") -> Callable[..., "FastAPI"]:
+    """Load the models in a thread, and meanwhile import FastAPI, which takes as long. Return `make_app`."""
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(served.load_now)
+        with installed():
+            from tiny_llm.server.app import make_app
+        loading.result()
+    return make_app
 
 
 def settings_of(listen: ListenOptions, limits: LimitOptions) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fastapi import Request
+from starlette.requests import Request
 
 from tiny_llm.server.guard import Drain
 from tiny_llm.server.keys import Key, KeyFile
