@@ -130,6 +130,7 @@ async def answering(request: Request, state: ServerState, asks: Sequence[Ask]) -
             answers = Answers(engine, seconds)
             timer = asyncio.get_running_loop().call_later(seconds, answers.expire)
             try:
+                state.observer.asked(request, asks)
                 tenant = tenant_of(key, engine, state)
                 for ask in asks:
                     answers.add(ask, tenant)

@@ -88,6 +88,13 @@ class Observer:
         usage.generated_tokens += generated
         usage.finish_reason = reason
 
+    def asked(self, request: HTTPConnection, asks: Sequence[Ask]) -> None:
+        """Log the prompts of a request, where that is allowed."""
+        if self.logs is not None and self.logs.prompts:
+            with about(str(request.scope["state"].get("request_id", ""))):
+                for ask in asks:
+                    self.logs.prompt(ask.prompt)
+
     def finished(self, request: HTTPConnection, asked: Sequence[AskedStream]) -> None:
         """Count the times of a request's answers, and send their spans."""
         for one in asked:
