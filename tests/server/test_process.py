@@ -66,7 +66,7 @@ def test_a_process_tells_what_its_options_ask_for(random_path: Path, tmp_path: P
     (answered,) = [line for line in lines if line["message"] == "answered"]
     assert answered["request_id"] == "mine" and answered["generated_tokens"] == 6
     (entry,) = map(json.loads, audit.read_text().splitlines())
-    assert entry["key"] == "alice" and entry["status"] == 200 and entry["request"] == "mine"
+    assert entry["key_id"] == "alice" and entry["status"] == 200 and entry["request_id"] == "mine"
     assert WORDS not in audit.read_text() and secret not in audit.read_text()
 
 
@@ -86,13 +86,14 @@ def test_prompts_stay_out_of_the_log_without_the_option(random_path: Path) -> No
 
 def test_a_killed_server_finds_its_blocks_on_the_disk(random_path: Path, tmp_path: Path) -> None:
     """Blocks that were evicted before the kill are whole files: the next process loads them, or does not find them."""
-    options = ["--model", f"tiny={random_path}", "--disk-folder", str(tmp_path), "--kv-bytes", "200KB"]
+    options = ["--model", f"tiny={random_path}", "--disk-folder", str(tmp_path), "--kv-bytes", "400KB"]
     long = [{**CHAT, "messages": [{"role": "user", "content": f"{number} {WORDS * 12}"}]} for number in range(8)]
     answers: list[list[str]] = []
     found: list[int] = []
     for _ in range(2):
         with serving_process(*options) as served, httpx.Client(base_url=served.url, timeout=60) as http:
             bodies = [http.post("/v1/chat/completions", json={**body, "temperature": 0}).json() for body in long]
+            assert all("choices" in body for body in bodies), bodies[0]
             answers.append([body["choices"][0]["message"]["content"] for body in bodies])
             found.append(sum(body["usage"]["prompt_tokens_details"]["cached_tokens"] for body in bodies))
             served.process.kill()  # as kill -9 does
