@@ -11,6 +11,7 @@ they are counted as broken and sent again.
 
 import argparse
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -124,7 +125,7 @@ class Clients:
                 async for line in response.aiter_lines():
                     ok = ok or line == "data: [DONE]"
                     if line.startswith("data: {"):
-                        load.take(found, load.json.loads(line.removeprefix("data: ")))
+                        load.take(found, json.loads(line.removeprefix("data: ")))
         except (httpx.TransportError, RuntimeError):
             return None
         return found.text if ok else None
