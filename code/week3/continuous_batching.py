@@ -194,7 +194,7 @@ class Scheduler:
                 continue  # the next step loads more blocks
             table, at = sequence.block_table, sequence.computed
             whole = at == len(table) * size and at + size < len(sequence.tokens)
-            following = (table[-1] if table else None, *sequence.tokens[at : at + size])
+            following = (table[-1] if table else None, *sequence.keys[at : at + size])
             distinct.setdefault(following if whole else id(sequence), sequence)
         return list(distinct.values())
 

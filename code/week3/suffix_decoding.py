@@ -18,7 +18,7 @@ from tiny_llm.engine.request import Sequence, SequenceId
 
 MOST_COUNTED = 64  # suffixes that an added token counts: only a text that repeats a token for long has more
 TRUST = 2  # guesses for each token of a match: the longer the text that is the same, the further it will be
-SHARED_TOKENS = 200_000  # of a tenant's earlier answers
+SHARED_TOKENS = 200_000  # of a group's earlier answers
 BETWEEN = -1  # stands between two answers, where no guess goes on
 
 
@@ -144,24 +144,36 @@ class IndexedText:
     match: KnownSuffix = KnownSuffix()  # noqa: RUF009 (frozen)
 
 
+class Readers(NamedTuple):
+    """The requests that may share earlier answers: those of one tenant with one salt."""
+
+    tenant: str
+    salt: str
+
+
+def readers(sequence: Sequence) -> Readers:
+    """Return the group of a sequence's request."""
+    return Readers(sequence.request.tenant, sequence.request.salt)
+
+
 class SuffixDrafter:
     """Suffix decoding: guesses what followed the longest known suffix of the text most often.
 
-    It is looked up in the sequence's own prompt and answer, and in the earlier answers to the same tenant.
+    It is looked up in the sequence's own prompt and answer, and in the earlier answers to the same tenant and salt.
     (arXiv:2411.04975)
     """
 
     def __init__(self, least: float):
         self.least = least  # probability of all guesses of a draft together
         self._texts: dict[SequenceId, IndexedText] = {}
-        self._earlier: defaultdict[str, SuffixAutomaton] = defaultdict(SuffixAutomaton)
+        self._earlier: defaultdict[Readers, SuffixAutomaton] = defaultdict(SuffixAutomaton)
 
     def propose(self, sequences: Row[Sequence], limits: Row[int]) -> list[DraftTree]:
         return [self._guess(sequence, limit) for sequence, limit in zip(sequences, limits, strict=True)]
 
     def _guess(self, sequence: Sequence, limit: int) -> DraftTree:
         text = self._texts.setdefault(sequence.id, IndexedText(sequence))
-        earlier = self._earlier[sequence.request.tenant]
+        earlier = self._earlier[readers(sequence)]
         for token in sequence.tokens[text.own.size :]:
             text.own.extend([token])
             text.match = earlier.follow(text.match, token)
@@ -177,7 +189,7 @@ class SuffixDrafter:
             text = self._texts.pop(name, None)
             if text is None or text.sequence.finish_reason is None:
                 continue
-            tenant = text.sequence.request.tenant
-            if self._earlier[tenant].size > SHARED_TOKENS:
-                del self._earlier[tenant]
-            self._earlier[tenant].extend([*text.sequence.output, BETWEEN])
+            group = readers(text.sequence)
+            if self._earlier[group].size > SHARED_TOKENS:
+                del self._earlier[group]
+            self._earlier[group].extend([*text.sequence.output, BETWEEN])

@@ -14,8 +14,8 @@ from tiny_llm.server import errors
 from tiny_llm.server.keys import KeyFile
 from tiny_llm.server.settings import LOCAL_NAMES, ServerSettings
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/docs", "/openapi.json"})  # without a key
-ALWAYS = frozenset({"/health", "/ready", "/metrics", "/version"})  # while draining, too
+OPEN_PATHS = frozenset({"/health", "/ready", "/live", "/version", "/docs", "/openapi.json"})  # without a key
+ALWAYS = frozenset({"/health", "/ready", "/live", "/metrics", "/version"})  # while draining, too
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 SECURITY = {
     "x-content-type-options": "nosniff",
@@ -24,8 +24,8 @@ SECURITY = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-ALLOWED_METHODS = "GET, POST, OPTIONS"
-ALLOWED_HEADERS = "authorization, content-type, x-api-key, x-request-id"
+ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
+ALLOWED_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, x-request-id"
 LONGEST_ID = 128  # characters of a client's own request id
 
 
@@ -58,7 +58,7 @@ class Guard:
         try:
             self._check(scope, headers, origin)
         except errors.ApiError as error:
-            await errors.respond(error)(scope, receive, send_guarded)
+            await errors.respond(error, scope)(scope, receive, send_guarded)
             return
         if origin is not None and scope["method"] == "OPTIONS":
             await send_guarded({"type": "http.response.start", "status": 204, "headers": []})
@@ -107,7 +107,7 @@ class Guard:
         headers = MutableHeaders(scope=message)
         for name, value in SECURITY.items():
             headers.setdefault(name, value)
-        headers["x-request-id"] = scope["state"]["request_id"]
+        headers["x-request-id"] = headers["request-id"] = scope["state"]["request_id"]  # OpenAI's name, and Anthropic's
         if origin is not None and origin in self._origins:
             headers["access-control-allow-origin"] = origin
             headers["access-control-allow-methods"] = ALLOWED_METHODS

@@ -18,6 +18,7 @@ COMMENT = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 Events = AsyncGenerator[bytes, None]
 Done = TypeVar("Done")
+Item = TypeVar("Item")
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
@@ -66,17 +67,25 @@ class EventStream(Response):
     """A response that sends events while they are made.
 
     The generator `events` is closed when it ends, when the client is gone, and when the client has read nothing for
-    `write_seconds`. After `comment_seconds` without an event a comment is sent, so that no proxy closes the connection.
+    `write_seconds`. After `comment_seconds` without an event `comment` is sent, so that no proxy closes the connection.
     `first` is a task that waits for the first event. It is None where there are no events.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: "asyncio.Future[bytes | None]", events: Events, presence: Presence, s: ServerSettings):
+    def __init__(
+        self,
+        first: "asyncio.Future[bytes | None]",
+        events: Events,
+        presence: Presence,
+        settings: ServerSettings,
+        comment: bytes = COMMENT,
+    ):
         super().__init__()
         del self.headers["content-length"]
         self.headers["x-accel-buffering"] = "no"  # nginx would collect events
-        self._first, self._events, self._presence, self._settings = first, events, presence, s
+        self._first, self._events, self._presence = first, events, presence
+        self._settings, self._comment = settings, comment
         self._sending: float | None = None  # since when a write waits for the client
         self._wrote = 0.0
 
@@ -124,10 +133,13 @@ class EventStream(Response):
         raise NotDone("w4.1.4")
 
 
-async def open_stream(request: Request, events: Events, settings: ServerSettings) -> EventStream:
+async def open_stream(
+    request: Request, events: Events, settings: ServerSettings, comment: bytes = COMMENT
+) -> EventStream:
     """Return the response for events. An error before the first event is raised, so that it sets the status.
 
-    After `comment_seconds` without an event the response begins all the same. Raises GoneError.
+    `comment` is what the stream sends while no event comes. After `comment_seconds` without an event the response
+    begins all the same. Raises GoneError.
     """
     presence = Presence(request)
     first = asyncio.ensure_future(_next(events))
@@ -139,13 +151,35 @@ async def open_stream(request: Request, events: Events, settings: ServerSettings
         await end(first)
         await events.aclose()
         raise
-    return EventStream(first, events, presence, settings)
+    return EventStream(first, events, presence, settings, comment)
 
 
-async def _next(events: Events) -> bytes | None:
-    async for data in events:
-        return data
+async def _next(items: AsyncGenerator[Item, None]) -> Item | None:
+    async for item in items:
+        return item
     return None
+
+
+async def with_start(items: AsyncGenerator[Item, None], seconds: float) -> AsyncGenerator[Item | None, None]:
+    """Yield the items, and before them None: when the first item is there, or after `seconds` without one.
+
+    So an API whose stream opens with an event of its own can send it before a long prompt is computed, and an error
+    that comes sooner is raised before any event.
+    """
+    first = asyncio.ensure_future(_next(items))
+    try:
+        await asyncio.wait({first}, timeout=seconds)
+        if first.done():
+            first.result()
+        yield None
+        item = await first
+        if item is not None:
+            yield item
+        async for item in items:
+            yield item
+    finally:
+        if not first.done():
+            await end(first)
 
 
 async def while_present(request: Request, work: Coroutine[Any, Any, Done]) -> Done:

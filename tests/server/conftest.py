@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.support import make_model
-from tiny_llm.config import SchedulerConfig
+from tiny_llm.config import EngineConfig, SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.server.app import make_app
 from tiny_llm.server.models import Models, ModelSpec
@@ -71,11 +71,15 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 @contextmanager
 def serving(
-    *specs: ModelSpec, settings: ServerSettings = LOCAL, config: ServingConfig = SERVING, **options: object
+    *specs: ModelSpec,
+    settings: ServerSettings = LOCAL,
+    config: ServingConfig = SERVING,
+    engine_config: EngineConfig | None = None,
+    **options: object,
 ) -> Iterator[Running]:
     observer = Observer()
     watching = {"observe": observer.emit_of, "unloaded": observer.unloaded, **options}
-    models = Models(specs, serving=config, **watching)
+    models = Models(specs, engine_config, config, **watching)
     running = Running(models, replace(settings, port=0), observer)
     try:
         yield running

@@ -10,7 +10,8 @@ import pytest
 
 from tests.server.conftest import SERVING, Running, serving, wait_for
 from tiny_llm.config import EngineConfig
-from tiny_llm.server.models import Models, ModelSpec, check_pins, estimate, spec_of
+from tiny_llm.server.errors import ApiError
+from tiny_llm.server.models import Models, ModelSpec, ServedModel, check_pins, estimate, spec_of
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 
@@ -49,6 +50,63 @@ def test_an_idle_model_is_unloaded_and_a_pinned_one_is_not(random_path: Path, ot
         time.sleep(0.5)
         assert a.engine is not None
         assert ask(running, "b") == first
+
+
+def test_a_request_never_gets_an_engine_that_is_being_closed(
+    random_path: Path, other_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = ModelSpec("a", str(random_path)), ModelSpec("b", str(other_path))
+    closing, going_on = threading.Event(), threading.Event()
+    told: list[str] = []
+    with serving(*specs, idle_seconds=0.2, unloaded=told.append) as running:
+        first = ask(running, "b")
+        _, b = running.models.all
+        assert b.engine is not None
+        old, close = b.engine, b.engine.close
+
+        def slow_close() -> None:
+            closing.set()
+            assert going_on.wait(60)
+            close()
+
+        monkeypatch.setattr(old, "close", slow_close)
+        assert closing.wait(60)
+        answers: list[str] = []
+        client = threading.Thread(target=lambda: answers.append(ask(running, "b")))
+        client.start()  # while the old engine is being closed
+        wait_for(lambda: b.users == 1, 30)
+        going_on.set()
+        client.join(60)
+        assert answers == [first] and b.engine is not old and "b" in told
+
+
+def test_a_load_goes_on_without_the_client_that_began_it(random_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = Models([ModelSpec("a", str(random_path))], serving=SERVING)
+    loads: list[str] = []
+    load = models._load
+
+    def counted(served: ServedModel, before: object) -> None:
+        loads.append(served.name)
+        time.sleep(0.2)
+        load(served, before)
+
+    monkeypatch.setattr(models, "_load", counted)
+
+    async def use() -> None:
+        async with models.use("a") as engine:
+            assert engine.is_open
+
+    async def begin_and_leave() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(use(), 0.05)
+        assert models.first.users == 0
+        await use()
+        await models.close()
+        with pytest.raises(ApiError, match="shutting down"):
+            await use()
+
+    asyncio.run(begin_and_leave())
+    assert loads == ["a"] and models.first.engine is None
 
 
 def test_a_cap_holds_for_all_models_together(random_path: Path, other_path: Path) -> None:

@@ -1,6 +1,9 @@
 """`tiny-llm serve`: models over HTTP; `tiny-llm keys`: who may use them."""
 
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +18,9 @@ from tiny_llm.config.scheduler import SchedulerConfig
 from tiny_llm.config.serving import ServingConfig
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from tiny_llm.server.models import Models
     from tiny_llm.server.observe import Observer
 
 INSTALL = 'serve: needs fastapi and uvicorn; install them with pip install "tiny-llm[server]"'
@@ -61,6 +67,9 @@ class LimitOptions:
         str | None, option("Stored responses of each key: 256MB if not set.", metavar="BYTES")
     ] = None
     max_body: Annotated[str | None, option("Largest request: 16MB if not set.", metavar="BYTES")] = None
+    cache_per_tenant: Annotated[bool | None, option("Share no cached prefixes between keys.", "--cache-per-tenant")] = (
+        None
+    )
     request_seconds: Annotated[float | None, option("Seconds that an answer may take; 600 if not set.")] = None
     drain_seconds: Annotated[float | None, option("After SIGTERM: seconds for running requests; 30 if not set.")] = None
 
@@ -122,12 +131,10 @@ def serve(
     served, as `pocket`.
     """
     engine.install_code()  # before the engine is imported
-    try:
-        from tiny_llm.server import app, models, run
+    with installed():
+        from tiny_llm.server import models, run
         from tiny_llm.server.keys import KeyFile
         from tiny_llm.server.settings import ServerSettings
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{INSTALL} ({error})") from error
     with usage():
         settings = ServerSettings(**settings_of(listen, limits))
         specs = [models.spec_of(text, limits.pin or ()) for text in model or ()] or [models.ModelSpec("pocket")]
@@ -143,19 +150,37 @@ def serve(
         unloaded=observer.unloaded,
         idle_seconds=settings.idle_unload,
         memory_cap=settings.memory_cap,
-        weights={key.name: key.weight for key in keys.all()},
     )
     listener = run.bind(settings)
     url = run.url_of(listener)
     if not model:
         print(dim(NO_MODEL, sys.stderr), file=sys.stderr, flush=True)
-    served.load_now()
+    make_app = load_and_import(served)
     names = ", ".join(spec.name for spec in specs)
 
     def ready() -> None:
         print(f"{names} at {url}/v1 (the API: {url}/docs)", flush=True)
 
-    run.run(app.make_app(served, settings, keys, observer), listener, ready)
+    run.run(make_app(served, settings, keys, observer), listener, ready)
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Within it a package that is missing raises a ValueError that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{INSTALL} ({error})") from error
+
+
+def load_and_import(served: "Models") -> Callable[..., "FastAPI"]:
+    """Load the models in a thread, and meanwhile import FastAPI, which takes as long. Return `make_app`."""
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(served.load_now)
+        with installed():
+            from tiny_llm.server.app import make_app
+        loading.result()
+    return make_app
 
 
 def settings_of(listen: ListenOptions, limits: LimitOptions) -> dict[str, Any]:
@@ -169,6 +194,7 @@ def settings_of(listen: ListenOptions, limits: LimitOptions) -> dict[str, Any]:
         allowed_hosts=tuple(listen.allowed_host or ()),
         allowed_origins=tuple(listen.allowed_origin or ()),
         max_body=sized("--max-body", limits.max_body),
+        cache_per_tenant=limits.cache_per_tenant,
         request_seconds=limits.request_seconds,
         drain_seconds=limits.drain_seconds,
         idle_unload=limits.idle_unload,

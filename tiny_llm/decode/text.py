@@ -38,7 +38,8 @@ class Delta:
     """The part of the answer `index` that a step adds: text (perhaps ""), its token, and at the end the reason.
 
     `origin`: with drafts, whether the token was "accepted" as it was guessed, came as a "bonus" behind the last right
-    guess, or "corrected" a wrong one; None where nothing was guessed.
+    guess, or "corrected" a wrong one; None where nothing was guessed. `num_drafted`: with the first token that a draft
+    gave, the number of tokens that the draft had guessed.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
     origin: Origin | None = None
+    num_drafted: int = 0
 
 
 class Writer:

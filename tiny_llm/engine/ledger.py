@@ -55,16 +55,16 @@ class Ledger:
     def match(self, sequence: Sequence) -> Match:
         """Find the kept blocks with the longest prefix of a waiting sequence's tokens."""
         if self.kept is not None:
-            return self.kept.match(sequence.tokens)
+            return self.kept.match(sequence.keys)
         if self.tree is None:
             return Match([], 0, "")
-        return self.tree.match(sequence.tokens, head=sequence.request.head)
+        return self.tree.match(sequence.keys, head=sequence.request.head)
 
     def known_tokens(self, sequence: Sequence, found: Match) -> int:
         """Return how many of a sequence's first tokens are known: those of `found`, and a part of the next block."""
         if self.tree is None:
             return found.num_tokens
-        return self.tree.known_tokens(sequence.tokens, found)
+        return self.tree.known_tokens(sequence.keys, found)
 
     def share(self, sequence: Sequence, found: Match) -> None:
         """Add references to the blocks of `found` to the end of the sequence's table."""
@@ -141,7 +141,7 @@ class Ledger:
         size = self.blocks.block_size
         whole = sequence.computed // size
         known = sum(block in self.tree.nodes for block in sequence.block_table[:whole])
-        sequence.block_table = self.tree.insert(sequence.tokens[: whole * size], sequence.block_table)
+        sequence.block_table = self.tree.insert(sequence.keys[: whole * size], sequence.block_table)
         if whole > known:
             above = sequence.block_table[known - 1] if known else -1
             kept = (above, *sequence.block_table[known:whole])
@@ -153,7 +153,7 @@ class Ledger:
         if self.kept is not None and sequence.computed:
             (block,) = sequence.block_table
             if self.blocks.writable(block):  # otherwise another sequence writes into it
-                self.kept.keep(block, sequence.tokens[: sequence.computed])
+                self.kept.keep(block, sequence.keys[: sequence.computed])
         held, sequence.block_table = sequence.block_table, []
         for block in reversed(held):  # the next sequence takes them in the order in which they lie
             self.blocks.free(block)
@@ -171,14 +171,14 @@ class Ledger:
         size, tree = self.blocks.block_size, self.tree
         if tree is None or sequence.computed != len(sequence.block_table) * size:
             return Restored([])
-        found = tree.match(sequence.tokens, sequence.block_table)
+        found = tree.match(sequence.keys, sequence.block_table)
         if found.blocks:
             self.log.tell("share", sequence, sequence.computed, found.num_tokens, found.blocks)
             self.share(sequence, found)
         copied = {block for pair in self.copies for block in pair}  # not copied yet
         begin = sequence.computed
         limit = min(limit, max(0, self.blocks.num_available - len(copied)))
-        read = tree.restore(sequence.tokens, begin, limit, self._allocate, copied)
+        read = tree.restore(sequence.keys, begin, limit, self._allocate, copied)
         if read.blocks or read.fault:
             tokens = len(read.blocks) * size
             sequence.block_table += read.blocks
@@ -206,7 +206,7 @@ class Ledger:
             assert 0 <= s.computed < len(s.tokens) + s.request.searches and s.computed <= len(s.block_table) * size
             for i, block in enumerate(s.block_table):
                 if tree and block in tree.nodes:
-                    assert tree.path(block) == s.tokens[: (i + 1) * size], "tree and table disagree"
+                    assert tree.path(block) == s.keys[: (i + 1) * size], "tree and table disagree"
         if tree:
             tree.check()
 

@@ -288,7 +288,7 @@ class Loop:
             except Exception as error:
                 return outputs + self._fail(sequence.request, error)
             if origin is not None:
-                delta = replace(delta, origin=origin)
+                delta = replace(delta, origin=origin, num_drafted=0 if outputs else len(share.draft.tokens))
             outputs.append(self._output(sequence, delta))
         return outputs
 

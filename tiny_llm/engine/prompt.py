@@ -8,7 +8,7 @@ from tiny_llm.config import SamplingParams
 from tiny_llm.config.fields import is_integer, require, shown
 from tiny_llm.config.sampling import check_token_ids
 from tiny_llm.decode.text import check_prompt, no_room, stop_tokens
-from tiny_llm.engine.request import Request, check_priority, check_seconds, check_tenant
+from tiny_llm.engine.request import Request, check_priority, check_salt, check_seconds, check_tenant
 from tiny_llm.model.tokenizer import Tokenizer, TooLongError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -32,6 +32,7 @@ class Terms(NamedTuple):
     priority: int
     tenant: str
     deadline: float | None
+    salt: str
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,13 @@ class RequestBuilder:
         check_template(template)
         priority = check_priority(rest.pop("priority", Request.priority))
         tenant = check_tenant(rest.pop("tenant", Request.tenant))
+        salt = check_salt(rest.pop("salt", Request.salt))
         deadline = rest.pop("deadline", None)
         if deadline is not None:
             deadline = now + check_seconds("deadline", deadline)
         settings = self.resolve(params, rest)
         check_token_ids(settings, self.vocab_size)
-        return Terms(settings, template, now, priority, tenant, deadline)
+        return Terms(settings, template, now, priority, tenant, deadline, salt)
 
     def served(self, name: str, prompt: Prompt, terms: Terms) -> Request:
         """Make the request with the id `name` on these terms. Raises ValueError as `encode` does."""
@@ -127,6 +129,7 @@ class RequestBuilder:
             priority=terms.priority,
             tenant=terms.tenant,
             deadline=terms.deadline,
+            salt=terms.salt,
         )
 
 

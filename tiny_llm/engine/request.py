@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 EndReason = Literal["stop", "length", "cancelled", "error"]
 PRIORITIES = 10
 MAX_TENANT = 256  # characters
+MAX_SALT = 1024  # characters
 NO_DRAFT = DraftTree()
 UNKNOWN = -1  # stands for a token that the step before is still sampling
 
@@ -63,8 +65,8 @@ class Request:
     `priority` is from -10 to 10, and higher priorities go first. `tenant` names the client whose share of the engine
     the request uses. `stop_tokens` are the ids that end an answer. `head` is the number of tokens before the user's own
     words (system prompt, tools, settings of the chat template); it only serves to explain why a prefix was not found.
-    `in_thought`: the prompt ends inside a thought that the answer closes with `</think>`. Raises ValueError for a value
-    of the wrong type or out of range.
+    `in_thought`: the prompt ends inside a thought that the answer closes with `</think>`. Requests with different
+    `salt`s share no cached prefix and no guesses. Raises ValueError for a value of the wrong type or out of range.
     """
 
     id: str
@@ -77,6 +79,7 @@ class Request:
     stop_tokens: frozenset[int] = frozenset()
     head: int = 0
     in_thought: bool = False
+    salt: str = ""
 
     def __post_init__(self) -> None:
         require(isinstance(self.id, str), f"id: expected a text, found {shown(self.id)}")
@@ -86,6 +89,7 @@ class Request:
         require(bad is None, f"prompt: expected token ids, found {shown(bad)}")
         require(isinstance(self.params, SamplingParams), f"params: expected SamplingParams, found {shown(self.params)}")
         plain = {"priority": check_priority(self.priority), "tenant": check_tenant(self.tenant)}
+        plain["salt"] = check_salt(self.salt)
         plain["arrival"] = check_seconds("arrival", self.arrival)
         if self.deadline is not None:
             plain["deadline"] = check_seconds("deadline", self.deadline)
@@ -118,6 +122,19 @@ def check_tenant(value: Any) -> str:
     ok = 0 < len(plain) <= MAX_TENANT
     require(ok, f"tenant: expected a name of 1 to {MAX_TENANT} characters, found {shown(value)}")
     return plain
+
+
+def check_salt(value: Any) -> str:
+    """Return a salt as a plain str. Raises ValueError unless it is a text of at most MAX_SALT characters."""
+    ok = isinstance(value, str) and len(value) <= MAX_SALT
+    require(ok, f"salt: expected a text of at most {MAX_SALT} characters, found {shown(value)}")
+    return "".join([value])
+
+
+def salted(token: int, salt: str) -> int:
+    """Return the number that stands for a first token in the prefix cache of a salt. No token has it: it is below 0."""
+    digest = sha256(f"{token} {salt}".encode("utf-8", "surrogatepass")).digest()
+    return -1 - int.from_bytes(digest[:7], "big")  # fits into the 64 bits of a disk tier's address
 
 
 def check_seconds(name: str, value: Any) -> float:
@@ -159,6 +176,17 @@ class Sequence:
     @property
     def num_prompt(self) -> int:
         return len(self.request.tokens)
+
+    @property
+    def keys(self) -> list[int]:
+        """The tokens under which the prefix cache knows this sequence.
+
+        They are `tokens`, but where the request has a salt, the first one is replaced by a digest of itself and the
+        salt. Each path of the prefix tree begins with the first token, so no path of one salt is found with another.
+        """
+        if not self.request.salt:
+            return self.tokens
+        return [salted(self.tokens[0], self.request.salt), *self.tokens[1:]]
 
     @property
     def output(self) -> list[int]:

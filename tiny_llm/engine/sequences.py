@@ -198,7 +198,7 @@ class Waiting:
     """
 
     def __init__(self, weights: Mapping[str, float]):
-        self.weights, self.size = weights, 0
+        self.weights, self.size = dict(weights), 0
         self.counters: dict[str, float] = defaultdict(float)  # tokens served / weight
         self._lines: dict[str, list[tuple[Rank, Sequence]]] = {}
         self._heads: list[tuple[float, Rank, str]] = []  # counter, first rank and name of each waiting tenant

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tiny_llm.config import EngineConfig, SamplingParams
-from tiny_llm.config.fields import require, shown
+from tiny_llm.config.fields import is_finite, require, shown
 from tiny_llm.config.serving import ServingConfig
 from tiny_llm.engine.answers import AsyncStream, Collected, Completion, Stream, completions_of
 from tiny_llm.engine.embed import Pooling, Vectors, check_pooling, embed_batches, encode_texts
@@ -25,6 +25,7 @@ from tiny_llm.engine.loop import Output
 from tiny_llm.engine.offline import ProgressLine
 from tiny_llm.engine.prompt import Prompt, Terms, many
 from tiny_llm.engine.rank import rank_batches, rank_input, scores_of
+from tiny_llm.engine.request import check_tenant
 from tiny_llm.engine.worker import Add, Close, Deliver, Embed, Forecast, Worker
 from tiny_llm.engine.worker import FullError as FullError
 
@@ -38,9 +39,9 @@ class Engine:
     `emit` is called in the engine's thread with each event of the scheduler. Raises the errors of `load`.
 
     Methods that take a prompt also take `options`: those of `LLM.stream`, and the request's `priority` (-10 to 10),
-    `tenant` and `deadline`, the seconds from now within which its answer should begin. A value of the wrong kind and a
-    request that can never run raise ValueError. A call that would make more unfinished requests than
-    `ServingConfig.max_requests` raises FullError and changes nothing.
+    `tenant`, `salt` (requests with different salts share no cached prefix) and `deadline`, the seconds from now within
+    which its answer should begin. A value of the wrong kind and a request that can never run raise ValueError. A call
+    that would make more unfinished requests than `ServingConfig.max_requests` raises FullError and changes nothing.
     """
 
     def __init__(
@@ -194,6 +195,18 @@ class Engine:
         of each of its unfinished answers, is "cancelled".
         """
         return self._worker.abort(request_id)
+
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long the step under way has run; 0 while the engine is idle. Any thread may ask."""
+        since = self._worker.turn_since
+        return 0.0 if since is None else max(0.0, time.monotonic() - since)
+
+    def set_weight(self, tenant: str, weight: float) -> None:
+        """Set a tenant's share of the tokens beside other tenants' from now on. Any thread may call it."""
+        ok = is_finite(weight) and weight > 0
+        require(ok, f"weight: expected a number above 0, found {shown(weight)}")
+        self._loop.scheduler.waiting.weights[check_tenant(tenant)] = weight
 
     @property
     def is_open(self) -> bool:

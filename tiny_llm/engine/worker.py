@@ -113,6 +113,7 @@ class Worker:
         self.recipients: dict[str, Recipient] = {}
         self.is_open = True
         self.service = ServiceTime()
+        self.turn_since: float | None = None  # when the order or step under way began; None while idle
         self._busy_since = 0.0  # when a request last came to an engine without unfinished requests
         self._gate = threading.RLock()  # makes "check that the worker is open, then put an order" one action
         self._embedding: deque[Embed] = deque()
@@ -231,10 +232,12 @@ class Worker:
         """Carry out the orders in the inbox, waiting for one only while idle. Returns False after `Close`."""
         while True:
             is_idle = not loop.has_work and not self._embedding
+            self.turn_since = None if is_idle else time.monotonic()
             try:
                 order = self.inbox.get(block=is_idle)
             except queue.Empty:
                 return True
+            self.turn_since = time.monotonic()
             if isinstance(order, Close):
                 return False
             if isinstance(order, Add):

@@ -12,8 +12,9 @@ from tiny_llm.decode.reply import AnswerPart, CallArguments, CallBegin, Content,
 from tiny_llm.decode.text import Delta
 from tiny_llm.engine.answers import AsyncStream
 from tiny_llm.engine.serving import Engine, FullError
-from tiny_llm.server.ask import Ask, engine_call
+from tiny_llm.server.ask import Ask, Tenant, engine_call
 from tiny_llm.server.errors import out_of_time, queue_full, unavailable
+from tiny_llm.server.keys import Key
 from tiny_llm.server.state import ServerState, key_of
 
 MERGED = 64  # pieces that wait to be read where several prompts stream at once
@@ -70,7 +71,7 @@ class Answers:
         self.asked: list[OneAnswer] = []
         self._expired = False
 
-    def add(self, ask: Ask, tenant: str) -> None:
+    def add(self, ask: Ask, tenant: Tenant) -> None:
         """Begin the answers to an Ask. Raises FullError, and ValueError for settings of the wrong kind."""
         call = engine_call(ask, self.engine, tenant)
         stream = self.engine.astream(call.prompt, None, **call.options)
@@ -129,8 +130,10 @@ async def answering(request: Request, state: ServerState, asks: Sequence[Ask]) -
             answers = Answers(engine, seconds)
             timer = asyncio.get_running_loop().call_later(seconds, answers.expire)
             try:
+                state.observer.asked(request, asks)
+                tenant = tenant_of(key, engine, state)
                 for ask in asks:
-                    answers.add(ask, key.name if key else "default")
+                    answers.add(ask, tenant)
                 yield answers
             except FullError:
                 raise queue_full(engine.forecast().seconds) from None
@@ -144,6 +147,14 @@ async def answering(request: Request, state: ServerState, asks: Sequence[Ask]) -
                 usage = answers.usage
                 meter.charge(usage.prompt + usage.completion)
                 state.observer.finished(request, answers.asked)
+
+
+def tenant_of(key: Key | None, engine: Engine, state: ServerState) -> Tenant:
+    """Return the tenant of a key. The key's weight may have changed since its last request: tell the engine."""
+    if key is None:
+        return Tenant()
+    engine.set_weight(key.name, key.weight)
+    return Tenant(key.name, state.settings.cache_per_tenant)
 
 
 async def _merged(sources: Sequence[AsyncGenerator[AnswerPiece, None]]) -> AsyncGenerator[AnswerPiece, None]:
@@ -216,7 +227,7 @@ async def collect(answers: Answers) -> list[WholeAnswer]:
 
 
 def speculation_figures(deltas: Sequence[Delta]) -> dict[str, Any] | None:
-    """Return vLLM's figures of speculation for one answer; None where nothing was guessed.
+    """Return vLLM's figures of speculation for some answers; None where nothing was guessed.
 
     A verified draft ends with the model's own token, a "bonus" or a "corrected" one.
     """
@@ -231,9 +242,12 @@ def speculation_figures(deltas: Sequence[Delta]) -> dict[str, Any] | None:
     if not accepted:
         return None
     longest = max(accepted)
+    drafted = sum(delta.num_drafted for delta in deltas)
     return {
         "mean_acceptance_length": 1 + sum(accepted) / len(accepted),
         "acceptance_histogram": [accepted.count(length) for length in range(longest + 1)],
         "num_spec_steps": len(accepted),
         "num_accepted_draft_tokens": sum(accepted),
+        "num_draft_tokens": drafted,
+        "draft_acceptance_rate": sum(accepted) / drafted if drafted else 0.0,
     }

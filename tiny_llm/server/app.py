@@ -11,7 +11,7 @@ from tiny_llm.server.guard import Guard
 from tiny_llm.server.keys import KeyFile
 from tiny_llm.server.models import Models
 from tiny_llm.server.observe import ObservedApp, Observer
-from tiny_llm.server.routes import chat, completions, embeddings, health, messages, models, responses, tokens
+from tiny_llm.server.routes import chat, completions, embeddings, health, loads, messages, models, responses, tokens
 from tiny_llm.server.settings import ServerSettings
 from tiny_llm.server.sse import end
 from tiny_llm.server.state import ServerState
@@ -26,6 +26,7 @@ ROUTERS = (
     responses.router,
     tokens.router,
     models.router,
+    loads.router,
     health.router,
 )
 

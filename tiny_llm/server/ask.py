@@ -29,8 +29,8 @@ class Ask:
     """What a request of any API asks for.
 
     `settings`: settings of decoding by the names of SamplingParams, only those that the request gives. `options`: its
-    priority and deadline. `template`: the chat template's settings. `tools`: in the form of chat templates, in the
-    client's order, because the prefix cache depends on it.
+    priority, deadline and salt. `template`: the chat template's settings. `tools`: in the form of chat templates, in
+    the client's order, because the prefix cache depends on it.
     """
 
     model: str
@@ -52,9 +52,23 @@ class EngineCall(NamedTuple):
     make_reply: Callable[[bool], Reply]
 
 
-def engine_call(ask: Ask, engine: Engine, tenant: str) -> EngineCall:
+class Tenant(NamedTuple):
+    """The client whose share of the engine a request uses. `has_own_cache`: it shares no cached prefix with others."""
+
+    name: str = "default"
+    has_own_cache: bool = False
+
+    def options(self, ask: Ask) -> dict[str, Any]:
+        """Return a request's way through the engine for this tenant."""
+        options = {**ask.options, "tenant": self.name}
+        if self.has_own_cache:
+            options["salt"] = f"{self.name} {ask.options.get('salt', '')}"  # names have no spaces
+        return options
+
+
+def engine_call(ask: Ask, engine: Engine, tenant: Tenant) -> EngineCall:
     """Turn an Ask into a call of the engine. Raises ApiError for tools that can't be called."""
-    options = {**ask.settings, **ask.options, "tenant": tenant}
+    options = {**ask.settings, **tenant.options(ask)}
     if "max_tokens" not in ask.settings and "max_tokens" not in engine.llm.defaults:
         options["max_tokens"] = engine.llm.max_context  # the engine lowers it to the room that the prompt leaves
     template = dict(ask.template)

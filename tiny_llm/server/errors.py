@@ -7,18 +7,21 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 from starlette.types import Scope
 
 from tiny_llm.config.fields import as_json
 from tiny_llm.decode.text import ContextError
 from tiny_llm.engine.serving import FullError
+
+if TYPE_CHECKING:  # its import takes a quarter of a second, in which `tiny-llm serve` already loads the model
+    from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError
 
 LOG = logging.getLogger("tiny_llm.server")
 INVALID = "invalid_request_error"
@@ -177,7 +180,7 @@ def api_error(error: BaseException, forecast: float = 1.0) -> ApiError:
     return internal()
 
 
-def validation_error(error: RequestValidationError) -> ApiError:
+def validation_error(error: "RequestValidationError") -> ApiError:
     """Return the API's form of a fault that pydantic found: of the forms a value may have, that which came furthest."""
     fault = max(error.errors(), key=lambda each: len(each["loc"]))
     place = [part for part in fault["loc"] if part != "body"]
@@ -223,8 +226,9 @@ def allowed_methods(request: Request) -> str:
     return ", ".join(sorted(methods))
 
 
-def add_handlers(app: FastAPI) -> None:
+def add_handlers(app: "FastAPI") -> None:
     """Let the app answer each error in the API's form."""
+    from fastapi.exceptions import RequestValidationError
 
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)

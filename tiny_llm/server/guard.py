@@ -13,8 +13,8 @@ from tiny_llm.server import errors
 from tiny_llm.server.keys import KeyFile
 from tiny_llm.server.settings import LOCAL_NAMES, ServerSettings
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/docs", "/openapi.json"})  # without a key
-ALWAYS = frozenset({"/health", "/ready", "/metrics", "/version"})  # while draining, too
+OPEN_PATHS = frozenset({"/health", "/ready", "/live", "/version", "/docs", "/openapi.json"})  # without a key
+ALWAYS = frozenset({"/health", "/ready", "/live", "/metrics", "/version"})  # while draining, too
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 SECURITY = {
     "x-content-type-options": "nosniff",

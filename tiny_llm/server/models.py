@@ -3,9 +3,9 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from tiny_llm.engine.loading import choose_operations, dtype_of
 from tiny_llm.engine.serving import Engine
 from tiny_llm.model import hub, loader
 from tiny_llm.model.source import open_source
-from tiny_llm.server.errors import no_model, unavailable
+from tiny_llm.server.errors import draining, no_model, unavailable
 
 Emit = Callable[[Event], None]
 CHECKS = 4  # checks for idle models in the time after which one is unloaded
@@ -62,7 +62,7 @@ class Models:
     `observe` returns, for a model's name, the function that its engine calls with each event. `unloaded` is called with
     the name of a model whose engine was closed. `idle_seconds`: after
     which an unused model is unloaded, unless it is pinned. `memory_cap`: bytes of all loaded models together.
-    `weights`: each tenant's share of an engine. Raises ValueError for names that are there twice.
+    Raises ValueError for names that are there twice.
     """
 
     def __init__(
@@ -75,13 +75,10 @@ class Models:
         unloaded: Callable[[str], None] = lambda name: None,
         idle_seconds: float | None = None,
         memory_cap: int | None = None,
-        weights: Mapping[str, float] | None = None,
     ):
         require(bool(specs), "models: expected at least one model, found none")
         self.config = config or EngineConfig()
-        serving = serving or ServingConfig()
-        scheduler = replace(serving.scheduler, weights={**serving.scheduler.weights, **(weights or {})})
-        self.serving = replace(serving, scheduler=scheduler)
+        self.serving = serving or ServingConfig()
         self._observe, self._unloaded = observe, unloaded
         self._idle_seconds, self._memory_cap = idle_seconds, memory_cap
         self._served: dict[str, ServedModel] = {}
@@ -89,7 +86,7 @@ class Models:
             require(spec.name not in self._served, f"model: expected different names, found {spec.name!r} twice")
             self._served[spec.name] = ServedModel(spec)
         self._loading = asyncio.Lock()
-        self._begun = False
+        self._begun = self._ended = False
 
     @property
     def all(self) -> list[ServedModel]:
@@ -101,8 +98,21 @@ class Models:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the models that were loaded at the start still run: a failed engine ends its thread."""
-        return all(served.engine is None or served.engine.is_open for served in self.all) and self._begun
+        """Whether the models that load at the start are loaded, and no engine has failed."""
+        return self._begun and all(served.engine is None or served.engine.is_open for served in self.all)
+
+    def failures(self, step_seconds: float) -> list[str]:
+        """Say of each engine that has failed what is wrong: its thread has ended, or a step takes too long."""
+        found = []
+        for served in self.all:
+            engine = served.engine
+            if engine is None:
+                continue
+            if not engine.is_open:
+                found.append(f"{served.name}: the engine's thread has ended")
+            elif engine.stalled_seconds > step_seconds:
+                found.append(f"{served.name}: the step under way takes longer than {step_seconds:g} seconds")
+        return found
 
     def find(self, name: str) -> ServedModel:
         """Return a model. Raises ApiError 404 where there is none of that name."""
@@ -125,7 +135,7 @@ class Models:
         served = self.find(name)
         served.users += 1
         try:
-            if served.engine is None:
+            while served.engine is None:  # the server may close an engine as soon as it is loaded
                 await self._ready(served)
             assert served.engine is not None
             yield served.engine
@@ -134,8 +144,18 @@ class Models:
             served.last_used = time.monotonic()
 
     async def _ready(self, served: ServedModel) -> None:
-        """Load a model in another thread. Requests that ask for it meanwhile wait; models load one at a time."""
+        """Load a model in another thread. Requests that ask for it meanwhile wait; models load one at a time.
+
+        The load goes on where its request is cancelled: a thread can't be ended, and a second load of the same model
+        would leave the first engine behind.
+        """
+        await asyncio.shield(asyncio.ensure_future(self._load_in_turn(served)))
+
+    async def _load_in_turn(self, served: ServedModel) -> None:
+        """Load a model unless it is loaded by then. Raises ApiError 503 after `close`."""
         async with self._loading:
+            if self._ended:
+                raise draining()
             if served.engine is None:
                 await asyncio.to_thread(self._estimate, served)
                 await asyncio.to_thread(self._load, served, self._make_room(served))
@@ -189,10 +209,17 @@ class Models:
             now = time.monotonic()
             for served in self.all:
                 if is_idle(served) and now - served.last_used >= limit:
-                    await asyncio.to_thread(self._close, detach(served))
+                    await self._unload(served)
+
+    async def _unload(self, served: ServedModel) -> None:
+        """Close an idle model's engine. A request that comes meanwhile waits, and then loads the model again."""
+        async with self._loading:
+            if is_idle(served):  # a request may have come while another model was loaded
+                await asyncio.to_thread(self._close, detach(served))
 
     async def close(self) -> None:
-        """End all engines. Requests that still run fail."""
+        """End all engines. Requests that still run fail, and no model is loaded any more."""
+        self._ended = True
         async with self._loading:
             for served in self.all:
                 if served.engine is not None:

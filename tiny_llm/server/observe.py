@@ -16,7 +16,9 @@ from tiny_llm.server.logs import Logs, about
 from tiny_llm.server.metrics import Metrics
 from tiny_llm.server.tracing import Asked, Tracing
 
-PROBES = frozenset({"/health", "/ready", "/metrics", "/version"})  # asked every few seconds: not in the logs
+PROBES = frozenset(
+    {"/health", "/ready", "/live", "/metrics", "/version", "/server_info", "/v1/loads"}
+)  # asked every few seconds: not in the logs
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}  # of the others it is chat
 NOT_FOUND = "unmatched"  # the route of a path that no route has
@@ -85,6 +87,13 @@ class Observer:
         usage.cached_tokens += cached
         usage.generated_tokens += generated
         usage.finish_reason = reason
+
+    def asked(self, request: HTTPConnection, asks: Sequence[Ask]) -> None:
+        """Log the prompts of a request, where that is allowed."""
+        if self.logs is not None and self.logs.prompts:
+            with about(str(request.scope["state"].get("request_id", ""))):
+                for ask in asks:
+                    self.logs.prompt(ask.prompt)
 
     def finished(self, request: HTTPConnection, asked: Sequence[AskedStream]) -> None:
         """Count the times of a request's answers, and send their spans."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from tiny_llm.server.settings import ServerSettings
 from tiny_llm.server.state import ServerState
@@ -77,7 +77,7 @@ def url_of(listener: socket.socket) -> str:
     return f"http://{host}:{port}"
 
 
-def make_server(app: FastAPI, ready: Callable[[], None] = lambda: None) -> DrainingServer:
+def make_server(app: Starlette, ready: Callable[[], None] = lambda: None) -> DrainingServer:
     """Make the server of an app. `ready` is called once it accepts connections."""
     config = uvicorn.Config(
         app,
@@ -94,7 +94,7 @@ def make_server(app: FastAPI, ready: Callable[[], None] = lambda: None) -> Drain
     return DrainingServer(config, app.state.server, ready)
 
 
-def run(app: FastAPI, listener: socket.socket, ready: Callable[[], None]) -> None:
+def run(app: Starlette, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, and then until running requests have ended."""
     server = make_server(app, ready)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

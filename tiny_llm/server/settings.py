@@ -21,7 +21,9 @@ class ServerSettings:
     `comment_seconds`: between the comments that keep a silent event stream open. `drain_seconds`: after SIGTERM, for
     running requests to end. `idle_unload`: after which an unused model is unloaded, None for never. `memory_cap`: of
     all loaded models together, None for no limit but the machine's. `responses_folder`: where /v1/responses stores
-    what it answers, None for nowhere; `responses_bytes`: of the responses of each key.
+    what it answers, None for nowhere; `responses_bytes`: of the responses of each key. `cache_per_tenant`: requests
+    with different keys share no cached prefixes. `step_seconds`: a step of an engine that takes longer has failed, and
+    /live says so.
     """
 
     host: str = "127.0.0.1"
@@ -42,6 +44,8 @@ class ServerSettings:
     memory_cap: int | None = None
     responses_folder: Path | None = None
     responses_bytes: int = 256 * 2**20
+    cache_per_tenant: bool = False
+    step_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         ok = is_integer(self.port) and 0 <= self.port <= 65_535
@@ -50,7 +54,14 @@ class ServerSettings:
             value = getattr(self, name)
             ok = (value is None and name == "memory_cap") or (is_integer(value) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {shown(value)}")
-        for name in ("body_seconds", "request_seconds", "write_seconds", "comment_seconds", "idle_unload"):
+        for name in (
+            "body_seconds",
+            "request_seconds",
+            "write_seconds",
+            "comment_seconds",
+            "idle_unload",
+            "step_seconds",
+        ):
             value = getattr(self, name)
             ok = (value is None and name == "idle_unload") or (is_finite(value) and value > 0)
             require(ok, f"{name}: expected seconds above 0, found {shown(value)}")

@@ -1,8 +1,10 @@
 """What all routes share."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fastapi import Request
+from starlette.requests import Request
 
 from tiny_llm.server.guard import Drain
 from tiny_llm.server.keys import Key, KeyFile
@@ -11,6 +13,20 @@ from tiny_llm.server.observe import Observer
 from tiny_llm.server.rates import Rates
 from tiny_llm.server.settings import ServerSettings
 from tiny_llm.server.store import ResponseStore
+
+
+class Speed:
+    """Tokens a second between two calls of `since_last`, from a count of all tokens that only grows."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._then, self._count = clock, clock(), 0
+
+    def since_last(self, count: int) -> float:
+        """Return the tokens a second since the last call, or since the start; `count` are all tokens until now."""
+        now = self._clock()
+        seconds, tokens = now - self._then, count - self._count
+        self._then, self._count = now, count
+        return tokens / seconds if seconds > 0 else 0.0
 
 
 @dataclass
@@ -24,6 +40,7 @@ class ServerState:
     drain: Drain = field(default_factory=Drain)
     observer: Observer = field(default_factory=Observer)
     store: ResponseStore | None = None
+    speed: Speed = field(default_factory=Speed)
 
 
 def state_of(request: Request) -> ServerState:

@@ -140,6 +140,7 @@ class SamplingFields(ApiModel):
     """The settings of decoding that chat and completions share, and those of the request's way through the engine.
 
     `priority` is from -10 to 10, higher first. `deadline`: seconds from now within which the answer should begin.
+    `cache_salt`: requests with different salts share nothing of the prefix cache.
     """
 
     model: str = Field(min_length=1, max_length=4096)
@@ -178,13 +179,7 @@ class SamplingFields(ApiModel):
         return biases
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of decoding that the request gives, under the engine's names.
-
-        Raises ApiError for `cache_salt`, which would promise more than the prefix cache keeps.
-        """
-        if self.cache_salt is not None:
-            words = "cache_salt: this server's prefix cache is shared by all; start it without the prefix cache."
-            raise unsupported("cache_salt", words)
+        """Return the settings of decoding that the request gives, under the engine's names."""
         given: dict[str, Any] = {}
         for name in SAME:
             value = getattr(self, name, None)
@@ -207,7 +202,7 @@ class SamplingFields(ApiModel):
 
     def options(self) -> dict[str, Any]:
         """Return the request's way through the engine."""
-        given = {"priority": self.priority, "deadline": self.deadline}
+        given = {"priority": self.priority, "deadline": self.deadline, "salt": self.cache_salt}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
