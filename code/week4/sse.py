@@ -18,7 +18,7 @@ COMMENT = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 Events = AsyncGenerator[bytes, None]
 Done = TypeVar("Done")
-Item = TypeVar("Item")
+Yielded = TypeVar("Yielded")
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
@@ -154,13 +154,13 @@ async def open_stream(
     return EventStream(first, events, presence, settings, comment)
 
 
-async def _next(items: AsyncGenerator[Item, None]) -> Item | None:
+async def _next(items: AsyncGenerator[Yielded, None]) -> Yielded | None:
     async for item in items:
         return item
     return None
 
 
-async def with_start(items: AsyncGenerator[Item, None], seconds: float) -> AsyncGenerator[Item | None, None]:
+async def with_start(items: AsyncGenerator[Yielded, None], seconds: float) -> AsyncGenerator[Yielded | None, None]:
     """Yield the items, and before them None: when the first item is there, or after `seconds` without one.
 
     So an API whose stream opens with an event of its own can send it before a long prompt is computed, and an error

@@ -13,7 +13,7 @@ from tiny_llm.engine.prompt import encode_prompt
 from tiny_llm.server.answer import answering
 from tiny_llm.server.anthropic_format import MessageFormat
 from tiny_llm.server.anthropic_types import CountRequest, MessagesRequest
-from tiny_llm.server.ask import Ask, engine_call
+from tiny_llm.server.ask import Ask, Tenant, engine_call
 from tiny_llm.server.body import StrictRoute
 from tiny_llm.server.errors import ApiError, bad_request
 from tiny_llm.server.formats import Json
@@ -95,7 +95,7 @@ async def count_tokens(asked: CountRequest, request: Request, anthropic_version:
     check_version(anthropic_version)
     ask = asked.ask()
     async with state_of(request).models.use(asked.model) as engine:
-        call = engine_call(ask, engine, "default")
+        call = engine_call(ask, engine, Tenant())
         template = call.options.get("template")
         encoded = await asyncio.to_thread(encode_prompt, engine.llm.tokenizer, call.prompt, template)
     return JSONResponse({"input_tokens": len(encoded.tokens)})
