@@ -55,7 +55,7 @@ def indexing(embedder: Embedder | None, llm: LLM) -> dict[str, float]:
 
 def second_question(llm: LLM) -> dict[str, Any]:
     """The time to the first token of a question, and of a second one on the same documents, the fastest of five."""
-    settings = AnswerSettings(least_coverage=0.0, most=2, max_tokens=1)
+    settings = AnswerSettings(least_coverage=0.0, passages=2, answer_tokens=1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         index = Index(Path(folder))

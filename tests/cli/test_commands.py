@@ -17,6 +17,7 @@ from tiny_llm.config import EngineConfig
 from tiny_llm.config.speculation import SpeculationConfig
 from tiny_llm.decode.text import Delta
 from tiny_llm.engine.request import PrefixMiss
+from tiny_llm.kernels.cpu import build
 
 
 def test_help_lists_every_command(run: Run) -> None:
@@ -141,7 +142,8 @@ def test_clear_forgets_the_conversation(run: Run) -> None:
     assert llm.asked[1] == said("two")
 
 
-def test_stats(run: Run) -> None:
+def test_stats(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "held_bytes", lambda: 0)  # of models that other tests have loaded
     out = run("chat", stdin="/stats\nhello\n/stats\n", llm=FakeLLM("four")).out.splitlines()
     assert out[:3] == ["messages  0", "context   0 of 10000 tokens", "written   0 tokens in 0 answers"]
     shown = {row[:13].strip(): row[13:] for row in out[4:]}

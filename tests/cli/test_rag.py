@@ -69,11 +69,11 @@ def test_what_is_skipped_is_told(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "complaint", "code"),
     [
-        (["ask", "What?", "-i", "{folder}/none"], "expected an index of documents, found none; add documents", 2),
+        (["ask", "What?", "-i", "{folder}/none"], "expected an index of documents, found none; add documents", 1),
         (["status", "-i", "{folder}/none"], "expected an index of documents, found none; add some", 1),
         (["ask", " ", "-i", "{folder}/index"], "the question is empty", 2),
         (["ask", "What?", "-i", "{folder}/index", "--method", "fused"], "fused needs an embedder", 2),
-        (["ask", "What?", "-i", "{folder}/index", "--passages", "0"], "most: expected a number from 1", 2),
+        (["ask", "What?", "-i", "{folder}/index", "--passages", "0"], "passages: expected a number from 1", 2),
         (["add", "{folder}/nothing", "-i", "{folder}/index"], "expected a file or a folder, found none", 1),
         (["add", "{folder}", "-i", "{folder}/index", "--chunk-tokens", "3"], "size: expected a number of tokens", 2),
         (["remove", "{folder}/nothing", "-i", "{folder}/index"], "expected a document of the index, found none", 1),

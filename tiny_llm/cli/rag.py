@@ -55,8 +55,7 @@ class IndexOptions:
         name = self.embedder or recorded["embedder_name"] or NONE
         store = self.store or recorded["store"] or "chroma"
         make = Index if create else Index.open
-        with usage("--index"):
-            index = make(self.index, embedder=load_embedder(name), store=store)
+        index = make(self.index, embedder=load_embedder(name), store=store)
         if create and name != NONE:
             index.catalog.set_setting("embedder_name", name)
             index.catalog.set_setting("store", store)
@@ -94,9 +93,9 @@ class RetrievalOptions:
         from tiny_llm.apps.rag.assistant import AnswerSettings
 
         given: dict[str, Any] = {
-            "most": self.passages,
+            "passages": self.passages,
             "budget": self.budget,
-            "max_tokens": self.answer_tokens,
+            "answer_tokens": self.answer_tokens,
             "least_coverage": self.least_coverage,
         }
         with usage():
@@ -263,8 +262,7 @@ def remove(paths: Paths, where: IndexOptions) -> None:
     """Remove documents from an index: files, or all below a folder. The files themselves stay."""
     from tiny_llm.apps.rag.index import Index
 
-    with usage("--index"):
-        index = Index.open(where.index)
+    index = Index.open(where.index)
     for name in index.remove(paths):
         print(f"removed {name}")
 

@@ -1,5 +1,6 @@
 """`tiny-llm serve`: models over HTTP; `tiny-llm keys`: who may use them."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -238,7 +239,7 @@ def add(
         concurrent=concurrent,
         weight=weight,
     )
-    path = file.expanduser()
+    path = Path(os.path.expanduser(file))
     path.parent.mkdir(parents=True, exist_ok=True)
     print(store.add_key(path, name, **limits))
 
@@ -247,7 +248,7 @@ def add(
 def list_keys(file: FilePath = KEYS_FILE) -> None:
     """List the keys by name, with their limits."""
     store = _keys_module()
-    path = file.expanduser()
+    path = Path(os.path.expanduser(file))
     for key in store.read_keys(path) if path.exists() else ():
         limits = [f"{limit} {getattr(key, limit)}" for limit in store.LIMITS if getattr(key, limit) is not None]
         if key.weight != 1:
@@ -258,7 +259,7 @@ def list_keys(file: FilePath = KEYS_FILE) -> None:
 @keys.command()
 def remove(name: str, file: FilePath = KEYS_FILE) -> None:
     """Remove a key. Running servers refuse it from their next request on."""
-    _keys_module().remove_key(file.expanduser(), name)
+    _keys_module().remove_key(Path(os.path.expanduser(file)), name)
 
 
 def _keys_module() -> Any:

@@ -119,7 +119,7 @@ def test_questions_that_point_back(question: str, yes: bool) -> None:
 
 def test_a_full_conversation_begins_anew(retriever: Retriever) -> None:
     llm = ScriptedLLM("1871 [1].", "1872 [1].", "1873 [1].", max_context=260)
-    talk = assistant(retriever, llm, AnswerSettings(max_tokens=100))
+    talk = assistant(retriever, llm, AnswerSettings(answer_tokens=100))
     for _ in range(3):
         talk.ask("When was the red mill built, " + "really " * 40 + "?")
     assert [len(messages) for messages in llm.asked] == [2, 4, 2]
@@ -128,7 +128,7 @@ def test_a_full_conversation_begins_anew(retriever: Retriever) -> None:
 def test_a_budget_without_room_is_refused(retriever: Retriever) -> None:
     llm = ScriptedLLM(max_context=120)
     with pytest.raises(ValueError, match=r"budget: expected room for a passage, found \d+ tokens, .* raise --budget"):
-        assistant(retriever, llm, AnswerSettings(max_tokens=100)).ask("When was the red mill built?")
+        assistant(retriever, llm, AnswerSettings(answer_tokens=100)).ask("When was the red mill built?")
 
 
 @pytest.mark.parametrize("name", ["pocket", "qwen3-0.6b"])
@@ -166,9 +166,9 @@ def test_refusals_are_recognised() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"most": 0}, "most: expected a number from 1 to 99, found 0"),
+        ({"passages": 0}, "passages: expected a number from 1 to 99, found 0"),
         ({"budget": 1.5}, "budget: expected a number from 16"),
-        ({"max_tokens": True}, "max_tokens: expected a number from 1"),
+        ({"answer_tokens": True}, "answer_tokens: expected a number from 1"),
         ({"least_coverage": 2}, "least_coverage: expected a number from 0 to 1, found 2"),
     ],
 )
@@ -182,7 +182,7 @@ def test_the_second_question_on_the_same_documents_is_cached(tmp_path: Path) -> 
     llm = load()
     index = Index(tmp_path)
     index.add([DOCUMENTS], ChunkSettings(), counter(llm.tokenizer))
-    settings = AnswerSettings(least_coverage=0.0, most=2, max_tokens=4)
+    settings = AnswerSettings(least_coverage=0.0, passages=2, answer_tokens=4)
     questions = (
         "How high is the Tarn bridge and the Velden bridge?",
         "How long is the Velden bridge and the Tarn bridge?",

@@ -25,21 +25,21 @@ MESSAGE_TOKENS = 64  # room for what a chat template adds
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """`most` passages of `budget` tokens together; an answer of `max_tokens`.
+    """At most so many `passages`, of `budget` tokens together; an answer of `answer_tokens`.
 
     `least_coverage`: where no passage has this share of the question's words, weighted by idf, the answer is that the
     documents do not say, without asking the model; `tiny-llm rag eval` shows what each value costs.
     """
 
-    most: int = 4
+    passages: int = 4
     budget: int = 1200
-    max_tokens: int = 200
+    answer_tokens: int = 200
     least_coverage: float = 0.45
 
     def __post_init__(self) -> None:
-        check_number("most", self.most, 1, 99)
+        check_number("passages", self.passages, 1, 99)
         check_number("budget", self.budget, 16, 10**6)
-        check_number("max_tokens", self.max_tokens, 1, 10**6)
+        check_number("answer_tokens", self.answer_tokens, 1, 10**6)
         share = self.least_coverage
         require(0 <= share <= 1, f"least_coverage: expected a number from 0 to 1, found {shown(share)}")
 
@@ -97,7 +97,7 @@ class Assistant:
         begin = time.perf_counter()
         query = self._standalone(question)
         rewriting = time.perf_counter() - begin
-        findings = self.retriever.find(query, self.settings.most)
+        findings = self.retriever.find(query, self.settings.passages)
         findings.seconds = {"rewrite": rewriting} | findings.seconds
         if not findings.hits or findings.coverage < self.settings.least_coverage:
             if on_text is not None:
@@ -136,7 +136,7 @@ class Assistant:
     ) -> str:
         """Return the model's greedy answer. The time to its first piece is a stage of its own."""
         template = {"enable_thinking": False}
-        stream = self.llm.stream(messages, template=template, temperature=0.0, max_tokens=self.settings.max_tokens)
+        stream = self.llm.stream(messages, template=template, temperature=0.0, max_tokens=self.settings.answer_tokens)
         pieces: list[str] = []
 
         def take(delta: Delta | None) -> None:
@@ -160,7 +160,7 @@ class Assistant:
         turn = {"role": "user", "content": self.form.question([hit.chunk.passage for hit in packed], question)}
         plain = {"role": "user", "content": question}
         messages = [*self.messages, plain if repeated else turn]
-        room = min(self.llm.max_context, most_tokens(self.llm.name)) - self.settings.max_tokens
+        room = min(self.llm.max_context, most_tokens(self.llm.name)) - self.settings.answer_tokens
         if not self.messages or self._count(messages) > room:
             repeated = False
             messages = [{"role": "system", "content": self.form.system}, turn]
@@ -173,8 +173,8 @@ class Assistant:
         lines = [self.form.line(number, hit.chunk.passage) for number, hit in enumerate(hits, 1)]
         costs = [len(self.llm.tokenizer.encode(line)) + 1 for line in lines]
         fixed = len(self.llm.tokenizer.encode(f"{self.form.system}\n{question}")) + MESSAGE_TOKENS
-        budget = min(self.settings.budget, self.llm.max_context - self.settings.max_tokens - fixed)
-        chosen = pack(costs, budget, self.settings.most, [hit.place for hit in hits])
+        budget = min(self.settings.budget, self.llm.max_context - self.settings.answer_tokens - fixed)
+        chosen = pack(costs, budget, self.settings.passages, [hit.place for hit in hits])
         if not chosen:
             raise ValueError(
                 f"budget: expected room for a passage, found {max(budget, 0)} tokens, and the shortest passage has "

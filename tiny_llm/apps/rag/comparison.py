@@ -68,7 +68,7 @@ class Comparison:
                 replies = answer_figures(retriever, self.llm, questions, self.settings, progress)
                 seconds = figures[method]["seconds"] | replies.pop("seconds")
                 figures[method] |= {**replies, "seconds": seconds}
-        thresholds = threshold_figures(default, questions, self.settings.most)
+        thresholds = threshold_figures(default, questions, self.settings.passages)
         chunks = len(index.chunks)
         index.close()
         return {"default": default.method, "chunks": chunks, "methods": figures, "thresholds": thresholds}
