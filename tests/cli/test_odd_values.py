@@ -18,6 +18,7 @@ from tests.cli.conftest import Result, Run
 from tests.cli.fake import FakeLLM
 from tests.support import make_model
 from tiny_llm import LLM, load
+from tiny_llm.apps.rag import comparison
 from tiny_llm.cli import app
 from tiny_llm.cli.bench import Figure
 from tiny_llm.course import desk
@@ -61,7 +62,7 @@ REQUIRED = {  # what the arguments and options that a command can't do without a
 }
 
 
-RUN, MEASURE = record.run, roofline.measure
+RUN, MEASURE, QUESTIONS_ON = record.run, roofline.measure, comparison.questions_on
 
 
 def nothing(*_: object, **__: object) -> list[Any]:
@@ -104,6 +105,8 @@ WORK = {  # done elsewhere: what takes long, asks the network or changes files
     ("tiny_llm.views.roofline", "measure"): lambda names: MEASURE(names or ["axpby"]),
     ("tiny_llm.course.desk", "install"): folder_alone,
     ("tiny_llm.course.watch", "watch"): nothing,
+    ("tiny_llm.apps.rag.comparison", "questions_on"): lambda name: QUESTIONS_ON(name)[:1],
+    ("tiny_llm.apps.rag.comparison", "book_pages"): lambda _: [],
     ("tiny_llm.cli.serve", "load_and_import"): lambda _: nothing,
     ("tiny_llm.server.run", "run"): nothing,
     ("tiny_llm.pocket.train", "train"): nothing,

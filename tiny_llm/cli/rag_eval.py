@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from tiny_llm.cli.errors import usage
 from tiny_llm.cli.options import EngineOptions, option, with_options
 from tiny_llm.cli.rag import AsJson, RetrievalOptions, load_embedder, load_reranker, progress_bar
 from tiny_llm.cli.rag import app as app
@@ -41,7 +40,7 @@ def evaluate(
         answers=answers,
     )
     folder = book_folder(book)
-    with progress_bar("answering") as progress, usage():
+    with progress_bar("answering") as progress:
         found = compared.run(folder, lambda done, total: progress(done, total, "answering"))
     if as_json:
         print_json(found)
