@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,11 @@ class CallResult(NamedTuple):
     text: str
     failed: bool = False
     foreign: bool = False
+
+    @property
+    def message(self) -> str:
+        """A failure's text without "Error: "."""
+        return self.text.removeprefix(builtin_tools().failure(""))
 
 
 class ToolRunner:
@@ -99,7 +105,7 @@ async def in_thread(run: RunTool, arguments: Arguments) -> Any:
 
     The thread is a daemon, because a tool that hangs must not keep the program from ending.
     """
-    if asyncio.iscoroutinefunction(run):
+    if inspect.iscoroutinefunction(run):
         return await run(arguments)
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()

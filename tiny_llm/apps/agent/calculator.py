@@ -11,8 +11,8 @@ from tiny_llm.apps.agent.tools import ToolError
 LONGEST = 1_000  # characters of an expression
 MOST_BITS = 4_000  # of a power's result
 DEEPEST = 100  # operations inside one another
-Number = Fraction | float
-OPERATORS: Mapping[type, Callable[[Any, Any], Number]] = {
+Number = Any  # a Fraction, or a float where the result is irrational
+OPERATORS: Mapping[type, Callable[[Number, Number], Number]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

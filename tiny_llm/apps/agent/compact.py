@@ -10,7 +10,9 @@ DROPPED = "(dropped to make room: {count} characters)"
 SHORT = 120  # characters of a result that is not worth dropping
 
 
-def compacted(messages: ChatMessages, count: Callable[[ChatMessages], int], room: int) -> tuple[list[Message], list[str]]:
+def compacted(
+    messages: ChatMessages, count: Callable[[ChatMessages], int], room: int
+) -> tuple[list[Message], list[str]]:
     """Return messages of at most `room` tokens where that is possible, and a description of each part left out.
 
     `count` returns the tokens of messages. Results that the model has answered already are shortened from the oldest

@@ -27,7 +27,8 @@ from tiny_llm.apps.agent.nouns import (
 )
 from tiny_llm.apps.agent.session import AgentSession
 from tiny_llm.apps.agent.tools import AgentTool, by_name
-from tiny_llm.decode.reply import AnswerPart, CallArguments, CallBegin, Content, Reasoning
+from tiny_llm.decode.reply import AnswerPart, CallBegin, Content, Reasoning
+
 
 def tool_schema(function: Callable[..., Any]) -> dict[str, Any]:
     """Return {"name", "description", "parameters"} of a typed function, by its signature and docstring.

@@ -31,7 +31,9 @@ class ChatModel(Protocol):
         """Return the number of tokens of a prompt."""
         ...
 
-    def reply(self, messages: ChatMessages, tools: ToolSchemas, most: int) -> AsyncGenerator[AnswerPart | ReplyEnd, None]:
+    def reply(
+        self, messages: ChatMessages, tools: ToolSchemas, most: int
+    ) -> AsyncGenerator[AnswerPart | ReplyEnd, None]:
         """Yield the parts of an answer of at most `most` tokens, and last its end. Closing early cancels it."""
         ...
 

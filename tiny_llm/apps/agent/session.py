@@ -25,11 +25,12 @@ Message = dict[str, Any]
 class AgentSession:
     """Messages, calls, file changes and taint of an agent, folded from its events.
 
-    `path` None keeps all in memory. Only one process can have a session's file open. `tainted`: the messages hold text
-    that the user did not write; this is never taken back, because the model's own words may repeat it.
+    `root` is the folder whose files the session's tools reach. `path` None keeps all in memory. Only one process can
+    have a session's file open. `tainted`: the messages hold text that the user did not write; this is never taken
+    back, because the model's own words may repeat it.
     """
 
-    def __init__(self, path: Path | None = None, system: str | None = None):
+    def __init__(self, path: Path | None = None, system: str | None = None, root: str | None = None):
         self.path = path
         self.messages: list[Message] = []
         self.events: list[AgentEvent] = []
@@ -46,7 +47,7 @@ class AgentSession:
             for event in read_events(path, self._fd):
                 self._fold(event)
         if not self.events:
-            self.add("session", format=FORMAT, system=system)
+            self.add("session", format=FORMAT, system=system, root=root)
 
     def close(self) -> None:
         """Close the file. A second call does nothing."""
@@ -104,7 +105,7 @@ class AgentSession:
         stay with this session: only it can undo them. Raises ValueError for a file that exists.
         """
         require(path is None or not path.exists(), f"{path}: exists already; choose another name for the fork")
-        forked = AgentSession(path, self._system())
+        forked = AgentSession(path, self.about("system"), self.about("root"))
         count = 0
         for event in self.events[1:]:
             count += event.kind == "user"
@@ -114,9 +115,10 @@ class AgentSession:
                 forked.add(event.kind, **event.data)
         return forked
 
-    def _system(self) -> str | None:
-        system: str | None = self.events[0].data.get("system")
-        return system
+    def about(self, key: str) -> str | None:
+        """Return the session's "system" prompt or the folder that is its "root"."""
+        value: str | None = self.events[0].data.get(key)
+        return value
 
     def _fold(self, event: AgentEvent) -> None:
         """Count an event in. This alone changes what the session knows, so a read session is as the written one."""

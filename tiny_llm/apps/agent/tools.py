@@ -1,4 +1,4 @@
-"""Tools: their schemas as a model sees them, the check of a call's arguments, and the errors that a model can act on."""
+"""Tools: their schemas as a model sees them, the check of a call, and errors that a model can act on."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
