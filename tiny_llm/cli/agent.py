@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from tiny_llm.cli.agent_view import AgentView, ask_user, describe, new_session_path, session_path
@@ -31,7 +30,7 @@ SessionName = Annotated[str, typer.Argument(help="A session, or last.")]
 class _Tasks(typer.core.TyperGroup):
     """Takes a first word that is no command for a task: `agent "…"` is `agent run "…"`."""
 
-    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help", "-h"):
             args = ["run", *args]
         return super().parse_args(context, args)

@@ -242,6 +242,7 @@ class Agent:
     async def _act(self, calls: Sequence[AgentCall]) -> AsyncIterator[AgentEvent]:
         """Run calls, and add their results in order. Neighbouring calls without effects run side by side."""
         waiting: list[tuple[AgentCall, asyncio.Task[CallResult]]] = []
+        tainted = self.session.tainted  # the calls of one reply were made before any of their results was read
         for number, call in enumerate(calls):
             tool = self.tools.get(call.name)
             alone = tool is None or tool.effects
@@ -249,7 +250,7 @@ class Agent:
                 async for event in self._results(waiting):
                     yield event
                 waiting.clear()
-            refused = await self._refused(call, number)
+            refused = await self._refused(call, number, tainted)
             if refused is not None:
                 work = asyncio.create_task(_given(refused))
             else:
@@ -268,7 +269,7 @@ class Agent:
             result = await work
             yield self.session.result(call, result)
 
-    async def _refused(self, call: AgentCall, number: int) -> CallResult | None:
+    async def _refused(self, call: AgentCall, number: int, tainted: bool) -> CallResult | None:
         """Return the result of a call that does not run; None for a call that does."""
         if self._stop:
             return self.runner.failure("cancelled")
@@ -280,9 +281,9 @@ class Agent:
         if fault is not None:
             return self.runner.failure(fault)
         tool = self.tools[call.name]
-        decision = approval_of(tool, call, self.rules, self.session.tainted)
+        decision = approval_of(tool, call, self.rules, tainted)
         if decision is Approval.ASK:
-            reason = "text from outside came before it" if self.session.tainted else "it has effects"
+            reason = "text from outside came before it" if tainted else "it has effects"
             approved = await self.approve(call, reason)
             decision = Approval.RUN if approved else Approval.REFUSE
         return None if decision is Approval.RUN else self.runner.failure(f"the user did not approve {call.name}")

@@ -44,8 +44,12 @@ class AgentSession:
         self._fd = -1
         if path is not None:
             self._fd = open_locked(path)
-            for event in read_events(path, self._fd):
-                self._fold(event)
+            try:
+                for event in read_events(path, self._fd):
+                    self._fold(event)
+            except BaseException:
+                self.close()
+                raise
         if not self.events:
             self.add("session", format=FORMAT, system=system, root=root)
 
@@ -193,7 +197,7 @@ def read_events(path: Path, fd: int) -> Iterable[AgentEvent]:
         try:
             found = json.loads(line)
             event = AgentEvent(found.pop("kind"), found)
-        except (ValueError, KeyError, AttributeError, RecursionError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise ValueError(f"{path}: line {number}: expected an event in JSON, found {line[:60]!r}") from None
         right = number > 1 or (event.kind == "session" and found.get("format") == FORMAT)
         require(right, f"{path}: expected the session of an agent, found {shown(event.kind)}; name another file")
