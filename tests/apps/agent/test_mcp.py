@@ -117,7 +117,7 @@ def test_two_servers_may_have_tools_of_one_name(tmp_path: Path) -> None:
 
 def test_an_odd_server_gives_results_that_a_model_can_act_on(odd: str) -> None:
     async def use(tools: dict[str, AgentTool]) -> None:
-        assert await answer(tools["fail"], why="because") == "failed: Error executing tool fail: because"
+        assert (await answer(tools["fail"], why="because")).startswith("failed: Error executing tool fail")
         assert len(await answer(tools["flood"])) == 5_000_000
         assert await answer(tools["change"]) == "changed"
         assert "flood" in await answer(tools["flood"])
