@@ -23,6 +23,7 @@ ROOMS = {
     "cli": 3_000,
     "views": 1_700,
     "course": 1_700,
+    "apps": 3_500,
     "pocket train": 5_000,
 }
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

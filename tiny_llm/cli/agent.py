@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tiny_llm.apps.agent.nouns import AgentLimits, ApprovalRules
     from tiny_llm.apps.agent.session import AgentSession
 
-Root = Annotated[Path, option("The only folder whose files the tools reach; the current one if not set.")]
+RootFolder = Annotated[Path, option("The only folder whose files the tools reach; the current one if not set.")]
 SessionName = Annotated[str, typer.Argument(help="A session, or last.")]
 
 
@@ -45,7 +45,7 @@ app = typer.Typer(
 class AgentOptions:
     """What an agent may do, and its bounds."""
 
-    root: Root = Path(".")
+    root: RootFolder = Path(".")
     yes: Annotated[
         bool, option("Approve calls with effects. After text from outside they are asked for all the same.", "--yes")
     ] = False
@@ -188,7 +188,9 @@ async def run_shown(agent: "Agent", task: str | None) -> str:
 
 
 @app.command("mcp")
-def mcp_command(root: Root = Path("."), tool: Annotated[list[str] | None, option("Only these tools.")] = None) -> None:
+def mcp_command(
+    root: RootFolder = Path("."), tool: Annotated[list[str] | None, option("Only these tools.")] = None
+) -> None:
     """Serve the built-in tools as an MCP server on stdin and stdout, for other programs."""
     from tiny_llm.apps.agent.builtin import Builtin, LongOutputs, make_builtin
     from tiny_llm.apps.agent.files import Root as Files

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tiny_llm.apps.agent.builtin import LongOutputs
 from tiny_llm.apps.agent.nouns import AgentCall
-from tiny_llm.apps.agent.tools import AgentTool, Arguments, RunTool, ToolError, check_arguments
+from tiny_llm.apps.agent.tools import AgentTool, RunTool, ToolArguments, ToolError, check_arguments
 from tiny_llm.config.prompts import builtin_tools
 from tiny_llm.decode.tool_values import dump_json
 
@@ -100,7 +100,7 @@ def clean(text: Any) -> str:
     return written.encode("utf-8", "replace").decode()
 
 
-async def in_thread(run: RunTool, arguments: Arguments) -> Any:
+async def in_thread(run: RunTool, arguments: ToolArguments) -> Any:
     """Return a tool's result without blocking the event loop.
 
     The thread is a daemon, because a tool that hangs must not keep the program from ending.

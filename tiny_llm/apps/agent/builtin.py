@@ -10,7 +10,7 @@ from tiny_llm.apps.agent.calculator import calculate
 from tiny_llm.apps.agent.clock import Now, tell_time
 from tiny_llm.apps.agent.files import Root, search
 from tiny_llm.apps.agent.python import PythonLimits, can_confine, run_python
-from tiny_llm.apps.agent.tools import AgentTool, Arguments, RunTool, ToolError
+from tiny_llm.apps.agent.tools import AgentTool, RunTool, ToolArguments, ToolError
 from tiny_llm.config.prompts import Passage, builtin_tools, passage_format
 
 SHOWN = 4_000  # characters of a result that the model sees at once
@@ -83,23 +83,23 @@ class Builtin:
     ):
         self.root, self.outputs, self.passages, self.now, self.limits = root, outputs, passages, now, limits
 
-    def calculator(self, arguments: Arguments) -> str:
+    def calculator(self, arguments: ToolArguments) -> str:
         return calculate(arguments["expression"])
 
-    def clock(self, arguments: Arguments) -> str:
+    def clock(self, arguments: ToolArguments) -> str:
         return tell_time(arguments.get("date"), arguments.get("days"), arguments.get("until"), self.now)
 
-    def read_file(self, arguments: Arguments) -> str:
+    def read_file(self, arguments: ToolArguments) -> str:
         path = arguments["path"]
         text = self.outputs.read(path)
         if text is None:
             text = self.root.text(path)
         return self.outputs.lines(path, text, arguments.get("start_line", 1), arguments.get("end_line"))
 
-    def search_files(self, arguments: Arguments) -> str:
+    def search_files(self, arguments: ToolArguments) -> str:
         return "\n".join(search(self.root, arguments["pattern"], arguments.get("path", "")))
 
-    def edit_file(self, arguments: Arguments) -> str:
+    def edit_file(self, arguments: ToolArguments) -> str:
         path, old, new = arguments["path"], arguments["old_string"], arguments["new_string"]
         text = self.root.text(path)
         count = text.count(old) if old else 0
@@ -108,14 +108,14 @@ class Builtin:
         self.root.write(path, text.replace(old, new))
         return f"Edited {path}."
 
-    def write_file(self, arguments: Arguments) -> str:
+    def write_file(self, arguments: ToolArguments) -> str:
         self.root.write(arguments["path"], arguments["content"])
         return f"Wrote {arguments['path']}."
 
-    def run_python(self, arguments: Arguments) -> str:
+    def run_python(self, arguments: ToolArguments) -> str:
         return run_python(arguments["code"], self.root.folder, self.limits).removesuffix("\n")
 
-    def search_documents(self, arguments: Arguments) -> str:
+    def search_documents(self, arguments: ToolArguments) -> str:
         if self.passages is None:
             raise ToolError("no documents are indexed")
         found = self.passages.search(arguments["query"], PASSAGES)
@@ -139,7 +139,7 @@ def make_builtin(functions: Builtin, names: Sequence[str] | None = None) -> list
 def _made(name: str, run: RunTool) -> AgentTool:
     told = builtin_tools().tools[name]
 
-    def filled(arguments: Arguments) -> str:
+    def filled(arguments: ToolArguments) -> str:
         result = run(arguments)
         assert isinstance(result, str)
         return result if result.strip() else told.empty

@@ -11,8 +11,8 @@ from tiny_llm.apps.agent.tools import ToolError
 LONGEST = 1_000  # characters of an expression
 MOST_BITS = 4_000  # of a power's result
 DEEPEST = 100  # operations inside one another
-Number = Any  # a Fraction, or a float where the result is irrational
-OPERATORS: Mapping[type, Callable[[Number, Number], Number]] = {
+Value = Any  # a Fraction, or a float where the result is irrational
+OPERATORS: Mapping[type, Callable[[Value, Value], Value]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -36,7 +36,7 @@ def calculate(expression: str) -> str:
         raise error if isinstance(error, ToolError) else wrong from None
 
 
-def number_text(value: Number) -> str:
+def number_text(value: Value) -> str:
     """Write a number with at most four decimals, and none where they are 0."""
     rounded = round(value, 4)
     if rounded == int(rounded):
@@ -44,7 +44,7 @@ def number_text(value: Number) -> str:
     return f"{float(rounded):.4f}".rstrip("0")
 
 
-def value_of_node(node: ast.expr, wrong: ToolError, depth: int = 0) -> Number:
+def value_of_node(node: ast.expr, wrong: ToolError, depth: int = 0) -> Value:
     """Return the value of a part of an expression. Numbers are exact: 0.1 + 0.2 is 0.3."""
     if depth > DEEPEST:
         raise wrong
@@ -65,7 +65,7 @@ def value_of_node(node: ast.expr, wrong: ToolError, depth: int = 0) -> Number:
     return apply(left, right)
 
 
-def power(base: Number, exponent: Number) -> Number:
+def power(base: Value, exponent: Value) -> Value:
     """Return base ** exponent. Raises ToolError for a result that is too large, or that is no real number."""
     whole = exponent == int(exponent)
     bits = abs(base).numerator.bit_length() + abs(base).denominator.bit_length() if isinstance(base, Fraction) else 64

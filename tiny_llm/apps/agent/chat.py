@@ -18,7 +18,7 @@ from tiny_llm.engine.answers import Stats
 from tiny_llm.engine.llm import LLM
 from tiny_llm.engine.serving import Engine
 
-Pieces = AsyncGenerator[AnswerPart | ReplyEnd, None]
+ReplyPieces = AsyncGenerator[AnswerPart | ReplyEnd, None]
 
 
 class Dialect:
@@ -50,6 +50,22 @@ class Dialect:
         opens = self.tokenizer.render(messages, tools=list(tools), **self.template).opens_thought
         calls = ToolCallParser(self.form, tool_schemas(tools), constrained=self.constrained)
         return Reply(opens, calls)
+
+    def shown(self, messages: ChatMessages) -> list[Mapping[str, Any]]:
+        """Return messages with the empty thought that the template wrote in front of each reply to the last question.
+
+        Templates of Qwen3's kind leave an empty thought out of old replies, though the prompt of such a reply had one.
+        So the next prompt would differ from the tokens that are computed. A thought of a line break alone is kept.
+        """
+        if self.template.get("enable_thinking") is not False:
+            return list(messages)
+        users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+        last = users[-1] if users else len(messages)
+        found: list[Mapping[str, Any]] = []
+        for place, message in enumerate(messages):
+            empty = message["role"] == "assistant" and place > last and not message.get("reasoning_content")
+            found.append({**message, "reasoning_content": "\n"} if empty else message)
+        return found
 
     def settings(self, tools: ToolSchemas) -> dict[str, Any]:
         """Return the arguments of `render`."""
@@ -91,9 +107,10 @@ class LLMChat:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tiny-llm agent")
 
     def count(self, messages: ChatMessages, tools: ToolSchemas) -> int:
-        return len(self.llm.encode(messages, self.dialect.settings(tools)))
+        return len(self.llm.encode(self.dialect.shown(messages), self.dialect.settings(tools)))
 
-    async def reply(self, messages: ChatMessages, tools: ToolSchemas, most: int) -> Pieces:
+    async def reply(self, messages: ChatMessages, tools: ToolSchemas, most: int) -> ReplyPieces:
+        messages = self.dialect.shown(messages)
         template = self.dialect.settings(tools)
         settings = {**self.settings, "max_tokens": most, "structured": self.dialect.grammar(tools)}
         deltas = await self._do(lambda: self.llm.stream(messages, template=template, **settings))
@@ -135,9 +152,10 @@ class EngineChat:
         self.context = engine.llm.max_context
 
     def count(self, messages: ChatMessages, tools: ToolSchemas) -> int:
-        return len(self.engine.llm.encode(messages, self.dialect.settings(tools)))
+        return len(self.engine.llm.encode(self.dialect.shown(messages), self.dialect.settings(tools)))
 
-    async def reply(self, messages: ChatMessages, tools: ToolSchemas, most: int) -> Pieces:
+    async def reply(self, messages: ChatMessages, tools: ToolSchemas, most: int) -> ReplyPieces:
+        messages = self.dialect.shown(messages)
         template = self.dialect.settings(tools)
         settings = {**self.settings, "max_tokens": most, "structured": self.dialect.grammar(tools)}
         stream = self.engine.astream(messages, template=template, **settings)
@@ -163,7 +181,7 @@ class ReplayChat:
     def count(self, messages: ChatMessages, tools: ToolSchemas) -> int:
         return 0
 
-    async def reply(self, messages: ChatMessages, tools: ToolSchemas, most: int) -> Pieces:
+    async def reply(self, messages: ChatMessages, tools: ToolSchemas, most: int) -> ReplyPieces:
         require(self._next < len(self._replies), "replay: the session has no more replies; the tools' results differ")
         data = self._replies[self._next]
         self._next += 1

@@ -1,18 +1,17 @@
 """Make room in a full context: shorten old results first, then drop old turns."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tiny_llm.apps.agent.nouns import ChatMessages
 
-Message = Mapping[str, Any]
 DROPPED = "(dropped to make room: {count} characters)"
 SHORT = 120  # characters of a result that is not worth dropping
 
 
 def compacted(
     messages: ChatMessages, count: Callable[[ChatMessages], int], room: int
-) -> tuple[list[Message], list[str]]:
+) -> tuple[list[Mapping[str, Any]], list[str]]:
     """Return messages of at most `room` tokens where that is possible, and a description of each part left out.
 
     `count` returns the tokens of messages. Results that the model has answered already are shortened from the oldest
@@ -37,7 +36,7 @@ def compacted(
     return kept, dropped
 
 
-def old_results(messages: Sequence[Message]) -> list[int]:
+def old_results(messages: ChatMessages) -> list[int]:
     """Return the places of the results in front of the model's last reply, oldest first, short ones left out."""
     replies = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     last = replies[-1] if replies else 0
@@ -45,7 +44,7 @@ def old_results(messages: Sequence[Message]) -> list[int]:
     return [place for place in places if messages[place]["role"] == "tool" and len(messages[place]["content"]) > SHORT]
 
 
-def first_turn(messages: Sequence[Message]) -> tuple[int, int]:
+def first_turn(messages: ChatMessages) -> tuple[int, int]:
     """Return where the oldest turn begins and ends; an empty range where it is the only one."""
     users = [place for place, message in enumerate(messages) if message["role"] == "user"]
     return (users[0], users[1]) if len(users) > 1 else (0, 0)

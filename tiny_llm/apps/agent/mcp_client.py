@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from tiny_llm.apps.agent.tools import AgentTool, Arguments, ToolError
+from tiny_llm.apps.agent.tools import AgentTool, ToolArguments, ToolError
 from tiny_llm.config.fields import require
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _free_name(name: str, taken: dict[str, AgentTool]) -> str:
 def _made(client: "Client", name: str, tool: Any, seconds: float) -> AgentTool:
     """Return an MCP tool as one of the agent. What a server says of its own tools is not trusted."""
 
-    async def run(arguments: Arguments) -> str:
+    async def run(arguments: ToolArguments) -> str:
         try:
             result = await client.call_tool(tool.name, dict(arguments), read_timeout_seconds=seconds)
         except Exception as error:

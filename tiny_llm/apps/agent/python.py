@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tiny_llm.apps.agent.tools import ToolError
 
@@ -99,33 +99,46 @@ def communicate(process: "subprocess.Popen[bytes]", code: bytes, limits: PythonL
     """Send the code, and return what comes on stdout and stderr. Raises ToolError for too much time or output."""
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     end = time.monotonic() + limits.seconds
-    found = {process.stdout: bytearray(), process.stderr: bytearray()}
+    found = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
     with selectors.DefaultSelector() as waiting:
         waiting.register(process.stdin, selectors.EVENT_WRITE)
-        for stream in found:
+        for stream in (process.stdout, process.stderr):
             waiting.register(stream, selectors.EVENT_READ)
         while waiting.get_map():
             ready = waiting.select(max(0.0, end - time.monotonic()))
             if not ready:
-                raise ToolError(f"timeout after {limits.seconds} seconds")
+                raise timeout(limits)
             for key, _ in ready:
-                if key.fileobj is process.stdin:
-                    code = send(process.stdin.fileno(), code)
-                    if not code:
-                        waiting.unregister(process.stdin)
-                        process.stdin.close()
-                    continue
-                data = os.read(key.fd, 65536)
-                found[key.fileobj].extend(data)  # type: ignore[index]
-                if not data:
+                if key.fd in found:
+                    more = receive(key.fd, found[key.fd])
+                else:
+                    more = code = send(key.fd, code)
+                if not more:
                     waiting.unregister(key.fileobj)
-                if sum(map(len, found.values())) > limits.output:
-                    raise ToolError(f"the code printed more than {limits.output:,} bytes: print less")
+                    close(key.fileobj)
+            if sum(map(len, found.values())) > limits.output:
+                raise ToolError(f"the code printed more than {limits.output:,} bytes: print less")
     try:
         process.wait(max(0.1, end - time.monotonic()))
     except subprocess.TimeoutExpired:
-        raise ToolError(f"timeout after {limits.seconds} seconds") from None
-    return bytes(found[process.stdout]), bytes(found[process.stderr])
+        raise timeout(limits) from None
+    printed, error = map(bytes, found.values())
+    return printed, error
+
+
+def timeout(limits: PythonLimits) -> ToolError:
+    return ToolError(f"timeout after {limits.seconds} seconds")
+
+
+def close(stream: Any) -> None:
+    stream.close()
+
+
+def receive(fd: int, found: bytearray) -> bytes:
+    """Read what has come and add it to `found`. Nothing means the end."""
+    data = os.read(fd, 65536)
+    found += data
+    return data
 
 
 def send(fd: int, data: bytes) -> bytes:

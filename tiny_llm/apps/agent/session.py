@@ -19,7 +19,7 @@ from tiny_llm.apps.agent.nouns import AgentCall, AgentEvent, AgentReply, ReplyEn
 from tiny_llm.config.fields import require, shown
 
 FORMAT = "tiny-llm agent session"
-Message = dict[str, Any]
+SessionMessage = dict[str, Any]
 
 
 class AgentSession:
@@ -32,7 +32,7 @@ class AgentSession:
 
     def __init__(self, path: Path | None = None, system: str | None = None, root: str | None = None):
         self.path = path
-        self.messages: list[Message] = []
+        self.messages: list[SessionMessage] = []
         self.events: list[AgentEvent] = []
         self.tainted = False
         self.begun: set[str] = set()  # the calls that have begun to run
@@ -150,7 +150,7 @@ class AgentSession:
             self.changes.pop()
 
     def _fold_reply(self, data: Mapping[str, Any]) -> None:
-        message: Message = {"role": "assistant", "content": data["content"]}
+        message: SessionMessage = {"role": "assistant", "content": data["content"]}
         if data["reasoning"]:
             message["reasoning_content"] = data["reasoning"]
         calls = [call_of(each) for each in data["calls"]]

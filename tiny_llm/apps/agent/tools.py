@@ -7,8 +7,8 @@ from typing import Any
 from tiny_llm.config.fields import require, shown
 from tiny_llm.decode.tool_values import Schema, dump_json, list_of, properties_of, resolved, types_of
 
-Arguments = Mapping[str, Any]
-RunTool = Callable[[Arguments], str | Awaitable[str]]
+ToolArguments = Mapping[str, Any]
+RunTool = Callable[[ToolArguments], str | Awaitable[str]]
 JSON_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "string": str,
     "integer": int,

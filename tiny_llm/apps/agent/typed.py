@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError, validate_call
 
 from tiny_llm.apps.agent.loop import tool_schema
-from tiny_llm.apps.agent.tools import AgentTool, Arguments, RunTool, ToolError
+from tiny_llm.apps.agent.tools import AgentTool, RunTool, ToolArguments, ToolError
 from tiny_llm.decode.tool_values import dump_json
 
 
@@ -22,7 +22,7 @@ def function_tool(function: Callable[..., Any], *, effects: bool = True, foreign
     run: RunTool
     if inspect.iscoroutinefunction(function):
 
-        async def run_async(arguments: Arguments) -> str:
+        async def run_async(arguments: ToolArguments) -> str:
             try:
                 return written(await checked(**arguments))
             except ValidationError as error:
@@ -31,7 +31,7 @@ def function_tool(function: Callable[..., Any], *, effects: bool = True, foreign
         run = run_async
     else:
 
-        def run_plain(arguments: Arguments) -> str:
+        def run_plain(arguments: ToolArguments) -> str:
             try:
                 return written(checked(**arguments))
             except ValidationError as error:
