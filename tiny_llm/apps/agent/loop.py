@@ -27,7 +27,7 @@ from tiny_llm.apps.agent.nouns import (
 )
 from tiny_llm.apps.agent.session import AgentSession
 from tiny_llm.apps.agent.tools import AgentTool, by_name
-from tiny_llm.decode.reply import AnswerPart, CallBegin, Content, Reasoning
+from tiny_llm.decode.reply import AnswerPart, CallArguments, CallBegin, Content, Reasoning
 
 
 def tool_schema(function: Callable[..., Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def joined_reply(parts: Sequence[AnswerPart], first: int) -> AgentReply:
         elif isinstance(part, CallBegin):
             names[part.index] = part.name
             texts.setdefault(part.index, "")
-        else:
+        elif isinstance(part, CallArguments):
             texts[part.index] = texts.get(part.index, "") + part.text
     calls = []
     for number, index in enumerate(sorted(names)):
