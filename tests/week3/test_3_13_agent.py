@@ -182,37 +182,35 @@ def test_runs_of_a_script(check: Checker) -> None:
     check(call_all, want, what="events of eight runs")
 
 
-def asked(m: Any) -> list[str]:
-    """The approval of a read and of a write under five sets of rules, before and after text from outside."""
-    rules = [
-        ApprovalRules(),
-        ApprovalRules(everything=True),
-        ApprovalRules(allow=("write:notes/*",)),
-        ApprovalRules(everything=True, deny=("*:secret/*",)),
-        ApprovalRules(deny=("*:secret/*",)),
-    ]
+def asked(m: Any, rules: ApprovalRules) -> list[str]:
+    """The approvals of a read and a write in notes/ and in secret/, each before and after text from outside."""
     found = []
-    for each in rules:
-        for name in ("read", "write"):
-            tool = AgentTool(name, "", {}, lambda _: "", effects=name == "write")
-            for path in ("notes/a.md", "secret/b.md"):
-                call = AgentCall("call_1", name, {"path": path}, "")
-                both = [m.approval_of(tool, call, each, tainted) for tainted in (False, True)]
-                found.append(" ".join(one.value if isinstance(one, Approval) else str(one) for one in both))
+    for name in ("read", "write"):
+        tool = AgentTool(name, "", {}, lambda _: "", effects=name == "write")
+        for path in ("notes/a.md", "secret/b.md"):
+            call = AgentCall("call_1", name, {"path": path}, "")
+            both = [m.approval_of(tool, call, rules, tainted) for tainted in (False, True)]
+            found.append(" ".join(one.value if isinstance(one, Approval) else str(one) for one in both))
     return found
 
 
 @task("w3.13.4")
 def test_approvals(check: Checker) -> None:
-    want = [
-        *("run run", "run run", "ask ask", "ask ask"),
-        *("run run", "run run", "run ask", "run ask"),
-        *("run run", "run run", "run ask", "ask ask"),
-        *("run run", "refuse refuse", "run ask", "refuse refuse"),
-        *("run run", "refuse refuse", "ask ask", "refuse refuse"),
-    ]
-    check(
-        asked,
-        want,
-        what="read and write of notes/ and secret/: no rules, --yes, an allowed folder, a denied one, twice",
-    )
+    """Of a read in notes/ and in secret/, and of a write there; before text from outside, and after it."""
+    secret = ("*:secret/*",)
+    for rules, what, want in (
+        (ApprovalRules(), "without rules", ["run run", "run run", "ask ask", "ask ask"]),
+        (ApprovalRules(everything=True), "with --yes", ["run run", "run run", "run ask", "run ask"]),
+        (
+            ApprovalRules(allow=("write:notes/*",)),
+            "writes in notes/ allowed",
+            ["run run", "run run", "run ask", "ask ask"],
+        ),
+        (ApprovalRules(deny=secret), "secret/ denied", ["run run", "refuse refuse", "ask ask", "refuse refuse"]),
+        (
+            ApprovalRules(everything=True, deny=secret),
+            "with --yes, secret/ denied",
+            ["run run", "refuse refuse", "run ask", "refuse refuse"],
+        ),
+    ):
+        check(lambda m, rules=rules: asked(m, rules), want, what=f"approvals {what}")
