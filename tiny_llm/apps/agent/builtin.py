@@ -11,6 +11,7 @@ from tiny_llm.apps.agent.clock import Now, tell_time
 from tiny_llm.apps.agent.files import Root, search
 from tiny_llm.apps.agent.python import PythonLimits, can_confine, run_python
 from tiny_llm.apps.agent.tools import AgentTool, RunTool, ToolArguments, ToolError
+from tiny_llm.config.fields import require, shown
 from tiny_llm.config.prompts import Passage, builtin_tools, passage_format
 
 SHOWN = 4_000  # characters of a result that the model sees at once
@@ -130,8 +131,13 @@ def passage_of(found: Any) -> Passage:
 
 
 def make_builtin(functions: Builtin, names: Sequence[str] | None = None) -> list[AgentTool]:
-    """Return the built-in tools, or those with the given names, in the order of builtin_tools.toml."""
+    """Return the built-in tools, or those with the given names, in the order of builtin_tools.toml.
+
+    Raises ValueError for a name that is none of theirs.
+    """
     told = builtin_tools().tools
+    unknown = [name for name in names or () if name not in told]
+    require(not unknown, f"tools: unknown tool {shown(unknown)}; known are {', '.join(told)}")
     chosen = list(told) if names is None else [name for name in told if name in names]
     return [_made(name, getattr(functions, name)) for name in chosen]
 
