@@ -233,12 +233,12 @@ class Agent:
             return self.runner.failure("cancelled")
         if number >= self.limits.calls:
             return self.runner.failure(f"more than {self.limits.calls} calls in one reply: make this one later")
-        if call.id in self.session.begun and self.tools[call.name].effects:
+        tool = self.tools.get(call.name)
+        if tool is not None and tool.effects and call.id in self.session.begun:
             return self.runner.failure("interrupted: look whether the call took effect")
         fault = self.runner.fault(call)
-        if fault is not None:
-            return self.runner.failure(fault)
-        tool = self.tools[call.name]
+        if tool is None or fault is not None:
+            return self.runner.failure(fault or "")
         decision = approval_of(tool, call, self.rules, tainted)
         if decision is Approval.ASK:
             reason = "text from outside came before it" if tainted else "it has effects"

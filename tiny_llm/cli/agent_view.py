@@ -84,7 +84,11 @@ async def ask_user(call: "AgentCall", reason: str) -> bool:
         remark(f"{call.name} was not approved: {reason}, and there is no terminal to ask; --allow or --yes approve")
         return False
     remark(f"{call.name} {escaped(call.text)}")
-    return input(f"{call.name}: {reason}. Run it? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        said = input(f"{call.name}: {reason}. Run it? [y/N] ")
+    except EOFError:
+        return False
+    return said.strip().lower() in ("y", "yes")
 
 
 def sessions_folder() -> Path:

@@ -346,3 +346,25 @@ def test_the_trace_is_json_a_line(tmp_path: Path) -> None:
     kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
     assert kinds == ["session", "user", "assistant", "begin", "result", "assistant", "end"]
     assert AgentSession(path).messages == agent.session.messages
+
+
+def test_calls_are_spans(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    before = trace.get_tracer
+    trace.get_tracer = provider.get_tracer  # type: ignore[assignment]
+    try:
+        run(make_agent(tmp_path, [("calculator", {"expression": "1"})], "Well."))
+    finally:
+        trace.get_tracer = before
+    (span,) = exporter.get_finished_spans()
+    assert span.name == "execute_tool calculator"
+    assert span.attributes is not None
+    assert span.attributes["gen_ai.operation.name"] == "execute_tool"
+    assert span.attributes["gen_ai.tool.name"] == "calculator"

@@ -1,5 +1,6 @@
 """Calculator, clock, schemas and the check of arguments."""
 
+import asyncio
 import datetime
 from typing import Literal
 
@@ -141,6 +142,34 @@ def test_a_function_must_say_its_types() -> None:
     for function in (lambda x: x, lambda *values: values):
         with pytest.raises(ValueError, match="expected a parameter with a type"):
             tool_schema(function)
+
+
+def test_results_that_are_no_json() -> None:
+    def deep() -> list[object]:
+        """Give lists inside one another."""
+        found: list[object] = []
+        for _ in range(10_000):
+            found = [found]
+        return found
+
+    def odd() -> object:
+        """Give what JSON can't hold."""
+        return {"x": float("nan"), "y": {1, 2}}
+
+    assert "nan" in str(function_tool(odd).run({}))
+    with pytest.raises(ToolError, match="too many lists"):
+        function_tool(deep).run({})
+
+
+def test_a_coroutine_function_is_awaited() -> None:
+    async def twice(x: int) -> int:
+        """Double a number."""
+        return 2 * x
+
+    tool = function_tool(twice)
+    assert asyncio.run(tool.run({"x": 21})) == "42"  # type: ignore[arg-type]
+    with pytest.raises(ToolError, match=r"x: .*found 'a'"):
+        asyncio.run(tool.run({"x": "a"}))  # type: ignore[arg-type]
 
 
 def test_names_are_different() -> None:

@@ -19,8 +19,11 @@ UNCONFINED = 97  # the script's exit code where the system can't confine a proce
 SECONDS = 10
 MEGABYTES = 1024
 LONGEST_OUTPUT = 1_000_000  # bytes; then the process is killed
+PROBE = "open('probe', 'w')"  # must fail, because the working directory may only be read
 PROFILE = """(version 1)(allow default)(deny network*)(deny process-fork)(deny file-write*)
-(allow file-write* (subpath "{scratch}") (literal "/dev/null"))"""
+(allow file-write* (subpath "{scratch}") (literal "/dev/null"))
+(deny file-read-data (subpath "{home}"))
+(allow file-read-data (subpath "{root}") (subpath "{scratch}") (subpath "{prefix}") (subpath "{base}"))"""
 
 
 class PythonLimits(NamedTuple):
@@ -62,9 +65,10 @@ def can_confine() -> bool:
     """Return whether this system can keep Python code from files, the network and other processes."""
     with tempfile.TemporaryDirectory(prefix="tiny-llm-") as folder:
         try:
-            return run_confined("", Path(folder), PythonLimits()).code == 0
+            probed = run_confined(PROBE, Path(folder), PythonLimits())
         except (OSError, ToolError):
             return False
+    return probed.code == 1 and "PermissionError" in probed.error
 
 
 def run_confined(code: str, folder: Path, limits: PythonLimits) -> Ran:
@@ -74,7 +78,7 @@ def run_confined(code: str, folder: Path, limits: PythonLimits) -> Ran:
         command = [sys.executable, "-I", "-B", str(SCRIPT), str(folder), place]
         command += [str(limits.seconds + 1), str(limits.megabytes)]
         if sys.platform == "darwin":
-            command = ["/usr/bin/sandbox-exec", "-p", PROFILE.format(scratch=place), *command]
+            command = ["/usr/bin/sandbox-exec", "-p", profile(folder, place), *command]
         environment = {"TMPDIR": place, "HOME": place, "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
         environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8:replace"}
         pipe = subprocess.PIPE
@@ -93,6 +97,12 @@ def run_confined(code: str, folder: Path, limits: PythonLimits) -> Ran:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)  # also what the code may have started
         return Ran(printed.decode("utf-8", "replace"), error.decode("utf-8", "replace"), process.returncode)
+
+
+def profile(root: Path, scratch: str) -> str:
+    """Return the rules for macOS's `sandbox-exec`. A later rule comes before an earlier one."""
+    home = os.path.expanduser("~")
+    return PROFILE.format(root=root, scratch=scratch, home=home, prefix=sys.prefix, base=sys.base_prefix)
 
 
 def communicate(process: "subprocess.Popen[bytes]", code: bytes, limits: PythonLimits) -> tuple[bytes, bytes]:

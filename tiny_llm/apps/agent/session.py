@@ -115,7 +115,7 @@ class AgentSession:
             count += event.kind == "user"
             if users is not None and count > users:
                 break
-            if event.kind not in ("change", "undo", "begin"):
+            if event.kind not in ("change", "undo"):
                 forked.add(event.kind, **event.data)
         return forked
 

@@ -42,13 +42,17 @@ def function_tool(function: Callable[..., Any], *, effects: bool = True, foreign
 
 
 def written(result: Any) -> str:
-    """Return a function's result as text."""
+    """Return a function's result as text. Raises ToolError for one that is too deep to be written."""
     if isinstance(result, str):
         return result
     try:
         return dump_json(result)
     except (TypeError, ValueError, RecursionError):
+        pass
+    try:
         return str(result)
+    except RecursionError:
+        raise ToolError("the result has too many lists and objects inside one another") from None
 
 
 def in_words(error: ValidationError) -> str:
