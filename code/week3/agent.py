@@ -201,31 +201,36 @@ class Agent:
         """Run calls, and add their results in order. Neighbouring calls without effects run side by side."""
         waiting: list[tuple[AgentCall, asyncio.Task[CallResult]]] = []
         tainted = self.session.tainted  # the calls of one reply were made before any of their results was read
-        for number, call in enumerate(calls):
-            tool = self.tools.get(call.name)
-            alone = tool is None or tool.effects
-            if alone:
-                async for event in self._results(waiting):
-                    yield event
-                waiting.clear()
-            refused = await self._refused(call, number, tainted)
-            if refused is not None:
-                work = asyncio.create_task(_given(refused))
-            else:
-                yield self.session.add("begin", call=call.id, name=call.name)
-                work = asyncio.create_task(self._until_cancelled(call))
-            waiting.append((call, work))
-            if alone:
-                async for event in self._results(waiting):
-                    yield event
-                waiting.clear()
-        async for event in self._results(waiting):
-            yield event
+        try:
+            for number, call in enumerate(calls):
+                tool = self.tools.get(call.name)
+                alone = tool is None or tool.effects
+                if alone:
+                    async for event in self._results(waiting):
+                        yield event
+                refused = await self._refused(call, number, tainted)
+                if refused is not None:
+                    work = asyncio.create_task(_given(refused))
+                else:
+                    yield self.session.add("begin", call=call.id, name=call.name)
+                    work = asyncio.create_task(self._until_cancelled(call))
+                waiting.append((call, work))
+                if alone:
+                    async for event in self._results(waiting):
+                        yield event
+            async for event in self._results(waiting):
+                yield event
+        finally:
+            for _, work in waiting:  # the caller has left
+                work.cancel()
 
     async def _results(self, waiting: "list[tuple[AgentCall, asyncio.Task[CallResult]]]") -> AsyncIterator[AgentEvent]:
-        for call, work in waiting:
-            result = await work
-            yield self.session.result(call, result)
+        """Wait for results in order, and take each from the list."""
+        while waiting:
+            call, work = waiting[0]
+            event = self.session.result(call, await work)
+            del waiting[0]
+            yield event
 
     async def _refused(self, call: AgentCall, number: int, tainted: bool) -> CallResult | None:
         """Return the result of a call that does not run; None for a call that does."""
@@ -250,12 +255,12 @@ class Agent:
         """Run a call. A cancelled run does not wait for it."""
         work = asyncio.ensure_future(self.runner.run(call))
         stop = asyncio.ensure_future(self._cancelled.wait())
-        await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if work.done():
-            return work.result()
-        work.cancel()
-        return self.runner.failure("cancelled")
+        try:
+            await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else self.runner.failure("cancelled")
+        finally:
+            stop.cancel()
+            work.cancel()
 
 
 async def _given(result: CallResult) -> CallResult:

@@ -368,3 +368,22 @@ def test_calls_are_spans(tmp_path: Path) -> None:
     assert span.attributes is not None
     assert span.attributes["gen_ai.operation.name"] == "execute_tool"
     assert span.attributes["gen_ai.tool.name"] == "calculator"
+
+
+def test_a_caller_that_leaves_stops_all_work(tmp_path: Path) -> None:
+    async def hang(_: Any) -> str:
+        await asyncio.sleep(60)
+        return "late"
+
+    async def leave() -> int:
+        agent = make_agent(tmp_path, [("t", {"x": 1}), ("t", {"x": 2})], tools=[tool("t", hang)])
+        events = agent.run("?")
+        async for event in events:
+            if event.kind == "begin" and event.data["call"] == "call_2":
+                break
+        await events.aclose()  # type: ignore[attr-defined]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(leave()) == 1

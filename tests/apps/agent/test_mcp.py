@@ -181,3 +181,18 @@ def test_a_server_that_is_not_there(server: str) -> None:
 
 def test_the_loop_runs_beside_a_server(tmp_path: Path) -> None:
     assert results(run(make_agent(tmp_path, [("calculator", {"expression": "1"})], "One."))) == ["1"]
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+def test_clients_of_both_handshakes_are_served(tmp_path: Path, mode: Any) -> None:
+    from mcp import Client
+
+    outputs = LongOutputs()
+    server = mcp_server(make_builtin(Builtin(Root(tmp_path), outputs), ["calculator"]), outputs)
+
+    async def use() -> str:
+        async with Client(server, mode=mode) as client:
+            result = await client.call_tool("calculator", {"expression": "6 * 7"})
+            return str(getattr(result.content[0], "text", ""))
+
+    assert asyncio.run(use()) == "42"
