@@ -191,6 +191,8 @@ def wanted_of(calls: list[Call], answer: str) -> tuple[str, ...]:
             wanted += [line.partition(":")[0] for line in call.result.splitlines() if line != "no matches"]
         elif call.name not in EFFECTS and call.result in answer:
             wanted.append(call.result)
+        elif call.name == "write_file":  # a result that is written to a file need not be said, too
+            wanted = [text for text in wanted if text not in call.arguments["content"]]
     has_effects = any(call.name in EFFECTS and not call.result.startswith("Error") for call in calls)
     if not wanted and not has_effects:
         wanted.append(answer.rstrip("."))
