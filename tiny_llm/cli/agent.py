@@ -155,7 +155,7 @@ async def _work(model: Any, session: "AgentSession", options: AgentOptions, task
     async with AsyncExitStack() as stack:
         if options.mcp:
             with usage("--mcp"):
-                tools += await stack.enter_async_context(mcp_tools(options.mcp))
+                tools += await stack.enter_async_context(mcp_tools(options.mcp, taken=[tool.name for tool in tools]))
         limits, rules = options.limits(), options.rules()
         agent = Agent(model, tools, session, limits=limits, rules=rules, approve=ask_user, outputs=outputs)
         reason = await run_shown(agent, task)

@@ -115,6 +115,20 @@ def test_two_servers_may_have_tools_of_one_name(tmp_path: Path) -> None:
     assert with_tools(servers, use) == ["clock", "clock_2"]
 
 
+def test_names_that_are_taken_and_errors_of_the_caller(tmp_path: Path) -> None:
+    """An error of the caller must come out as it is, not in a group of the client's tasks."""
+    outputs = LongOutputs()
+    server = mcp_server(make_builtin(Builtin(Root(tmp_path), outputs), ["clock"]), outputs)
+
+    async def main() -> None:
+        async with mcp_tools([server], taken=["clock"]) as tools:
+            assert [tool.name for tool in tools] == ["clock_2"]
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        asyncio.run(main())
+
+
 def test_an_odd_server_gives_results_that_a_model_can_act_on(odd: str) -> None:
     async def use(tools: dict[str, AgentTool]) -> None:
         assert (await answer(tools["fail"], why="because")).startswith("failed: Error executing tool fail")

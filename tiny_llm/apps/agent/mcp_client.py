@@ -24,21 +24,26 @@ REMEDY = 'install the extra: pip install "tiny-llm[mcp]"'
 
 
 @asynccontextmanager
-async def mcp_tools(servers: Sequence[Any], seconds: float = SECONDS) -> AsyncIterator[list[AgentTool]]:
+async def mcp_tools(
+    servers: Sequence[Any], seconds: float = SECONDS, taken: Sequence[str] = ()
+) -> AsyncIterator[list[AgentTool]]:
     """Connect to servers and yield their tools; disconnect afterwards.
 
     A server is a command line, an address that begins with http:// or https://, or anything else that `mcp.Client`
-    takes. With several servers a name that is taken gets a number: read, read_2. Raises ValueError for a server that
-    can't be reached.
+    takes. A name that is `taken`, also by an earlier server, gets a number: read, read_2. Raises ValueError for a
+    server that can't be reached.
     """
-    async with AsyncExitStack() as stack:
-        tools: dict[str, AgentTool] = {}
+    stack = AsyncExitStack()
+    tools: dict[str, AgentTool] = {}
+    try:
         for server in servers:
             client = await _connected(stack, server, seconds)
             for tool in await _listed(client, str(server)):
-                name = _free_name(tool.name, tools)
+                name = _free_name(tool.name, {*taken, *tools})
                 tools[name] = _made(client, name, tool, seconds)
         yield list(tools.values())
+    finally:
+        await stack.aclose()  # `async with` would wrap the caller's errors in a group of the clients' tasks
 
 
 async def _connected(stack: AsyncExitStack, server: Any, seconds: float) -> "Client":
@@ -72,7 +77,7 @@ async def _listed(client: "Client", server: str) -> list[Any]:
     return found
 
 
-def _free_name(name: str, taken: dict[str, AgentTool]) -> str:
+def _free_name(name: str, taken: set[str]) -> str:
     number = 1
     free = name
     while free in taken:
