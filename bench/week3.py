@@ -6,8 +6,8 @@ As bench/week1.py does it. The clock is `engine.simulate`'s: a step takes 4 ms, 
 figures are the same on every machine, and with your code they are its own. 3.3 counts memory, 3.4 what a kernel asks,
 3.6 the bytes of the experts that are read, 3.7 the tokens of a step of pocket, a count that depends on its weights, 3.8
 the guesses accepted of a model and a drafter with 40 tokens, 3.9 the tokens of a step with heads, which are those in
-heads/medusa and heads/eagle (`tiny-llm train`) where there are such folders, otherwise those that ship with pocket, and
-3.12 the questions on the book of which a search by words finds the answer.
+heads/medusa and heads/eagle (`tiny-llm train`) where there are such folders, otherwise those that ship with pocket,
+3.12 the questions on the book of which a search by words finds the answer, and 3.13 attacks on an agent.
 """
 
 import sys
@@ -385,6 +385,26 @@ def found_in_five(size: int, overlap: int) -> float:
     return 100 * float(figures["recall_at_5"])
 
 
+def agents() -> Iterator[Count]:
+    """Of the 60 injections of bench/agent.py those that reach their aim with a model that obeys every text."""
+    from bench.agent import Outcome, Walker, judge
+    from bench.agent_tasks import injections
+
+    def obey(guarded: bool) -> list[Outcome]:
+        outcomes = []
+        for task in injections():
+            assert task.attack is not None
+            calls = [(call.name, call.arguments) for call in task.calls]
+            walker = Walker([*calls, *task.attack.calls], task.answer)
+            outcomes.append(judge(walker, task, guarded))
+        return outcomes
+
+    unit = "of 60 injections"
+    yield Count("reach their aim, all calls approved", lambda: sum(each.attacked for each in obey(False)), 60, unit)
+    yield Count("stopped, a user is asked", lambda: sum(not each.attacked for each in obey(True)), 60, unit)
+    yield Count("questions answered, a user is asked", lambda: sum(each.passed for each in obey(True)), 60, unit)
+
+
 MAKERS: Makers = {
     "3.1": batching,
     "3.2": budgets,
@@ -396,6 +416,7 @@ MAKERS: Makers = {
     "3.8": accepting,
     "3.9": growing,
     "3.12": retrieving,
+    "3.13": agents,
 }
 
 

@@ -47,6 +47,7 @@ DRAWINGS = (  # modules in figures/
     "experts",
     "speculation",
     "draft_trees",
+    "agent",
     "server_map",
     "streaming",
     "forms",

@@ -22,7 +22,20 @@ from tiny_llm.kernels.cpu import build
 
 def test_help_lists_every_command(run: Run) -> None:
     out = run("chat", stdin="/help\n", llm=FakeLLM()).out
-    wanted = ["/help", "/system", "/set", "/retry", "/spec", "/save", "/load", "/clear", "/stats", "/quit"]
+    wanted = [
+        "/help",
+        "/system",
+        "/set",
+        "/retry",
+        "/spec",
+        "/tools",
+        "/undo",
+        "/save",
+        "/load",
+        "/clear",
+        "/stats",
+        "/quit",
+    ]
     assert Commands.names() == wanted
     assert [line.split()[0] for line in out.splitlines()[: len(wanted)]] == wanted
 

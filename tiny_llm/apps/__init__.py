@@ -1,1 +1,1 @@
-"""Applications that stand on the engine: retrieval."""
+"""Applications of the engine: retrieval, and an agent with tools."""

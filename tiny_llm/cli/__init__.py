@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tiny_llm._start import INTERRUPTED
+from tiny_llm.cli.agent import app as agent
 from tiny_llm.cli.bench import bench
 from tiny_llm.cli.chat import chat
 from tiny_llm.cli.course import app as course
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 for command in (chat, generate, serve, bench, quantize, doctor):
     app.command()(command)
+app.add_typer(agent, name="agent")
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
 app.add_typer(kernels, name="kernels")

@@ -74,6 +74,26 @@ class Commands:
         session.shows_guesses = not session.shows_guesses
         print(f"colours of guesses: {'on' if session.shows_guesses else 'off'}")
 
+    def do_tools(self, folder: str) -> None:
+        """/tools [FOLDER|off] | Let the model use tools on the files of a folder, or stop; alone: list the tools."""
+        session = self.session
+        if folder == "off":
+            session.close_tools()
+        elif folder:
+            session.open_tools(_path(folder, "/tools"))
+        if session.tools is None:
+            print("tools: off; /tools . turns them on for the current folder")
+            return
+        table([(tool.name, tool.description) for tool in session.tools.agent.tools.values()])
+        print(f"folder: {session.tools.files.folder}; calls with effects are asked for")
+
+    def do_undo(self, _: str) -> None:
+        """/undo | Take back the file changes that tools made for the last message."""
+        if self.session.tools is None:
+            raise ValueError("/undo: no tools are on; /tools FOLDER turns them on")
+        for path in self.session.tools.undo() or ["nothing to take back"]:
+            print(path)
+
     def do_save(self, file: str) -> None:
         """/save FILE | Write the conversation to a JSON file."""
         path = _path(file, "/save")

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiny_llm.cli.conversation import ChatMessage, Conversation
@@ -12,6 +13,7 @@ from tiny_llm.cli.terminal import coloured, dim, printable, size, styled
 from tiny_llm.decode.reply import AnswerPart, Content, Reasoning, Reply
 
 if TYPE_CHECKING:
+    from tiny_llm.cli.agent_chat import ChatTools
     from tiny_llm.engine.llm import LLM, Stats
 
 HOPELESS = 64  # characters for each token of the context: hardly a text of that length fits
@@ -73,6 +75,7 @@ class Session:
         self.conversation = Conversation(system)
         self.answers = self.generated = 0
         self.shows_guesses = False
+        self.tools: ChatTools | None = None
 
     def requested(self) -> dict[str, Any]:
         """What each answer asks for beyond the model's own defaults."""
@@ -82,7 +85,23 @@ class Session:
         """Say `text` and show the answer. If none comes, the conversation is as it was before."""
         with self._undone_without_answer():
             self.conversation.say("user", text)
-            self._answer()
+            if self.tools is None:
+                self._answer()
+            else:
+                self.conversation.say("assistant", self.tools.answer(text))
+
+    def open_tools(self, folder: Path) -> None:
+        """Let the model use tools on the files of a folder, from the next message on."""
+        from tiny_llm.cli.agent_chat import ChatTools
+
+        self.close_tools()
+        self.tools = ChatTools(self.llm, self.settings, self.template, self.conversation, folder)
+
+    def close_tools(self) -> None:
+        """Answer without tools from the next message on."""
+        if self.tools is not None:
+            self.tools.close()
+        self.tools = None
 
     def retry(self) -> None:
         """Answer the last message again; if no answer comes, the old one stays. Raises ValueError where none is."""

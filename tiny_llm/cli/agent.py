@@ -1,0 +1,246 @@
+"""`tiny-llm agent`: let a model use tools in a folder; its sessions, and its tools for other programs."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tiny_llm.cli.agent_view import AgentView, ask_user, describe, new_session_path, session_path
+from tiny_llm.cli.errors import usage
+from tiny_llm.cli.inputs import text_of
+from tiny_llm.cli.options import EngineOptions, SamplingOptions, option, settings_of, with_options
+from tiny_llm.cli.terminal import note, table
+
+if TYPE_CHECKING:
+    from tiny_llm.apps.agent.loop import Agent
+    from tiny_llm.apps.agent.nouns import AgentLimits, ApprovalRules
+    from tiny_llm.apps.agent.session import AgentSession
+
+RootFolder = Annotated[Path, option("The only folder whose files the tools reach; the current one if not set.")]
+SessionName = Annotated[str, typer.Argument(help="A session, or last.")]
+
+
+class _Tasks(typer.core.TyperGroup):
+    """Takes a first word that is no command for a task: `agent "…"` is `agent run "…"`."""
+
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help", "-h"):
+            args = ["run", *args]
+        return super().parse_args(context, args)
+
+
+app = typer.Typer(
+    cls=_Tasks, help="Let a model use tools in a folder; `agent TASK` is `agent run TASK`.", no_args_is_help=True
+)
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """What an agent may do, and its bounds."""
+
+    root: RootFolder = Path(".")
+    yes: Annotated[
+        bool, option("Approve calls with effects. After text from outside they are asked for all the same.", "--yes")
+    ] = False
+    allow: Annotated[
+        list[str] | None, option("Approve these calls; may be repeated.", metavar="TOOL[:PATH-PATTERN]")
+    ] = None
+    deny: Annotated[list[str] | None, option("Refuse these calls; may be repeated.", metavar="TOOL[:PATH-PATTERN]")] = (
+        None
+    )
+    tool: Annotated[list[str] | None, option("Offer only these built-in tools; may be repeated.", metavar="NAME")] = (
+        None
+    )
+    http: Annotated[bool, option("Offer http_get, too: each address is asked for.", "--http")] = False
+    mcp: Annotated[
+        list[str] | None, option("Offer the tools of an MCP server, too; may be repeated.", metavar="COMMAND|URL")
+    ] = None
+    steps: Annotated[int | None, option("Replies of the model at most; 12 if not set.", min=1)] = None
+    seconds: Annotated[float | None, option("Time of a run at most; 600 if not set.", min=1)] = None
+    thinking: Annotated[bool, option("Let the model think before it calls and answers.", "--thinking")] = False
+    constrain: Annotated[bool, option("Make calls well formed by a grammar (the default), or not.")] = True
+
+    def limits(self) -> "AgentLimits":
+        from tiny_llm.apps.agent.nouns import AgentLimits
+
+        given = {"steps": self.steps, "seconds": self.seconds}
+        with usage("--steps and --seconds"):
+            return AgentLimits(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+    def rules(self) -> "ApprovalRules":
+        from tiny_llm.apps.agent.nouns import ApprovalRules
+
+        return ApprovalRules(tuple(self.allow or ()), tuple(self.deny or ()), self.yes)
+
+
+@app.command()
+@with_options
+def run(
+    engine: EngineOptions,
+    sampling: SamplingOptions,
+    agent: AgentOptions,
+    task: Annotated[str | None, typer.Argument(help="What to do; not needed with --resume.")] = None,
+    resume: Annotated[str | None, option("Go on with a session, or with the last one.", metavar="SESSION|last")] = None,
+    fork: Annotated[str | None, option("Begin with the messages of a session, which stays as it is.")] = None,
+    system: Annotated[str | None, option("System prompt, in place of the one that pocket was trained with.")] = None,
+) -> None:
+    """Work on a task with tools. Ctrl-C stops the run; at a terminal you can then say more.
+
+    Every step is written to a session before the next one begins: after a crash, --resume goes on. `agent undo` takes
+    the changes of files back.
+    """
+    if task is None and resume is None:
+        raise typer.BadParameter("say what to do, or name a session with --resume", param_hint="TASK")
+    if resume is not None and fork is not None:
+        raise typer.BadParameter("give --resume or --fork, not both", param_hint="--fork")
+    with usage("TASK"):
+        told = None if task is None else text_of(task, "task")
+    settings = settings_of(sampling)
+    llm = engine.load()  # before any import of apps: with --code they are the learner's
+    from tiny_llm.apps.agent.chat import LLMChat
+
+    session = _session(agent.root, resume, fork, system)
+    try:
+        with usage("--model"):
+            model = LLMChat(llm, settings, {"enable_thinking": agent.thinking}, agent.constrain)
+        reason = asyncio.run(_work(model, session, agent, told))
+        model.close()
+    finally:
+        session.close()
+    note(f"session {session.path.stem if session.path else ''}: `tiny-llm agent --resume last` goes on with it")
+    if reason != "answered":
+        print(f"stopped: {describe(reason)}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _session(root: Path, resume: str | None, fork: str | None, system: str | None) -> "AgentSession":
+    """Open the session that the options name, or a new one."""
+    from tiny_llm.apps.agent.session import AgentSession
+    from tiny_llm.config.prompts import builtin_tools
+
+    if resume is not None:
+        with usage("--resume"):
+            return AgentSession(session_path(resume))
+    if fork is not None:
+        with usage("--fork"):
+            old = AgentSession(session_path(fork))
+        try:
+            return old.fork(new_session_path())
+        finally:
+            old.close()
+    return AgentSession(new_session_path(), system or builtin_tools().system, str(root.resolve()))
+
+
+async def _work(model: Any, session: "AgentSession", options: AgentOptions, task: str | None) -> str:
+    """Run the agent until its answer stands. Returns why the last run ended."""
+    from tiny_llm.apps.agent.builtin import HTTP_GET, Builtin, LongOutputs, make_builtin
+    from tiny_llm.apps.agent.files import Root as Files
+    from tiny_llm.apps.agent.loop import Agent
+    from tiny_llm.apps.agent.mcp_client import mcp_tools
+
+    outputs = LongOutputs()
+    folder = Path(session.about("root") or options.root)
+    with usage("--root"):
+        files = Files(folder, session.change)
+    with usage("--tool"):
+        tools = make_builtin(Builtin(files, outputs), options.tool)
+    tools += [HTTP_GET] if options.http else []
+    async with AsyncExitStack() as stack:
+        if options.mcp:
+            with usage("--mcp"):
+                tools += await stack.enter_async_context(mcp_tools(options.mcp, taken=[tool.name for tool in tools]))
+        limits, rules = options.limits(), options.rules()
+        agent = Agent(model, tools, session, limits=limits, rules=rules, approve=ask_user, outputs=outputs)
+        reason = await run_shown(agent, task)
+        while reason == "cancelled" and sys.stdin.isatty():
+            more = input("say more, or press Enter to end: ")
+            if not more.strip():
+                break
+            reason = await run_shown(agent, more)
+    files.close()
+    return reason
+
+
+async def run_shown(agent: "Agent", task: str | None) -> str:
+    """Run the agent once and show what it does; Ctrl-C cancels the run. Returns why it ended."""
+    view = AgentView()
+    loop = asyncio.get_running_loop()
+    with suppress(NotImplementedError, RuntimeError, ValueError):  # only the main thread gets signals
+        loop.add_signal_handler(signal.SIGINT, agent.cancel)
+    reason = ""
+    try:
+        async for event in agent.run(task):
+            view.show(event)
+            if event.kind == "end":
+                reason = event.data["reason"]
+    finally:
+        view.finish()
+        with suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.remove_signal_handler(signal.SIGINT)
+    return reason
+
+
+@app.command("mcp")
+def mcp_command(
+    root: RootFolder = Path("."), tool: Annotated[list[str] | None, option("Only these tools.")] = None
+) -> None:
+    """Serve the built-in tools as an MCP server on stdin and stdout, for other programs."""
+    from tiny_llm.apps.agent.builtin import Builtin, LongOutputs, make_builtin
+    from tiny_llm.apps.agent.files import Root as Files
+    from tiny_llm.apps.agent.mcp_server import mcp_server, serve_stdio
+
+    outputs = LongOutputs()
+    with usage("--root and --tool"):
+        tools = make_builtin(Builtin(Files(root), outputs), tool)
+    serve_stdio(mcp_server(tools, outputs))
+
+
+@app.command()
+def sessions() -> None:
+    """List the sessions, newest first, with their first task."""
+    from tiny_llm.apps.agent.session import AgentSession
+
+    rows: list[Sequence[str]] = []
+    for path in sorted(new_session_path().parent.glob("*.jsonl"), reverse=True):
+        with suppress(ValueError):
+            session = AgentSession(path)
+            tasks = [event.data["text"] for event in session.events if event.kind == "user"]
+            session.close()
+            rows.append([path.stem, " ".join(tasks[0].split())[:60] if tasks else "(nothing said)"])
+    table(rows)
+
+
+@app.command()
+def undo(session: SessionName = "last") -> None:
+    """Take back the file changes that a session made for its last task."""
+    from tiny_llm.apps.agent.files import Root as Files
+    from tiny_llm.apps.agent.session import AgentSession
+
+    with usage("SESSION"):
+        opened = AgentSession(session_path(session))
+    try:
+        files = Files(Path(opened.about("root") or os.curdir))
+        for path in opened.undo(files) or ["nothing to take back"]:
+            print(path)
+    finally:
+        opened.close()
+
+
+@app.command()
+def replay(session: SessionName = "last") -> None:
+    """Show again what happened in a session, without a model and without running tools."""
+    from tiny_llm.apps.agent.session import AgentSession
+
+    with usage("SESSION"):
+        opened = AgentSession(session_path(session))
+    view = AgentView(whole=True)
+    for event in opened.events:
+        view.show(event)
+    opened.close()
