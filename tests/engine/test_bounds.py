@@ -124,13 +124,13 @@ def test_a_list_of_which_one_prompt_is_bad_leaves_nothing(engine: Engine) -> Non
 
 
 def test_a_reader_that_leaves_too_much_unread_loses_its_request_alone(path: Path) -> None:
-    with Engine(path, serving=replace(SERVING, max_unread=20)) as engine:
+    with Engine(path, serving=replace(SERVING, max_unread=200)) as engine:
         slow, quick = engine.stream("hello", LONG), engine.stream("the quick", LONG)
         aslow = engine.astream("hello", LONG)
         assert sum(1 for _ in quick) == 400
         until(lambda: not engine._worker.recipients and not engine._loop.has_work)
         for _ in range(2):
-            with pytest.raises(UnreadError, match="left more than 20 tokens unread"):
+            with pytest.raises(UnreadError, match="left more than 200 tokens unread"):
                 next(slow)
         assert slow.finish_reason == "error" and not slow._box._outputs
 
