@@ -6,7 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tiny_llm.cli.conversation import Conversation
+from tiny_llm.apps.chat.conversation import Conversation
+from tiny_llm.cli import conversation_file
 from tiny_llm.cli.options import SamplingOptions, parse_logit_bias
 from tiny_llm.cli.session import Session, guesses, peak_memory, reads, timing
 from tiny_llm.cli.terminal import size, table
@@ -97,13 +98,13 @@ class Commands:
     def do_save(self, file: str) -> None:
         """/save FILE | Write the conversation to a JSON file."""
         path = _path(file, "/save")
-        self.session.conversation.save(path, self.session.llm.name)
+        conversation_file.save(self.session.conversation, path, self.session.llm.name)
         print(f"saved {len(self.session.conversation.messages)} messages to {path}")
 
     def do_load(self, file: str) -> None:
         """/load FILE | Go on with a saved conversation instead of this one."""
         path = _path(file, "/load")
-        self.session.conversation = Conversation.load(path)
+        self.session.conversation = conversation_file.load(path)
         print(f"loaded {len(self.session.conversation.messages)} messages from {path}")
 
     def do_clear(self, _: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tiny_llm.cli.conversation import ChatMessage, Conversation
+from tiny_llm.apps.chat.conversation import ChatMessage, Conversation
 from tiny_llm.cli.terminal import coloured, dim, printable, size, styled
 from tiny_llm.decode.reply import AnswerPart, Content, Reasoning, Reply
 
