@@ -20,9 +20,9 @@ from tests.support import make_model
 from tiny_llm import LLM, load
 from tiny_llm.apps.rag import comparison
 from tiny_llm.cli import app
-from tiny_llm.cli.bench import Figure
 from tiny_llm.course import desk
 from tiny_llm.views import record, roofline
+from tiny_llm.views.speed import Figure
 
 ROOT = Path(__file__).parents[2]
 HUGE = str(10**400)
@@ -97,8 +97,8 @@ def folder_alone(name: str) -> NoOverlay:
 
 WORK = {  # done elsewhere: what takes long, asks the network or changes files
     ("tiny_llm.cli.bench", "run"): nothing,
-    ("tiny_llm.cli.bench", "summarize"): nothing,
-    ("tiny_llm.cli.bench", "at_most"): lambda *_: Figure("decode", 1, 1, 1, "tokens/s"),
+    ("tiny_llm.views.speed", "summarize"): nothing,
+    ("tiny_llm.views.speed", "at_most"): lambda *_: Figure("decode", 1, 1, 1, "tokens/s"),
     ("tiny_llm.cli.quantize", "perplexity"): lambda *_: 2.0,
     ("tiny_llm.views.record", "run"): lambda model, prompt, stop=True: short_run(model, prompt[:8], stop),
     ("tiny_llm.views.record", "record_reference"): lambda *_: short_run(None, "hi").notes,

@@ -9,9 +9,10 @@ from typing import Any
 from tiny_llm.apps.chat.conversation import Conversation
 from tiny_llm.cli import conversation_file
 from tiny_llm.cli.options import SamplingOptions, parse_logit_bias
-from tiny_llm.cli.session import Session, guesses, peak_memory, reads, timing
-from tiny_llm.cli.terminal import size, table
+from tiny_llm.cli.session import Session
+from tiny_llm.cli.terminal import table
 from tiny_llm.config import SamplingParams
+from tiny_llm.views.units import size
 
 SETTINGS = tuple(f.name for f in fields(SamplingOptions))
 
@@ -113,6 +114,8 @@ class Commands:
 
     def do_stats(self, _: str) -> None:
         """/stats | Tokens, speed and memory so far."""
+        from tiny_llm.views.answers import counts_in_words, peak_memory, timing
+
         session, stats = self.session, self.session.llm.last_stats
         conversation, context = session.conversation, session.llm.max_context
         used = session.count_tokens(conversation.visible()) if conversation.messages else 0
@@ -130,9 +133,7 @@ class Commands:
         if stats is not None and stats.prefix_miss is not None:
             miss = stats.prefix_miss
             rows.append(("cache miss", f"{miss.reason}: {miss.text!r:.60}"))
-        rows += [("experts", line) for line in reads(session.llm)]
-        rows += [("guesses", line) for line in guesses(session.llm)]
-        table(rows)
+        table([*rows, *counts_in_words(session.llm)])
 
     def do_quit(self, _: str) -> None:
         """/quit | End the chat."""

@@ -9,7 +9,8 @@ import typer
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.inputs import check_text
 from tiny_llm.cli.options import option
-from tiny_llm.cli.terminal import print_json, size, table
+from tiny_llm.cli.terminal import print_json, table
+from tiny_llm.views.units import size
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="An alias or a hub name such as Qwen/Qwen3-0.6B.")]
 

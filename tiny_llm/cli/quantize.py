@@ -12,8 +12,9 @@ import typer
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.inputs import check_text
 from tiny_llm.cli.options import option, with_options
-from tiny_llm.cli.terminal import note, print_json, size, table
+from tiny_llm.cli.terminal import note, print_json, table
 from tiny_llm.config import EngineConfig
+from tiny_llm.views.units import size
 
 if TYPE_CHECKING:
     from tiny_llm.config import QuantizationConfig

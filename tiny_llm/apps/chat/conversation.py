@@ -71,7 +71,8 @@ class Conversation:
             raise ValueError(f"{source}: {EXPECTED}: {error}") from None
         data = JsonFields(parsed, source)
         messages, system = data.data.get("messages"), data.data.get("system")
-        require(isinstance(messages, list), f"{source}: messages: expected a list, found {messages!r:.80}")
+        if not isinstance(messages, list):
+            raise ValueError(f"{source}: messages: expected a list, found {messages!r:.80}")
         require(
             system is None or isinstance(system, str),
             f"{source}: system: expected a text or null, found {system!r:.80}",
