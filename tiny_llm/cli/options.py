@@ -63,6 +63,11 @@ def option(
     )
 
 
+def given(**values: Any) -> dict[str, Any]:
+    """Return the options that are set. The others keep the default that their setting has."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def number(value: float | None) -> float | None:
     """Refuse `nan`, which is neither below nor above any bound."""
     if value is not None and value != value:
@@ -173,11 +178,10 @@ class EngineOptions:
             with usage("--expert-bytes"):
                 values["expert_bytes"] = num_bytes_of(self.expert_bytes)
         with usage():
-            return EngineConfig(**{name: value for name, value in values.items() if value is not None})
+            return EngineConfig(**given(**values))
 
     def _speculation(self) -> SpeculationConfig | None:
-        given = {setting: getattr(self, name) for name, setting in SPECULATION.items()}
-        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        values = given(**{setting: getattr(self, name) for name, setting in SPECULATION.items()})
         if self.speculate in (None, "none") and values:
             with usage(", ".join(f"--{name.replace('_', '-')}" for name in SPECULATION)):
                 raise ValueError("is for guesses: name who makes them, such as --speculate draft, or leave it out")
