@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tiny_llm.cli.options import EngineOptions, option, with_options
+from tiny_llm.cli.options import AsJson, EngineOptions, with_options
 from tiny_llm.cli.terminal import note, print_json, table
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 512,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens to write.")] = 128,
     runs: Annotated[int, typer.Option(min=1, max=10_000, help="Measured runs, after one that warms up.")] = 5,
-    as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure prefill, decoding, time to first token and memory of a model."""
     llm = engine.load()

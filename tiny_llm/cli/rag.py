@@ -11,7 +11,7 @@ import typer
 
 from tiny_llm.cli.errors import report, usage
 from tiny_llm.cli.inputs import lines_of, text_of
-from tiny_llm.cli.options import EngineOptions, given, option, with_options
+from tiny_llm.cli.options import AsJson, EngineOptions, given, option, with_options
 from tiny_llm.cli.terminal import dim, note, print_json, printable, table
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ app = typer.Typer(help="Answer questions from your documents, with citations.", 
 FOLDER = Path(".tiny-llm-rag")
 NONE = "none"
 Paths = Annotated[list[Path], typer.Argument(help="Files, and folders of files.", show_default=False)]
-AsJson = Annotated[bool, option("Print one JSON object.", "--json")]
 
 
 @dataclass(frozen=True)

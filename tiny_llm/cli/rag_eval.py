@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tiny_llm.cli.options import EngineOptions, option, with_options
-from tiny_llm.cli.rag import AsJson, RetrievalOptions, load_embedder, load_model, progress_bar
+from tiny_llm.cli.options import AsJson, EngineOptions, option, with_options
+from tiny_llm.cli.rag import RetrievalOptions, load_embedder, load_model, progress_bar
 from tiny_llm.cli.rag import app as app
 from tiny_llm.cli.terminal import print_json, table
 
