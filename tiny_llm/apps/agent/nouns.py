@@ -109,7 +109,10 @@ class ApprovalRules:
         for rule in (*self.allow, *self.deny):
             pattern = rule.partition(":")[0].casefold()
             known = any(fnmatch(name, pattern) for name in names)
-            require(known, f"rule: expected the name of a tool, found {shown(rule)}; known are {', '.join(tools)}")
+            require(
+                known,
+                f"rule: expected the name of a tool, found {shown(rule)}; known are {', '.join(dict.fromkeys(tools))}",
+            )
 
 
 def matches(rule: str, name: str, path: str | None) -> bool:
