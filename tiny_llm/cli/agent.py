@@ -145,7 +145,6 @@ async def _work(model: Any, session: "AgentSession", options: AgentOptions, task
     from tiny_llm.apps.agent.files import Root as Files
     from tiny_llm.apps.agent.loop import Agent
     from tiny_llm.apps.agent.mcp_client import mcp_tools
-    from tiny_llm.config.prompts import builtin_tools
 
     outputs = LongOutputs()
     folder = Path(session.about("root") or options.root)
@@ -159,8 +158,6 @@ async def _work(model: Any, session: "AgentSession", options: AgentOptions, task
             with usage("--mcp"):
                 tools += await stack.enter_async_context(mcp_tools(options.mcp, taken=[tool.name for tool in tools]))
         limits, rules = options.limits(), options.rules()
-        with usage("--allow and --deny"):
-            rules.check([*builtin_tools().tools, HTTP_GET.name, *(tool.name for tool in tools)])
         agent = Agent(model, tools, session, limits=limits, rules=rules, approve=ask_user, outputs=outputs)
         reason = await run_shown(agent, task)
         while reason == "cancelled" and sys.stdin.isatty():

@@ -103,17 +103,6 @@ class ApprovalRules:
         path = None if call.path is None else call.path.casefold()
         return any(matches(rule.casefold(), call.name.casefold(), path) for rule in self.deny)
 
-    def check(self, tools: Sequence[str]) -> None:
-        """Raise ValueError for a rule that is about none of these tools: a misspelled name would deny nothing."""
-        names = [name.casefold() for name in tools]
-        for rule in (*self.allow, *self.deny):
-            pattern = rule.partition(":")[0].casefold()
-            known = any(fnmatch(name, pattern) for name in names)
-            require(
-                known,
-                f"rule: expected the name of a tool, found {shown(rule)}; known are {', '.join(dict.fromkeys(tools))}",
-            )
-
 
 def matches(rule: str, name: str, path: str | None) -> bool:
     """Return whether a rule is about a tool of this name and this path."""
