@@ -179,7 +179,9 @@ def ask(
             raise ValueError("the question is empty; write what you want to know")
     assistant = open_assistant(engine, where, retrieval)
     if as_json:
-        print_json(assistant.ask(text).as_data())
+        from tiny_llm.views.cited import cited_data
+
+        print_json(cited_data(assistant.ask(text)))
     else:
         answer(assistant, text)
 
@@ -266,9 +268,11 @@ def open_assistant(engine: EngineOptions, where: IndexOptions, retrieval: Retrie
 
 def answer(assistant: "Assistant", question: str) -> None:
     """Show an answer as it comes, and then its sources."""
+    from tiny_llm.views.cited import source_lines
+
     reply = assistant.ask(question, lambda text: print(printable(text, sys.stdout), end="", flush=True))
     print()
-    for line in reply.source_lines():
+    for line in source_lines(reply):
         print(dim(printable(line, sys.stdout), sys.stdout))
     for citation in reply.citations:
         if not citation.exists:

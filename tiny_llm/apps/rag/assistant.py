@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from tiny_llm.apps.rag.forms import form_for, most_tokens
 from tiny_llm.apps.rag.retriever import Findings, Hit, Retriever
@@ -67,37 +67,6 @@ class RagAnswer(NamedTuple):
     seconds: dict[str, float]
     prompt_tokens: int = 0
     cached_tokens: int = 0
-
-    def source_lines(self) -> list[str]:
-        """Return a line for each passage: its number, its source, and how far it supports what it is cited for."""
-        lines = []
-        for number, hit in enumerate(self.hits, 1):
-            chunk = hit.chunk
-            page = "" if chunk.page is None else f"page {chunk.page}"
-            parts = [part for part in (chunk.title, chunk.source, page) if part]
-            overlaps = [citation.overlap for citation in self.citations if citation.number == number]
-            cited = f": has {min(overlaps):.0%} of the words it is cited for" if overlaps else ""
-            lines.append(f"[{number}] {', '.join(parts)}{cited}")
-        return lines
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
-        passages = []
-        for number, hit in enumerate(self.hits, 1):
-            chunk = hit.chunk
-            place = {"source": chunk.source, "title": chunk.title, "page": chunk.page}
-            passages.append({"number": number, **place, "score": hit.score, "text": chunk.text})
-        return {
-            "answer": self.text,
-            "refused": self.refused,
-            "query": self.query,
-            "coverage": self.coverage,
-            "passages": passages,
-            "citations": [citation._asdict() for citation in self.citations],
-            "seconds": self.seconds,
-            "prompt_tokens": self.prompt_tokens,
-            "cached_tokens": self.cached_tokens,
-        }
 
 
 @dataclass
