@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
+from tests.apps.agent.scripted import ScriptedChat
 from tests.cli.conftest import Result, Run
 from tests.cli.fake import FakeLLM
 from tests.support import make_model
 from tiny_llm import LLM, load
 from tiny_llm.apps.rag import comparison
 from tiny_llm.cli import app
-from tiny_llm.cli.bench import Figure
 from tiny_llm.course import desk
 from tiny_llm.views import record, roofline
+from tiny_llm.views.speed import Figure
 
 ROOT = Path(__file__).parents[2]
 HUGE = str(10**400)
@@ -59,6 +60,12 @@ REQUIRED = {  # what the arguments and options that a command can't do without a
     "question": "hi",
     "name": "somebody",
     "paths": "{folder}/book",
+    "task": "hi",
+}
+NEEDED = {  # parameters without which a command stops, though some option or stdin can take their place
+    ("generate", "prompt"),
+    ("kernels", "check", "files"),
+    ("agent", "run", "task"),
 }
 
 
@@ -95,10 +102,17 @@ def folder_alone(name: str) -> NoOverlay:
     return NoOverlay()
 
 
+class AnsweringChat(ScriptedChat):
+    """A model of an agent that answers at once. It calls no tool, so that no file is changed."""
+
+    def close(self) -> None:
+        pass
+
+
 WORK = {  # done elsewhere: what takes long, asks the network or changes files
     ("tiny_llm.cli.bench", "run"): nothing,
-    ("tiny_llm.cli.bench", "summarize"): nothing,
-    ("tiny_llm.cli.bench", "at_most"): lambda *_: Figure("decode", 1, 1, 1, "tokens/s"),
+    ("tiny_llm.views.speed", "summarize"): nothing,
+    ("tiny_llm.views.speed", "at_most"): lambda *_: Figure("decode", 1, 1, 1, "tokens/s"),
     ("tiny_llm.cli.quantize", "perplexity"): lambda *_: 2.0,
     ("tiny_llm.views.record", "run"): lambda model, prompt, stop=True: short_run(model, prompt[:8], stop),
     ("tiny_llm.views.record", "record_reference"): lambda *_: short_run(None, "hi").notes,
@@ -107,6 +121,7 @@ WORK = {  # done elsewhere: what takes long, asks the network or changes files
     ("tiny_llm.course.watch", "watch"): nothing,
     ("tiny_llm.apps.rag.comparison", "questions_on"): lambda name: QUESTIONS_ON(name)[:1],
     ("tiny_llm.apps.rag.comparison", "book_pages"): lambda _: [],
+    ("tiny_llm.apps.agent.chat", "LLMChat"): lambda *_: AnsweringChat("Done."),
     ("tiny_llm.cli.serve", "load_and_import"): lambda _: nothing,
     ("tiny_llm.server.run", "run"): nothing,
     ("tiny_llm.pocket.train", "train"): nothing,
@@ -153,7 +168,7 @@ def name_of(parameter: Any) -> str:
 def places() -> Iterator[Place]:
     for path, command in commands(typer.main.get_command(app)):
         taking = [each for each in command.params if not getattr(each, "is_flag", False) and each.name != "help"]
-        needed = [each for each in taking if each.required or name_of(each) in ("prompt", "files")]
+        needed = [each for each in taking if each.required or (*path, name_of(each)) in NEEDED]
         for parameter in taking:
             yield Place(path, name_of(parameter), tuple(name_of(each) for each in needed if each is not parameter))
 
@@ -199,7 +214,7 @@ def small_model() -> LLM:
 
 def line_of(place: Place, value: str, folder: Path) -> list[str]:
     words = list(place.path)
-    if place.path[0] == "rag" and value == ODD["a folder"]:
+    if place.path[0] in ("rag", "agent") and value == ODD["a folder"]:
         value = str(folder)  # not all files of the machine
     for name in place.required:
         given = REQUIRED[name].format(folder=folder, model=folder / "model")

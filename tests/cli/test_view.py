@@ -5,8 +5,8 @@ from io import StringIO
 import pytest
 
 from tiny_llm.cli.session import AnswerView
-from tiny_llm.cli.terminal import size
 from tiny_llm.decode.reply import AnswerPart, Content, Reasoning
+from tiny_llm.views.units import size
 
 PIECES: list[AnswerPart] = [Reasoning("hm "), Reasoning("so\n"), Content("yes"), Content("\x1b[31m!\r\n\tdone\x9b")]
 

@@ -22,8 +22,6 @@ from tests.support import make_model
 from tiny_llm import doctor
 from tiny_llm.cache.block_files import BlockFiles
 from tiny_llm.cache.paged import PagedPool
-from tiny_llm.cli.bench import at_most, bytes_read
-from tiny_llm.cli.session import peak_memory
 from tiny_llm.config import EngineConfig, SamplingParams
 from tiny_llm.engine.llm import LLM, load
 from tiny_llm.kernels import toolchain
@@ -38,6 +36,8 @@ from tiny_llm.model.fingerprint import fingerprint
 from tiny_llm.model.loader import load_config, load_weights
 from tiny_llm.model.memory import estimate_bytes
 from tiny_llm.model.ops import PLAIN
+from tiny_llm.views.answers import peak_memory
+from tiny_llm.views.speed import at_most, bytes_read
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the CPU kernels are for Linux")
 ROWS_OF_X = (1, 2, 3, 4, 5, 8, 9, 33)

@@ -9,10 +9,10 @@ from mlx.utils import tree_flatten
 from tests.support import make_model
 from tiny_llm import load
 from tiny_llm.cli import main
-from tiny_llm.cli.bench import bytes_read
 from tiny_llm.config import EngineConfig
 from tiny_llm.kernels.roofline import matrix_weights, step_bytes, step_operations
 from tiny_llm.model.loader import load_config, load_weights
+from tiny_llm.views.speed import bytes_read
 
 SHAPES = {
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "num_hidden_layers": 4, "decoder_sparse_step": 2},

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tiny_llm.cli.agent_view import AgentView, ask_user, describe, new_session_path, session_path
+from tiny_llm.cli.agent_view import AgentView, ask_user, describe, session_folder
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.inputs import text_of
-from tiny_llm.cli.options import EngineOptions, SamplingOptions, option, settings_of, with_options
+from tiny_llm.cli.options import EngineOptions, SamplingOptions, given, option, settings_of, with_options
 from tiny_llm.cli.terminal import note, table
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ SessionName = Annotated[str, typer.Argument(help="A session, or last.")]
 
 
 class _Tasks(typer.core.TyperGroup):
-    """Takes a first word that is no command for a task: `agent "…"` is `agent run "…"`."""
+    """Treat a first word that is no command as a task: `agent "…"` is `agent run "…"`."""
 
     def parse_args(self, context: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help", "-h"):
@@ -47,10 +46,10 @@ class AgentOptions:
 
     root: RootFolder = Path(".")
     yes: Annotated[
-        bool, option("Approve calls with effects. After text from outside they are asked for all the same.", "--yes")
+        bool, option("Approve calls with effects, except after the model has read text from outside.", "--yes")
     ] = False
     allow: Annotated[
-        list[str] | None, option("Approve these calls; may be repeated.", metavar="TOOL[:PATH-PATTERN]")
+        list[str] | None, option("Approve these calls without asking; may be repeated.", metavar="TOOL[:PATH-PATTERN]")
     ] = None
     deny: Annotated[list[str] | None, option("Refuse these calls; may be repeated.", metavar="TOOL[:PATH-PATTERN]")] = (
         None
@@ -58,21 +57,20 @@ class AgentOptions:
     tool: Annotated[list[str] | None, option("Offer only these built-in tools; may be repeated.", metavar="NAME")] = (
         None
     )
-    http: Annotated[bool, option("Offer http_get, too: each address is asked for.", "--http")] = False
+    http: Annotated[bool, option("Offer http_get as well; you are asked for each address.", "--http")] = False
     mcp: Annotated[
-        list[str] | None, option("Offer the tools of an MCP server, too; may be repeated.", metavar="COMMAND|URL")
+        list[str] | None, option("Offer the tools of an MCP server as well; may be repeated.", metavar="COMMAND|URL")
     ] = None
-    steps: Annotated[int | None, option("Replies of the model at most; 12 if not set.", min=1)] = None
-    seconds: Annotated[float | None, option("Time of a run at most; 600 if not set.", min=1)] = None
+    steps: Annotated[int | None, option("Most replies of the model; 12 if not set.", min=1)] = None
+    seconds: Annotated[float | None, option("Most seconds of a run; 600 if not set.", min=1)] = None
     thinking: Annotated[bool, option("Let the model think before it calls and answers.", "--thinking")] = False
-    constrain: Annotated[bool, option("Make calls well formed by a grammar (the default), or not.")] = True
+    constrain: Annotated[bool, option("Let a grammar make calls well formed (the default), or not.")] = True
 
     def limits(self) -> "AgentLimits":
         from tiny_llm.apps.agent.nouns import AgentLimits
 
-        given = {"steps": self.steps, "seconds": self.seconds}
         with usage("--steps and --seconds"):
-            return AgentLimits(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+            return AgentLimits(**given(steps=self.steps, seconds=self.seconds))
 
     def rules(self) -> "ApprovalRules":
         from tiny_llm.apps.agent.nouns import ApprovalRules
@@ -88,13 +86,13 @@ def run(
     agent: AgentOptions,
     task: Annotated[str | None, typer.Argument(help="What to do; not needed with --resume.")] = None,
     resume: Annotated[str | None, option("Go on with a session, or with the last one.", metavar="SESSION|last")] = None,
-    fork: Annotated[str | None, option("Begin with the messages of a session, which stays as it is.")] = None,
-    system: Annotated[str | None, option("System prompt, in place of the one that pocket was trained with.")] = None,
+    fork: Annotated[str | None, option("Begin with the messages of another session.", metavar="SESSION|last")] = None,
+    system: Annotated[str | None, option("System prompt; the one that pocket was trained with if not set.")] = None,
 ) -> None:
     """Work on a task with tools. Ctrl-C stops the run; at a terminal you can then say more.
 
-    Every step is written to a session before the next one begins: after a crash, --resume goes on. `agent undo` takes
-    the changes of files back.
+    Each step is written to the file of a session before the next step begins, so that --resume goes on after a crash.
+    `agent undo` takes file changes back.
     """
     if task is None and resume is None:
         raise typer.BadParameter("say what to do, or name a session with --resume", param_hint="TASK")
@@ -102,6 +100,8 @@ def run(
         raise typer.BadParameter("give --resume or --fork, not both", param_hint="--fork")
     with usage("TASK"):
         told = None if task is None else text_of(task, "task")
+    with usage("--system"):
+        system = None if system is None else text_of(system, "system prompt")
     settings = settings_of(sampling)
     llm = engine.load()  # before any import of apps: with --code they are the learner's
     from tiny_llm.apps.agent.chat import LLMChat
@@ -125,17 +125,18 @@ def _session(root: Path, resume: str | None, fork: str | None, system: str | Non
     from tiny_llm.apps.agent.session import AgentSession
     from tiny_llm.config.prompts import builtin_tools
 
+    folder = session_folder()
     if resume is not None:
         with usage("--resume"):
-            return AgentSession(session_path(resume))
+            return AgentSession(folder.find(resume))
     if fork is not None:
         with usage("--fork"):
-            old = AgentSession(session_path(fork))
+            old = AgentSession(folder.find(fork))
         try:
-            return old.fork(new_session_path())
+            return old.fork(folder.new())
         finally:
             old.close()
-    return AgentSession(new_session_path(), system or builtin_tools().system, str(root.resolve()))
+    return AgentSession(folder.new(), system or builtin_tools().system, str(root.resolve()))
 
 
 async def _work(model: Any, session: "AgentSession", options: AgentOptions, task: str | None) -> str:
@@ -205,16 +206,8 @@ def mcp_command(
 @app.command()
 def sessions() -> None:
     """List the sessions, newest first, with their first task."""
-    from tiny_llm.apps.agent.session import AgentSession
-
-    rows: list[Sequence[str]] = []
-    for path in sorted(new_session_path().parent.glob("*.jsonl"), reverse=True):
-        with suppress(ValueError):
-            session = AgentSession(path)
-            tasks = [event.data["text"] for event in session.events if event.kind == "user"]
-            session.close()
-            rows.append([path.stem, " ".join(tasks[0].split())[:60] if tasks else "(nothing said)"])
-    table(rows)
+    found = session_folder().first_tasks()
+    table([(name, " ".join(task.split())[:60] or "(no task)") for name, task in found])
 
 
 @app.command()
@@ -224,7 +217,7 @@ def undo(session: SessionName = "last") -> None:
     from tiny_llm.apps.agent.session import AgentSession
 
     with usage("SESSION"):
-        opened = AgentSession(session_path(session))
+        opened = AgentSession(session_folder().find(session))
     try:
         files = Files(Path(opened.about("root") or os.curdir))
         for path in opened.undo(files) or ["nothing to take back"]:
@@ -239,7 +232,7 @@ def replay(session: SessionName = "last") -> None:
     from tiny_llm.apps.agent.session import AgentSession
 
     with usage("SESSION"):
-        opened = AgentSession(session_path(session))
+        opened = AgentSession(session_folder().find(session))
     view = AgentView(whole=True)
     for event in opened.events:
         view.show(event)

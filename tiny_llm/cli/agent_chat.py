@@ -10,9 +10,9 @@ from tiny_llm.apps.agent.files import Root
 from tiny_llm.apps.agent.loop import Agent
 from tiny_llm.apps.agent.nouns import AgentReply, ReplyEnd
 from tiny_llm.apps.agent.session import AgentSession
+from tiny_llm.apps.chat.conversation import Conversation
 from tiny_llm.cli.agent import run_shown
 from tiny_llm.cli.agent_view import ask_user, describe
-from tiny_llm.cli.conversation import Conversation
 from tiny_llm.cli.session import remark
 from tiny_llm.config.prompts import builtin_tools
 

@@ -1,25 +1,23 @@
 """What `tiny-llm agent` shows: the model's words on stdout; calls, results and questions on stderr."""
 
-import os
-import secrets
 import sys
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tiny_llm.cli.process import state_dir
 from tiny_llm.cli.session import remark
 from tiny_llm.cli.terminal import dim, escaped, printable
 
 if TYPE_CHECKING:
     from tiny_llm.apps.agent.nouns import AgentCall, AgentEvent
+    from tiny_llm.apps.agent.sessions import SessionFolder
 
 SHOWN = 300  # characters of arguments and of a result
 REASONS = {
     "cancelled": "cancelled",
     "steps": "the model made as many replies as --steps allows",
     "tokens": "the model wrote as many tokens as a run allows",
-    "time": "the time of --seconds is over",
+    "time": "the run took as long as --seconds allows",
     "context": "the context is full",
     "repeats": "the model made the same call again and again",
 }
@@ -91,24 +89,8 @@ async def ask_user(call: "AgentCall", reason: str) -> bool:
     return said.strip().lower() in ("y", "yes")
 
 
-def sessions_folder() -> Path:
-    """Where sessions lie: tiny-llm/sessions under XDG_STATE_HOME or ~/.local/state."""
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(state) / "tiny-llm" / "sessions"
+def session_folder() -> "SessionFolder":
+    """Return the sessions of this user: tiny-llm/sessions under XDG_STATE_HOME or ~/.local/state."""
+    from tiny_llm.apps.agent.sessions import SessionFolder
 
-
-def new_session_path() -> Path:
-    """Return the path of a new session, named by the time."""
-    return sessions_folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.jsonl"
-
-
-def session_path(name: str) -> Path:
-    """Return the file of a session by its name, or of the newest one for "last". Raises ValueError for an unknown."""
-    folder = sessions_folder()
-    known = sorted(folder.glob("*.jsonl"))
-    if name == "last" and known:
-        return known[-1]
-    path = folder / f"{name}.jsonl"
-    if os.sep in name or path not in known:
-        raise ValueError(f"expected the name of a session in {folder}, found {name!r}; `agent sessions` lists them")
-    return path
+    return SessionFolder(state_dir() / "sessions")

@@ -68,7 +68,7 @@ def chat(
 
 def connect(remote: RemoteOptions, engine: EngineOptions, keep: KeepOptions) -> "LLM":
     """Return a server's model in the form of a model of this process."""
-    from tiny_llm.cli.remote import RemoteLLM
+    from tiny_llm.apps.chat.remote import RemoteLLM
 
     assert remote.server is not None
     with usage("--server"):

@@ -6,11 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tiny_llm.cli.conversation import Conversation
+from tiny_llm.apps.chat.conversation import Conversation
+from tiny_llm.cli import conversation_file
 from tiny_llm.cli.options import SamplingOptions, parse_logit_bias
-from tiny_llm.cli.session import Session, guesses, peak_memory, reads, timing
-from tiny_llm.cli.terminal import size, table
+from tiny_llm.cli.session import Session
+from tiny_llm.cli.terminal import table
 from tiny_llm.config import SamplingParams
+from tiny_llm.views.units import size
 
 SETTINGS = tuple(f.name for f in fields(SamplingOptions))
 
@@ -97,13 +99,13 @@ class Commands:
     def do_save(self, file: str) -> None:
         """/save FILE | Write the conversation to a JSON file."""
         path = _path(file, "/save")
-        self.session.conversation.save(path, self.session.llm.name)
+        conversation_file.save(self.session.conversation, path, self.session.llm.name)
         print(f"saved {len(self.session.conversation.messages)} messages to {path}")
 
     def do_load(self, file: str) -> None:
         """/load FILE | Go on with a saved conversation instead of this one."""
         path = _path(file, "/load")
-        self.session.conversation = Conversation.load(path)
+        self.session.conversation = conversation_file.load(path)
         print(f"loaded {len(self.session.conversation.messages)} messages from {path}")
 
     def do_clear(self, _: str) -> None:
@@ -112,6 +114,8 @@ class Commands:
 
     def do_stats(self, _: str) -> None:
         """/stats | Tokens, speed and memory so far."""
+        from tiny_llm.views.answers import counts_in_words, peak_memory, timing
+
         session, stats = self.session, self.session.llm.last_stats
         conversation, context = session.conversation, session.llm.max_context
         used = session.count_tokens(conversation.visible()) if conversation.messages else 0
@@ -129,9 +133,7 @@ class Commands:
         if stats is not None and stats.prefix_miss is not None:
             miss = stats.prefix_miss
             rows.append(("cache miss", f"{miss.reason}: {miss.text!r:.60}"))
-        rows += [("experts", line) for line in reads(session.llm)]
-        rows += [("guesses", line) for line in guesses(session.llm)]
-        table(rows)
+        table([*rows, *counts_in_words(session.llm)])
 
     def do_quit(self, _: str) -> None:
         """/quit | End the chat."""

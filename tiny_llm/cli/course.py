@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tiny_llm.cli.doctor import exit_on_failure, show_facts
 from tiny_llm.cli.options import option
-from tiny_llm.cli.terminal import table
 
 if TYPE_CHECKING:
     from tiny_llm.course.desk import Desk
+    from tiny_llm.course.doctor import CourseFact
+    from tiny_llm.doctor import Fact
 
 app = typer.Typer(help="Learn by writing the engine's parts: tasks, checks, hints.", no_args_is_help=True)
 TaskId = Annotated[str | None, typer.Argument(metavar="[TASK]", help="Such as w1.1.2; the next open one if not given.")]
@@ -36,15 +38,9 @@ def doctor() -> None:
     from tiny_llm.course.doctor import collect
     from tiny_llm.doctor import collect as machine
 
-    facts = [*collect(), *machine()]
-    table([(fact[0], fact[1], fact[2]) for fact in map(_row, facts)])
-    if any(_row(fact)[0] == "fail" for fact in facts):
-        raise typer.Exit(1)
-
-
-def _row(fact: object) -> tuple[str, str, str]:
-    state, name, value, remedy = (getattr(fact, field) for field in ("state", "name", "value", "remedy"))
-    return state, name, f"{value}; {remedy}" if remedy else value
+    facts: list[Fact | CourseFact] = [*collect(), *machine()]
+    show_facts(facts)
+    exit_on_failure(facts)
 
 
 @app.command()

@@ -1,11 +1,16 @@
 """`tiny-llm doctor`: what this machine offers, and what to do where something is missing."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tiny_llm.cli.options import option
 from tiny_llm.cli.terminal import print_json, table
+
+if TYPE_CHECKING:
+    from tiny_llm.course.doctor import CourseFact
+    from tiny_llm.doctor import Fact
 
 
 def doctor(as_json: Annotated[bool, option("Print one JSON list of facts.", "--json")] = False) -> None:
@@ -19,6 +24,16 @@ def doctor(as_json: Annotated[bool, option("Print one JSON list of facts.", "--j
     if as_json:
         print_json([vars(fact) for fact in facts])
     else:
-        table([(fact.state, fact.name, fact.value + (f"; {fact.remedy}" if fact.remedy else "")) for fact in facts])
+        show_facts(facts)
+    exit_on_failure(facts)
+
+
+def show_facts(facts: "Sequence[Fact | CourseFact]") -> None:
+    """Print a line for each fact, with its remedy."""
+    table([(fact.state, fact.name, "; ".join(filter(None, (fact.value, fact.remedy)))) for fact in facts])
+
+
+def exit_on_failure(facts: "Sequence[Fact | CourseFact]") -> None:
+    """End with exit code 1 if a fact is a failure."""
     if any(fact.state == "fail" for fact in facts):
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prompt_toolkit import PromptSession
@@ -11,12 +10,8 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.output.defaults import create_output
 
+from tiny_llm.cli.process import state_dir
 from tiny_llm.cli.terminal import note
-
-
-def state_dir() -> Path:
-    """Where the chat keeps what should outlive it: tiny-llm under XDG_STATE_HOME or ~/.local/state."""
-    return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "tiny-llm"
 
 
 def open_history() -> History:

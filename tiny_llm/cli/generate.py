@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -20,7 +19,7 @@ from tiny_llm.cli.options import (
     settings_of,
     with_options,
 )
-from tiny_llm.cli.session import AnswerView, guesses, peak_memory, reads, timing
+from tiny_llm.cli.session import AnswerView
 from tiny_llm.cli.terminal import note, print_json, printable
 from tiny_llm.decode.reply import Reply
 
@@ -75,7 +74,9 @@ def generate(
         answer = llm.generate(request, template=template, **settings)
     completions = answer if isinstance(answer, list) else [answer]
     if as_json:
-        print_json(as_data(llm, completions))
+        from tiny_llm.views.answers import answer_data
+
+        print_json(answer_data(llm, completions))
     else:
         show_whole(llm, request, template, completions)
     if stats or not as_json:
@@ -109,10 +110,9 @@ def show_stats(llm: "LLM", stats: "Stats | None", wanted: bool | None) -> None:
     """Write an answer's figures to stderr: if `wanted`, and with None where stderr is a terminal."""
     if stats is None or wanted is False:
         return
-    lines = [timing(stats)]
-    lines += [f"experts: {line}" for line in reads(llm)]
-    lines += [f"guesses: {line}" for line in guesses(llm)]
-    for line in lines:
+    from tiny_llm.views.answers import counts_in_words, timing
+
+    for line in [timing(stats), *(f"{name}: {words}" for name, words in counts_in_words(llm))]:
         if wanted:
             print(line, file=sys.stderr)
         else:
@@ -139,52 +139,3 @@ def show_whole(llm: "LLM", request: "Prompt", template: dict[str, Any], completi
         if len(completions) > 1:
             print(f"--- {place} of {len(completions)} ({completion.finish_reason})", flush=True)
         show_text(llm, request, template, [completion.text])
-
-
-def as_data(llm: "LLM", completions: Sequence["Completion"]) -> dict[str, Any]:
-    """What --json prints."""
-    stats = completions[0].stats
-    return {
-        "model": llm.name,
-        "prompt_tokens": stats.prompt_tokens,
-        "completions": [
-            {
-                "index": completion.index,
-                "text": completion.text,
-                "tokens": completion.tokens,
-                "finish_reason": completion.finish_reason,
-                "logprobs": completion.logprobs and list(map(asdict, completion.logprobs)),
-            }
-            for completion in completions
-        ],
-        "stats": {f.name: getattr(stats, f.name) for f in fields(stats)}
-        | {"prefix_miss": stats.prefix_miss and stats.prefix_miss._asdict()}
-        | {"peak_memory": peak_memory(stats), "prefill_tps": stats.prefill_tps, "decode_tps": stats.decode_tps},
-        **expert_reads(llm),
-        **speculation(llm),
-    }
-
-
-def speculation(llm: "LLM") -> dict[str, Any]:
-    """What --json prints of guesses; the names are vLLM's."""
-    counts = llm.speculation
-    if not counts.drafts:
-        return {}
-    histogram = [counts.accepted_at[position] for position in range(max(counts.accepted_at, default=-1) + 1)]
-    figures = {
-        "mean_acceptance_length": counts.tokens_per_draft,
-        "draft_acceptance_rate": counts.acceptance_rate,
-        "acceptance_histogram": histogram,
-        "num_spec_steps": counts.drafts,
-        "num_draft_tokens": counts.drafted,
-        "num_accepted_draft_tokens": counts.accepted,
-    }
-    return {"speculative_decoding": figures}
-
-
-def expert_reads(llm: "LLM") -> dict[str, Any]:
-    """Return what --json prints about experts that stay in the files: nothing where all are in memory."""
-    from tiny_llm.model.expert_store import store_counts
-
-    counts = store_counts(llm.model.weights)
-    return {} if counts is None else {"experts": {**counts._asdict(), "hit_rate": counts.hit_rate}}

@@ -1,12 +1,11 @@
 """`tiny-llm kernels`: check and profile Metal kernels in the simulator, on any machine."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tiny_llm.cli.options import option
+from tiny_llm.cli.options import ExercisesFolder, borrow, option
 
 if TYPE_CHECKING:
     from tiny_llm.kernels.catalog import KernelEntry
@@ -109,35 +108,12 @@ def roofline(
         float | None,
         option("Bits of a weight; as the model's files have them if not set.", min=1, max=64),
     ] = None,
-    code: Annotated[
-        str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")
-    ] = None,
+    code: ExercisesFolder = None,
 ) -> None:
     """What a decode step of a model costs at least, and how many tokens per second that allows on some chips."""
-    if code is not None:
-        from tiny_llm.course.desk import install
-
-        print(install(code), file=sys.stderr, flush=True)
+    borrow(code)
     from tiny_llm.engine.llm import POCKET
-    from tiny_llm.kernels import roofline as costs
-    from tiny_llm.kernels.chips import CHIPS
-    from tiny_llm.kernels.profile import table
-    from tiny_llm.model import hub, loader
+    from tiny_llm.model import hub
+    from tiny_llm.views.step_costs import describe_step
 
-    path = hub.resolve(model) if model else POCKET
-    config = loader.load_config(path)
-    width = bits or costs.weight_bits(config)
-    moved = costs.step_bytes(config, context, rows, width)
-    if config.moe:
-        moved += config.moe.further_weights(config.hidden_size, rows) * width / 8
-    operations = costs.step_operations(config, context, rows)
-    print(f"{model or 'pocket'}: {costs.matrix_weights(config):,} weights of {width:g} bits, {rows} · {context} tokens")
-    print(
-        f"{moved / 1e6:,.1f} MB and {operations / 1e6:,.1f} million operations: {operations / moved:.2f} for each byte"
-    )
-    found: list[tuple[object, ...]] = [("chip", "GB/s", "TFLOP/s", "bound by", "tokens/s at most")]
-    for chip in (*CHIPS, costs.this_machine(moved)):
-        least = costs.bound(chip, moved, operations)
-        flops = f"{chip.teraflops:.3g}" if chip.teraflops else "-"
-        found.append((chip.name, f"{chip.bandwidth:,.4g}", flops, least.by, int(rows / least.seconds)))
-    print(table(found))
+    print(describe_step(hub.resolve(model) if model else POCKET, model or "pocket", context, rows, bits))

@@ -8,8 +8,9 @@ import typer
 
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.inputs import check_text
-from tiny_llm.cli.options import option
-from tiny_llm.cli.terminal import print_json, size, table
+from tiny_llm.cli.options import AsJson, option
+from tiny_llm.cli.terminal import print_json, table
+from tiny_llm.views.units import size
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="An alias or a hub name such as Qwen/Qwen3-0.6B.")]
 
@@ -17,7 +18,7 @@ models = typer.Typer(help="List, download, convert and remove models.", rich_mar
 
 
 @models.command("list")
-def list_models(as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False) -> None:
+def list_models(as_json: AsJson = False) -> None:
     """List the downloaded models with their sizes, and the aliases."""
     from tiny_llm.model.hub import ALIASES, SHIPPED, local_models
 

@@ -18,6 +18,7 @@ from tiny_llm.config import EngineConfig, SamplingParams, Structured
 from tiny_llm.config.speculation import SpeculationConfig
 
 if TYPE_CHECKING:
+    from tiny_llm.course.overlay import Overlay
     from tiny_llm.engine.llm import LLM
 
 Returned = TypeVar("Returned")
@@ -63,11 +64,34 @@ def option(
     )
 
 
+def given(**values: Any) -> dict[str, Any]:
+    """Return the options that are set. The others keep the default that their setting has."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def number(value: float | None) -> float | None:
     """Refuse `nan`, which is neither below nor above any bound."""
     if value is not None and value != value:
         raise typer.BadParameter(f"expected a number, found {value}")
     return value
+
+
+ExercisesFolder = Annotated[
+    str | None,
+    option("Run on the course's exercises: mine for code/, or another folder.", "--code", metavar="mine|DIR"),
+]
+AsJson = Annotated[bool, option("Print one JSON object.", "--json")]
+
+
+def borrow(code: str | None) -> "Overlay | None":
+    """Let the engine, which is not imported yet, run on the learner's files if they are named."""
+    if code is None:
+        return None
+    from tiny_llm.course.desk import install
+
+    overlay = install(code)
+    print(overlay, file=sys.stderr, flush=True)
+    return overlay
 
 
 SPECULATION = {  # options beside --speculate, and their names in SpeculationConfig
@@ -153,9 +177,7 @@ class EngineOptions:
         bool | None,
         option("Choose the number of guesses for each step by measured times; else always as many as possible."),
     ] = None
-    code: Annotated[
-        str | None, option("Run on the course's exercises: mine for code/, or another folder.", metavar="mine|DIR")
-    ] = None
+    code: ExercisesFolder = None
 
     def config(self) -> EngineConfig:
         own = ("model", "code", "speculate", *SPECULATION)  # not named as in EngineConfig
@@ -173,11 +195,10 @@ class EngineOptions:
             with usage("--expert-bytes"):
                 values["expert_bytes"] = num_bytes_of(self.expert_bytes)
         with usage():
-            return EngineConfig(**{name: value for name, value in values.items() if value is not None})
+            return EngineConfig(**given(**values))
 
     def _speculation(self) -> SpeculationConfig | None:
-        given = {setting: getattr(self, name) for name, setting in SPECULATION.items()}
-        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        values = given(**{setting: getattr(self, name) for name, setting in SPECULATION.items()})
         if self.speculate in (None, "none") and values:
             with usage(", ".join(f"--{name.replace('_', '-')}" for name in SPECULATION)):
                 raise ValueError("is for guesses: name who makes them, such as --speculate draft, or leave it out")
@@ -186,12 +207,9 @@ class EngineOptions:
 
     def install_code(self) -> bool:
         """Put the learner's files in the place of the engine's, if asked for; return whether they hold the lesson."""
-        if self.code is None:
+        overlay = borrow(self.code)
+        if overlay is None:
             return False
-        from tiny_llm.course.desk import install
-
-        overlay = install(self.code)
-        print(overlay, file=sys.stderr, flush=True)
         if overlay.own_kernels and self.kernels not in ("metal", "cuda", "sim"):
             print(f"{', '.join(overlay.own_kernels)}: not in use; --kernels sim runs them", file=sys.stderr)
         if overlay.own_native and self.kernels != "cpu":

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from tiny_llm.cli.options import AsJson
 from tiny_llm.cli.terminal import print_json
 
 app = typer.Typer(help="The small model inside: train it again, measure it.", no_args_is_help=True)
@@ -61,7 +62,7 @@ def evaluate(
     model: Annotated[Path | None, typer.Option(help="A model directory (default: the one that ships).")] = None,
     draft: Annotated[Path | None, typer.Option(help="The drafter's directory (default: the one that ships).")] = None,
     number: Number = 200,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also by family, with failures.")] = False,
     card: Annotated[bool, typer.Option("--card", help="Write the figures into the directory's README.md.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The process around a command: its three streams and its signals, whatever they are connected to."""
+"""The process around a command: its three streams and its signals, and the folder of what outlives it."""
 
 import errno
 import os
@@ -8,12 +8,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader, RawIOBase, TextIOWrapper
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
 from tiny_llm._start import INTERRUPTED
 
 IMPORTING = "<frozen importlib._bootstrap>"
+
+
+def state_dir() -> Path:
+    """Return the folder for the chat's history and for sessions: tiny-llm in XDG_STATE_HOME or ~/.local/state."""
+    return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "tiny-llm"
 
 
 class OutputEnd(SystemExit):

@@ -1,7 +1,5 @@
 """`tiny-llm quantize`: store a model's weights in fewer bits, and say what that costs."""
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +9,16 @@ import typer
 
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.inputs import check_text
-from tiny_llm.cli.options import option, with_options
-from tiny_llm.cli.terminal import note, print_json, size, table
+from tiny_llm.cli.options import AsJson, option, with_options
+from tiny_llm.cli.terminal import note, print_json, table
 from tiny_llm.config import EngineConfig
+from tiny_llm.views.units import size
 
 if TYPE_CHECKING:
     from tiny_llm.config import QuantizationConfig
     from tiny_llm.engine.llm import LLM
     from tiny_llm.quantize.plan import Matrix
+    from tiny_llm.views.quantized import ModelFigures, QuantizedReport
 
 CALIBRATION = 1024  # tokens
 
@@ -82,7 +82,7 @@ def quantize(
         int, typer.Option(help="Length of the texts to measure on; 0 for none.", min=0, max=1_000_000)
     ] = 2048,
     overwrite: Annotated[bool, option("Replace a quantized model that is there.", "--overwrite")] = False,
-    as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a quantized copy of a model, in MLX's format, and measure both.
 
@@ -92,6 +92,7 @@ def quantize(
     from tiny_llm.model.hub import resolve
     from tiny_llm.quantize import plan as plans
     from tiny_llm.quantize.write import check_place, write_quantized
+    from tiny_llm.views.quantized import ModelFigures, QuantizedReport, stored_bytes
 
     with usage("MODEL"):
         check_text(model, "model")
@@ -103,17 +104,22 @@ def quantize(
         found = plans.matrices(source)
     with usage():
         plan = precision.plan(found)
-    results: dict[str, list[float | None]] = {"before": [stored_bytes(source), None], "after": []}
+    perplexity_before = None
     if tokens or precision.target_bits is not None:
         note(f"loading {model} …")
         changeable = EngineConfig(kernels="mlx")  # its matrices can be replaced one by one
         llm = engine.load(str(source), config=None if precision.target_bits is None else changeable)
-        results["before"][1] = perplexity(llm, tokens)
+        perplexity_before = perplexity(llm, tokens)
         plan = plan if precision.target_bits is None else precision.measured(llm, plan)
         del llm
+    before = ModelFigures(stored_bytes(source), perplexity_before)
     write_quantized(source, out, plan, overwrite=overwrite)
-    results["after"] = [stored_bytes(out), perplexity(engine.load(str(out)), tokens) if tokens else None]
-    show(out, plan, found, results, as_json)
+    after = ModelFigures(stored_bytes(out), perplexity(engine.load(str(out)), tokens) if tokens else None)
+    report = QuantizedReport(out, plan, found)
+    if as_json:
+        print_json(report.as_data(before, after))
+    else:
+        show(report, before, after)
 
 
 def texts(llm: "LLM", split: Literal["train", "test"], tokens: int) -> list[Any]:
@@ -134,56 +140,10 @@ def perplexity(llm: "LLM", tokens: int) -> float | None:
     return perplexity(llm.model, texts(llm, "test", tokens), lambda: RecomputeCache(llm.config, llm.model.ops))
 
 
-def stored_bytes(path: Path) -> int:
-    """All tensors of a model."""
-    from tiny_llm.model.directory import load_config
-    from tiny_llm.model.source import open_source
-
-    source = open_source(path)
-    entries = source.entries(load_config(source).tie_word_embeddings)
-    return sum(entry.end - entry.begin for entry in entries.values())
-
-
-def show(
-    out: Path,
-    plan: "QuantizationConfig",
-    found: "Sequence[Matrix]",
-    results: dict[str, list[float | None]],
-    as_json: bool,
-) -> None:
-    """What was done and what it costs. `results` are (bytes, perplexity or None)."""
-    from tiny_llm.quantize.plan import as_json as table_of
-    from tiny_llm.quantize.plan import bits_overall, bits_per_weight, unfit
-
-    dense = unfit(found, plan)
-    if as_json:
-        figures: dict[str, object] = {name: {"bytes": a, "perplexity": b} for name, (a, b) in results.items()}
-        figures["bits_per_weight"] = bits_per_weight(found, plan)
-        figures["bits_per_weight_overall"] = bits_overall(found, plan)
-        figures["left_dense"] = [matrix.path for matrix in dense]
-        print_json(figures | {"quantization": table_of(plan)})
-        return
-    counts: Counter[int] = Counter()
-    for matrix in found:
-        own = plan.layers.get(matrix.path, plan)
-        counts[0 if own is None else own.bits] += matrix.stack
-    named = [f"{count} {f'in {bits} bits' if bits else 'left dense'}" for bits, count in sorted(counts.items())]
-    average = f"{bits_per_weight(found, plan):.2f} bits a weight"
-    print(f"{out}: {counts.total()} matrices, {', '.join(named)}; groups of {plan.group_size}, {average}")
-    if dense:
-        print(
-            f"left dense, because groups of {plan.group_size} do not divide their rows: {', '.join(names_of(dense))}; "
-            f"{bits_overall(found, plan):.2f} bits a weight over all matrices"
-        )
-    rows = [["", *results], ["weights", *(size(a or 0) for a, _ in results.values())]]
-    if None not in (measured := [b for _, b in results.values()]):
-        rows.append(["perplexity", *(f"{b:.4f}" for b in measured)])
+def show(report: "QuantizedReport", before: "ModelFigures", after: "ModelFigures") -> None:
+    for line in report.lines():
+        print(line)
+    rows = [["", "before", "after"], ["weights", size(before.num_bytes), size(after.num_bytes)]]
+    if before.perplexity is not None and after.perplexity is not None:
+        rows.append(["perplexity", f"{before.perplexity:.4f}", f"{after.perplexity:.4f}"])
     table(rows)
-
-
-def names_of(matrices: "Sequence[Matrix]") -> list[str]:
-    """`model.layers.*.mlp.down_proj (28 times, rows of 144)`: each layer's matrix of a kind under one name."""
-    counts: Counter[tuple[str, int]] = Counter()
-    for matrix in matrices:
-        counts[re.sub(r"\.\d+\.", ".*.", matrix.path), matrix.columns] += matrix.stack
-    return [f"{name} ({count} times, rows of {columns})" for (name, columns), count in counts.items()]

@@ -5,20 +5,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tiny_llm.cli.errors import report, usage
 from tiny_llm.cli.inputs import lines_of, text_of
-from tiny_llm.cli.options import EngineOptions, option, with_options
+from tiny_llm.cli.options import AsJson, EngineOptions, given, option, with_options
 from tiny_llm.cli.terminal import dim, note, print_json, printable, table
 
 if TYPE_CHECKING:
-    from tiny_llm.apps.rag.assistant import AnswerSettings, Assistant, RagAnswer
+    from tiny_llm.apps.rag.assistant import AnswerSettings, Assistant
     from tiny_llm.apps.rag.embedder import Embedder
     from tiny_llm.apps.rag.index import Index
-    from tiny_llm.apps.rag.retriever import Ranks, Retriever
+    from tiny_llm.apps.rag.retriever import Retriever
     from tiny_llm.engine.llm import LLM
     from tiny_llm.model.tokenizer import Tokenizer
 
@@ -26,7 +26,6 @@ app = typer.Typer(help="Answer questions from your documents, with citations.", 
 FOLDER = Path(".tiny-llm-rag")
 NONE = "none"
 Paths = Annotated[list[Path], typer.Argument(help="Files, and folders of files.", show_default=False)]
-AsJson = Annotated[bool, option("Print one JSON object.", "--json")]
 
 
 @dataclass(frozen=True)
@@ -44,21 +43,15 @@ class IndexOptions:
 
     def open(self, create: bool) -> "Index":
         """Open the index, with the embedder and the store that it was made with unless others are named."""
-        from tiny_llm.apps.rag.catalog import FILE, Catalog
-        from tiny_llm.apps.rag.index import Index
+        from tiny_llm.apps.rag.index import Index, recorded_choice
 
-        recorded: dict[str, str | None] = {"embedder_name": None, "store": None}
-        if (self.index / FILE).is_file():
-            catalog = Catalog(self.index)
-            recorded = {name: catalog.setting(name) for name in recorded}
-            catalog.close()
-        name = self.embedder or recorded["embedder_name"] or NONE
-        store = self.store or recorded["store"] or "chroma"
+        recorded = recorded_choice(self.index)
+        name = self.embedder or recorded.embedder or NONE
+        store = self.store or recorded.store
         make = Index if create else Index.open
         index = make(self.index, embedder=load_embedder(name), store=store)
         if create and name != NONE:
-            index.catalog.set_setting("embedder_name", name)
-            index.catalog.set_setting("store", store)
+            index.record_choice(name)
         return index
 
 
@@ -66,40 +59,43 @@ class IndexOptions:
 class RetrievalOptions:
     """How passages are found and put before the question."""
 
-    passages: Annotated[int | None, option("Passages before a question at most; 4 if not set.")] = None
-    budget: Annotated[int | None, option("Tokens that the passages may have together; 1200 if not set.")] = None
-    answer_tokens: Annotated[int | None, option("Tokens of an answer at most; 200 if not set.")] = None
+    passages: Annotated[int | None, option("Most passages before a question; 4 if not set.")] = None
+    budget: Annotated[int | None, option("Most tokens of all these passages; 1200 if not set.")] = None
+    answer_tokens: Annotated[int | None, option("Most tokens of an answer; 200 if not set.")] = None
     least_coverage: Annotated[
         float | None,
-        option("Say that the documents do not hold it where no passage has this share of the question's words; 0.45."),
+        option(
+            "0 to 1: answer that the documents do not say unless a passage has this share of the question's words; "
+            "0.45 if not set."
+        ),
     ] = None
     method: Annotated[
         Literal["lexical", "vectors", "fused", "reranked"] | None,
         option("How to search; the best that the index and --reranker allow if not set."),
     ] = None
-    reranker: Annotated[str | None, option("A model that sorts what was found, such as qwen3-reranker-0.6b.")] = None
+    reranker: Annotated[str | None, option("A model that sorts found passages, such as qwen3-reranker-0.6b.")] = None
     diversity: Annotated[
-        float | None, option("0 to 1: how much likeness to better passages counts against a passage; 0 if not set.")
+        float | None, option("0 to 1: how much a passage loses for its likeness to a better one; 0 if not set.")
     ] = None
 
     def retriever(self, index: "Index") -> "Retriever":
         from tiny_llm.apps.rag.retriever import Retriever
 
-        reranker = None if self.reranker is None else load_reranker(self.reranker)
+        reranker = None if self.reranker is None else load_model(self.reranker)
         with usage():
             return Retriever(index, reranker=reranker, method=self.method, diversity=self.diversity or 0.0)
 
     def settings(self) -> "AnswerSettings":
         from tiny_llm.apps.rag.assistant import AnswerSettings
 
-        given: dict[str, Any] = {
-            "passages": self.passages,
-            "budget": self.budget,
-            "answer_tokens": self.answer_tokens,
-            "least_coverage": self.least_coverage,
-        }
+        settings = given(
+            passages=self.passages,
+            budget=self.budget,
+            answer_tokens=self.answer_tokens,
+            least_coverage=self.least_coverage,
+        )
         with usage():
-            return AnswerSettings(**{name: value for name, value in given.items() if value is not None})
+            return AnswerSettings(**settings)
 
 
 def load_model(name: str) -> "LLM":
@@ -107,14 +103,6 @@ def load_model(name: str) -> "LLM":
 
     note(f"loading {name} …")
     return llm.load(name)
-
-
-def load_reranker(name: str) -> "Ranks":
-    """Load a model that ranks. Raises ValueError where this engine's models can't."""
-    model: Any = load_model(name)
-    if not hasattr(model, "rank"):
-        raise ValueError("reranker: expected a model that ranks, found one that this version can't rank with")
-    return cast("Ranks", model)
 
 
 def load_embedder(name: str) -> "Embedder | None":
@@ -140,22 +128,22 @@ def add(
     paths: Paths,
     engine: EngineOptions,
     where: IndexOptions,
-    chunk_tokens: Annotated[int | None, option("Tokens of a chunk at most; 400 if not set.")] = None,
-    overlap: Annotated[int | None, option("Tokens that neighbouring chunks share at most; 100 if not set.")] = None,
+    chunk_tokens: Annotated[int | None, option("Most tokens of a chunk; 400 if not set.")] = None,
+    overlap: Annotated[int | None, option("Most tokens that neighbouring chunks share; 100 if not set.")] = None,
     context: Annotated[
-        bool, option("Let the model write a sentence of context for each chunk: slow, and found better.", "--context")
+        bool,
+        option("Let the model write a sentence of context for each chunk: it is slow and helps searches.", "--context"),
     ] = False,
 ) -> None:
     """Add files, and the files of folders: text, Markdown, HTML, PDF, source code.
 
-    A file that has not changed is left as it is, a changed one replaced; a document whose file is gone is removed.
+    A file that has changed replaces its document. A document whose file is gone is removed.
     """
     tokenizer = load_tokenizer(engine)
     from tiny_llm.apps.rag.chunks import ChunkSettings, counter
 
-    given = {"size": chunk_tokens, "overlap": overlap}
     with usage("--chunk-tokens, --overlap"):
-        settings = ChunkSettings(**{name: value for name, value in given.items() if value is not None})
+        settings = ChunkSettings(**given(size=chunk_tokens, overlap=overlap))
     situate = None
     if context:
         from tiny_llm.apps.rag.situate import Situator
@@ -191,7 +179,9 @@ def ask(
             raise ValueError("the question is empty; write what you want to know")
     assistant = open_assistant(engine, where, retrieval)
     if as_json:
-        print_json(as_data(assistant.ask(text)))
+        from tiny_llm.views.cited import cited_data
+
+        print_json(cited_data(assistant.ask(text)))
     else:
         answer(assistant, text)
 
@@ -199,7 +189,7 @@ def ask(
 @app.command()
 @with_options
 def chat(engine: EngineOptions, where: IndexOptions, retrieval: RetrievalOptions) -> None:
-    """Ask several questions, which may point back to earlier ones. /clear forgets them, /quit ends.
+    """Ask several questions. A question may refer to earlier ones; /clear forgets them, /quit ends the chat.
 
     If the input is not a terminal, each of its lines is a question.
     """
@@ -278,6 +268,8 @@ def open_assistant(engine: EngineOptions, where: IndexOptions, retrieval: Retrie
 
 def answer(assistant: "Assistant", question: str) -> None:
     """Show an answer as it comes, and then its sources."""
+    from tiny_llm.views.cited import source_lines
+
     reply = assistant.ask(question, lambda text: print(printable(text, sys.stdout), end="", flush=True))
     print()
     for line in source_lines(reply):
@@ -287,39 +279,6 @@ def answer(assistant: "Assistant", question: str) -> None:
             print(f"warning: the answer cites [{citation.number}], and no passage has this number", file=sys.stderr)
     stages = {name: f"{seconds * 1000:.0f}" for name, seconds in reply.seconds.items() if seconds >= 0.0005}
     note("ms: " + ", ".join(f"{name} {value}" for name, value in stages.items()))
-
-
-def source_lines(reply: "RagAnswer") -> list[str]:
-    """Return a line for each passage: its number, where it is from, and how far it supports what it is cited for."""
-    lines = []
-    for number, hit in enumerate(reply.hits, 1):
-        chunk = hit.chunk
-        page = "" if chunk.page is None else f"page {chunk.page}"
-        parts = [part for part in (chunk.title, chunk.source, page) if part]
-        overlaps = [citation.overlap for citation in reply.citations if citation.number == number]
-        cited = f": has {min(overlaps):.0%} of the words it is cited for" if overlaps else ""
-        lines.append(f"[{number}] {', '.join(parts)}{cited}")
-    return lines
-
-
-def as_data(reply: "RagAnswer") -> dict[str, Any]:
-    """What --json prints."""
-    passages = []
-    for number, hit in enumerate(reply.hits, 1):
-        chunk = hit.chunk
-        place = {"source": chunk.source, "title": chunk.title, "page": chunk.page}
-        passages.append({"number": number, **place, "score": hit.score, "text": chunk.text})
-    return {
-        "answer": reply.text,
-        "refused": reply.refused,
-        "query": reply.query,
-        "coverage": reply.coverage,
-        "passages": passages,
-        "citations": [citation._asdict() for citation in reply.citations],
-        "seconds": reply.seconds,
-        "prompt_tokens": reply.prompt_tokens,
-        "cached_tokens": reply.cached_tokens,
-    }
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tiny_llm.cli.options import EngineOptions, option, with_options
-from tiny_llm.cli.rag import AsJson, RetrievalOptions, load_embedder, load_reranker, progress_bar
+from tiny_llm.cli.options import AsJson, EngineOptions, option, with_options
+from tiny_llm.cli.rag import RetrievalOptions, load_embedder, load_model, progress_bar
 from tiny_llm.cli.rag import app as app
 from tiny_llm.cli.terminal import print_json, table
 
@@ -21,18 +21,20 @@ def evaluate(
     retrieval: RetrievalOptions,
     embedder: Annotated[str | None, option("A model that makes vectors; words alone are searched without one.")] = None,
     book: Annotated[Path | None, option("The folder book/src; of this checkout if not set.")] = None,
-    answers: Annotated[bool, option("Let the model answer, too: some minutes.", "--answers/--no-answers")] = True,
-    limit: Annotated[int | None, option("Questions of each set at most.", min=1)] = None,
+    answers: Annotated[
+        bool, option("Let the model answer as well, which takes minutes.", "--answers/--no-answers")
+    ] = True,
+    limit: Annotated[int | None, option("Most questions of each set.", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask 150 questions on the book and 100 on made-up documents, by each method of search side by side."""
+    """Ask 150 questions on the book and 100 on made-up documents, and compare the methods of search."""
     llm = engine.load()
     from tiny_llm.apps.rag.comparison import Comparison
 
     compared = Comparison(
         llm,
         embedder=load_embedder(embedder or "none"),
-        reranker=None if retrieval.reranker is None else load_reranker(retrieval.reranker),
+        reranker=None if retrieval.reranker is None else load_model(retrieval.reranker),
         method=retrieval.method,
         diversity=retrieval.diversity or 0.0,
         settings=retrieval.settings(),
@@ -67,5 +69,5 @@ def book_folder(given: Path | None) -> Path | None:
     here = Path(__file__).parents[2] / "book" / "src"
     if here.is_dir():
         return here
-    print("the book is not here, so only the made-up documents are asked about; --book DIR names it", file=sys.stderr)
+    print("book/src: not found, so no question on the book is asked; name its folder with --book DIR", file=sys.stderr)
     return None

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tiny_llm.cli.conversation import ChatMessage, Conversation
-from tiny_llm.cli.terminal import coloured, dim, printable, size, styled
+from tiny_llm.apps.chat.conversation import ChatMessage, Conversation
+from tiny_llm.cli.terminal import coloured, dim, printable, styled
 from tiny_llm.decode.reply import AnswerPart, Content, Reasoning, Reply
 
 if TYPE_CHECKING:
     from tiny_llm.cli.agent_chat import ChatTools
-    from tiny_llm.engine.llm import LLM, Stats
+    from tiny_llm.engine.llm import LLM
 
 HOPELESS = 64  # characters for each token of the context: hardly a text of that length fits
 COLOURS = {"accepted": 32, "bonus": 36, "corrected": 33}  # of tokens by their origin: green, cyan, yellow
@@ -174,40 +174,9 @@ class Session:
         elif reason == "length":
             remark(f"cut short after {stats.generated_tokens} tokens; /set max_tokens N allows more")
         if sys.stderr.isatty():
+            from tiny_llm.views.answers import timing
+
             remark(("stopped · " if reason is None else "") + timing(stats))
-
-
-def timing(stats: "Stats") -> str:
-    """How fast an answer was, in one line."""
-    speed = f"{stats.decode_tps:.1f} tokens/s · " if stats.decode_tps else ""
-    return f"{stats.generated_tokens} tokens · {speed}first after {stats.time_to_first_token:.2f} s"
-
-
-def peak_memory(stats: "Stats") -> int:
-    """The most bytes that a request took: MLX's arrays, and the weights that the CPU kernels hold beside them."""
-    from tiny_llm.kernels.cpu.build import held_bytes
-
-    return stats.peak_memory + held_bytes()
-
-
-def reads(llm: "LLM") -> list[str]:
-    """Return a line that says how often a needed expert was in memory; no line where no experts stay in the files."""
-    from tiny_llm.model.expert_store import store_counts
-
-    counts = store_counts(llm.model.weights)
-    if counts is None:
-        return []
-    number = counts.hits + counts.misses
-    return [f"{counts.hit_rate:.1%} of {number:,} reads from memory, {size(counts.resident)} kept there"]
-
-
-def guesses(llm: "LLM") -> list[str]:
-    """How many guesses were right, in one line; none where nothing was guessed."""
-    counts = llm.speculation
-    if not counts.drafts:
-        return []
-    accepted = f"{counts.acceptance_rate:.0%} of {counts.drafted:,} guesses accepted"
-    return [f"{accepted}, {counts.tokens_per_draft:.2f} tokens a step in {counts.drafts:,} steps with guesses"]
 
 
 def remark(text: str) -> None:

@@ -105,7 +105,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def num_bytes_of(text: str) -> int:
-    """The number of bytes in a text such as 500MB or 1.5 GB. Raises ValueError for another text."""
+    """Return the number of bytes in a text such as 500MB or 1.5 GB. Raises ValueError for another text."""
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]{0,2})\s*", text, re.IGNORECASE | re.ASCII)
     unit = UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
@@ -113,12 +113,3 @@ def num_bytes_of(text: str) -> int:
             f"expected bytes such as 500MB or 2GB (units: B, KB, MB, GB, in powers of 1000), found {text!r:.60}"
         )
     return int(float(found[1]) * unit)
-
-
-def size(num_bytes: float) -> str:
-    """Bytes as a person reads them, in powers of 1000 as disks and download pages count."""
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"

@@ -8,7 +8,7 @@ import typer
 
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.inputs import text_of
-from tiny_llm.cli.options import option
+from tiny_llm.cli.options import ExercisesFolder, borrow, option
 from tiny_llm.config import RopeConfig, SamplingParams
 
 if TYPE_CHECKING:
@@ -23,21 +23,10 @@ Out = Annotated[
     Path | None,
     option("The file to write: .html, or .svg for a single picture; NAME.html here if not given.", "--out", "-o"),
 ]
-ExercisesFolder = Annotated[
-    str | None, option("Run on the course's exercises: mine for code/, or another folder.", "--code")
-]
 Model = Annotated[str | None, option("A directory, GGUF file, hub name or alias; the small model inside if not given.")]
 PromptText = Annotated[str | None, option("Text to run through the model.")]
 
 viz = typer.Typer(help="Draw what happens inside: masks, rotations, samplers, differences.", no_args_is_help=True)
-
-
-def borrow(code: str | None) -> None:
-    """Let the engine, which is not imported yet, run on the learner's files."""
-    if code is not None:
-        from tiny_llm.course.desk import install
-
-        typer.echo(install(code), err=True)
 
 
 def recorded(model: str | None, prompt: str, stop: bool = True) -> "Run":

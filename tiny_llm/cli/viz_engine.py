@@ -1,39 +1,54 @@
 """`tiny-llm viz schedule|pages|radix|speculation`: pictures of the serving engine from its event log."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tiny_llm.cli.errors import usage
-from tiny_llm.cli.options import option
-from tiny_llm.cli.viz import DRAWN, ExercisesFolder, Model, Out, borrow, viz, write
+from tiny_llm.cli.options import ExercisesFolder, borrow, option, with_options
+from tiny_llm.cli.viz import DRAWN, Model, Out, viz, write
+
+if TYPE_CHECKING:
+    from tiny_llm.engine.events import Event
 
 __all__ = ["viz"]
 
-LogFile = Annotated[Path | None, option("An event log (JSON lines); a small simulated load if not given.", "--log")]
 First = Annotated[int, option("The first step to show.")]
 Last = Annotated[int | None, option("The last step to show; the log's last if not given.")]
-Blocks = Annotated[int, option("Without --log: blocks in the pool.", max=DRAWN)]
-Budget = Annotated[int, option("Without --log: tokens a step may hold.", max=10_000)]
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """The event log to draw: a file, or that of a small simulated load."""
+
+    log: Annotated[Path | None, option("An event log (JSON lines); a small simulated load if not given.")] = None
+    blocks: Annotated[int, option("Without --log: blocks in the pool.", max=DRAWN)] = 22
+    budget: Annotated[int, option("Without --log: tokens a step may hold.", max=10_000)] = 8
+    code: ExercisesFolder = None
+
+    def events(self) -> "list[Event]":
+        """Read the log or simulate the load, on the learner's files if they are named."""
+        borrow(self.code)
+        from tiny_llm.views import replay
+
+        with usage("--log" if self.log else "--blocks and --budget"):
+            return replay.load(self.log, self.blocks, self.budget)
 
 
 @viz.command()
+@with_options
 def schedule(
-    log: LogFile = None,
+    load: LogOptions,
     first: First = 1,
     last: Last = None,
-    blocks: Blocks = 22,
-    budget: Budget = 8,
     trace: Annotated[Path | None, option("Write a Chrome trace, too (open it in ui.perfetto.dev).")] = None,
-    code: ExercisesFolder = None,
     out: Out = None,
 ) -> None:
     """Who computes what in each step: decodes and chunks of prompts by slot."""
-    borrow(code)
-    from tiny_llm.views import replay, schedule
+    events = load.events()
+    from tiny_llm.views import schedule
     from tiny_llm.views.trace import chrome_trace
 
-    with usage("--log" if log else "--blocks and --budget"):
-        events = replay.load(log, blocks, budget)
     with usage("--first and --last"):
         drawing = schedule.draw("schedule", events, first, last)
     if trace:
@@ -42,41 +57,33 @@ def schedule(
 
 
 @viz.command()
+@with_options
 def pages(
-    log: LogFile = None,
+    load: LogOptions,
     first: First = 1,
     last: Last = None,
-    blocks: Blocks = 22,
-    budget: Budget = 8,
-    code: ExercisesFolder = None,
     out: Out = None,
 ) -> None:
     """The pool's blocks by request and the block tables, step by step (arrow keys in the page)."""
-    borrow(code)
-    from tiny_llm.views import pages, replay
+    events = load.events()
+    from tiny_llm.views import pages
 
-    with usage("--log" if log else "--blocks and --budget"):
-        events = replay.load(log, blocks, budget)
     with usage("--first and --last"):
         drawings = pages.frames(events, first, last)
     write("pages", "The pool, step by step", drawings, out, drawings[-1].alt, stepper=True)
 
 
 @viz.command()
+@with_options
 def radix(
-    log: LogFile = None,
+    load: LogOptions,
     step: Annotated[int | None, option("The step to show; the log's last if not given.")] = None,
-    blocks: Blocks = 22,
-    budget: Budget = 8,
-    code: ExercisesFolder = None,
     out: Out = None,
 ) -> None:
     """The prefix tree, who reads it, and why prefixes were not found."""
-    borrow(code)
-    from tiny_llm.views import radix, replay
+    events = load.events()
+    from tiny_llm.views import radix
 
-    with usage("--log" if log else "--blocks and --budget"):
-        events = replay.load(log, blocks, budget)
     with usage("--step"):
         drawing = radix.draw("radix", events, step)
     write("radix", "The prefix tree", [drawing], out)

@@ -178,7 +178,8 @@ class Assistant:
         if not chosen:
             raise ValueError(
                 f"budget: expected room for a passage, found {max(budget, 0)} tokens, and the shortest passage has "
-                f"{min(costs)}; raise --budget, lower --max-tokens, or add the documents with a smaller --chunk-tokens"
+                f"{min(costs)}; raise --budget, lower --answer-tokens, or add the "
+                "documents with a smaller --chunk-tokens"
             )
         return [hits[number] for number in chosen]
 

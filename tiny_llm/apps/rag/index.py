@@ -21,7 +21,9 @@ from tiny_llm.apps.rag.stores import VectorStore, make_store, synchronize
 from tiny_llm.config.fields import require
 from tiny_llm.engine.embed import Vectors
 
-EMBEDDER = "embedder"  # names of settings in the catalog
+EMBEDDER = "embedder"  # names of settings in the catalog: what the vectors depend on,
+EMBEDDER_NAME, STORE = "embedder_name", "store"  # and what `IndexChoice` holds
+DEFAULT_STORE = "chroma"
 
 Situate = Callable[[str, Sequence[Chunk]], list[str]]  # a sentence of context for each chunk of a document's text
 ShowProgress = Callable[[int, int, str], None]  # number of files done, of how many, the next one
@@ -38,6 +40,13 @@ class AddReport(NamedTuple):
     num_chunks: int
 
 
+class IndexChoice(NamedTuple):
+    """The embedder's name and the store with which documents were added to an index; no name for words alone."""
+
+    embedder: str | None
+    store: str
+
+
 class Index:
     """The documents below a folder of files, searchable.
 
@@ -45,7 +54,7 @@ class Index:
     Raises ValueError where the folder's vectors are by another embedder.
     """
 
-    def __init__(self, folder: Path, *, embedder: Embedder | None = None, store: str = "chroma"):
+    def __init__(self, folder: Path, *, embedder: Embedder | None = None, store: str = DEFAULT_STORE):
         self.folder, self.embedder, self._store_kind = folder, embedder, store
         self.catalog = Catalog(folder)
         self._store: VectorStore | None = None
@@ -60,7 +69,7 @@ class Index:
             raise
 
     @classmethod
-    def open(cls, folder: Path, *, embedder: Embedder | None = None, store: str = "chroma") -> "Index":
+    def open(cls, folder: Path, *, embedder: Embedder | None = None, store: str = DEFAULT_STORE) -> "Index":
         """Open an index that is there. Raises ValueError where the folder has none, or it has no documents."""
         remedy = "add documents with `tiny-llm rag add PATH`, or name another folder with --index"
         require((folder / FILE).is_file(), f"{folder}: expected an index of documents, found none; {remedy}")
@@ -72,6 +81,11 @@ class Index:
 
     def close(self) -> None:
         self.catalog.close()
+
+    def record_choice(self, embedder: str) -> None:
+        """Write the name by which the embedder was loaded, and the store, for `recorded_choice`."""
+        self.catalog.set_setting(EMBEDDER_NAME, embedder)
+        self.catalog.set_setting(STORE, self._store_kind)
 
     def _check_embedder(self) -> None:
         stored = self.catalog.setting(EMBEDDER)
@@ -225,6 +239,16 @@ class Index:
         found = self._store.search(query, k)
         # another process may have removed a chunk since the catalog was read
         return [(self._by_id[id], cosine) for id, cosine in found if id in self._by_id]
+
+
+def recorded_choice(folder: Path) -> IndexChoice:
+    """Return the choice that was recorded in an index, and the defaults where there is no index or no record."""
+    if not (folder / FILE).is_file():
+        return IndexChoice(None, DEFAULT_STORE)
+    catalog = Catalog(folder)
+    choice = IndexChoice(catalog.setting(EMBEDDER_NAME), catalog.setting(STORE) or DEFAULT_STORE)
+    catalog.close()
+    return choice
 
 
 def digest_of(file: Path, settings: ChunkSettings, situated: bool) -> str:

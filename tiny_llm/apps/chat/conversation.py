@@ -1,21 +1,16 @@
-"""A conversation: what was said, what of it still fits the model's context, and its file."""
+"""A conversation: the messages, the newest of them that fit the model's context, and its form as a text."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from tiny_llm.cli.inputs import read_file
 from tiny_llm.config.fields import JsonFields, require
 
 FORMAT = "tiny-llm conversation"
+EXPECTED = "expected a conversation in JSON, as /save writes it"
 ROLES = ("user", "assistant")
 ChatMessage = dict[str, str]
-
-
 CountTokens = Callable[[list[ChatMessage]], int]
 CHARACTERS = 8  # of a token at most, in nearly all texts
 
@@ -62,35 +57,27 @@ class Conversation:
         before, self.start = self.start, turns.begin(kept)
         return self.start - before
 
-    def save(self, path: Path, model: str) -> None:
-        """Write to `path`, all or nothing. Refuses to replace a file that is not a conversation."""
-        if path.exists():
-            try:
-                Conversation.load(path)
-            except ValueError:
-                raise ValueError(f"{path}: exists and is not a conversation; choose another name") from None
-        text = json.dumps(
-            {"format": FORMAT, "model": model, "system": self.system, "messages": self.messages},
-            indent=1,
-            ensure_ascii=False,
-        )
-        write_atomically(path, text + "\n")
+    def as_text(self, model: str) -> str:
+        """Return the conversation with a model as a text in JSON that `parse` reads."""
+        data = {"format": FORMAT, "model": model, "system": self.system, "messages": self.messages}
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def load(cls, path: Path) -> "Conversation":
-        """Read what `save` wrote. Raises ValueError naming file and key, OSError if there is no such file."""
+    def parse(cls, text: str, source: str) -> "Conversation":
+        """Read what `as_text` wrote. Raises ValueError with `source` and the key that is wrong."""
         try:
-            parsed = json.loads(read_file(path))
+            parsed = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: expected a conversation in JSON, as /save writes it: {error}") from None
-        data = JsonFields(parsed, str(path))
+            raise ValueError(f"{source}: {EXPECTED}: {error}") from None
+        data = JsonFields(parsed, source)
         messages, system = data.data.get("messages"), data.data.get("system")
         if not isinstance(messages, list):
-            raise ValueError(f"{path}: messages: expected a list, found {messages!r:.80}")
+            raise ValueError(f"{source}: messages: expected a list, found {messages!r:.80}")
         require(
-            system is None or isinstance(system, str), f"{path}: system: expected a text or null, found {system!r:.80}"
+            system is None or isinstance(system, str),
+            f"{source}: system: expected a text or null, found {system!r:.80}",
         )
-        read = [_message(item, f"{path}: messages[{i}]") for i, item in enumerate(messages)]
+        read = [_message(item, f"{source}: messages[{i}]") for i, item in enumerate(messages)]
         if read and read[0]["role"] == "system":
             system = system or read[0]["content"]
             del read[0]
@@ -157,18 +144,3 @@ def _message(item: Any, source: str) -> ChatMessage:
             require(isinstance(value, str), f"{source}: {key}: expected a text, found {value!r:.80}")
             message[key] = value
     return message
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file at `path` in one step, so that a failure leaves what was there."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

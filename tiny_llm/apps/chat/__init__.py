@@ -1,0 +1,1 @@
+"""A chat: its conversation, and a model at a server that answers in it."""
