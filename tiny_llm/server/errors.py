@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from tiny_llm.config.fields import as_json
 from tiny_llm.decode.text import ContextError
+from tiny_llm.engine.rank import NoRankerError
 from tiny_llm.engine.serving import FullError
 
 if TYPE_CHECKING:  # its import takes a quarter of a second, in which `tiny-llm serve` already loads the model
@@ -146,6 +147,12 @@ def draining() -> ApiError:
     return ApiError(503, message, "server_error", code="draining", headers=headers)
 
 
+def load_failed(name: str) -> ApiError:
+    """Return the error for a model that can't be loaded: the server's fault, of which its log has the reason."""
+    message = f"The model '{name}' could not be loaded; the server's log says why."
+    return ApiError(500, message, "server_error", code="model_load_failed")
+
+
 def unavailable(message: str, code: str, seconds: float = 5) -> ApiError:
     """Return the error for a model that is not ready, or has no room in memory now."""
     return ApiError(503, message, "server_error", code=code, headers=retry_after(seconds))
@@ -173,6 +180,8 @@ def api_error(error: BaseException, forecast: float = 1.0) -> ApiError:
         return queue_full(forecast)
     if isinstance(error, ContextError):
         return bad_request(str(error), "messages", "context_length_exceeded")
+    if isinstance(error, NoRankerError):
+        return unfit_model(str(error), "model")
     if isinstance(error, ValueError):
         found = NAMED.match(str(error))
         return bad_request(str(error), found[1] if found else None)
@@ -246,9 +255,6 @@ def add_handlers(app: "FastAPI") -> None:
             headers["Allow"] = allowed_methods(request) or headers.get("Allow", "")
         return respond(ApiError(error.status_code, message, headers=headers), request.scope)
 
-    async def failed(request: Request, error: Exception) -> Response:
-        return respond(api_error(error), request.scope)
-
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)  # nobody reads it
 
@@ -261,4 +267,3 @@ def add_handlers(app: "FastAPI") -> None:
     app.add_exception_handler(GoneError, gone)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, failed)

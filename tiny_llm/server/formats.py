@@ -75,7 +75,7 @@ class ChatFormat:
             mine = logprobs if place == len(fields) - 1 else None
             chunks.append(self._chunk({"index": index, "delta": delta, "logprobs": mine, "finish_reason": None}))
         if piece.delta.finish_reason is not None:
-            reason = "tool_calls" if index in self._called else piece.delta.finish_reason
+            reason = chat_reason(piece.delta.finish_reason, index in self._called)
             chunks.append(self._chunk({"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}))
         return chunks
 
@@ -83,7 +83,7 @@ class ChatFormat:
         """Return the response for whole answers."""
         choices = []
         for index, answer in enumerate(collected):
-            reason = "tool_calls" if answer.calls else answer.finish_reason
+            reason = chat_reason(answer.finish_reason, bool(answer.calls))
             logprobs = self._logprobs(answer.deltas)
             message = chat_message(answer)
             choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})
@@ -115,6 +115,11 @@ class ChatFormat:
             return None
         content = logprob_entries(deltas, self.tokenizer)
         return {"content": content, "refusal": None} if content else None
+
+
+def chat_reason(reason: str, calls: bool) -> str:
+    """Return the API's word for why an answer ended. An answer that was cut off has no whole call as its end."""
+    return "tool_calls" if calls and reason == "stop" else reason
 
 
 def chat_message(answer: WholeAnswer) -> Json:

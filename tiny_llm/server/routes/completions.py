@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from tiny_llm.server.answer import Answers, answering, collect
 from tiny_llm.server.ask import Ask
 from tiny_llm.server.body import StrictRoute
+from tiny_llm.server.errors import bad_request
 from tiny_llm.server.formats import CompletionFormat, Json, last_chunk, usage_object
 from tiny_llm.server.routes.common import DOCUMENTED, with_error
 from tiny_llm.server.sse import DONE, event, open_stream, while_present
@@ -22,6 +23,9 @@ router = APIRouter(route_class=StrictRoute, tags=["completions"])
 async def complete(asked: CompletionRequest, request: Request) -> Response:
     """Continue one prompt or several."""
     asks = asked.asks()
+    most = state_of(request).models.serving.max_requests
+    if len(asks) > most:  # the queue would never have room for all
+        raise bad_request(f"prompt: expected at most {most} prompts, found {len(asks)}.", "prompt")
     if asked.stream:
         settings = state_of(request).settings
         events = with_error(request, completion_events(request, asked, asks))

@@ -2,9 +2,8 @@
 
 import asyncio
 import base64
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -13,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from tiny_llm.engine.embed import Vectors
 from tiny_llm.engine.serving import Engine
 from tiny_llm.server.body import StrictRoute
-from tiny_llm.server.errors import bad_request
+from tiny_llm.server.errors import bad_request, out_of_time
 from tiny_llm.server.formats import Json, new_id
 from tiny_llm.server.routes.common import DOCUMENTED
 from tiny_llm.server.sse import while_present
@@ -21,6 +20,7 @@ from tiny_llm.server.state import key_of, state_of
 from tiny_llm.server.types import EmbeddingsRequest, RerankRequest
 
 router = APIRouter(route_class=StrictRoute, tags=["retrieval"])
+Done = TypeVar("Done")
 
 
 @router.post("/v1/embeddings", response_class=JSONResponse, responses=DOCUMENTED)
@@ -35,7 +35,7 @@ async def embed(asked: EmbeddingsRequest, request: Request) -> Json:
     texts = asked.texts()
     with state.rates.running(key_of(request)) as meter:
         async with state.models.use(asked.model) as engine:
-            vectors = await asyncio.to_thread(partial(engine.embed, texts, normalize=True))
+            vectors = await within(state.settings.request_seconds, embedded(engine, texts))
             count = await asyncio.to_thread(count_tokens, engine, texts)
             meter.charge(count)
     state.observer.used(request.scope, asked.model, count)
@@ -46,6 +46,22 @@ async def embed(asked: EmbeddingsRequest, request: Request) -> Json:
         data.append({"object": "embedding", "index": index, "embedding": encoded(vector, asked.encoding_format)})
     usage = {"prompt_tokens": count, "total_tokens": count}
     return {"object": "list", "data": data, "model": asked.model, "usage": usage}
+
+
+async def embedded(engine: Engine, texts: Sequence[str]) -> Vectors:
+    """Return the vectors of texts. An error names the field of the API, in place of the engine's argument."""
+    try:
+        return await engine.aembed(texts, normalize=True)
+    except ValueError as error:
+        raise ValueError(str(error).replace("texts[", "input[", 1)) from None
+
+
+async def within(seconds: float, work: Awaitable[Done]) -> Done:
+    """Return the result of some work. Cancels it and raises ApiError 504 where it takes longer."""
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except asyncio.TimeoutError:
+        raise out_of_time(seconds) from None
 
 
 def count_tokens(engine: Engine, texts: Sequence[str]) -> int:
@@ -84,7 +100,8 @@ async def rank(asked: RerankRequest, request: Request) -> Json:
     texts = asked.texts()
     with state.rates.running(key_of(request)) as meter:
         async with state.models.use(asked.model) as engine:
-            scores = await asyncio.to_thread(engine.rank, asked.query, texts, asked.instruction)
+            ranking = engine.arank(asked.query, texts, asked.instruction)
+            scores = await within(state.settings.request_seconds, ranking)
             count = await asyncio.to_thread(count_tokens, engine, [asked.query, *texts])
             meter.charge(count)
     state.observer.used(request.scope, asked.model, count)
