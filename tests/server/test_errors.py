@@ -283,9 +283,7 @@ def test_no_option_is_dropped_silently(pocket: Running, fields: dict[str, Any], 
         ("/v1/completions", {"model": "tiny", "prompt": ["a"] * 1025}, "prompt"),
     ],
 )
-def test_faulty_requests_of_other_routes(
-    http: httpx.Client, path: str, body: dict[str, Any], param: str | None
-) -> None:
+def test_other_routes_refuse_too(http: httpx.Client, path: str, body: dict[str, Any], param: str | None) -> None:
     """Regression: some failed with 500, or with 429 for ever; others were answered without what they asked for."""
     answer = http.post(path, json=body)
     assert answer.status_code == 400

@@ -202,15 +202,15 @@ def test_a_file_of_keys_that_becomes_faulty_lets_nobody_in_and_is_not_shown(rand
     path = tmp_path / "keys.json"
     secret = {"authorization": f"Bearer {add_key(path, 'alice')}"}
     right = path.read_text()
-    with serving(ModelSpec("tiny", str(random_path)), settings=replace(LOCAL, keys_file=path)) as running:
-        with running.http() as http:
-            assert http.get("/v1/models", headers=secret).status_code == 200
-            path.write_text("{")
-            answer = http.get("/v1/models", headers=secret)
-            assert answer.status_code == 500 and "keys.json" not in answer.text
-            assert answer.json()["error"]["type"] == "server_error"
-            path.write_text(right)
-            assert http.get("/v1/models", headers=secret).status_code == 200
+    settings = replace(LOCAL, keys_file=path)
+    with serving(ModelSpec("tiny", str(random_path)), settings=settings) as running, running.http() as http:
+        assert http.get("/v1/models", headers=secret).status_code == 200
+        path.write_text("{")
+        answer = http.get("/v1/models", headers=secret)
+        assert answer.status_code == 500 and "keys.json" not in answer.text
+        assert answer.json()["error"]["type"] == "server_error"
+        path.write_text(right)
+        assert http.get("/v1/models", headers=secret).status_code == 200
 
 
 def test_the_key_of_the_command_line_has_its_name_alone(tmp_path: Path) -> None:

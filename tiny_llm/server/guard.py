@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tiny_llm.config.fields import shown
 from tiny_llm.server import errors
 from tiny_llm.server.keys import KeyFile
+from tiny_llm.server.logs import about
 from tiny_llm.server.settings import LOCAL_NAMES, ServerSettings
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/live", "/version", "/docs", "/openapi.json"})  # without a key
@@ -70,10 +71,12 @@ class Guard:
         try:
             with self.drain.running():
                 await self.app(scope, body.receive, send_guarded)
-        except Exception:
-            if not begun:  # a whole response: behind half of one the server would close the connection
-                await errors.respond(errors.internal(), scope)(scope, receive, send_guarded)
-            raise
+        except Exception as error:
+            if begun:  # behind half of a response the connection is closed
+                raise
+            with about(state["request_id"]):
+                errors.LOG.error("request failed", exc_info=error)
+            await errors.respond(errors.internal(), scope)(scope, receive, send_guarded)
 
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         """Raise the ApiError of the first check that fails."""
