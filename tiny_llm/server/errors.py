@@ -240,8 +240,7 @@ def add_handlers(app: "FastAPI") -> None:
     from fastapi.exceptions import RequestValidationError
 
     async def known(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        return respond(error, request.scope)
+        return respond(api_error(error), request.scope)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -258,12 +257,8 @@ def add_handlers(app: "FastAPI") -> None:
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)  # nobody reads it
 
-    async def of_engine(request: Request, error: Exception) -> Response:
-        return respond(api_error(error), request.scope)
-
-    app.add_exception_handler(ApiError, known)
-    app.add_exception_handler(ValueError, of_engine)
-    app.add_exception_handler(FullError, of_engine)
+    for kind in (ApiError, ValueError, FullError):
+        app.add_exception_handler(kind, known)
     app.add_exception_handler(GoneError, gone)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

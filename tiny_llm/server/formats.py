@@ -45,10 +45,15 @@ def metrics_object(answers: Answers) -> Json:
 
 def last_chunk(head: Json, answers: Answers, wants_metrics: bool) -> Json:
     """Return the chunk behind all answers, which has no choices."""
-    chunk = {**head, "choices": [], "usage": usage_object(answers.usage)}
+    return with_usage({**head, "choices": []}, answers, wants_metrics)
+
+
+def with_usage(body: Json, answers: Answers, wants_metrics: bool) -> Json:
+    """Add to a body what its answers took."""
+    body["usage"] = usage_object(answers.usage)
     if wants_metrics:
-        chunk["metrics"] = metrics_object(answers)
-    return chunk
+        body["metrics"] = metrics_object(answers)
+    return body
 
 
 class ChatFormat:
@@ -87,10 +92,7 @@ class ChatFormat:
             logprobs = self._logprobs(answer.deltas)
             message = chat_message(answer)
             choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})
-        response = {**self.head, "object": "chat.completion", "choices": choices, "usage": usage_object(answers.usage)}
-        if wants_metrics:
-            response["metrics"] = metrics_object(answers)
-        return response
+        return with_usage({**self.head, "object": "chat.completion", "choices": choices}, answers, wants_metrics)
 
     def _chunk(self, choice: Json) -> Json:
         return {**self.head, "choices": [choice]}
@@ -187,10 +189,7 @@ class CompletionFormat:
             text = self._echoes[index] + "".join(delta.text for delta in answer.deltas)
             logprobs = self._logprobs(index, answer.deltas)
             choices.append({"index": index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason})
-        response = {**self.head, "choices": choices, "usage": usage_object(answers.usage)}
-        if wants_metrics:
-            response["metrics"] = metrics_object(answers)
-        return response
+        return with_usage({**self.head, "choices": choices}, answers, wants_metrics)
 
     def _logprobs(self, index: int, deltas: Sequence[Delta]) -> Json | None:
         """Return the log-probabilities in this API's form: parallel lists."""

@@ -101,14 +101,8 @@ class Observer:
             stats = one.stream.stats
             reason = one.stream.finish_reason or "cancelled"
             self.metrics.of(one.ask.model).finished(stats)
-            self.used(
-                request.scope,
-                one.ask.model,
-                stats.prompt_tokens,
-                stats.cached_tokens,
-                stats.generated_tokens,
-                reason,
-            )
+            tokens = (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens)
+            self.used(request.scope, one.ask.model, *tokens, reason)
             if self.tracing is not None:
                 self._trace(self.tracing, request, one)
 
