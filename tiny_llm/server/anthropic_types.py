@@ -11,15 +11,7 @@ from tiny_llm.config import Structured
 from tiny_llm.config.sampling import MAX_STOPS
 from tiny_llm.server.ask import Ask, CallChoice, WantedCall
 from tiny_llm.server.one_of import one_of
-from tiny_llm.server.types import (
-    EFFORTS,
-    ApiModel,
-    FunctionName,
-    SamplingFields,
-    StopText,
-    TemplateSettings,
-    add_form,
-)
+from tiny_llm.server.types import EFFORTS, ApiModel, FunctionName, SamplingFields, StopText, TemplateSettings, add_form
 
 BILLING = "x-anthropic-billing-header:"  # the begin of a line that a coding client changes with every request
 CHOICES: Mapping[str, CallChoice] = {"auto": "auto", "any": "required", "tool": "named", "none": "none"}

@@ -147,14 +147,8 @@ def draining() -> ApiError:
     return ApiError(503, message, "server_error", code="draining", headers=headers)
 
 
-def load_failed(name: str) -> ApiError:
-    """Return the error for a model that can't be loaded: the server's fault, of which its log has the reason."""
-    message = f"The model '{name}' could not be loaded; the server's log says why."
-    return ApiError(500, message, "server_error", code="model_load_failed")
-
-
 def unavailable(message: str, code: str, seconds: float = 5) -> ApiError:
-    """Return the error for a model that is not ready, or has no room in memory now."""
+    """Return the error for a model that is not ready, can't be loaded, or has no room in memory now."""
     return ApiError(503, message, "server_error", code=code, headers=retry_after(seconds))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tiny_llm.config.fields import is_finite, is_integer, require, shown
 
+SECONDS = ("body_seconds", "request_seconds", "write_seconds", "comment_seconds", "idle_unload", "step_seconds")
 HOST_NAME = re.compile(r"[\w.-]+")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -57,14 +58,7 @@ class ServerSettings:
             value = getattr(self, name)
             ok = (value is None and name == "memory_cap") or (is_integer(value) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {shown(value)}")
-        for name in (
-            "body_seconds",
-            "request_seconds",
-            "write_seconds",
-            "comment_seconds",
-            "idle_unload",
-            "step_seconds",
-        ):
+        for name in SECONDS:
             value = getattr(self, name)
             ok = (value is None and name == "idle_unload") or (is_finite(value) and value > 0)
             require(ok, f"{name}: expected seconds above 0, found {shown(value)}")
@@ -76,10 +70,7 @@ class ServerSettings:
     def _check_access(self) -> None:
         """Raise ValueError for a setting of who may use the server that would have no effect, or open it to all."""
         for name in self.allowed_hosts:
-            require(
-                is_host(name),
-                f"allowed_hosts: expected a name or an address without scheme and port, found {shown(name)}",
-            )
+            require(is_host(name), f"allowed_hosts: expected a name or an address without port, found {shown(name)}")
         for page in self.allowed_origins:
             ok = ORIGIN.fullmatch(page) is not None
             require(ok, f"allowed_origins: expected an origin such as https://page.example, found {shown(page)}")
