@@ -12,6 +12,7 @@ from tiny_llm.config.fields import shown
 from tiny_llm.course import NotDone
 from tiny_llm.server import errors
 from tiny_llm.server.keys import KeyFile
+from tiny_llm.server.logs import about
 from tiny_llm.server.settings import LOCAL_NAMES, ServerSettings
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/live", "/version", "/docs", "/openapi.json"})  # without a key
@@ -25,7 +26,7 @@ SECURITY = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
 ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
-ALLOWED_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, x-request-id"
+SHOWN_HEADERS = "x-request-id, request-id, retry-after"  # that a page of another origin may read
 LONGEST_ID = 128  # characters of a client's own request id
 
 
@@ -49,9 +50,12 @@ class Guard:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id(headers.get("x-request-id"))
         origin = headers.get("origin")
+        begun = False
 
         async def send_guarded(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self._add_headers(message, scope, origin)
             await send(message)
 
@@ -65,8 +69,15 @@ class Guard:
             await send_guarded({"type": "http.response.body", "body": b""})
             return
         body = Body(receive, self.settings)
-        with self.drain.running():
-            await self.app(scope, body.receive, send_guarded)
+        try:
+            with self.drain.running():
+                await self.app(scope, body.receive, send_guarded)
+        except Exception as error:
+            if begun:  # behind half of a response the connection is closed
+                raise
+            with about(state["request_id"]):
+                errors.LOG.error("request failed", exc_info=error)
+            await errors.respond(errors.internal(), scope)(scope, receive, send_guarded)
 
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         """Raise the ApiError of the first check that fails."""
@@ -92,13 +103,20 @@ class Guard:
         return origin in self._origins or origin in (f"http://{host}", f"https://{host}")
 
     def _key(self, headers: Headers) -> object:
-        """Return the key of a request. Raises ApiError 401 where it has none, or an unknown one."""
+        """Return the key of a request.
+
+        Raises ApiError 401 where it has none, or an unknown one, and 500 where the file of keys can't be read any more.
+        """
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret:
             secret = headers.get("x-api-key", "")  # the Anthropic API's
         if not secret:
             raise errors.no_key(found=False)
-        key = self.keys.find(secret.strip())
+        try:
+            key = self.keys.find(secret.strip())
+        except (ValueError, OSError) as error:
+            errors.LOG.error("the file of keys can't be read: %s", error)
+            raise errors.internal() from None
         if key is None:
             raise errors.no_key(found=True)
         return key
@@ -111,7 +129,9 @@ class Guard:
         if origin is not None and origin in self._origins:
             headers["access-control-allow-origin"] = origin
             headers["access-control-allow-methods"] = ALLOWED_METHODS
-            headers["access-control-allow-headers"] = ALLOWED_HEADERS
+            # browsers' clients send headers of their own, such as x-stainless-lang
+            headers["access-control-allow-headers"] = Headers(scope=scope).get("access-control-request-headers", "")
+            headers["access-control-expose-headers"] = SHOWN_HEADERS
             headers["vary"] = "origin"
 
 

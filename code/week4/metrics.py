@@ -285,16 +285,12 @@ class Metrics(Collector):
         with self._lock:
             models = [((name, "0"), model) for name, model in self._models.items()]
             answers = list(self._answers.items())
-        for name, (text, read) in GAUGES.items():
-            gauge = GaugeMetricFamily(name, text, labels=LABELS)
-            for labels, model in models:
-                gauge.add_metric(labels, read(model))
-            yield gauge
-        for name, (text, read) in COUNTERS.items():
-            counter = CounterMetricFamily(name, text, labels=LABELS)
-            for labels, model in models:
-                counter.add_metric(labels, read(model))
-            yield counter
+        for kind, figures in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
+            for name, (text, read) in figures.items():
+                numbers = kind(name, text, labels=LABELS)
+                for labels, model in models:
+                    numbers.add_metric(labels, read(model))
+                yield numbers
         for name, (text, find) in HISTOGRAMS.items():
             family = HistogramMetricFamily(name, text, labels=LABELS)
             for labels, model in models:

@@ -12,7 +12,7 @@ from tiny_llm import LLM, load
 from tiny_llm.engine.events import Event
 from tiny_llm.engine.loop import Loop
 from tiny_llm.engine.request import Sequence, SequenceId, salted
-from tiny_llm.engine.suffix import SuffixDrafter
+from tiny_llm.engine.suffix import MOST_GROUPS, SuffixDrafter
 
 TEXT = TEXTS[0]
 WHOLE = 36  # cached tokens of a second request for TEXT: all its blocks but the last token's
@@ -79,3 +79,39 @@ def test_a_salted_token_is_no_token_and_fits_an_address() -> None:
 def test_a_salt_is_a_short_text(llm: LLM, salt: object) -> None:
     with pytest.raises(ValueError, match="salt: expected a text of at most 1024 characters"):
         replace(request(llm, "0", TEXT, GREEDY), salt=salt)
+
+
+def test_a_text_goes_on_where_its_group_forgets_earlier_answers(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: its place in the automaton of earlier answers was looked up in the new, smaller one: IndexError."""
+    monkeypatch.setattr("tiny_llm.engine.suffix.SHARED_TOKENS", 20)
+    drafter = SuffixDrafter(least=0.1)
+    known = list(range(10, 40))
+
+    def begin(name: str) -> Sequence:
+        sequence = Sequence(request(llm, name, [7], GREEDY))
+        drafter.propose([sequence], [4])
+        return sequence
+
+    def end(sequence: Sequence) -> None:
+        sequence.finish_reason = "stop"
+        drafter.forget([sequence.id])
+
+    first, second = begin("0"), begin("1")
+    first.tokens += known
+    end(first)
+    long = begin("2")
+    long.tokens += known[:20]
+    assert drafter.propose([long], [4])[0].tokens == (30, 31, 32, 33)
+    end(second)  # the automaton is full: a new one begins
+    long.tokens.append(30)
+    assert drafter.propose([long], [4])[0].tokens == (31, 32, 33, 34)
+
+
+def test_the_number_of_salts_with_kept_answers_is_bounded(llm: LLM) -> None:
+    drafter = SuffixDrafter(least=0.1)
+    for number in range(3 * MOST_GROUPS):
+        sequence = Sequence(replace(request(llm, str(number), TEXT, GREEDY), salt=f"salt {number}"))
+        drafter.propose([sequence], [4])
+        sequence.finish_reason = "stop"
+        drafter.forget([sequence.id])
+    assert len(drafter._earlier) == MOST_GROUPS

@@ -235,3 +235,56 @@ def test_an_answer_that_takes_too_long(random_path: Path) -> None:
         assert answer.status_code == 200
         last = answer.text.strip().split("\n\n")[-1]
         assert json.loads(last.removeprefix("data: ")) == expected
+
+
+def test_a_failure_of_the_server_is_a_whole_response(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: it had no request id and no security headers, and the next request on its connection was reset."""
+    monkeypatch.setattr("tiny_llm.server.routes.models.model_object", lambda model: 1 / 0)
+    with tiny.http() as client:
+        for path in ("/v1/models", "/v1/models", "/health"):
+            answer = client.get(path)
+            assert answer.headers["x-request-id"].startswith("req_") and "x-frame-options" in answer.headers
+        failed = client.get("/v1/models")
+    assert answer.status_code == 200 and failed.status_code == 500
+    assert failed.json() == error(
+        "The server had an error while processing your request; its log says more.", kind="server_error"
+    )
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"stream_options": {"include_usage": True}}, "stream_options", "expected stream to be true, too"),
+        ({"max_completion_tokens": 5}, "max_tokens", "either this or max_completion_tokens"),
+        (
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            *("response_format", "either this or structured_outputs"),
+        ),
+        ({"tools": [TOOL, TOOL]}, "tools", "expected different names, found 'f' twice"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", "tools is a field of its own"),
+    ],
+)
+def test_no_option_is_dropped_silently(pocket: Running, fields: dict[str, Any], param: str, words: str) -> None:
+    with pocket.http() as client:
+        answer = client.post("/v1/chat/completions", json={**CHAT, "model": "pocket", **fields})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {"prompt": "a", "tools": [TOOL]}, "tools"),
+        ("/tokenize", {"messages": CHAT["messages"], "chat_template_kwargs": {"add_generation_prompt": 1}}, None),
+        ("/detokenize", {"tokens": [320]}, "tokens"),
+        ("/v1/completions", {"model": "tiny", "prompt": ["a"] * 1025}, "prompt"),
+    ],
+)
+def test_other_routes_refuse_too(http: httpx.Client, path: str, body: dict[str, Any], param: str | None) -> None:
+    """Regression: some failed with 500, or with 429 for ever; others were answered without what they asked for."""
+    answer = http.post(path, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == (param or "chat_template_kwargs")

@@ -12,6 +12,7 @@ from tiny_llm.server import logs
 from tiny_llm.server.logs import Logs, about
 
 SECRET = "my private question"
+LOG = logging.getLogger(logs.NAME)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def fail(text: str) -> None:
 
 def everything(made: Logs) -> None:
     """Use each kind of line, with a prompt near all of them."""
-    made.note("ready", port=8000)
+    LOG.info("ready", extra={"fields": {"port": 8000}})
     with about("req-1"):
         made.prompt([{"role": "user", "content": SECRET}])
         made.answered("/v1/chat/completions", 200, 0.123456, prompt_tokens=5)
@@ -46,7 +47,7 @@ def everything(made: Logs) -> None:
             fail(SECRET)
         except ValueError as error:
             made.failed("request failed", error, status=500)
-    made.warn("draining", unfinished=2)
+    LOG.warning("draining", extra={"fields": {"unfinished": 2}})
 
 
 def test_json_lines_have_time_level_message_and_request_id() -> None:
@@ -85,7 +86,8 @@ def test_a_person_reads_short_lines_on_a_terminal() -> None:
 @pytest.mark.parametrize("text", ["two\nlines", "\x1b[2J", "\r", "\u202e", "\x00", "\ud800", "\u2028"])
 def test_a_field_cannot_forge_a_line_or_move_the_cursor(form: Any, text: str) -> None:
     stream = Terminal()
-    Logs(stream, form).note("model loaded", model=text)
+    Logs(stream, form)
+    LOG.info("model loaded", extra={"fields": {"model": text}})
     line, end = stream.getvalue()[:-1], stream.getvalue()[-1]
     assert end == "\n" and line.isprintable()
     if form == "json":
@@ -94,12 +96,12 @@ def test_a_field_cannot_forge_a_line_or_move_the_cursor(form: Any, text: str) ->
 
 def test_tasks_have_request_ids_of_their_own() -> None:
     stream = io.StringIO()
-    made = Logs(stream)
+    Logs(stream)
 
     async def request(name: str) -> None:
         with about(name):
             await asyncio.sleep(0.01)
-            made.note("works", mine=name)
+            LOG.info("works", extra={"fields": {"mine": name}})
 
     async def run() -> None:
         await asyncio.gather(*(request(f"r{i}") for i in range(5)))

@@ -415,3 +415,25 @@ def test_an_error_in_the_middle_of_a_stream(random_path: Path) -> None:
                 pass
         assert error.value.body["error"]["type"] == "timeout_error"
         wait_for(lambda: running.unfinished == 0)
+
+
+def test_a_call_that_is_cut_off_ends_for_want_of_tokens(pocket: Running) -> None:
+    """Regression: it ended with tool_use, and a client would have run the tool with an empty input."""
+    given = {"model": "pocket", "messages": ASK["messages"], "tools": [NOTE], "tool_choice": {"type": "any"}}
+    chat_tool = {"name": "note", "parameters": NOTE["input_schema"]}
+    chat = {**given, "tools": [{"type": "function", "function": chat_tool}], "tool_choice": "required"}
+    cut = 0
+    with pocket.http() as http:
+        for most in range(8, 24):
+            message = http.post("/v1/messages", json={**given, "max_tokens": most}).json()
+            choice = http.post("/v1/chat/completions", json={**chat, "max_tokens": most}).json()["choices"][0]
+            cut += bool(message["content"] and message["content"][-1]["type"] == "tool_use")
+            if message["usage"]["output_tokens"] == most:
+                assert (message["stop_reason"], choice["finish_reason"]) == ("max_tokens", "length")
+    assert cut > 0
+
+
+@pytest.mark.parametrize("fields", [{"stop": "x"}, {"stream_options": {"include_usage": True}}])
+def test_fields_of_the_other_api_that_have_another_name_here_are_refused(http: httpx.Client, fields) -> None:
+    answer = http.post("/v1/messages", json={**ASK, **fields})
+    assert answer.status_code == 400 and next(iter(fields)) in answer.json()["error"]["message"]

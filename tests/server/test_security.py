@@ -186,3 +186,53 @@ def test_keys_on_the_command_line(tmp_path: Path) -> None:
     assert failed.returncode == 1 and "has no key 'alice'" in failed.stderr
     public = run("serve", "--host", "0.0.0.0")
     assert public.returncode == 2 and "--without-key" in public.stderr
+
+
+def test_a_page_that_is_allowed_may_send_the_headers_of_its_client(random_path: Path) -> None:
+    """Regression: browsers refused openai's client, which sends x-stainless-lang and others."""
+    settings = replace(LOCAL, allowed_origins=("https://page.example",))
+    asked = {"origin": "https://page.example", "access-control-request-headers": "authorization,x-stainless-lang"}
+    with serving(ModelSpec("tiny", str(random_path)), settings=settings) as running, running.http() as http:
+        headers = http.options("/v1/models", headers=asked).headers
+    assert headers["access-control-allow-headers"] == "authorization,x-stainless-lang"
+    assert "retry-after" in headers["access-control-expose-headers"]
+
+
+def test_a_file_of_keys_that_becomes_faulty_lets_nobody_in_and_is_not_shown(random_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret = {"authorization": f"Bearer {add_key(path, 'alice')}"}
+    right = path.read_text()
+    settings = replace(LOCAL, keys_file=path)
+    with serving(ModelSpec("tiny", str(random_path)), settings=settings) as running, running.http() as http:
+        assert http.get("/v1/models", headers=secret).status_code == 200
+        path.write_text("{")
+        answer = http.get("/v1/models", headers=secret)
+        assert answer.status_code == 500 and "keys.json" not in answer.text
+        assert answer.json()["error"]["type"] == "server_error"
+        path.write_text(right)
+        assert http.get("/v1/models", headers=secret).status_code == 200
+
+
+def test_the_key_of_the_command_line_has_its_name_alone(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    add_key(path, "default")
+    assert KeyFile(path).find("x") is None
+    with pytest.raises(ValueError, match="the name of --api-key's own key, 'default', is there too"):
+        KeyFile(path, "secret")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"allowed_hosts": ("example.com:8000",)}, "allowed_hosts: expected a name or an address"),
+        ({"allowed_hosts": ("https://example.com",)}, "allowed_hosts: expected a name or an address"),
+        ({"allowed_hosts": ("*",)}, "allowed_hosts: expected a name or an address"),
+        ({"allowed_origins": ("https://example.com/",)}, "allowed_origins: expected an origin such as https"),
+        ({"allowed_origins": ("example.com",)}, "allowed_origins: expected an origin such as https"),
+        ({"cache_per_tenant": True}, "cache_per_tenant: expected keys to tell tenants by"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(given: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ServerSettings(**given)
+    ServerSettings(allowed_hosts=("example.com", "::1", "[fe80::1]", "10.0.0.1"), allowed_origins=("http://[::1]:80",))

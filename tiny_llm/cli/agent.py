@@ -98,6 +98,8 @@ def run(
         raise typer.BadParameter("say what to do, or name a session with --resume", param_hint="TASK")
     if resume is not None and fork is not None:
         raise typer.BadParameter("give --resume or --fork, not both", param_hint="--fork")
+    if system is not None and (resume is not None or fork is not None):
+        raise typer.BadParameter("a session has a system prompt already; leave it out", param_hint="--system")
     with usage("TASK"):
         told = None if task is None else text_of(task, "task")
     with usage("--system"):
@@ -158,6 +160,8 @@ async def _work(model: Any, session: "AgentSession", options: AgentOptions, task
             with usage("--mcp"):
                 tools += await stack.enter_async_context(mcp_tools(options.mcp, taken=[tool.name for tool in tools]))
         limits, rules = options.limits(), options.rules()
+        with usage("--allow and --deny"):
+            rules.check([tool.name for tool in tools])
         agent = Agent(model, tools, session, limits=limits, rules=rules, approve=ask_user, outputs=outputs)
         reason = await run_shown(agent, task)
         while reason == "cancelled" and sys.stdin.isatty():

@@ -47,7 +47,7 @@ class AgentView:
         elif kind == "assistant":
             self._reply(data)
         elif kind == "result":
-            remark(f"{data['name']} → {short(data['text'])}")
+            remark(f"{short(data['name'])} → {short(data['text'])}")
         elif kind == "compact":
             dropped = "; ".join(data["dropped"])
             remark(f"the context was full with {data['tokens']} tokens: the model no longer sees {escaped(dropped)}")
@@ -61,7 +61,7 @@ class AgentView:
             print(printable(data["content"], sys.stdout))
         self.finish()
         for call in data["calls"]:
-            remark(f"{call['name']} {short(call['text'])}")
+            remark(f"{short(call['name'])} {short(call['text'])}")
 
     def finish(self) -> None:
         """End the line of the model's text."""

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from tiny_llm.config.fields import require, shown
+
 Schema = Mapping[str, Any]
 DEEPEST = 20  # schemas behind one another: a reference may lead back to itself
 PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}  # Qwen's template writes these words
@@ -13,12 +15,15 @@ PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}  # Qwen's temp
 def tool_schemas(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Schema]:
     """Return the JSON schema of each tool's arguments by the tool's name.
 
-    A tool is {"type": "function", "function": {"name", "parameters"}} or only the inner object.
+    A tool is {"type": "function", "function": {"name", "parameters"}} or only the inner object. Raises ValueError for
+    two tools of one name.
     """
     schemas: dict[str, Schema] = {}
     for tool in tools or ():
         function = tool.get("function", tool)
-        schemas[function["name"]] = function.get("parameters") or {}
+        name = function["name"]
+        require(name not in schemas, f"tools: expected different names, found {shown(name)} twice; rename one")
+        schemas[name] = function.get("parameters") or {}
     return schemas
 
 

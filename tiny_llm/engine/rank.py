@@ -25,6 +25,10 @@ PREFIX = (
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
+class NoRankerError(ValueError):
+    """A model has no tokens for yes and no, so it can't rank."""
+
+
 class RankInput(NamedTuple):
     """The tokens of a prompt for each document, and the tokens of the answers no and yes."""
 
@@ -87,8 +91,8 @@ def _plain_tokens(tokenizer: Tokenizer, text: str, name: str) -> list[int]:
 def _answer_token(tokenizer: Tokenizer, word: str) -> int:
     token: int | None = tokenizer.backend.token_to_id(word)
     words = f"rank: expected a vocabulary with the tokens yes and no, found none for {word!r}"
-    require(token is not None, f"{words}; use a model that was trained to rank, such as Qwen3-Reranker")
-    assert token is not None
+    if token is None:
+        raise NoRankerError(f"{words}; use a model that was trained to rank, such as Qwen3-Reranker")
     return token
 
 

@@ -1,5 +1,6 @@
 """Serve many callers, in any thread or event loop, with one model that runs in a thread of its own."""
 
+import asyncio
 import atexit
 import contextlib
 import itertools
@@ -158,28 +159,49 @@ class Engine:
 
         The call blocks until the result is there; from an event loop run it by `asyncio.to_thread`.
         """
+        return self._wait(self._embed_order(texts, pooling, normalize))
+
+    async def aembed(self, texts: Sequence[str], pooling: Pooling = "last", *, normalize: bool = False) -> Vectors:
+        """Return a vector for each text without blocking the event loop. Cancelling ends the work at its next batch."""
+        order = await asyncio.to_thread(self._embed_order, texts, pooling, normalize)
+        return await self._await(order)
+
+    def rank(self, query: str, documents: Sequence[str], instruction: str | None = None) -> list[float]:
+        """Return a score for each document, as `LLM.rank` does. The engine computes it as it does `embed`."""
+        return scores_of([self._wait(self._rank_order(query, documents, instruction))])
+
+    async def arank(self, query: str, documents: Sequence[str], instruction: str | None = None) -> list[float]:
+        """Return a score for each document without blocking the event loop, as `aembed` does."""
+        order = await asyncio.to_thread(self._rank_order, query, documents, instruction)
+        return scores_of([await self._await(order)])
+
+    def _embed_order(self, texts: Sequence[str], pooling: Pooling, normalize: bool) -> Embed:
         self._check_caller()
         check_pooling(pooling, normalize)
         rows = encode_texts(self.llm.tokenizer, texts, self._loop.max_context)
         budget = self._loop.scheduler.configured.token_budget
         batches = embed_batches(self.llm.model, rows, pooling, normalize=normalize, token_budget=budget)
-        return self._batches(Embed(batches, self.llm.config.hidden_size))
+        return Embed(batches, self.llm.config.hidden_size)
 
-    def rank(self, query: str, documents: Sequence[str], instruction: str | None = None) -> list[float]:
-        """Return a score for each document, as `LLM.rank` does. The engine computes it as it does `embed`."""
+    def _rank_order(self, query: str, documents: Sequence[str], instruction: str | None) -> Embed:
         self._check_caller()
         given = rank_input(self.llm.tokenizer, query, documents, instruction, self._loop.max_context)
         budget = self._loop.scheduler.configured.token_budget
-        order = Embed(rank_batches(self.llm.model, given, budget), 1)
-        return scores_of([self._batches(order)])
+        return Embed(rank_batches(self.llm.model, given, budget), 1)
 
-    def _batches(self, order: Embed) -> Vectors:
+    def _wait(self, order: Embed) -> Vectors:
         """Let the engine's thread carry out an order between its steps, and wait for the result."""
         self._worker.put(order)
         try:
             return order.result.result()
         finally:
             order.result.cancel()  # takes effect only where the caller was interrupted
+
+    async def _await(self, order: Embed) -> Vectors:
+        """Wait for the result of an order in an event loop. The order is cancelled where the caller is."""
+        self._worker.put(order)
+        vectors: Vectors = await asyncio.wrap_future(order.result)
+        return vectors
 
     def forecast(self) -> Forecast:
         """Return how many requests run and wait, and the seconds until a new request would begin. Any thread may call.

@@ -6,7 +6,6 @@ longest suffix that also occurs elsewhere. A text of n tokens has at most 2n sta
 time on average. (Blumer et al., 1985; for drafts: SuffixDecoding, arXiv:2411.04975)
 """
 
-from collections import defaultdict
 from collections.abc import Iterable
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from tiny_llm.engine.request import Sequence, SequenceId
 MOST_COUNTED = 64  # suffixes that an added token counts: only a text that repeats a token for long has more
 TRUST = 2  # guesses for each token of a match: the longer the text that is the same, the further it will be
 SHARED_TOKENS = 200_000  # of a group's earlier answers
+MOST_GROUPS = 64  # whose earlier answers are kept: clients choose their salts
 BETWEEN = -1  # stands between two answers, where no guess goes on
 
 
@@ -160,9 +160,10 @@ class SuffixAutomaton:
 
 @dataclass
 class IndexedText:
-    """A sequence, the automaton of its own tokens, and its longest suffix that is known from earlier answers."""
+    """A sequence, the automatons of earlier answers and of its own tokens, and its longest suffix in `earlier`."""
 
     sequence: Sequence
+    earlier: SuffixAutomaton
     own: SuffixAutomaton = field(default_factory=SuffixAutomaton)
     match: KnownSuffix = KnownSuffix()  # noqa: RUF009 (frozen)
 
@@ -189,14 +190,16 @@ class SuffixDrafter:
     def __init__(self, least: float):
         self.least = least  # probability of all guesses of a draft together
         self._texts: dict[SequenceId, IndexedText] = {}
-        self._earlier: defaultdict[Readers, SuffixAutomaton] = defaultdict(SuffixAutomaton)
+        self._earlier: dict[Readers, SuffixAutomaton] = {}  # the group that was used last stands last
 
     def propose(self, sequences: Row[Sequence], limits: Row[int]) -> list[DraftTree]:
         return [self._guess(sequence, limit) for sequence, limit in zip(sequences, limits, strict=True)]
 
     def _guess(self, sequence: Sequence, limit: int) -> DraftTree:
-        text = self._texts.setdefault(sequence.id, IndexedText(sequence))
-        earlier = self._earlier[readers(sequence)]
+        text = self._texts.get(sequence.id)
+        if text is None:
+            text = self._texts[sequence.id] = IndexedText(sequence, self._answers_of(readers(sequence)))
+        earlier = text.earlier  # the states of `match` are its own, also where the group has begun a new one since
         for token in sequence.tokens[text.own.size :]:
             text.own.extend([token])
             text.match = earlier.follow(text.match, token)
@@ -213,6 +216,15 @@ class SuffixDrafter:
             if text is None or text.sequence.finish_reason is None:
                 continue
             group = readers(text.sequence)
-            if self._earlier[group].size > SHARED_TOKENS:
+            if self._answers_of(group).size > SHARED_TOKENS:
                 del self._earlier[group]
-            self._earlier[group].extend([*text.sequence.output, BETWEEN])
+            self._answers_of(group).extend([*text.sequence.output, BETWEEN])
+
+    def _answers_of(self, group: Readers) -> SuffixAutomaton:
+        """Return the earlier answers of a group. They are kept for the MOST_GROUPS groups that were used last."""
+        found = self._earlier.pop(group, None) or SuffixAutomaton()
+        self._earlier[group] = found
+        if len(self._earlier) > MOST_GROUPS:
+            oldest = next(iter(self._earlier))
+            del self._earlier[oldest]
+        return found

@@ -9,8 +9,6 @@ from tiny_llm.decode.reply import AnswerPart, CallArguments, CallBegin, Content,
 from tiny_llm.server.answer import AnswerPiece, Answers
 from tiny_llm.server.formats import Json, ends, metrics_object, new_id
 
-REASONS = {"stop": "end_turn", "length": "max_tokens"}
-
 
 class MessageFormat:
     """The answer to one request. `message` is the whole message once all events were made.
@@ -104,13 +102,15 @@ class MessageFormat:
 
     def _stop(self) -> tuple[str, str | None]:
         """Return why the answer ended, and the stop sequence that ended it."""
+        reason = self._answers.asked[0].stream.finish_reason
+        if reason == "length":  # the input of a call that was cut off is incomplete
+            return "max_tokens", None
         if any(block["type"] == "tool_use" for block in self._blocks):
             return "tool_use", None
-        stream = self._answers.asked[0].stream
         sequence = self._stop_sequence()
         if sequence is not None:
             return "stop_sequence", sequence
-        return REASONS.get(stream.finish_reason or "stop", "end_turn"), None
+        return "end_turn", None
 
     def _stop_sequence(self) -> str | None:
         """Return the stop sequence that ended the answer: the one that follows the text in what was generated."""

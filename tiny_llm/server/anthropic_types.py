@@ -11,7 +11,7 @@ from tiny_llm.config import Structured
 from tiny_llm.config.sampling import MAX_STOPS
 from tiny_llm.server.ask import Ask, CallChoice, WantedCall
 from tiny_llm.server.one_of import one_of
-from tiny_llm.server.types import EFFORTS, ApiModel, FunctionName, SamplingFields, StopText
+from tiny_llm.server.types import EFFORTS, ApiModel, FunctionName, SamplingFields, StopText, TemplateSettings, add_form
 
 BILLING = "x-anthropic-billing-header:"  # the begin of a line that a coding client changes with every request
 CHOICES: Mapping[str, CallChoice] = {"auto": "auto", "any": "required", "tool": "named", "none": "none"}
@@ -183,7 +183,7 @@ class BlockPrompt(ApiModel):
     output_config: OutputConfig | None = None
     cache_control: CacheControl | None = None
     context_management: ContextManagement | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateSettings | None = None
 
     def prompt(self) -> list[dict[str, Any]]:
         """Return the conversation as chat templates expect it."""
@@ -248,7 +248,7 @@ class UserMetadata(ApiModel):
 
 
 class MessagesRequest(BlockPrompt, SamplingFields):
-    """A request to /v1/messages. Fields that only the other APIs have are accepted, too."""
+    """A request to /v1/messages. Fields of the other APIs are accepted where no field here says the same."""
 
     max_tokens: int = Field(ge=1, le=2**31)
     stop_sequences: Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
@@ -257,13 +257,18 @@ class MessagesRequest(BlockPrompt, SamplingFields):
     speed: Literal["standard"] | None = None
     container: None = None
     inference_geo: None = None
+    stop: None = None
+    stream_options: None = None
     n: Literal[1] | None = None
     beam_width: Literal[1] | None = None
 
     def ask(self) -> Ask:
         """Return what the request asks for. Raises ValueError for fields that do not fit together."""
         asked = super().ask()
-        settings = {**self.settings(), **asked.settings}
+        settings = self.settings()
+        given = dict(asked.settings)
+        add_form(settings, given.pop("structured", None), "output_config.format")
+        settings |= given
         if self.stop_sequences:
             settings["stop"] = tuple(self.stop_sequences)
         if self.max_tokens <= settings.get("thinking_budget", 0) and self.thinking and self.thinking.budget_tokens:

@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from tiny_llm.config.fields import as_json
 from tiny_llm.decode.text import ContextError
+from tiny_llm.engine.rank import NoRankerError
 from tiny_llm.engine.serving import FullError
 
 if TYPE_CHECKING:  # its import takes a quarter of a second, in which `tiny-llm serve` already loads the model
@@ -147,7 +148,7 @@ def draining() -> ApiError:
 
 
 def unavailable(message: str, code: str, seconds: float = 5) -> ApiError:
-    """Return the error for a model that is not ready, or has no room in memory now."""
+    """Return the error for a model that is not ready, can't be loaded, or has no room in memory now."""
     return ApiError(503, message, "server_error", code=code, headers=retry_after(seconds))
 
 
@@ -173,6 +174,8 @@ def api_error(error: BaseException, forecast: float = 1.0) -> ApiError:
         return queue_full(forecast)
     if isinstance(error, ContextError):
         return bad_request(str(error), "messages", "context_length_exceeded")
+    if isinstance(error, NoRankerError):
+        return unfit_model(str(error), "model")
     if isinstance(error, ValueError):
         found = NAMED.match(str(error))
         return bad_request(str(error), found[1] if found else None)
@@ -231,8 +234,7 @@ def add_handlers(app: "FastAPI") -> None:
     from fastapi.exceptions import RequestValidationError
 
     async def known(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        return respond(error, request.scope)
+        return respond(api_error(error), request.scope)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -246,19 +248,11 @@ def add_handlers(app: "FastAPI") -> None:
             headers["Allow"] = allowed_methods(request) or headers.get("Allow", "")
         return respond(ApiError(error.status_code, message, headers=headers), request.scope)
 
-    async def failed(request: Request, error: Exception) -> Response:
-        return respond(api_error(error), request.scope)
-
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)  # nobody reads it
 
-    async def of_engine(request: Request, error: Exception) -> Response:
-        return respond(api_error(error), request.scope)
-
-    app.add_exception_handler(ApiError, known)
-    app.add_exception_handler(ValueError, of_engine)
-    app.add_exception_handler(FullError, of_engine)
+    for kind in (ApiError, ValueError, FullError):
+        app.add_exception_handler(kind, known)
     app.add_exception_handler(GoneError, gone)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, failed)

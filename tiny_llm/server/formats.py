@@ -45,10 +45,15 @@ def metrics_object(answers: Answers) -> Json:
 
 def last_chunk(head: Json, answers: Answers, wants_metrics: bool) -> Json:
     """Return the chunk behind all answers, which has no choices."""
-    chunk = {**head, "choices": [], "usage": usage_object(answers.usage)}
+    return with_usage({**head, "choices": []}, answers, wants_metrics)
+
+
+def with_usage(body: Json, answers: Answers, wants_metrics: bool) -> Json:
+    """Add to a body what its answers took."""
+    body["usage"] = usage_object(answers.usage)
     if wants_metrics:
-        chunk["metrics"] = metrics_object(answers)
-    return chunk
+        body["metrics"] = metrics_object(answers)
+    return body
 
 
 class ChatFormat:
@@ -75,7 +80,7 @@ class ChatFormat:
             mine = logprobs if place == len(fields) - 1 else None
             chunks.append(self._chunk({"index": index, "delta": delta, "logprobs": mine, "finish_reason": None}))
         if piece.delta.finish_reason is not None:
-            reason = "tool_calls" if index in self._called else piece.delta.finish_reason
+            reason = chat_reason(piece.delta.finish_reason, index in self._called)
             chunks.append(self._chunk({"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}))
         return chunks
 
@@ -83,14 +88,11 @@ class ChatFormat:
         """Return the response for whole answers."""
         choices = []
         for index, answer in enumerate(collected):
-            reason = "tool_calls" if answer.calls else answer.finish_reason
+            reason = chat_reason(answer.finish_reason, bool(answer.calls))
             logprobs = self._logprobs(answer.deltas)
             message = chat_message(answer)
             choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})
-        response = {**self.head, "object": "chat.completion", "choices": choices, "usage": usage_object(answers.usage)}
-        if wants_metrics:
-            response["metrics"] = metrics_object(answers)
-        return response
+        return with_usage({**self.head, "object": "chat.completion", "choices": choices}, answers, wants_metrics)
 
     def _chunk(self, choice: Json) -> Json:
         return {**self.head, "choices": [choice]}
@@ -115,6 +117,11 @@ class ChatFormat:
             return None
         content = logprob_entries(deltas, self.tokenizer)
         return {"content": content, "refusal": None} if content else None
+
+
+def chat_reason(reason: str, calls: bool) -> str:
+    """Return the API's word for why an answer ended. An answer that was cut off has no whole call as its end."""
+    return "tool_calls" if calls and reason == "stop" else reason
 
 
 def chat_message(answer: WholeAnswer) -> Json:
@@ -182,10 +189,7 @@ class CompletionFormat:
             text = self._echoes[index] + "".join(delta.text for delta in answer.deltas)
             logprobs = self._logprobs(index, answer.deltas)
             choices.append({"index": index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason})
-        response = {**self.head, "choices": choices, "usage": usage_object(answers.usage)}
-        if wants_metrics:
-            response["metrics"] = metrics_object(answers)
-        return response
+        return with_usage({**self.head, "choices": choices}, answers, wants_metrics)
 
     def _logprobs(self, index: int, deltas: Sequence[Delta]) -> Json | None:
         """Return the log-probabilities in this API's form: parallel lists."""

@@ -16,6 +16,7 @@ from tiny_llm.config.fields import JsonFields, is_finite, is_integer, parse_obje
 
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent")
 SECRET_BYTES = 32
+OWN = "default"  # the name of the key that --api-key gives
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ def digest_of(secret: str) -> str:
 class KeyFile:
     """The keys that a server accepts. A change of the file is seen at the next request.
 
-    `path`: the file, None for none. `api_key`: the secret of a single key without limits, named "default".
+    `path`: the file, None for none. `api_key`: the secret of a single key without limits, named `OWN`.
     """
 
     def __init__(self, path: Path | None, api_key: str | None = None):
         self.path = path
-        self._own = [Key("default", digest_of(api_key))] if api_key is not None else []
+        self._own = [Key(OWN, digest_of(api_key))] if api_key is not None else []
         self._read: list[Key] = []
         self._stamp: tuple[int, int] | None = None
         if path is not None:
@@ -78,7 +79,11 @@ class KeyFile:
         state = os.stat(self.path)
         stamp = state.st_mtime_ns, state.st_ino
         if stamp != self._stamp:
-            self._read = read_keys(self.path)
+            found = read_keys(self.path)
+            taken = [key.name for key in self._own]  # rates and shares are counted by name
+            clash = any(key.name in taken for key in found)
+            require(not clash, f"{self.path}: the name of --api-key's own key, {OWN!r}, is there too; rename the key")
+            self._read = found
             self._stamp = stamp
         return self._own + self._read
 

@@ -58,14 +58,6 @@ class Logs:
         access = logging.getLogger("uvicorn.access")  # `answered` replaces its lines
         access.handlers, access.propagate = [], False
 
-    def note(self, message: str, /, **fields: Any) -> None:
-        """Log something that happened. `message` is a constant text; what varies is in the fields."""
-        self._logger.info(message, extra={"fields": fields})
-
-    def warn(self, message: str, /, **fields: Any) -> None:
-        """Log something that needs a look."""
-        self._logger.warning(message, extra={"fields": fields})
-
     def failed(self, message: str, error: BaseException, /, **fields: Any) -> None:
         """Log an error with its type and the lines that raised it, and with its message where prompts are allowed."""
         self._logger.error(message, exc_info=error, extra={"fields": fields})

@@ -20,7 +20,7 @@ from tiny_llm.engine.loading import choose_operations, dtype_of
 from tiny_llm.engine.serving import Engine
 from tiny_llm.model import hub, loader
 from tiny_llm.model.source import open_source
-from tiny_llm.server.errors import draining, no_model, unavailable
+from tiny_llm.server.errors import LOG, draining, no_model, unavailable
 
 Emit = Callable[[Event], None]
 CHECKS = 4  # checks for idle models in the time after which one is unloaded
@@ -60,9 +60,8 @@ class Models:
     """The models of a server. All methods but `load` belong to one event loop.
 
     `observe` returns, for a model's name, the function that its engine calls with each event. `unloaded` is called with
-    the name of a model whose engine was closed. `idle_seconds`: after
-    which an unused model is unloaded, unless it is pinned. `memory_cap`: bytes of all loaded models together.
-    Raises ValueError for names that are there twice.
+    the name of a model whose engine was closed. `idle_seconds`: after which an unused model is unloaded, unless it is
+    pinned. `memory_cap`: bytes of all loaded models together. Raises ValueError for names that are there twice.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class Models:
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Engine]:
-        """Within it the model is loaded. Raises ApiError 404 and 503, and the errors of `load`."""
+        """Within it the model is loaded. Raises ApiError 404, and 503 where it gets no engine."""
         served = self.find(name)
         served.users += 1
         try:
@@ -152,13 +151,19 @@ class Models:
         await asyncio.shield(asyncio.ensure_future(self._load_in_turn(served)))
 
     async def _load_in_turn(self, served: ServedModel) -> None:
-        """Load a model unless it is loaded by then. Raises ApiError 503 after `close`."""
+        """Load a model unless it is loaded by then. Raises ApiError 503 after `close`, and where it can't load."""
         async with self._loading:
             if self._ended:
                 raise draining()
-            if served.engine is None:
+            if served.engine is not None:
+                return
+            try:
                 await asyncio.to_thread(self._estimate, served)
                 await asyncio.to_thread(self._load, served, self._make_room(served))
+            except (OSError, ValueError, RuntimeError, MemoryError) as error:  # a fault of the server, not of a client
+                LOG.error("the model %s could not be loaded: %s", served.name, error)
+                words = f"The model '{served.name}' could not be loaded; the server's log says why."
+                raise unavailable(words, "model_load_failed") from error
 
     def _estimate(self, served: ServedModel) -> None:
         """Estimate a model's bytes, where a cap asks for them. Raises ValueError for a model that can never fit."""
@@ -167,8 +172,7 @@ class Models:
             return
         size = estimate(served.spec.path, self.config, self.serving)
         require(
-            size <= cap,
-            f"model {served.name}: needs about {size} bytes, the memory cap is {cap}; raise --memory-cap",
+            size <= cap, f"model {served.name}: needs about {size} bytes, the memory cap is {cap}; raise --memory-cap"
         )
         served.num_bytes = size
 

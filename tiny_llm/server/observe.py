@@ -16,9 +16,8 @@ from tiny_llm.server.logs import Logs, about
 from tiny_llm.server.metrics import Metrics
 from tiny_llm.server.tracing import Asked, Tracing
 
-PROBES = frozenset(
-    {"/health", "/ready", "/live", "/metrics", "/version", "/server_info", "/v1/loads"}
-)  # asked every few seconds: not in the logs
+# asked every few seconds: not in the logs
+PROBES = frozenset({"/health", "/ready", "/live", "/metrics", "/version", "/server_info", "/v1/loads"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}  # of the others it is chat
 NOT_FOUND = "unmatched"  # the route of a path that no route has
@@ -101,14 +100,8 @@ class Observer:
             stats = one.stream.stats
             reason = one.stream.finish_reason or "cancelled"
             self.metrics.of(one.ask.model).finished(stats)
-            self.used(
-                request.scope,
-                one.ask.model,
-                stats.prompt_tokens,
-                stats.cached_tokens,
-                stats.generated_tokens,
-                reason,
-            )
+            tokens = (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens)
+            self.used(request.scope, one.ask.model, *tokens, reason)
             if self.tracing is not None:
                 self._trace(self.tracing, request, one)
 

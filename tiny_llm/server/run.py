@@ -27,8 +27,8 @@ class DrainingServer(uvicorn.Server):
         self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()  # a signal may come before the app has started
         await super().startup(sockets)
-        self._loop = asyncio.get_running_loop()
         if self.started:
             self._ready()
 

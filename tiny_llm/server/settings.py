@@ -1,11 +1,15 @@
 """Every option of `tiny-llm serve` besides the engine's own."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_llm.config.fields import is_finite, is_integer, require, shown
 
+SECONDS = ("body_seconds", "request_seconds", "write_seconds", "comment_seconds", "idle_unload", "step_seconds")
+HOST_NAME = re.compile(r"[\w.-]+")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -54,20 +58,26 @@ class ServerSettings:
             value = getattr(self, name)
             ok = (value is None and name == "memory_cap") or (is_integer(value) and value >= 1)
             require(ok, f"{name}: expected an integer of at least 1, found {shown(value)}")
-        for name in (
-            "body_seconds",
-            "request_seconds",
-            "write_seconds",
-            "comment_seconds",
-            "idle_unload",
-            "step_seconds",
-        ):
+        for name in SECONDS:
             value = getattr(self, name)
             ok = (value is None and name == "idle_unload") or (is_finite(value) and value > 0)
             require(ok, f"{name}: expected seconds above 0, found {shown(value)}")
         ok = is_finite(self.drain_seconds) and self.drain_seconds >= 0
         require(ok, f"drain_seconds: expected seconds from 0 up, found {shown(self.drain_seconds)}")
         require(self.api_key != "", "api_key: expected a key, found an empty text; leave it out")
+        self._check_access()
+
+    def _check_access(self) -> None:
+        """Raise ValueError for a setting of who may use the server that would have no effect, or open it to all."""
+        for name in self.allowed_hosts:
+            require(is_host(name), f"allowed_hosts: expected a name or an address without port, found {shown(name)}")
+        for page in self.allowed_origins:
+            ok = ORIGIN.fullmatch(page) is not None
+            require(ok, f"allowed_origins: expected an origin such as https://page.example, found {shown(page)}")
+        require(
+            self.has_keys or not self.cache_per_tenant,
+            "cache_per_tenant: expected keys to tell tenants by, found none; set --keys-file or leave it out",
+        )
         require(
             self.is_local or self.has_keys or self.without_key,
             f"host: {self.host} can be reached from other machines, and anyone there could use the models; set a key "
@@ -82,6 +92,15 @@ class ServerSettings:
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
         return is_loopback(self.host)
+
+
+def is_host(text: str) -> bool:
+    """Return whether a text is a name or an address as `host_name` finds it in a Host header: without a port."""
+    try:
+        ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        return HOST_NAME.fullmatch(text) is not None
+    return True
 
 
 def is_loopback(host: str) -> bool:

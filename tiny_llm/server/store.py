@@ -79,9 +79,10 @@ class ResponseStore:
     def item(self, key: Key | None, name: str) -> Record:
         """Return an item of a stored response's output. Its id has the response's. Raises ApiError."""
         response = "resp_" + name.partition("_")[2].partition("_")[0]
-        for item in self.get(key, response)["response"]["output"] if RESPONSE_ID.fullmatch(response) else ():
-            if item["id"] == name:
-                return dict(item)
+        if RESPONSE_ID.fullmatch(response):
+            for item in self.get(key, response)["response"]["output"]:
+                if item["id"] == name:
+                    return dict(item)
         raise bad_request(f"Item with id '{name}' not found.", "input")
 
     def _folder(self, key: Key | None) -> Path:

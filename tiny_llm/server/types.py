@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from tiny_llm.config import Structured
 from tiny_llm.config.sampling import MAX_STOP_LENGTH, MAX_STOPS
@@ -26,8 +26,20 @@ SAME = (  # fields that are settings of decoding under the same name
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("seed", "n", "beam_width", "length_penalty", "ignore_eos", "skip_special_tokens", "thinking_budget"),
 )
+TEMPLATE_ARGUMENTS = ("messages", "tools", "add_generation_prompt", "special_tokens_in_messages")
 OutputKind = Literal["json", "regex", "grammar"]
 JSON_OBJECT = json.dumps({"type": "object"})
+
+
+def check_template_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a chat template. Raises ValueError for names that are arguments of `Tokenizer.render`."""
+    for name in TEMPLATE_ARGUMENTS:
+        if name in settings:
+            raise ValueError(f"expected settings of the chat template, and {name} is a field of its own")
+    return settings
+
+
+TemplateSettings = Annotated[dict[str, Any], AfterValidator(check_template_settings)]
 
 
 class ApiModel(BaseModel):
@@ -198,6 +210,8 @@ class SamplingFields(ApiModel):
         structured = outputs_form(self.structured_outputs)
         if structured is not None:
             given["structured"] = structured
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: expected stream to be true, too; set it or leave this out")
         return given
 
     def options(self) -> dict[str, Any]:
@@ -208,6 +222,15 @@ class SamplingFields(ApiModel):
     @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+
+def add_form(settings: dict[str, Any], form: Structured | None, field: str) -> None:
+    """Set the answer's grammar, which the request's `field` gives. Raises ValueError where there is one already."""
+    if form is None:
+        return
+    if "structured" in settings:
+        raise ValueError(f"{field}: expected either this or structured_outputs, found both; leave one out")
+    settings["structured"] = form
 
 
 def outputs_form(wanted: Mapping[OutputKind, Any] | None) -> Structured | None:
@@ -235,7 +258,7 @@ class ChatRequest(SamplingFields):
     response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = None
     thinking_budget: int | None = Field(None, ge=0, lt=2**31)
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateSettings | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -249,14 +272,14 @@ class ChatRequest(SamplingFields):
         """Return what the request asks for. Raises ApiError and ValueError for fields that do not fit together."""
         settings = self.settings()
         if self.max_completion_tokens is not None:
+            if self.max_tokens not in (None, self.max_completion_tokens):
+                raise ValueError("max_tokens: expected either this or max_completion_tokens, found both; leave one out")
             settings["max_tokens"] = self.max_completion_tokens
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: expected logprobs to be true, too; set it or leave this out")
         if self.logprobs:
             settings["logprobs"] = self.top_logprobs or 0
-        form = self.response_format.structured() if self.response_format else None
-        if form is not None:
-            settings["structured"] = form
+        add_form(settings, self.response_format.structured() if self.response_format else None, "response_format")
         template = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
             budget = EFFORTS.get(self.reasoning_effort)
@@ -361,7 +384,7 @@ class TokenizeRequest(ApiModel):
     add_generation_prompt: bool = True
     return_token_strs: bool | None = None
     tools: list[ToolObject] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateSettings | None = None
 
 
 class DetokenizeRequest(ApiModel):

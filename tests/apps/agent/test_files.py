@@ -203,3 +203,11 @@ def test_long_texts_are_read_on(root: Root) -> None:
     cut = outputs.cut("\n".join(lines))
     assert "read on in output:1 with start_line" in cut
     assert tools.read_file({"path": "output:1", "start_line": 99}) == "line 99\nline 100"
+
+
+def test_a_file_keeps_its_permissions(root: Root) -> None:
+    """Regression: the umask took permissions away that the file had."""
+    file = root.folder / "notes" / "a.md"
+    file.chmod(0o666)
+    root.write("notes/a.md", "new")
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("new", 0o666)

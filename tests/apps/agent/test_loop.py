@@ -11,7 +11,7 @@ import pytest
 
 from tests.apps.agent.scripted import make_agent, reason, results, run, yes
 from tiny_llm.apps.agent.loop import Agent, joined_reply
-from tiny_llm.apps.agent.nouns import AgentLimits, ApprovalRules
+from tiny_llm.apps.agent.nouns import AgentCall, AgentLimits, ApprovalRules
 from tiny_llm.apps.agent.session import AgentSession
 from tiny_llm.apps.agent.tools import AgentTool, ToolError
 from tiny_llm.decode.reply import CallArguments, CallBegin, Content, Reasoning
@@ -263,6 +263,32 @@ def test_parts_of_several_calls_may_alternate() -> None:
 
 
 # the guard
+
+
+@pytest.mark.parametrize(
+    ("path", "denied", "allowed"),
+    [
+        ("notes/a", True, True),
+        ("./notes//a", True, True),
+        ("x/../notes/a", True, True),
+        ("{root}/notes/a", True, False),
+        ("notes/../a", False, False),
+        ("notes/../../etc/a", False, False),
+        ("/etc/a", False, False),
+        (".notes/a", False, False),
+    ],
+)
+def test_a_rule_is_about_the_place_that_a_path_leads_to(path: str, denied: bool, allowed: bool) -> None:
+    """Regression: an absolute path below the root was no match of a rule of --deny."""
+    call = AgentCall("1", "write_file", {"path": path.format(root="/folder/inner")}, "")
+    rules = ApprovalRules(allow=("write_file:notes/*",), deny=("write_file:Notes/*",))
+    assert (rules.denies(call), rules.allows(call)) == (denied, allowed)
+
+
+def test_a_rule_about_no_tool_is_refused() -> None:
+    ApprovalRules(("write*:a",), ("Read_file",)).check(["write_file", "read_file"])
+    with pytest.raises(ValueError, match="deny: expected one of the tools write_file, found 'wirte_file'"):
+        ApprovalRules(deny=("wirte_file",)).check(["write_file"])
 
 
 @pytest.mark.parametrize(

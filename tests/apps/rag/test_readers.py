@@ -1,5 +1,7 @@
 """Files become sections with their headings and pages, and files that can't be read are refused with the reason."""
 
+import os
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pypdf
 import pytest
 
 from tiny_llm.apps.rag import readers
-from tiny_llm.apps.rag.files import find_files
+from tiny_llm.apps.rag.files import Skipped, find_files
 from tiny_llm.apps.rag.readers import UnreadableError, read_sections, sections_of
 
 
@@ -148,3 +150,17 @@ def test_links_out_of_the_folder_are_skipped(tmp_path: Path) -> None:
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none: expected a file or a folder, found none; check the name"):
         find_files([tmp_path / "none"])
+
+
+def test_a_heading_is_read_in_time_in_proportion_to_its_length() -> None:
+    """Regression: a heading with many spaces in it took minutes."""
+    begin = time.perf_counter()
+    sections = sections_of(b"# a" + b" " * 20_000 + b"b ## \ntext\n## Sharp C#\nmore\n# #\nlast\n", ".md")
+    assert time.perf_counter() - begin < 5
+    assert [section.titles[-1].split() for section in sections] == [["a", "b"], ["Sharp", "C"], ["#"]]
+
+
+def test_a_pipe_is_skipped(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert find_files([pipe]) == ([], [Skipped(pipe, "neither a file nor a folder")])

@@ -10,6 +10,7 @@ from tiny_llm.apps.agent.tools import ToolError
 
 LONGEST = 1_000  # characters of an expression
 MOST_BITS = 4_000  # of a power's result
+LARGEST = 10**1_500  # a result with more digits is not written
 DEEPEST = 100  # operations inside one another
 Value = Any  # a Fraction, or a float where the result is irrational
 OPERATORS: Mapping[type, Callable[[Value, Value], Value]] = {
@@ -32,13 +33,21 @@ def calculate(expression: str) -> str:
         return number_text(value_of_node(tree.body, wrong))
     except ZeroDivisionError:
         raise ToolError("division by zero") from None
-    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
+    except OverflowError:
+        raise too_large() from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise error if isinstance(error, ToolError) else wrong from None
+
+
+def too_large() -> ToolError:
+    return ToolError("the result is too large")
 
 
 def number_text(value: Value) -> str:
     """Write a number with at most four decimals, and none where they are 0."""
     rounded = round(value, 4)
+    if abs(rounded) >= LARGEST:
+        raise too_large()
     if rounded == int(rounded):
         return str(int(rounded))
     return f"{float(rounded):.4f}".rstrip("0")
@@ -70,7 +79,7 @@ def power(base: Value, exponent: Value) -> Value:
     whole = exponent == int(exponent)
     bits = abs(base).numerator.bit_length() + abs(base).denominator.bit_length() if isinstance(base, Fraction) else 64
     if whole and bits * abs(exponent) > MOST_BITS:
-        raise ToolError("the result is too large")
+        raise too_large()
     if whole:
         return base ** int(exponent)
     result = float(base) ** float(exponent)

@@ -186,13 +186,15 @@ def read_bytes(folder: int, name: str, path: str) -> bytes:
 def replace(folder: int, name: str, data: bytes) -> None:
     """Put a file in the place of another in one step, with the permissions of the other."""
     temporary = f"{TEMPORARY}{os.getpid()}-{time.monotonic_ns()}"
-    mode = 0o644
+    mode = None
     with suppress(FileNotFoundError):
         mode = stat.S_IMODE(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(temporary, flags, mode, dir_fd=folder)
+    fd = os.open(temporary, flags, 0o644 if mode is None else 0o600, dir_fd=folder)
     try:
         with os.fdopen(fd, "wb") as file:
+            if mode is not None:
+                os.fchmod(fd, mode)  # the mode of `open` is cut by the umask
             file.write(data)
             file.flush()
             os.fsync(fd)

@@ -5,6 +5,7 @@ the cache, and because a server could give a tool that was approved another mean
 fails.
 """
 
+import re
 import shlex
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mcp import Client
 
 SECONDS = 30.0  # that a server may take for an answer
+ODD = re.compile(r"[^a-zA-Z0-9_.-]")  # characters that a grammar, a prompt or a terminal may read as their own
 MOST_TOOLS = 64  # of one server
 MOST_PAGES = 20  # of a list of tools
 LONGEST_TEXT = 1_000  # characters of a description
@@ -30,8 +32,8 @@ async def mcp_tools(
     """Connect to servers and yield their tools; disconnect afterwards.
 
     A server is a command line, an address that begins with http:// or https://, or anything else that `mcp.Client`
-    takes. A name that is `taken`, also by an earlier server, gets a number: read, read_2. Raises ValueError for a
-    server that can't be reached.
+    takes. A name that is `taken`, also by an earlier server, gets a number: read, read_2. An odd character in a name
+    becomes "_". Raises ValueError for a server that can't be reached, or does not list its tools.
     """
     stack = AsyncExitStack()
     tools: dict[str, AgentTool] = {}
@@ -39,7 +41,7 @@ async def mcp_tools(
         for server in servers:
             client = await _connected(stack, server, seconds)
             for tool in await _listed(client, str(server)):
-                name = _free_name(tool.name, {*taken, *tools})
+                name = _free_name(ODD.sub("_", tool.name), {*taken, *tools})
                 tools[name] = _made(client, name, tool, seconds)
         yield list(tools.values())
     finally:
@@ -67,7 +69,10 @@ async def _listed(client: "Client", server: str) -> list[Any]:
     found: list[Any] = []
     cursor = None
     for _ in range(MOST_PAGES):
-        page = await client.list_tools(cursor=cursor)
+        try:
+            page = await client.list_tools(cursor=cursor)
+        except Exception as error:
+            raise ValueError(f"mcp: {server}: the server does not list its tools: {in_words(error)}") from None
         found += page.tools
         cursor = page.next_cursor
         if cursor is None or len(found) > MOST_TOOLS:

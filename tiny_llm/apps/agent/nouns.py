@@ -1,6 +1,7 @@
 """The nouns of an agent: its model, a reply with its calls, events, limits and the rules of approval."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+import posixpath
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from fnmatch import fnmatch
@@ -48,11 +49,14 @@ class AgentCall(NamedTuple):
 
     @property
     def path(self) -> str | None:
-        """The path that the call is about, as the rules of approval spell it; None without one."""
+        """The path that the call is about, without "." and "..", as rules of approval spell it; None without one."""
         found = (self.arguments or {}).get("path")
         if not isinstance(found, str):
             return None
-        return "/".join(part for part in found.split("/") if part not in ("", "."))
+        path = posixpath.normpath(found)
+        if path.startswith("/"):
+            return "/" + path.lstrip("/")
+        return "" if path == "." else path
 
 
 class AgentReply(NamedTuple):
@@ -87,7 +91,8 @@ class ApprovalRules:
     """Which calls with effects run without a question, and which calls never run.
 
     A rule is the name of a tool, or "name:pattern" with a pattern for the path, such as "write_file:notes/*". `deny`
-    comes before `allow`, and ignores capitals. `everything`: as with --yes, allow all that is not denied.
+    comes before `allow`, and ignores capitals. An absolute path may lead to the same file: a pattern of `deny` is about
+    its end, too. `everything`: as with --yes, allow all that is not denied.
     """
 
     allow: tuple[str, ...] = ()
@@ -100,8 +105,23 @@ class ApprovalRules:
 
     def denies(self, call: AgentCall) -> bool:
         """Return whether a rule forbids the call."""
+        name = call.name.casefold()
         path = None if call.path is None else call.path.casefold()
-        return any(matches(rule.casefold(), call.name.casefold(), path) for rule in self.deny)
+        for rule in self.deny:
+            tool, _, pattern = rule.casefold().partition(":")
+            if matches(f"{tool}:{pattern}", name, path):
+                return True
+            if pattern and path is not None and path.startswith("/") and matches(f"{tool}:*/{pattern}", name, path):
+                return True
+        return False
+
+    def check(self, names: Collection[str]) -> None:
+        """Raise ValueError for a rule about none of the tools with these names: it would have no effect."""
+        for option, rules in (("allow", self.allow), ("deny", self.deny)):
+            for rule in rules:
+                tool = rule.partition(":")[0]
+                found = any(fnmatch(name.casefold(), tool.casefold()) for name in names)
+                require(found, f"{option}: expected one of the tools {', '.join(names)}, found {shown(tool)}")
 
 
 def matches(rule: str, name: str, path: str | None) -> bool:

@@ -31,6 +31,9 @@ def find_files(paths: Sequence[Path]) -> tuple[list[Path], list[Skipped]]:
         if path.is_file():
             files.add(path.resolve())
             continue
+        if not path.is_dir():
+            skipped.append(Skipped(path, "neither a file nor a folder"))
+            continue
         root = path.resolve()
         for file in walk(root):
             if not inside(file, root):

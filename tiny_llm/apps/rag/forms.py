@@ -9,7 +9,7 @@ from tiny_llm.config.prompts import Passage, passage_format
 
 TRAINED = "pocket"  # the model that was trained on passages.toml
 POCKET_TOKENS = 1600
-FENCE = re.compile(r"<(?=\s*/?\s*documents?\b)", re.IGNORECASE)
+FENCE = re.compile(r"<(?=\s*(?:/\s*)?(?:documents?|part)\b)", re.IGNORECASE)
 
 
 class PromptForm(Protocol):
@@ -44,7 +44,8 @@ class FencedForm:
 
     def line(self, number: int, passage: Passage) -> str:
         names = ", ".join(part for part in (passage.title, passage.source) if part)
-        title = f' title="{fenced(names)}"' if names else ""
+        quoted = fenced(names).replace('"', "'")
+        title = f' title="{quoted}"' if names else ""
         return f'<document number="{number}"{title}>\n{fenced(passage.text)}\n</document>'
 
     def question(self, passages: Sequence[Passage], question: str) -> str:
@@ -53,7 +54,7 @@ class FencedForm:
 
 
 def fenced(text: str) -> str:
-    """Return a text in which no tag of a document begins or ends: its < is written as &lt;."""
+    """Return a text in which no tag of a document or of its part begins or ends: its < is written as &lt;."""
     return FENCE.sub("&lt;", text)
 
 

@@ -21,7 +21,7 @@ TEXT = frozenset(".txt .text .rst .org .csv .tsv .log .toml .yaml .yml .json .js
 MARKDOWN = frozenset((".md", ".markdown", ".mdx"))
 HTML = frozenset((".html", ".htm", ".xhtml"))
 KNOWN = CODE | TEXT | MARKDOWN | HTML | {".pdf", ""}
-HEADING = re.compile(r"(#{1,6})\s+(.+?)\s*#*\s*$")
+HEADING = re.compile(r"(#{1,6})\s+(?=\S)")
 UNDERLINE = re.compile(r"(=+|-+)\s*$")
 FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 DEFINITION = re.compile(
@@ -116,7 +116,7 @@ def markdown_sections(data: bytes) -> list[Section]:
         heading = None if fence else HEADING.match(line)
         underline = None if fence else UNDERLINE.match(line)
         if heading:
-            outline.open(len(heading[1]), heading[2])
+            outline.open(len(heading[1]), heading_text(line[heading.end() :]))
         elif underline and outline.parts and is_title(outline.parts[-1]):
             title = outline.parts.pop().strip()
             outline.open(1 if line.startswith("=") else 2, title)
@@ -124,6 +124,12 @@ def markdown_sections(data: bytes) -> list[Section]:
             outline.parts.append(line + "\n")
     outline.close()
     return outline.sections
+
+
+def heading_text(rest: str) -> str:
+    """Return a heading's text without the # signs that may close it: "Title ##" → "Title"."""
+    text = rest.rstrip()
+    return text.rstrip("#").rstrip() or text
 
 
 def is_title(line: str) -> bool:

@@ -2,9 +2,9 @@
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from tiny_llm.engine.embed import Vectors
 from tiny_llm.engine.serving import Engine
 from tiny_llm.server.body import StrictRoute
-from tiny_llm.server.errors import bad_request
+from tiny_llm.server.errors import bad_request, out_of_time
 from tiny_llm.server.formats import Json, new_id
 from tiny_llm.server.routes.common import DOCUMENTED
 from tiny_llm.server.sse import while_present
@@ -21,6 +21,7 @@ from tiny_llm.server.state import key_of, state_of
 from tiny_llm.server.types import EmbeddingsRequest, RerankRequest
 
 router = APIRouter(route_class=StrictRoute, tags=["retrieval"])
+Computed = TypeVar("Computed")
 
 
 @router.post("/v1/embeddings", response_class=JSONResponse, responses=DOCUMENTED)
@@ -31,21 +32,43 @@ async def embeddings(asked: EmbeddingsRequest, request: Request) -> Response:
 
 async def embed(asked: EmbeddingsRequest, request: Request) -> Json:
     """Return the response with a vector for each text."""
-    state = state_of(request)
     texts = asked.texts()
-    with state.rates.running(key_of(request)) as meter:
-        async with state.models.use(asked.model) as engine:
-            vectors = await asyncio.to_thread(partial(engine.embed, texts, normalize=True))
-            count = await asyncio.to_thread(count_tokens, engine, texts)
-            meter.charge(count)
-    state.observer.used(request.scope, asked.model, count)
+    vectors, usage = await computed(request, asked.model, texts, lambda engine: embedded(engine, texts))
     if asked.dimensions is not None:
         vectors = shortened(vectors, asked.dimensions)
     data = []
     for index, vector in enumerate(vectors):
         data.append({"object": "embedding", "index": index, "embedding": encoded(vector, asked.encoding_format)})
-    usage = {"prompt_tokens": count, "total_tokens": count}
     return {"object": "list", "data": data, "model": asked.model, "usage": usage}
+
+
+async def embedded(engine: Engine, texts: Sequence[str]) -> Vectors:
+    """Return the vectors of texts. An error names the field of the API, in place of the engine's argument."""
+    try:
+        return await engine.aembed(texts, normalize=True)
+    except ValueError as error:
+        raise ValueError(str(error).replace("texts[", "input[", 1)) from None
+
+
+async def computed(
+    request: Request, model: str, texts: Sequence[str], work: Callable[[Engine], Awaitable[Computed]]
+) -> tuple[Computed, Json]:
+    """Return what an engine computes, and the usage: the tokens of `texts`, which count against the key's rates.
+
+    Raises ApiError 504 where it takes longer than an answer may.
+    """
+    state = state_of(request)
+    seconds = state.settings.request_seconds
+    with state.rates.running(key_of(request)) as meter:
+        async with state.models.use(model) as engine:
+            try:
+                result = await asyncio.wait_for(work(engine), seconds)
+            except asyncio.TimeoutError:
+                raise out_of_time(seconds) from None
+            count = await asyncio.to_thread(count_tokens, engine, texts)
+            meter.charge(count)
+    state.observer.used(request.scope, model, count)
+    return result, {"prompt_tokens": count, "total_tokens": count}
 
 
 def count_tokens(engine: Engine, texts: Sequence[str]) -> int:
@@ -80,14 +103,10 @@ async def rerank(asked: RerankRequest, request: Request) -> Response:
 
 async def rank(asked: RerankRequest, request: Request) -> Json:
     """Return the response with the best documents."""
-    state = state_of(request)
     texts = asked.texts()
-    with state.rates.running(key_of(request)) as meter:
-        async with state.models.use(asked.model) as engine:
-            scores = await asyncio.to_thread(engine.rank, asked.query, texts, asked.instruction)
-            count = await asyncio.to_thread(count_tokens, engine, [asked.query, *texts])
-            meter.charge(count)
-    state.observer.used(request.scope, asked.model, count)
+    counted = [asked.query, *texts]
+    ranking = partial(Engine.arank, query=asked.query, documents=texts, instruction=asked.instruction)
+    scores, usage = await computed(request, asked.model, counted, ranking)
     order = sorted(range(len(texts)), key=lambda place: (-scores[place], place))
     results = []
     for place in order[: asked.top_n]:
@@ -95,5 +114,4 @@ async def rank(asked: RerankRequest, request: Request) -> Json:
         if asked.return_documents:
             result["document"] = {"text": texts[place]}
         results.append(result)
-    usage = {"prompt_tokens": count, "total_tokens": count}
     return {"id": new_id("rerank-"), "model": asked.model, "usage": usage, "results": results}

@@ -21,6 +21,9 @@ async def tokenize(asked: TokenizeRequest, request: Request) -> Response:
     """Return the token ids of a text, or of a conversation under the model's chat template."""
     if (asked.prompt is None) == (asked.messages is None):
         raise bad_request("prompt: expected either a prompt or messages; send one of them.", "prompt")
+    for name in ("tools", "chat_template_kwargs"):
+        if asked.prompt is not None and getattr(asked, name) is not None:
+            raise bad_request(f"{name}: expected messages beside it, found a prompt; leave it out.", name)
     models = state_of(request).models
     async with models.use(asked.model or models.first.name) as engine:
         tokens = await asyncio.to_thread(encode, asked, engine)
@@ -48,5 +51,9 @@ async def detokenize(asked: DetokenizeRequest, request: Request) -> Response:
     """Return the text of token ids, special tokens included."""
     models = state_of(request).models
     async with models.use(asked.model or models.first.name) as engine:
+        size = engine.llm.config.vocab_size
+        for token in asked.tokens:
+            if token >= size:
+                raise bad_request(f"tokens: expected ids below {size}, found {token}.", "tokens")
         text = engine.llm.tokenizer.decode(asked.tokens, keep_special=True)
     return JSONResponse({"prompt": text})
