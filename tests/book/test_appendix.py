@@ -99,6 +99,8 @@ def test_the_text_gives_the_logs_figures() -> None:
     tables = "".join(text_of(SRC / "tables" / f"{name}.md") for name in ("copying", "copying-heads"))
     logged = {f"{value:.2f}" for run in runs() for point in run["log"] for value in (point[0] / 1e6, *point[1:4])}
     logged |= {f"{statistics.mean(point[1] for point in run['log'][-10:]):.2f}" for run in runs()}
+    training = json.loads((DATA / "pocket_training.json").read_text(encoding="utf-8"))
+    logged |= {f"{share:.2f}" for one in training for share in one["errors"].values()}
     known = set(re.findall(r"\d\.\d\d", tables)) | logged | {"1.25", "0.66"}  # tokens of a run, parameters in millions
     told_figures = re.findall(r"(?<![\w.])\d\.\d\d(?!\d)", told)
     assert told_figures and set(told_figures) <= known
