@@ -56,6 +56,10 @@ class LimitOptions:
     max_requests: Annotated[int | None, option("Unfinished requests at once; one more gets 429. 1024.")] = None
     max_sequences: Annotated[int | None, option("Sequences that run at once; 32 if not set.")] = None
     token_budget: Annotated[int | None, option("Tokens of a step; 512 if not set.")] = None
+    step_ms: Annotated[
+        float | None,
+        option("Time between tokens, in ms, that steps keep to: the tokens of a step follow the machine's speed."),
+    ] = None
     kv_bytes: Annotated[str | None, option("Memory of each model's pool of blocks: 2GB.", metavar="BYTES")] = None
     disk_folder: Annotated[Path | None, option("Keep blocks there that the pool has no room for.")] = None
     memory_cap: Annotated[str | None, option("Memory of all loaded models together: 16GB.", metavar="BYTES")] = None
@@ -76,7 +80,8 @@ class LimitOptions:
 
     def serving(self) -> ServingConfig:
         """Return the settings of each model's engine."""
-        shares = given(max_sequences=self.max_sequences, token_budget=self.token_budget)
+        step_seconds = None if self.step_ms is None else self.step_ms / 1000
+        shares = given(max_sequences=self.max_sequences, token_budget=self.token_budget, step_seconds=step_seconds)
         kv_bytes = sized("--kv-bytes", self.kv_bytes)
         settings = given(max_requests=self.max_requests, kv_bytes=kv_bytes, disk_folder=self.disk_folder)
         with usage():

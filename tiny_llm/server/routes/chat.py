@@ -10,7 +10,7 @@ from tiny_llm.server.answer import Answers, answering, collect
 from tiny_llm.server.ask import Ask
 from tiny_llm.server.body import StrictRoute
 from tiny_llm.server.formats import ChatFormat, Json, last_chunk, usage_object
-from tiny_llm.server.routes.common import DOCUMENTED, with_error
+from tiny_llm.server.routes.common import DOCUMENTED
 from tiny_llm.server.sse import DONE, event, open_stream, while_present
 from tiny_llm.server.state import state_of
 from tiny_llm.server.types import ChatRequest
@@ -24,8 +24,7 @@ async def chat(asked: ChatRequest, request: Request) -> Response:
     ask = asked.ask()
     if asked.stream:
         settings = state_of(request).settings
-        events = with_error(request, chat_events(request, asked, ask))
-        return await open_stream(request, events, settings)
+        return await open_stream(request, chat_events(request, asked, ask), settings)
     return JSONResponse(await while_present(request, whole_chat(request, asked, ask)))
 
 

@@ -1,13 +1,8 @@
-"""What the routes share: the documented errors, and errors in the middle of a stream."""
+"""The errors that all routes document."""
 
-from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from fastapi import Request
 from pydantic import BaseModel
-
-from tiny_llm.server.errors import ApiError, api_error
-from tiny_llm.server.sse import Events, event
 
 
 class ErrorFields(BaseModel):
@@ -38,27 +33,3 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorBody, "description": "The model is not ready, or the server ends"},
     504: {"model": ErrorBody, "description": "The answer took too long"},
 }
-
-
-def openai_event(error: ApiError) -> bytes:
-    return event(error.body)
-
-
-async def with_error(
-    request: Request, events: Events, form: Callable[[ApiError], bytes] = openai_event
-) -> AsyncGenerator[bytes, None]:
-    """Yield events; an error behind the first one becomes the last event, because the status is sent already.
-
-    `form` returns the event for an error.
-    """
-    begun = False
-    try:
-        async for data in events:
-            begun = True
-            yield data
-    except Exception as error:
-        if not begun:
-            raise
-        yield form(api_error(error))
-    finally:
-        await events.aclose()

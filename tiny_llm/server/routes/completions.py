@@ -10,7 +10,7 @@ from tiny_llm.server.answer import Answers, answering, collect
 from tiny_llm.server.ask import Ask
 from tiny_llm.server.body import StrictRoute
 from tiny_llm.server.formats import CompletionFormat, Json, last_chunk, usage_object
-from tiny_llm.server.routes.common import DOCUMENTED, with_error
+from tiny_llm.server.routes.common import DOCUMENTED
 from tiny_llm.server.sse import DONE, event, open_stream, while_present
 from tiny_llm.server.state import state_of
 from tiny_llm.server.types import CompletionRequest
@@ -24,8 +24,7 @@ async def complete(asked: CompletionRequest, request: Request) -> Response:
     asks = asked.asks()
     if asked.stream:
         settings = state_of(request).settings
-        events = with_error(request, completion_events(request, asked, asks))
-        return await open_stream(request, events, settings)
+        return await open_stream(request, completion_events(request, asked, asks), settings)
     return JSONResponse(await while_present(request, whole_completion(request, asked, asks)))
 
 
