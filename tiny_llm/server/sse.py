@@ -71,9 +71,12 @@ async def _gone(receive: Receive) -> None:
 
 async def end(task: "asyncio.Future[Any]") -> None:
     """Cancel a task and wait until it has ended."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await task
+    while not task.done():  # `wait_for` of Python 3.11 and earlier loses a cancellation that comes with its result
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task}, timeout=1)
+    if not task.cancelled():
+        task.exception()  # an error that nobody reads would be logged
 
 
 class EventStream(Response):
