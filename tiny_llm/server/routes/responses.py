@@ -7,11 +7,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import TypeAdapter
 
-from tiny_llm.server.answer import answering
+from tiny_llm.apps.agent.documents import AnswerSearches
+from tiny_llm.server.answer import Answers, answering
 from tiny_llm.server.ask import Ask
 from tiny_llm.server.body import StrictRoute
 from tiny_llm.server.errors import LOG, api_error, unsupported
 from tiny_llm.server.formats import Json
+from tiny_llm.server.responses_agent import agent_events, searches_of
 from tiny_llm.server.responses_format import ResponsesFormat
 from tiny_llm.server.responses_items import InputItem, ItemReference
 from tiny_llm.server.responses_types import ResponsesRequest
@@ -36,7 +38,8 @@ async def respond(asked: ResponsesRequest, request: Request) -> Response:
         raise unsupported("store", "store: this server stores no responses; leave it out, or set --responses-folder.")
     ask = asked.ask(before + given)
     stored = state.store if asked.store is not False else None
-    work = response_events(request, asked, ask, given, stored)
+    searches = searches_of(asked, state.hosted)
+    work = response_events(request, asked, ask, given, stored, searches)
     if asked.stream:
         return await open_stream(request, streamed(work), state.settings)
     return JSONResponse(await while_present(request, whole(work)))
@@ -58,21 +61,29 @@ def recalled(
 
 
 async def response_events(
-    request: Request, asked: ResponsesRequest, ask: Ask, given: Sequence[InputItem], store: ResponseStore | None
+    request: Request,
+    asked: ResponsesRequest,
+    ask: Ask,
+    given: Sequence[InputItem],
+    store: ResponseStore | None,
+    searches: AnswerSearches | None,
 ) -> AsyncGenerator[list[Json], None]:
     """Yield the events of an answer. The response is stored before the last event, which is the whole response."""
     state = state_of(request)
+    seconds = state.settings.request_seconds
     async with answering(request, state, [ask]) as answers:
-        form = ResponsesFormat(asked, answers, store is not None)
+        form = ResponsesFormat(asked, answers, store is not None, searches)
+        if asked.hosted:
+            made = agent_events(asked, answers, form, state.hosted, searches, seconds)
+        else:
+            made = answer_events(answers, form)
         begun = False
         try:
-            async for piece in with_start(answers.pieces(), state.settings.comment_seconds):
-                yield form.start() if piece is None else form.events(piece)
+            async for events in with_start(made, state.settings.comment_seconds):
+                yield form.start() if events is None else events
                 begun = True
-            yield form.finish()
             if store is not None:
-                items = [item.model_dump(exclude_none=True) for item in given]
-                record = {"response": form.response, "input": items}
+                record = form.record([item.model_dump(exclude_none=True) for item in given])
                 try:
                     await asyncio.to_thread(store.put, key_of(request), record)
                 except OSError as error:  # the answer is worth more than its copy
@@ -83,6 +94,13 @@ async def response_events(
             if not begun or not asked.stream:
                 raise
             yield form.failed(api_error(error))
+
+
+async def answer_events(answers: Answers, form: ResponsesFormat) -> AsyncGenerator[list[Json], None]:
+    """Yield the events of a single answer of the model, and last those of its end."""
+    async for piece in answers.pieces():
+        yield form.events(piece)
+    yield form.finish()
 
 
 async def streamed(work: AsyncGenerator[list[Json], None]) -> AsyncGenerator[bytes, None]:
