@@ -360,7 +360,7 @@ def test_metrics_come_on_request(http: httpx.Client) -> None:
 
 KINDS = (
     "message or function_call or custom_tool_call or function_call_output or custom_tool_call_output or reasoning or "
-    "item_reference"
+    "file_search_call or mcp_call or item_reference"
 )
 LARK = {**PATCH, "format": {"type": "grammar", "syntax": "lark", "definition": "start: /a/"}}
 FAULTS: list[tuple[dict[str, Any], str, str | None, str | None]] = [
@@ -373,13 +373,13 @@ FAULTS: list[tuple[dict[str, Any], str, str | None, str | None]] = [
     ({"input": [{"role": "user"}]}, "Missing required parameter: 'input[0].content'.", "input[0].content",
      "missing_required_parameter"),
     ({"tools": [{"type": "web_search"}]},
-     "Invalid value for 'tools[0]': expected an object whose type is function or custom, found", "tools[0]", None),
+     "Invalid value for 'tools[0]': expected an object whose type is function or custom or file_search or mcp, found", "tools[0]", None),
     ({"tools": [LARK]}, "tools: patch: this server enforces formats of the syntax regex alone", "tools",
      "unsupported_value"),
     ({"tools": [NOTE], "tool_choice": {"type": "custom", "name": "note"}},
      "tool_choice: expected one of the tools, found custom 'note'", "tool_choice", None),
     ({"tool_choice": "required"}, "tool_choice: expected tools to choose from, found none", "tool_choice", None),
-    ({"include": ["file_search_call.results"]}, "Invalid value for 'include[0]'", "include[0]", None),
+    ({"include": ["web_search_call.results"]}, "Invalid value for 'include[0]'", "include[0]", None),
     ({"n": 2}, "Invalid value for 'n': Input should be 1", "n", None),
     ({"text": {"format": {"type": "json_schema"}}}, "text.format: expected a name and a schema", "text.format", None),
     ({"input": "the quick brown fox " * 1000}, "prompt: 90", "messages", "context_length_exceeded"),

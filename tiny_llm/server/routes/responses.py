@@ -77,10 +77,11 @@ async def response_events(
             made = agent_events(asked, answers, form, state.hosted, searches, seconds)
         else:
             made = answer_events(answers, form)
+        start = form.start()  # the events of the first piece are made before these are sent
         begun = False
         try:
             async for events in with_start(made, state.settings.comment_seconds):
-                yield form.start() if events is None else events
+                yield start if events is None else events
                 begun = True
             if store is not None:
                 record = form.record([item.model_dump(exclude_none=True) for item in given])
