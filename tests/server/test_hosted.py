@@ -19,11 +19,11 @@ from tiny_llm.apps.agent.nouns import ApprovalRules
 from tiny_llm.server.models import ModelSpec
 
 pytest.importorskip("bm25s")
-QUESTION = "What is the height of the red mill? Search the documents."
+QUESTION = "What is the height of the red mill?"
 SEARCH = {"type": "file_search"}
 FILES = {"type": "mcp", "server_label": "tiny-llm"}
 RESULTS = ["file_search_call.results"]
-ASK = {"model": "pocket", "input": QUESTION, "temperature": 0, "chat_template_kwargs": {"enable_thinking": False}}
+ASK = {"model": "pocket", "input": QUESTION, "temperature": 0, "reasoning": {"effort": "none"}}
 ASK |= {"instructions": "You are a helpful assistant with tools."}
 FORCED = {**ASK, "tools": [SEARCH], "tool_choice": {"type": "file_search"}}
 

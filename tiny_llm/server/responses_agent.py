@@ -100,7 +100,9 @@ async def agent_events(
     async with aclosing(agent.run()) as happened:
         async for event in happened:
             events = model.take_events()
-            if event.kind == "result":
+            if event.kind == "assistant" and event.data["calls"]:
+                events += form.end_reply()
+            elif event.kind == "result":
                 model.calls_left -= 1
                 data = event.data
                 events += form.result(CallResult(data["text"], data["failed"], data["foreign"]))

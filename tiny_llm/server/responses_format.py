@@ -94,11 +94,15 @@ class ResponsesFormat:
             self._held = []
         return events
 
+    def end_reply(self) -> list[Json]:
+        """Return the events of the end of a reply that has calls: those of the last call's end."""
+        events: list[Json] = []
+        self._close(events, "completed")
+        return events
+
     def result(self, result: CallResult) -> list[Json]:
         """Return the events of the result of the first call on the server that has none."""
         events: list[Json] = []
-        if not self._running:
-            return events
         item = self._running.pop(0)
         status = "failed" if result.failed else "completed"
         if item["type"] == "mcp_call":
