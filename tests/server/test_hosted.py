@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -13,10 +14,16 @@ import pytest
 from tests.apps.agent.documents import MILL, open_documents
 from tests.server.conftest import LOCAL, Running, serving
 from tests.server.test_responses import events_of, kinds_of
+from tiny_llm.apps.agent.documents import AnswerSearches
 from tiny_llm.apps.agent.files import Root
 from tiny_llm.apps.agent.hosted import HostedTools
 from tiny_llm.apps.agent.nouns import ApprovalRules
+from tiny_llm.decode.reply import Content
+from tiny_llm.decode.text import Delta
+from tiny_llm.server.answer import AnswerPiece, UsageCounts
 from tiny_llm.server.models import ModelSpec
+from tiny_llm.server.responses_format import ResponsesFormat
+from tiny_llm.server.responses_types import ResponsesRequest
 
 pytest.importorskip("bm25s")
 QUESTION = "What is the height of the red mill?"
@@ -51,7 +58,7 @@ def http(served: Running) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_a_search_and_its_citation(served: Running) -> None:
+def test_a_search_and_its_results(served: Running) -> None:
     found = served.client().responses.create(**FORCED, include=RESULTS)
     call, *_, message = found.output
     assert (call.type, call.status) == ("file_search_call", "completed")
@@ -59,11 +66,6 @@ def test_a_search_and_its_citation(served: Running) -> None:
     assert MILL in call.results[0].text
     assert (call.results[0].filename, call.results[0].score) == ("mill.md", 1.0)
     assert (message.type, found.status) == ("message", "completed")
-    assert "38" in found.output_text
-    for annotation in message.content[0].annotations:
-        assert (annotation.type, annotation.filename) == ("file_citation", "mill.md")
-        assert annotation.file_id == call.results[0].file_id
-        assert message.content[0].text[annotation.index] == "["
     assert found.usage.input_tokens > 0 and found.usage.input_tokens_details.cached_tokens > 0
 
 
@@ -85,13 +87,32 @@ def test_the_events_of_a_search(http: httpx.Client) -> None:
     assert added == whole["output"][-1]["content"][0]["annotations"]
 
 
+def test_an_answer_cites_documents(tmp_path: Path) -> None:
+    documents = open_documents(tmp_path)
+    searches = AnswerSearches(documents, 1)
+    searches.run({"query": "red mill"})
+    stream = SimpleNamespace(finish_reason="stop")
+    answers: Any = SimpleNamespace(asked=[SimpleNamespace(stream=stream)], usage=UsageCounts())
+    form = ResponsesFormat(ResponsesRequest.model_validate(FORCED), answers, False, searches)
+    events = form.events(AnswerPiece(0, [Content("It is 38 metres high [1], not 40 [7].")], Delta("", None, 0, None)))
+    events += form.finish()
+    documents.close()
+    (annotation,) = form.response["output"][0]["content"][0]["annotations"]
+    assert (annotation["type"], annotation["index"], annotation["filename"]) == ("file_citation", 21, "mill.md")
+    (added,) = [each for each in events if each["type"] == "response.output_text.annotation.added"]
+    assert (added["annotation"], added["annotation_index"]) == (annotation, 0)
+
+
 def test_the_next_turn_knows_what_was_found(served: Running, http: httpx.Client) -> None:
     """The response leaves the results out, yet its record has them, so the model still reads them."""
     first = http.post("/v1/responses", json=FORCED).json()
     more = {**ASK, "input": "And the mill's height again?", "previous_response_id": first["id"], "store": False}
     answer = http.post("/v1/responses", json=more).json()
     assert answer["status"] == "completed"
-    again = {**ASK, "input": [{"role": "user", "content": QUESTION}, *first["output"], {"role": "user", "content": "?"}]}
+    again = {
+        **ASK,
+        "input": [{"role": "user", "content": QUESTION}, *first["output"], {"role": "user", "content": "?"}],
+    }
     without = http.post("/v1/responses", json=again).json()
     assert without["status"] == "completed"
     assert answer["usage"]["input_tokens"] > without["usage"]["input_tokens"]

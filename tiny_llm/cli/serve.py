@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tiny_llm._blas import cache_dir
+from tiny_llm.cli.agent import open_documents
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.options import NO_MODEL, EngineOptions, option, with_options
 from tiny_llm.cli.terminal import dim, num_bytes_of
@@ -21,6 +22,7 @@ from tiny_llm.config.serving import ServingConfig
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from tiny_llm.apps.agent.hosted import HostedTools
     from tiny_llm.server.models import Models
     from tiny_llm.server.observe import Observer
 
@@ -89,6 +91,37 @@ class LimitOptions:
 
 
 @dataclass(frozen=True)
+class HostedOptions:
+    """The tools that /v1/responses runs itself; none if not set."""
+
+    documents: Annotated[
+        Path | None, option("Let file_search search this index, which `tiny-llm rag add` makes.", metavar="INDEX")
+    ] = None
+    agent: Annotated[
+        Path | None, option("Let clients use the agent's built-in tools on this folder.", metavar="FOLDER")
+    ] = None
+    allow: Annotated[
+        list[str] | None,
+        option("Let these calls with effects run; may be repeated.", metavar="TOOL[:PATH-PATTERN]"),
+    ] = None
+    deny: Annotated[list[str] | None, option("Refuse these calls; may be repeated.", metavar="TOOL[:PATH-PATTERN]")] = (
+        None
+    )
+
+    def tools(self) -> "HostedTools":
+        """Open the index and the folder."""
+        from tiny_llm.apps.agent.files import Root
+        from tiny_llm.apps.agent.hosted import HostedTools
+        from tiny_llm.apps.agent.nouns import ApprovalRules
+
+        with usage("--documents"):
+            documents = open_documents(self.documents)
+        with usage("--agent"):
+            root = None if self.agent is None else Root(self.agent)
+        return HostedTools(documents, root, ApprovalRules(tuple(self.allow or ()), tuple(self.deny or ())))
+
+
+@dataclass(frozen=True)
 class WatchOptions:
     """What the server tells about its work. /metrics is always there."""
 
@@ -121,6 +154,7 @@ def serve(
     listen: ListenOptions,
     limits: LimitOptions,
     watch: WatchOptions,
+    hosted: HostedOptions,
     model: Annotated[
         list[str] | None,
         option(
@@ -148,6 +182,7 @@ def serve(
     config, serving = engine.config(), limits.serving()
     keys = KeyFile(settings.keys_file, settings.api_key)
     observer = watch.observer()
+    tools = hosted.tools()
     served = models.Models(
         specs,
         config,
@@ -167,7 +202,7 @@ def serve(
     def ready() -> None:
         print(f"{names} at {url}/v1 (the API: {url}/docs)", flush=True)
 
-    run.run(make_app(served, settings, keys, observer), listener, ready)
+    run.run(make_app(served, settings, keys, observer, tools), listener, ready)
 
 
 @contextmanager

@@ -40,6 +40,11 @@ ANTHROPIC_KINDS = {  # the error types of the Anthropic API by status
     504: "timeout_error",
     OVERLOADED: "overloaded_error",
 }
+FIELDS = {  # what an API calls the fields that errors of the engine name, by the begin of its paths
+    "/v1/responses": {"response_format": "text.format", "max_tokens": "max_output_tokens", "messages": "input"},
+    "/v1/messages": {"response_format": "output_config.format", "stop": "stop_sequences"},
+    "/v1/completions": {"messages": "prompt"},
+}
 INTERNAL = "The server had an error while processing your request; its log says more."
 
 
@@ -180,6 +185,16 @@ def api_error(error: BaseException, forecast: float = 1.0) -> ApiError:
     return internal()
 
 
+def renamed(error: ApiError, path: str) -> ApiError:
+    """Return an error that names its field as the API of a path calls it."""
+    for begin, names in FIELDS.items():
+        if path.startswith(begin) and error.param in names:
+            name = names[error.param]
+            message = re.sub(f"^{error.param}:", f"{name}:", error.message)
+            return ApiError(error.status_code, message, error.kind, name, error.code, error.headers)
+    return error
+
+
 def validation_error(error: "RequestValidationError") -> ApiError:
     """Return the API's form of a fault that pydantic found: of the forms a value may have, that which came furthest."""
     fault = max(error.errors(), key=lambda each: len(each["loc"]))
@@ -232,7 +247,7 @@ def add_handlers(app: "FastAPI") -> None:
 
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return respond(error, request.scope)
+        return respond(renamed(error, request.url.path), request.scope)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -247,17 +262,14 @@ def add_handlers(app: "FastAPI") -> None:
         return respond(ApiError(error.status_code, message, headers=headers), request.scope)
 
     async def failed(request: Request, error: Exception) -> Response:
-        return respond(api_error(error), request.scope)
+        return respond(renamed(api_error(error), request.url.path), request.scope)
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)  # nobody reads it
 
-    async def of_engine(request: Request, error: Exception) -> Response:
-        return respond(api_error(error), request.scope)
-
     app.add_exception_handler(ApiError, known)
-    app.add_exception_handler(ValueError, of_engine)
-    app.add_exception_handler(FullError, of_engine)
+    app.add_exception_handler(ValueError, failed)
+    app.add_exception_handler(FullError, failed)
     app.add_exception_handler(GoneError, gone)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

@@ -232,6 +232,15 @@ def _extend(turn: dict[str, Any], item: OwnItem) -> None:
         turn.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
 
 
+def with_parts(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item whose content is a text with this text as its one part, as the API shows items."""
+    text = item.get("content")
+    if not isinstance(text, str):
+        return item
+    own = {"type": "output_text", "annotations": []} if item["role"] == "assistant" else {"type": "input_text"}
+    return {"status": "completed", **item, "content": [{**own, "text": text}]}
+
+
 def text_of_parts(content: str | Sequence[ItemText]) -> str:
     """Return the text of an item's content."""
     if isinstance(content, str):

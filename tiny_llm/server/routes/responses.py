@@ -2,20 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import TypeAdapter
 
 from tiny_llm.apps.agent.documents import AnswerSearches
+from tiny_llm.config.fields import shown
 from tiny_llm.server.answer import Answers, answering
 from tiny_llm.server.ask import Ask
 from tiny_llm.server.body import StrictRoute
-from tiny_llm.server.errors import LOG, api_error, unsupported
+from tiny_llm.server.errors import LOG, api_error, bad_request, unsupported
 from tiny_llm.server.formats import Json
 from tiny_llm.server.responses_agent import agent_events, searches_of
 from tiny_llm.server.responses_format import ResponsesFormat
-from tiny_llm.server.responses_items import InputItem, ItemReference
+from tiny_llm.server.responses_items import InputItem, ItemReference, with_parts
 from tiny_llm.server.responses_types import ResponsesRequest
 from tiny_llm.server.routes.common import DOCUMENTED
 from tiny_llm.server.sse import event, open_stream, while_present, with_start
@@ -131,6 +133,32 @@ async def one_response(name: str, request: Request) -> Response:
         raise missing(name)
     record = await asyncio.to_thread(store.get, key_of(request), name)
     return JSONResponse(record["response"])
+
+
+@router.get("/v1/responses/{name}/input_items", response_class=JSONResponse, responses=DOCUMENTED)
+async def input_items(
+    name: str,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+) -> Response:
+    """Return a page of the items that a stored response's request had, the last one first unless `order` is asc."""
+    store = state_of(request).store
+    if store is None:
+        raise missing(name)
+    record = await asyncio.to_thread(store.get, key_of(request), name)
+    items = [with_parts(item) for item in record["input"]]
+    if order == "desc":
+        items.reverse()
+    ids = [item["id"] for item in items]
+    if after is not None and after not in ids:
+        raise bad_request(f"after: expected the id of an input item, found {shown(after)}.", "after")
+    begin = 0 if after is None else ids.index(after) + 1
+    page = items[begin : begin + limit]
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    has_more = begin + limit < len(items)
+    return JSONResponse({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": has_more})
 
 
 @router.delete("/v1/responses/{name}", response_class=JSONResponse, responses=DOCUMENTED)
