@@ -3,12 +3,12 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from tiny_llm.apps.agent.act import CallResult
 from tiny_llm.apps.agent.documents import AnswerSearches
 from tiny_llm.apps.agent.hosted import HostedTools
-from tiny_llm.apps.agent.nouns import AgentLimits, ChatMessages, ReplyEnd, ToolSchemas
+from tiny_llm.apps.agent.nouns import AgentEvent, AgentLimits, ChatMessages, ReplyEnd, ToolSchemas
 from tiny_llm.decode.reply import AnswerPart
 from tiny_llm.server.answer import Answers
 from tiny_llm.server.ask import WantedCall
@@ -97,7 +97,8 @@ async def agent_events(
     messages: Any = answers.asked[0].ask.prompt
     agent = hosted.agent(model, names, messages, limits, searches)
     reason = ""
-    async with aclosing(agent.run()) as happened:
+    run = cast("AsyncGenerator[AgentEvent, None]", agent.run())
+    async with aclosing(run) as happened:
         async for event in happened:
             events = model.take_events()
             if event.kind == "assistant" and event.data["calls"]:
