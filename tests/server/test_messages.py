@@ -415,3 +415,13 @@ def test_an_error_in_the_middle_of_a_stream(random_path: Path) -> None:
                 pass
         assert error.value.body["error"]["type"] == "timeout_error"
         wait_for(lambda: running.unfinished == 0)
+
+
+def test_an_error_names_the_field_of_this_api(tiny: Running) -> None:
+    """The same error of the engine names another field in each API."""
+    tool = {"name": "note", "input_schema": {"type": "object"}}
+    form = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    with tiny.http() as http:
+        answer = http.post("/v1/messages", json={**ASK, "tools": [tool], "output_config": form})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("output_config.format: expected free text beside tools")

@@ -60,7 +60,9 @@ class LimitOptions:
     token_budget: Annotated[int | None, option("Tokens of a step; 512 if not set.")] = None
     step_ms: Annotated[
         float | None,
-        option("Time between tokens, in ms, that steps keep to: the tokens of a step follow the machine's speed."),
+        option(
+            "Time between tokens, in ms, that steps keep to: the tokens of a step follow the machine's speed.", min=0.1
+        ),
     ] = None
     kv_bytes: Annotated[str | None, option("Memory of each model's pool of blocks: 2GB.", metavar="BYTES")] = None
     disk_folder: Annotated[Path | None, option("Keep blocks there that the pool has no room for.")] = None

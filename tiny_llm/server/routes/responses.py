@@ -13,7 +13,7 @@ from tiny_llm.config.fields import shown
 from tiny_llm.server.answer import Answers, answering
 from tiny_llm.server.ask import Ask
 from tiny_llm.server.body import StrictRoute
-from tiny_llm.server.errors import LOG, api_error, bad_request, unsupported
+from tiny_llm.server.errors import LOG, api_error, bad_request, renamed, unsupported
 from tiny_llm.server.formats import Json
 from tiny_llm.server.responses_agent import agent_events, searches_of
 from tiny_llm.server.responses_format import ResponsesFormat
@@ -96,7 +96,7 @@ async def response_events(
         except Exception as error:
             if not begun or not asked.stream:
                 raise
-            yield form.failed(api_error(error))
+            yield form.failed(renamed(api_error(error), request.url.path))
 
 
 async def answer_events(answers: Answers, form: ResponsesFormat) -> AsyncGenerator[list[Json], None]:
