@@ -136,6 +136,16 @@ def test_a_file_is_read_on_the_server(http: httpx.Client) -> None:
     assert {"mcp_call.in_progress", "mcp_call_arguments.done", "mcp_call.completed"} <= set(kinds_of(events))
 
 
+def test_a_client_that_leaves_ends_the_loop(served: Running, http: httpx.Client) -> None:
+    body = {**FORCED, "stream": True, "max_output_tokens": 2000}
+    for lines in (1, 12, 24):
+        with http.stream("POST", "/v1/responses", json=body) as answer:
+            waiting = answer.iter_lines()
+            for _ in range(lines):
+                next(waiting)
+        served.wait_idle()
+
+
 WRITE = "Write the text hello to the file new.txt."
 
 

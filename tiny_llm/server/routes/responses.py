@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -82,9 +83,10 @@ async def response_events(
         start = form.start()  # the events of the first piece are made before these are sent
         begun = False
         try:
-            async for events in with_start(made, state.settings.comment_seconds):
-                yield start if events is None else events
-                begun = True
+            async with aclosing(made), aclosing(with_start(made, state.settings.comment_seconds)) as steps:
+                async for events in steps:
+                    yield start if events is None else events
+                    begun = True
             if store is not None:
                 record = form.record([item.model_dump(exclude_none=True) for item in given])
                 try:
