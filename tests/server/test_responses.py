@@ -449,6 +449,8 @@ def test_the_input_items_of_a_response(client: openai.OpenAI) -> None:
     assert read == texts
     with pytest.raises(openai.BadRequestError, match="after: expected the id of an input item"):
         client.responses.input_items.list(found.id, after="msg_1")
+    with pytest.raises(openai.BadRequestError, match="Invalid value for 'limit'"):
+        client.responses.input_items.list(found.id, limit=101)
     with pytest.raises(openai.NotFoundError):
         client.responses.input_items.list("resp_" + "0" * 24)
     reference = {"type": "item_reference", "id": page.data[0].id}

@@ -198,7 +198,7 @@ def renamed(error: ApiError, path: str) -> ApiError:
 def validation_error(error: "RequestValidationError") -> ApiError:
     """Return the API's form of a fault that pydantic found: of the forms a value may have, that which came furthest."""
     fault = max(error.errors(), key=lambda each: len(each["loc"]))
-    place = [part for part in fault["loc"] if part != "body"]
+    place = list(fault["loc"][1:])  # behind "body" or "query"
     param = _path(place)
     kind = fault["type"]
     if kind == "extra_forbidden":
