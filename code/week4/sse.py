@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -11,12 +12,13 @@ from fastapi.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from tiny_llm.course import NotDone
-from tiny_llm.server.errors import GoneError, api_error
+from tiny_llm.server.errors import ApiError, GoneError, api_error
 from tiny_llm.server.settings import ServerSettings
 
 COMMENT = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 Events = AsyncGenerator[bytes, None]
+ErrorEvent = Callable[[ApiError], bytes]
 Done = TypeVar("Done")
 Yielded = TypeVar("Yielded")
 
@@ -29,6 +31,10 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     """
     # YOUR CODE (w4.1.1): one object as an event
     raise NotDone("w4.1.1")
+
+
+def openai_event(error: ApiError) -> bytes:
+    return event(error.body)
 
 
 class Presence:
@@ -58,9 +64,12 @@ async def _gone(receive: Receive) -> None:
 
 async def end(task: "asyncio.Future[Any]") -> None:
     """Cancel a task and wait until it has ended."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await task
+    while not task.done():  # `wait_for` of Python 3.11 and earlier loses a cancellation that comes with its result
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task}, timeout=1)
+    if not task.cancelled():
+        task.exception()  # an error that nobody reads would be logged
 
 
 class EventStream(Response):
@@ -68,7 +77,8 @@ class EventStream(Response):
 
     The generator `events` is closed when it ends, when the client is gone, and when the client has read nothing for
     `write_seconds`. After `comment_seconds` without an event `comment` is sent, so that no proxy closes the connection.
-    `first` is a task that waits for the first event. It is None where there are no events.
+    `first` is a task that waits for the first event. It is None where there are no events. `error_event` makes the last
+    event of an error that comes too late for a status.
     """
 
     media_type = "text/event-stream"
@@ -80,12 +90,13 @@ class EventStream(Response):
         presence: Presence,
         settings: ServerSettings,
         comment: bytes = COMMENT,
+        error_event: ErrorEvent = openai_event,
     ):
         super().__init__()
         del self.headers["content-length"]
         self.headers["x-accel-buffering"] = "no"  # nginx would collect events
         self._first, self._events, self._presence = first, events, presence
-        self._settings, self._comment = settings, comment
+        self._settings, self._comment, self._error_event = settings, comment, error_event
         self._sending: float | None = None  # since when a write waits for the client
         self._wrote = 0.0
 
@@ -99,17 +110,23 @@ class EventStream(Response):
         raise NotDone("w4.1.3")
 
     async def _pump(self, send: Send) -> None:
-        """Send all events, and the end. An error before the first event is sent as an event: the status is gone."""
+        """Send all events, and the end."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        try:
-            data = await self._first
-        except Exception as error:
-            data = event(api_error(error).body)
-        if data is not None:
-            await self._write(send, data)
-            async for data in self._events:
+        async with aclosing(self._all_events()) as events:
+            async for data in events:
                 await self._write(send, data)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _all_events(self) -> Events:
+        """Yield the events. An error becomes the last one, because the status is sent already."""
+        try:
+            data = await self._first
+            if data is not None:
+                yield data
+                async for data in self._events:
+                    yield data
+        except Exception as error:
+            yield self._error_event(api_error(error))
 
 
     async def _write(self, send: Send, data: bytes) -> None:
@@ -134,12 +151,16 @@ class EventStream(Response):
 
 
 async def open_stream(
-    request: Request, events: Events, settings: ServerSettings, comment: bytes = COMMENT
+    request: Request,
+    events: Events,
+    settings: ServerSettings,
+    comment: bytes = COMMENT,
+    error_event: ErrorEvent = openai_event,
 ) -> EventStream:
     """Return the response for events. An error before the first event is raised, so that it sets the status.
 
     `comment` is what the stream sends while no event comes. After `comment_seconds` without an event the response
-    begins all the same. Raises GoneError.
+    begins all the same; `error_event` makes an event of an error that comes later. Raises GoneError.
     """
     presence = Presence(request)
     first = asyncio.ensure_future(_next(events))
@@ -151,7 +172,7 @@ async def open_stream(
         await end(first)
         await events.aclose()
         raise
-    return EventStream(first, events, presence, settings, comment)
+    return EventStream(first, events, presence, settings, comment, error_event)
 
 
 async def _next(items: AsyncGenerator[Yielded, None]) -> Yielded | None:

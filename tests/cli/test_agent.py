@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.apps.agent.documents import MILL, make_index
 from tests.apps.agent.scripted import ScriptedChat
 from tests.cli.conftest import Run
 from tests.cli.fake import FakeLLM
@@ -137,3 +138,31 @@ def test_undo_in_the_chat(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     result = run("chat", stdin=f"/tools {tmp_path}\nWrite.\n/undo\n", llm=FakeLLM())
     assert result.out.splitlines()[-1] == "a.txt"
     assert not (tmp_path / "a.txt").exists()
+
+
+SEARCH = [("search_documents", {"query": "height of the red mill"})]
+
+
+def test_documents_of_an_index_are_searched(run: Run, script: Any, tmp_path: Path) -> None:
+    pytest.importorskip("bm25s")
+    index = make_index(tmp_path)
+    options = ["--root", str(tmp_path), "--documents", str(index)]
+    result = run("agent", "How high is the red mill?", *options, llm=script(SEARCH, "38 metres [1]."))
+    assert (result.code, result.out.strip()) == (0, "38 metres [1].")
+    assert f"(search_documents → [1] (The mill, mill.md) {MILL})" in result.err
+    result = run("agent", "Go.", "--documents", str(tmp_path / "none"), llm=script("Hi."))
+    assert result.code != 0
+    assert "--documents" in result.err and "expected an index of documents, found none" in result.err
+
+
+def test_the_chat_searches_the_index_of_its_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bm25s")
+    from tiny_llm.cli import agent_chat
+
+    make_index(tmp_path).rename(tmp_path / ".tiny-llm-rag")
+    scripted = ScriptedChat(SEARCH, "38 metres [1].")
+    scripted.close = lambda: None  # type: ignore[attr-defined]
+    monkeypatch.setattr(agent_chat, "LLMChat", lambda *_: scripted)
+    result = run("chat", stdin=f"/tools {tmp_path}\nHow high?\n", llm=FakeLLM())
+    assert "[1] (The mill, mill.md)" in result.err
+    assert result.out.splitlines()[-1].strip() == "38 metres [1]."

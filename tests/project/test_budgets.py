@@ -20,7 +20,7 @@ ROOMS = {
     "config model cache decode engine quantize": 13_800,
     "kernels": 2_500,
     "kernels/sim": 3_800,
-    "server": 4_050,
+    "server": 4_400,
     "cli": 3_000,
     "views": 1_700,
     "course": 1_700,

@@ -17,7 +17,8 @@ LEVELS = [
     {"decode"},
     {"engine"},
     {""},  # tiny_llm itself: load, LLM, SamplingParams
-    {"apps", "server", "parallel"},
+    {"apps", "parallel"},
+    {"server"},
     {"cli"},
     {"__main__"},
 ]

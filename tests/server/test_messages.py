@@ -437,3 +437,13 @@ def test_a_call_that_is_cut_off_ends_for_want_of_tokens(pocket: Running) -> None
 def test_fields_of_the_other_api_that_have_another_name_here_are_refused(http: httpx.Client, fields) -> None:
     answer = http.post("/v1/messages", json={**ASK, **fields})
     assert answer.status_code == 400 and next(iter(fields)) in answer.json()["error"]["message"]
+
+
+def test_an_error_names_the_field_of_this_api(tiny: Running) -> None:
+    """The same error of the engine names another field in each API."""
+    tool = {"name": "note", "input_schema": {"type": "object"}}
+    form = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    with tiny.http() as http:
+        answer = http.post("/v1/messages", json={**ASK, "tools": [tool], "output_config": form})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("output_config.format: expected free text beside tools")

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -360,7 +362,7 @@ def test_metrics_come_on_request(http: httpx.Client) -> None:
 
 KINDS = (
     "message or function_call or custom_tool_call or function_call_output or custom_tool_call_output or reasoning or "
-    "item_reference"
+    "file_search_call or mcp_call or item_reference"
 )
 LARK = {**PATCH, "format": {"type": "grammar", "syntax": "lark", "definition": "start: /a/"}}
 FAULTS: list[tuple[dict[str, Any], str, str | None, str | None]] = [
@@ -373,16 +375,19 @@ FAULTS: list[tuple[dict[str, Any], str, str | None, str | None]] = [
     ({"input": [{"role": "user"}]}, "Missing required parameter: 'input[0].content'.", "input[0].content",
      "missing_required_parameter"),
     ({"tools": [{"type": "web_search"}]},
-     "Invalid value for 'tools[0]': expected an object whose type is function or custom, found", "tools[0]", None),
+     "Invalid value for 'tools[0]': expected an object whose type is function or custom or file_search or mcp, found",
+     "tools[0]", None),
     ({"tools": [LARK]}, "tools: patch: this server enforces formats of the syntax regex alone", "tools",
      "unsupported_value"),
     ({"tools": [NOTE], "tool_choice": {"type": "custom", "name": "note"}},
      "tool_choice: expected one of the tools, found custom 'note'", "tool_choice", None),
     ({"tool_choice": "required"}, "tool_choice: expected tools to choose from, found none", "tool_choice", None),
-    ({"include": ["file_search_call.results"]}, "Invalid value for 'include[0]'", "include[0]", None),
+    ({"include": ["web_search_call.results"]}, "Invalid value for 'include[0]'", "include[0]", None),
     ({"n": 2}, "Invalid value for 'n': Input should be 1", "n", None),
     ({"text": {"format": {"type": "json_schema"}}}, "text.format: expected a name and a schema", "text.format", None),
-    ({"input": "the quick brown fox " * 1000}, "prompt: 90", "messages", "context_length_exceeded"),
+    ({"input": "the quick brown fox " * 1000}, "prompt: 90", "input", "context_length_exceeded"),
+    ({"tools": [NOTE], "text": {"format": {"type": "json_object"}}}, "text.format: expected free text beside tools",
+     "text.format", "unsupported_value"),
 ]  # fmt: skip
 
 
@@ -431,3 +436,50 @@ def test_the_async_client(served: Running) -> None:
             return await asyncio.gather(*map(one, range(8)))
 
     assert len(set(asyncio.run(ask_all()))) == 1
+
+
+def test_the_input_items_of_a_response(client: openai.OpenAI) -> None:
+    texts = [f"Say {number}." for number in range(5)]
+    given = [{"role": "user", "content": text} for text in texts]
+    found = ask(client, model="tiny", input=given, max_output_tokens=2)
+    page = client.responses.input_items.list(found.id, limit=2)
+    assert [item.content[0].text for item in page.data] == ["Say 4.", "Say 3."]
+    assert page.has_more and page.data[0].content[0].type == "input_text"
+    read = [item.content[0].text for item in client.responses.input_items.list(found.id, limit=2, order="asc")]
+    assert read == texts
+    with pytest.raises(openai.BadRequestError, match="after: expected the id of an input item"):
+        client.responses.input_items.list(found.id, after="msg_1")
+    with pytest.raises(openai.BadRequestError, match="Invalid value for 'limit'"):
+        client.responses.input_items.list(found.id, limit=101)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.input_items.list("resp_" + "0" * 24)
+    reference = {"type": "item_reference", "id": page.data[0].id}
+    assert ask(client, model="tiny", input=[reference], max_output_tokens=2).status == "incomplete"
+
+
+STORING = """
+import sys
+from pathlib import Path
+from tiny_llm.server.store import ResponseStore
+
+store = ResponseStore(Path(sys.argv[1]), int(sys.argv[3]))
+for number in range(60):
+    name = f"resp_{sys.argv[2]}{number:023x}"
+    response = {"id": name, "output": [], "previous_response_id": None, "text": "x" * 4096}
+    store.put(None, {"response": response, "input": []})
+    assert store.get(None, name)["response"] == response
+"""
+
+
+@pytest.mark.parametrize(("most", "left"), [(2**28, 120), (50_000, 12)])
+def test_two_processes_share_a_folder(tmp_path: Path, most: int, left: int) -> None:
+    """Nothing is lost or torn: each reads its own responses back, also while both delete old ones."""
+    command = [sys.executable, "-c", STORING, str(tmp_path)]
+    running = [subprocess.Popen([*command, which, str(most)]) for which in ("a", "b")]
+    assert [process.wait(60) for process in running] == [0, 0]
+    files = list((tmp_path / "without-key").iterdir())
+    assert 1 <= len(files) <= left
+    for file in files:
+        assert len(json.loads(file.read_text())["response"]["text"]) == 4096
+    if most == 2**28:
+        assert len(files) == 120

@@ -15,9 +15,11 @@ from tiny_llm.cli.agent_view import AgentView, ask_user, describe, session_folde
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.inputs import text_of
 from tiny_llm.cli.options import EngineOptions, SamplingOptions, given, option, settings_of, with_options
+from tiny_llm.cli.rag import FOLDER, IndexOptions
 from tiny_llm.cli.terminal import note, table
 
 if TYPE_CHECKING:
+    from tiny_llm.apps.agent.documents import Documents
     from tiny_llm.apps.agent.loop import Agent
     from tiny_llm.apps.agent.nouns import AgentLimits, ApprovalRules
     from tiny_llm.apps.agent.session import AgentSession
@@ -57,6 +59,10 @@ class AgentOptions:
     tool: Annotated[list[str] | None, option("Offer only these built-in tools; may be repeated.", metavar="NAME")] = (
         None
     )
+    documents: Annotated[
+        Path | None,
+        option("The index that search_documents searches, made by `rag add`; that of the root if not set."),
+    ] = None
     http: Annotated[bool, option("Offer http_get as well; you are asked for each address.", "--http")] = False
     mcp: Annotated[
         list[str] | None, option("Offer the tools of an MCP server as well; may be repeated.", metavar="COMMAND|URL")
@@ -152,8 +158,10 @@ async def _work(model: Any, session: "AgentSession", options: AgentOptions, task
     folder = Path(session.about("root") or options.root)
     with usage("--root"):
         files = Files(folder, session.change)
+    with usage("--documents"):
+        documents = open_documents(options.documents or index_below(folder))
     with usage("--tool"):
-        tools = make_builtin(Builtin(files, outputs), options.tool)
+        tools = make_builtin(Builtin(files, outputs, documents), options.tool)
     tools += [HTTP_GET] if options.http else []
     async with AsyncExitStack() as stack:
         if options.mcp:
@@ -170,7 +178,26 @@ async def _work(model: Any, session: "AgentSession", options: AgentOptions, task
                 break
             reason = await run_shown(agent, more)
     files.close()
+    if documents is not None:
+        documents.close()
     return reason
+
+
+def index_below(folder: Path) -> Path | None:
+    """Return the index that `tiny-llm rag add` made in a folder; None where there is none."""
+    index = folder / FOLDER
+    return index if index.is_dir() else None
+
+
+def open_documents(index: Path | None) -> "Documents | None":
+    """Open an index for tools. Raises ValueError for a folder without one."""
+    if index is None:
+        return None
+    from tiny_llm.apps.agent.documents import Documents
+    from tiny_llm.apps.rag.retriever import Retriever
+
+    options = IndexOptions(index)
+    return Documents(lambda: Retriever(options.open(create=False)))
 
 
 async def run_shown(agent: "Agent", task: str | None) -> str:

@@ -11,7 +11,7 @@ from tiny_llm.apps.agent.loop import Agent
 from tiny_llm.apps.agent.nouns import AgentReply, ReplyEnd
 from tiny_llm.apps.agent.session import AgentSession
 from tiny_llm.apps.chat.conversation import Conversation
-from tiny_llm.cli.agent import run_shown
+from tiny_llm.cli.agent import index_below, open_documents, run_shown
 from tiny_llm.cli.agent_view import ask_user, describe
 from tiny_llm.cli.session import remark
 from tiny_llm.config.prompts import builtin_tools
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class ChatTools:
-    """An agent that goes on with a conversation, on the files of a folder. Raises ValueError for no folder."""
+    """An agent that goes on with a conversation, on the files of a folder and its index of documents.
+
+    Raises ValueError for no folder.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,8 @@ class ChatTools:
         self.files = Root(folder, self.session.change)
         self.model = LLMChat(llm, settings, {"enable_thinking": False, **template})
         outputs = LongOutputs()
-        tools = make_builtin(Builtin(self.files, outputs))
+        self.documents = open_documents(index_below(folder))
+        tools = make_builtin(Builtin(self.files, outputs, self.documents))
         self.agent = Agent(self.model, tools, self.session, approve=ask_user, outputs=outputs)
 
     def answer(self, text: str) -> str:
@@ -60,3 +64,5 @@ class ChatTools:
         """End the agent's thread and close the folder."""
         self.model.close()
         self.files.close()
+        if self.documents is not None:
+            self.documents.close()

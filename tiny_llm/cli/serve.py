@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tiny_llm._blas import cache_dir
+from tiny_llm.cli.agent import open_documents
 from tiny_llm.cli.errors import usage
 from tiny_llm.cli.options import NO_MODEL, EngineOptions, option, with_options
 from tiny_llm.cli.terminal import dim, num_bytes_of
@@ -21,6 +22,7 @@ from tiny_llm.config.serving import ServingConfig
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from tiny_llm.apps.agent.hosted import HostedTools
     from tiny_llm.server.models import Models
     from tiny_llm.server.observe import Observer
 
@@ -56,6 +58,12 @@ class LimitOptions:
     max_requests: Annotated[int | None, option("Unfinished requests at once; one more gets 429. 1024.")] = None
     max_sequences: Annotated[int | None, option("Sequences that run at once; 32 if not set.")] = None
     token_budget: Annotated[int | None, option("Tokens of a step; 512 if not set.")] = None
+    step_ms: Annotated[
+        float | None,
+        option(
+            "Time between tokens, in ms, that steps keep to: the tokens of a step follow the machine's speed.", min=0.1
+        ),
+    ] = None
     kv_bytes: Annotated[str | None, option("Memory of each model's pool of blocks: 2GB.", metavar="BYTES")] = None
     disk_folder: Annotated[Path | None, option("Keep blocks there that the pool has no room for.")] = None
     memory_cap: Annotated[str | None, option("Memory of all loaded models together: 16GB.", metavar="BYTES")] = None
@@ -76,11 +84,43 @@ class LimitOptions:
 
     def serving(self) -> ServingConfig:
         """Return the settings of each model's engine."""
-        shares = given(max_sequences=self.max_sequences, token_budget=self.token_budget)
+        step_seconds = None if self.step_ms is None else self.step_ms / 1000
+        shares = given(max_sequences=self.max_sequences, token_budget=self.token_budget, step_seconds=step_seconds)
         kv_bytes = sized("--kv-bytes", self.kv_bytes)
         settings = given(max_requests=self.max_requests, kv_bytes=kv_bytes, disk_folder=self.disk_folder)
         with usage():
             return ServingConfig(scheduler=SchedulerConfig(**shares), **settings)
+
+
+@dataclass(frozen=True)
+class HostedOptions:
+    """The tools that /v1/responses runs itself; none if not set."""
+
+    documents: Annotated[
+        Path | None, option("Let file_search search this index, which `tiny-llm rag add` makes.", metavar="INDEX")
+    ] = None
+    agent: Annotated[
+        Path | None, option("Let clients use the agent's built-in tools on this folder.", metavar="FOLDER")
+    ] = None
+    allow: Annotated[
+        list[str] | None,
+        option("Let these calls with effects run; may be repeated.", metavar="TOOL[:PATH-PATTERN]"),
+    ] = None
+    deny: Annotated[list[str] | None, option("Refuse these calls; may be repeated.", metavar="TOOL[:PATH-PATTERN]")] = (
+        None
+    )
+
+    def tools(self) -> "HostedTools":
+        """Open the index and the folder."""
+        from tiny_llm.apps.agent.files import Root
+        from tiny_llm.apps.agent.hosted import HostedTools
+        from tiny_llm.apps.agent.nouns import ApprovalRules
+
+        with usage("--documents"):
+            documents = open_documents(self.documents)
+        with usage("--agent"):
+            root = None if self.agent is None else Root(self.agent)
+        return HostedTools(documents, root, ApprovalRules(tuple(self.allow or ()), tuple(self.deny or ())))
 
 
 @dataclass(frozen=True)
@@ -116,6 +156,7 @@ def serve(
     listen: ListenOptions,
     limits: LimitOptions,
     watch: WatchOptions,
+    hosted: HostedOptions,
     model: Annotated[
         list[str] | None,
         option(
@@ -143,6 +184,7 @@ def serve(
     config, serving = engine.config(), limits.serving()
     keys = KeyFile(settings.keys_file, settings.api_key)
     observer = watch.observer()
+    tools = hosted.tools()
     served = models.Models(
         specs,
         config,
@@ -162,7 +204,7 @@ def serve(
     def ready() -> None:
         print(f"{names} at {url}/v1 (the API: {url}/docs)", flush=True)
 
-    run.run(make_app(served, settings, keys, observer), listener, ready)
+    run.run(make_app(served, settings, keys, observer, tools), listener, ready)
 
 
 @contextmanager

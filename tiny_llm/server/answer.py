@@ -64,16 +64,16 @@ class OneAnswer:
 
 
 class Answers:
-    """All answers of a request, to one Ask or several."""
+    """All answers of a request, to one Ask or several, which share a tenant."""
 
-    def __init__(self, engine: Engine, seconds: float):
-        self.engine, self._seconds = engine, seconds
+    def __init__(self, engine: Engine, seconds: float, tenant: Tenant):
+        self.engine, self._seconds, self._tenant = engine, seconds, tenant
         self.asked: list[OneAnswer] = []
         self._expired = False
 
-    def add(self, ask: Ask, tenant: Tenant) -> None:
+    def add(self, ask: Ask) -> None:
         """Begin the answers to an Ask. Raises FullError, and ValueError for settings of the wrong kind."""
-        call = engine_call(ask, self.engine, tenant)
+        call = engine_call(ask, self.engine, self._tenant)
         stream = self.engine.astream(call.prompt, None, **call.options)
         self.asked.append(OneAnswer(ask, stream, call.make_reply, self.count))
 
@@ -94,6 +94,10 @@ class Answers:
         source = sources[0] if len(sources) == 1 else _merged(sources)
         async for piece in source:
             yield piece
+        self.check()
+
+    def check(self) -> None:
+        """Raise ApiError where the answers were cancelled."""
         if self._expired:
             raise out_of_time(self._seconds)
         if any(one.stream.finish_reason == "cancelled" for one in self.asked):
@@ -127,13 +131,12 @@ async def answering(request: Request, state: ServerState, asks: Sequence[Ask]) -
     seconds = state.settings.request_seconds
     with state.rates.running(key) as meter:
         async with state.models.use(asks[0].model) as engine:
-            answers = Answers(engine, seconds)
+            answers = Answers(engine, seconds, tenant_of(key, engine, state))
             timer = asyncio.get_running_loop().call_later(seconds, answers.expire)
             try:
                 state.observer.asked(request, asks)
-                tenant = tenant_of(key, engine, state)
                 for ask in asks:
-                    answers.add(ask, tenant)
+                    answers.add(ask)
                 yield answers
             except FullError:
                 raise queue_full(engine.forecast().seconds) from None

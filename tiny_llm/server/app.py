@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from tiny_llm.apps.agent.hosted import HostedTools
 from tiny_llm.server.errors import add_handlers
 from tiny_llm.server.guard import Guard
 from tiny_llm.server.keys import KeyFile
@@ -36,10 +37,11 @@ def make_app(
     settings: ServerSettings | None = None,
     keys: KeyFile | None = None,
     observer: Observer | None = None,
+    hosted: HostedTools | None = None,
 ) -> FastAPI:
     """Make the app. Its state is `app.state.server`. At its end it closes the engines and the observer.
 
-    `observer`: the one that the models' engines call with their events.
+    `observer`: the one that the models' engines call with their events. `hosted`: the tools that the server runs.
     """
     settings = settings or ServerSettings()
     keys = keys or KeyFile(settings.keys_file, settings.api_key)
@@ -47,6 +49,7 @@ def make_app(
     folder = settings.responses_folder
     store = ResponseStore(folder, settings.responses_bytes) if folder is not None else None
     state = ServerState(served, settings, keys, observer=observer or Observer(), store=store)
+    state.hosted = hosted or state.hosted
     app.state.server = state
     app.state.settings = settings
     for router in ROUTERS:

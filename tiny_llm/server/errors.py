@@ -41,6 +41,11 @@ ANTHROPIC_KINDS = {  # the error types of the Anthropic API by status
     504: "timeout_error",
     OVERLOADED: "overloaded_error",
 }
+FIELDS = {  # what an API calls the fields that errors of the engine name, by the begin of its paths
+    "/v1/responses": {"response_format": "text.format", "max_tokens": "max_output_tokens", "messages": "input"},
+    "/v1/messages": {"response_format": "output_config.format", "stop": "stop_sequences"},
+    "/v1/completions": {"messages": "prompt"},
+}
 INTERNAL = "The server had an error while processing your request; its log says more."
 
 
@@ -183,10 +188,20 @@ def api_error(error: BaseException, forecast: float = 1.0) -> ApiError:
     return internal()
 
 
+def renamed(error: ApiError, path: str) -> ApiError:
+    """Return an error that names its field as the API of a path calls it."""
+    for begin, names in FIELDS.items():
+        if path.startswith(begin) and error.param in names:
+            name = names[error.param]
+            message = re.sub(f"^{error.param}:", f"{name}:", error.message)
+            return ApiError(error.status_code, message, error.kind, name, error.code, error.headers)
+    return error
+
+
 def validation_error(error: "RequestValidationError") -> ApiError:
     """Return the API's form of a fault that pydantic found: of the forms a value may have, that which came furthest."""
     fault = max(error.errors(), key=lambda each: len(each["loc"]))
-    place = [part for part in fault["loc"] if part != "body"]
+    place = list(fault["loc"][1:])  # behind "body" or "query"
     param = _path(place)
     kind = fault["type"]
     if kind == "extra_forbidden":
@@ -234,7 +249,7 @@ def add_handlers(app: "FastAPI") -> None:
     from fastapi.exceptions import RequestValidationError
 
     async def known(request: Request, error: Exception) -> Response:
-        return respond(api_error(error), request.scope)
+        return respond(renamed(api_error(error), request.url.path), request.scope)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -1,25 +1,40 @@
 """Answers in the form of the Responses API: the events of a stream, which also build the whole response."""
 
 import copy
+import hashlib
 import json
 import secrets
 import time
+from pathlib import Path
 from typing import Any
 
+from tiny_llm.apps.agent.act import CallResult
+from tiny_llm.apps.agent.documents import AnswerSearches
+from tiny_llm.apps.rag.retriever import Hit
 from tiny_llm.decode.reply import AnswerPart, CallArguments, CallBegin, Content, Reasoning
 from tiny_llm.server.answer import AnswerPiece, Answers
 from tiny_llm.server.errors import ApiError
 from tiny_llm.server.formats import Json, logprob_entries, metrics_object, new_id
 from tiny_llm.server.responses_items import INPUT, encoded_thought
-from tiny_llm.server.responses_types import ENCRYPTED, LOGPROBS, ResponsesRequest
+from tiny_llm.server.responses_types import ENCRYPTED, LABEL, LOGPROBS, RESULTS, ResponsesRequest
 
-PREFIXES = {"reasoning": "rs_", "message": "msg_", "function_call": "fc_", "custom_tool_call": "ctc_"}
+PREFIXES = {
+    "reasoning": "rs_",
+    "message": "msg_",
+    "function_call": "fc_",
+    "custom_tool_call": "ctc_",
+    "file_search_call": "fs_",
+    "mcp_call": "mcp_",
+}
 DELTAS = {  # the event with a piece of each type of item
     "reasoning": "response.reasoning_text",
     "message": "response.output_text",
     "function_call": "response.function_call_arguments",
     "custom_tool_call": "response.custom_tool_call_input",
+    "mcp_call": "response.mcp_call_arguments",
 }
+WHOLE = ("custom_tool_call", "file_search_call")  # calls whose text comes whole, because it is escaped within JSON
+ON_SERVER = ("file_search_call", "mcp_call")  # calls that are done when their result is there
 REPEATED: Json = {  # fields of the request that the response has, too, and their defaults
     "instructions": None,
     "max_output_tokens": None,
@@ -43,11 +58,15 @@ REPEATED: Json = {  # fields of the request that the response has, too, and thei
 class ResponsesFormat:
     """The answer to one request. `response` is the whole response once all events were made.
 
-    The id of an item has the response's, so that a stored item is found by its id alone.
+    The id of an item has the response's, so that a stored item is found by its id alone. `searches`: those of the
+    request's file_search, whose hits the answer may cite.
     """
 
-    def __init__(self, asked: ResponsesRequest, answers: Answers, stored: bool):
-        self._asked, self._answers = asked, answers
+    def __init__(self, asked: ResponsesRequest, answers: Answers, stored: bool, searches: AnswerSearches | None = None):
+        self._asked, self._answers, self._searches = asked, answers, searches
+        self._kinds = asked.kinds()
+        self._running: list[Json] = []  # calls on the server without a result yet, in order
+        self._results: dict[str, list[Json]] = {}  # what each search found, by the item's id
         self._name = secrets.token_hex(12)
         self._number = 0  # of the next event
         self._item: Json = {}  # the item that still grows; empty for none
@@ -75,18 +94,60 @@ class ResponsesFormat:
             self._held = []
         return events
 
-    def finish(self) -> list[Json]:
-        """Return the events of the answer's end but the last, and complete the response."""
+    def end_reply(self) -> list[Json]:
+        """Return the events of the end of a reply that has calls: those of the last call's end."""
         events: list[Json] = []
-        stream = self._answers.asked[0].stream
-        status = "incomplete" if stream.finish_reason == "length" else "completed"
+        self._close(events, "completed")
+        return events
+
+    def result(self, result: CallResult) -> list[Json]:
+        """Return the events of the result of the first call on the server that has none."""
+        events: list[Json] = []
+        item = self._running.pop(0)
+        status = "failed" if result.failed else "completed"
+        if item["type"] == "mcp_call":
+            item["error" if result.failed else "output"] = result.message if result.failed else result.text
+        elif not result.failed and self._searches is not None:
+            hits = self._searches.found(item["queries"][0])
+            self._results[item["id"]] = [search_result(hit, hits[0].score) for hit in hits]
+            if self._asked.wants(RESULTS):
+                item["results"] = self._results[item["id"]]
+        if item["type"] == "mcp_call" or not result.failed:
+            self._emit_of(item, events, f"response.{item['type']}.{status}")
+        self._done(item, status, events)
+        return events
+
+    def finish(self, reason: str | None = None) -> list[Json]:
+        """Return the events of the answer's end but the last, and complete the response.
+
+        `reason`: why it is incomplete, None where it has as many tokens as it may, or is complete.
+        """
+        events: list[Json] = []
+        if reason is None and self._answers.asked[-1].stream.finish_reason == "length":
+            reason = "max_output_tokens"
+        status = "completed" if reason is None else "incomplete"
         self._close(events, status)
+        for item in self._running:
+            self._done(item, "incomplete", events)
         self.response |= {"status": status, "completed_at": int(time.time()), "usage": self._usage()}
-        if status == "incomplete":
-            self.response |= {"completed_at": None, "incomplete_details": {"reason": "max_output_tokens"}}
+        if reason is not None:
+            self.response |= {"completed_at": None, "incomplete_details": {"reason": reason}}
         if self._asked.return_metrics:
             self.response["metrics"] = metrics_object(self._answers)
         return events
+
+    def record(self, given: list[Json]) -> Json:
+        """Return what is stored: the response, the request's own items with ids, and the items for the next turn.
+
+        The next turn needs what each search found, though the response may leave it out.
+        """
+        for number, item in enumerate(given):
+            item.setdefault("id", f"{PREFIXES.get(item['type'], 'item_')}{self._name}_in{number}")
+        output = []
+        for item in self.response["output"]:
+            found = self._results.get(item["id"])
+            output.append(item if found is None else {**item, "results": found})
+        return {"response": self.response, "input": given, "output": output}
 
     def last(self) -> list[Json]:
         """Return the last event, which has the whole response."""
@@ -114,11 +175,7 @@ class ResponsesFormat:
                 self._open({"type": "message", "role": "assistant", "content": []}, events)
             self._grow(part.text, events)
         elif isinstance(part, CallBegin):
-            call = {"call_id": new_id("call_"), "name": part.name}
-            if part.name in self._asked.custom_tools:
-                self._open({"type": "custom_tool_call", **call, "input": ""}, events)
-            else:
-                self._open({"type": "function_call", **call, "arguments": ""}, events)
+            self._open(new_call(part.name, self._kinds.get(part.name, "function")), events)
         else:
             assert isinstance(part, CallArguments)
             self._grow(part.text, events)
@@ -130,15 +187,18 @@ class ResponsesFormat:
         name = f"{PREFIXES[item['type']]}{self._name}_{len(output)}"
         self._item = {"id": name, **item, "status": "in_progress"}
         output.append(self._item)
-        self._emit(events, "response.output_item.added", item=copy.deepcopy(self._item), output_index=self._index)
+        place = len(output) - 1
+        self._emit(events, "response.output_item.added", item=copy.deepcopy(self._item), output_index=place)
+        if item["type"] in ON_SERVER:
+            self._emit_here(events, f"response.{item['type']}.in_progress")
         if "content" in item:
             self._emit_here(events, "response.content_part.added", part=self._part(), content_index=0)
 
     def _grow(self, text: str, events: list[Json]) -> None:
-        """Add a text to the open item. The input of a custom tool comes whole, because it is escaped within JSON."""
+        """Add a text to the open item."""
         kind = self._item["type"]
         self._text += text
-        if kind == "custom_tool_call":
+        if kind in WHOLE:
             return
         fields: Json = {"delta": text}
         if "content" in self._item:
@@ -154,30 +214,51 @@ class ResponsesFormat:
         if not self._item:
             return
         kind = self._item["type"]
-        if kind == "function_call":
+        if kind in ("function_call", "mcp_call"):
             self._item["arguments"] = self._text
             self._emit_here(events, f"{DELTAS[kind]}.done", arguments=self._text, name=self._item["name"])
         elif kind == "custom_tool_call":
-            self._item["input"] = text = custom_input(self._text)
+            self._item["input"] = text = text_in(self._text, INPUT)
             self._emit_here(events, f"{DELTAS[kind]}.delta", delta=text)
             self._emit_here(events, f"{DELTAS[kind]}.done", input=text)
+        elif kind == "file_search_call":
+            self._item["queries"] = [text_in(self._text, "query")]
+            self._emit_here(events, "response.file_search_call.searching")
         else:
             self._close_part(events)
-        self._item["status"] = status
         if kind == "reasoning" and self._asked.wants(ENCRYPTED):
             self._item["encrypted_content"] = encoded_thought(self._text)
-        self._emit(events, "response.output_item.done", item=copy.deepcopy(self._item), output_index=self._index)
+        if kind in ON_SERVER:
+            self._running.append(self._item)
+        else:
+            self._done(self._item, status, events)
         self._item, self._text, self._logprobs = {}, "", []
+
+    def _done(self, item: Json, status: str, events: list[Json]) -> None:
+        item["status"] = status
+        place = self.response["output"].index(item)
+        self._emit(events, "response.output_item.done", item=copy.deepcopy(item), output_index=place)
 
     def _close_part(self, events: list[Json]) -> None:
         """End the part of a thought or a message."""
         self._item["content"].append(self._part())
+        if self._searches is not None and self._item["type"] == "message":
+            self._annotate(self._searches, events)
         fields: Json = {"text": self._text, "content_index": 0}
         if self._item["type"] == "message":
             fields["logprobs"] = self._item["content"][0]["logprobs"]
         self._emit_here(events, f"{DELTAS[self._item['type']]}.done", **fields)
         part = copy.deepcopy(self._item["content"][0])
         self._emit_here(events, "response.content_part.done", part=part, content_index=0)
+
+    def _annotate(self, searches: AnswerSearches, events: list[Json]) -> None:
+        """Add the documents that the message cites to its part."""
+        annotations: list[Json] = self._item["content"][0]["annotations"]
+        for number, (place, hit) in enumerate(searches.cited(self._text)):
+            annotation = {"type": "file_citation", "index": place, **file_of(hit)}
+            annotations.append(annotation)
+            kind = "response.output_text.annotation.added"
+            self._emit_here(events, kind, content_index=0, annotation_index=number, annotation=annotation)
 
     def _part(self) -> Json:
         """Return the content of a thought or a message."""
@@ -195,13 +276,13 @@ class ResponsesFormat:
             "total_tokens": counts.prompt + counts.completion,
         }
 
-    @property
-    def _index(self) -> int:
-        return len(self.response["output"]) - 1
-
     def _emit_here(self, events: list[Json], kind: str, **fields: Any) -> None:
         """Add an event of the open item."""
-        self._emit(events, kind, item_id=self._item["id"], output_index=self._index, **fields)
+        self._emit_of(self._item, events, kind, **fields)
+
+    def _emit_of(self, item: Json, events: list[Json], kind: str, **fields: Any) -> None:
+        place = self.response["output"].index(item)
+        self._emit(events, kind, item_id=item["id"], output_index=place, **fields)
 
     def _emit(self, events: list[Json], kind: str, **fields: Any) -> None:
         events.append({"type": kind, "sequence_number": self._number, **fields})
@@ -233,10 +314,38 @@ def new_response(asked: ResponsesRequest, name: str, stored: bool) -> Json:
     }
 
 
-def custom_input(arguments: str) -> str:
-    """Return the input of a custom tool's call: the one text in its arguments, or all of them where it is missing."""
+def new_call(name: str, kind: str) -> Json:
+    """Return the item of a call that begins, by the type of its tool."""
+    if kind == "file_search":
+        return {"type": "file_search_call", "queries": [], "results": None}
+    if kind == "mcp":
+        fields = {"arguments": "", "output": None, "error": None, "approval_request_id": None}
+        return {"type": "mcp_call", "server_label": LABEL, "name": name, **fields}
+    call = {"call_id": new_id("call_"), "name": name}
+    if kind == "custom":
+        return {"type": "custom_tool_call", **call, "input": ""}
+    return {"type": "function_call", **call, "arguments": ""}
+
+
+def file_of(hit: Hit) -> Json:
+    """Return the name of a hit's document, and an id that tells it from others of this name but not its folder."""
+    digest = hashlib.sha256(hit.chunk.source.encode("utf-8", "replace")).hexdigest()
+    return {"file_id": f"file-{digest[:24]}", "filename": Path(hit.chunk.source).name}
+
+
+def search_result(hit: Hit, best: float) -> Json:
+    """Return a hit in the form of the API. Its score is relative to the `best` one of its search."""
+    attributes: Json = {"title": hit.chunk.title}
+    if hit.chunk.page is not None:
+        attributes["page"] = hit.chunk.page
+    score = hit.score / best if best > 0 else 0.0
+    return {**file_of(hit), "score": score, "text": hit.chunk.text, "attributes": attributes}
+
+
+def text_in(arguments: str, name: str) -> str:
+    """Return the text under a name in a call's arguments, or all of them where it is missing."""
     try:
-        found = json.loads(arguments)[INPUT]
+        found = json.loads(arguments)[name]
     except (ValueError, KeyError, TypeError):
         return arguments
     return found if isinstance(found, str) else arguments

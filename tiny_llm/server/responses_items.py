@@ -2,11 +2,14 @@
 
 import base64
 import binascii
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
+from tiny_llm.apps.agent.hosted import SEARCH
+from tiny_llm.config.prompts import Passage, builtin_tools, passage_format
 from tiny_llm.server.one_of import one_of
 from tiny_llm.server.types import ApiModel
 
@@ -89,18 +92,72 @@ class ItemReference(ApiModel):
     id: str
 
 
+class SearchResult(ApiModel):
+    text: str
+    file_id: str | None = None
+    filename: str = ""
+    score: float | None = None
+    attributes: dict[str, Any] | None = None
+
+    @property
+    def passage(self) -> Passage:
+        return Passage(self.text, str((self.attributes or {}).get("title", "")), self.filename)
+
+
+class FileSearchCallItem(ApiModel):
+    """A search that the server made. Without its results the model is not told of it again."""
+
+    type: Literal["file_search_call"]
+    id: str
+    queries: list[str]
+    results: list[SearchResult] | None = None
+    status: Literal["in_progress", "searching", "completed", "incomplete", "failed"] | None = None
+
+    @property
+    def name(self) -> str:
+        return SEARCH
+
+    @property
+    def arguments(self) -> str:
+        return json.dumps({"query": " ".join(self.queries)}, ensure_ascii=False)
+
+    @property
+    def output(self) -> str | None:
+        if self.results is None:
+            return None
+        return passage_format().lines([each.passage for each in self.results])
+
+
+class McpCallItem(ApiModel):
+    """A call of one of the server's built-in tools."""
+
+    type: Literal["mcp_call"]
+    id: str
+    server_label: str
+    name: str
+    arguments: str
+    output: str | None = None
+    error: str | None = None
+    approval_request_id: None = None
+    status: Literal["in_progress", "completed", "incomplete", "calling", "failed"] | None = None
+
+
 InputItem = Annotated[
     Annotated[MessageItem, Tag("MessageItem")]
     | Annotated[FunctionCallItem, Tag("FunctionCallItem")]
     | Annotated[CustomCallItem, Tag("CustomCallItem")]
     | Annotated[CallOutputItem, Tag("CallOutputItem")]
     | Annotated[ReasoningItem, Tag("ReasoningItem")]
+    | Annotated[FileSearchCallItem, Tag("FileSearchCallItem")]
+    | Annotated[McpCallItem, Tag("McpCallItem")]
     | Annotated[ItemReference, Tag("ItemReference")],
     one_of(
-        *(MessageItem, FunctionCallItem, CustomCallItem, CallOutputItem, ReasoningItem, ItemReference),
+        *(MessageItem, FunctionCallItem, CustomCallItem, CallOutputItem, ReasoningItem),
+        *(FileSearchCallItem, McpCallItem, ItemReference),
         default="message",
     ),
 ]
+HostedCall = FileSearchCallItem | McpCallItem
 OwnItem = FunctionCallItem | CustomCallItem | ReasoningItem | MessageItem
 
 
@@ -131,12 +188,29 @@ def conversation(items: Sequence[InputItem], instructions: str | None) -> list[d
             turn = None
             role = "system" if item.role == "developer" else item.role
             messages.append({"role": role, "content": text_of_parts(item.content)})
+        elif isinstance(item, HostedCall):
+            messages += hosted_call(item, turn)
+            turn = None
         elif not isinstance(item, ItemReference):  # references were replaced
             if turn is None or _begins_turn(item, turn):
                 turn = {"role": "assistant", "content": ""}
                 messages.append(turn)
             _extend(turn, item)
     return messages
+
+
+def hosted_call(item: HostedCall, turn: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the messages of a call that the server ran; none without a result. An open turn gets the call."""
+    output = item.output
+    if isinstance(item, McpCallItem) and output is None:
+        output = None if item.error is None else builtin_tools().failure(item.error)
+    if output is None:
+        return []
+    new: dict[str, Any] = {"role": "assistant", "content": ""}
+    call = {"id": item.id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
+    (new if turn is None else turn).setdefault("tool_calls", []).append(call)
+    result = {"role": "tool", "tool_call_id": item.id, "content": output}
+    return [new, result] if turn is None else [result]
 
 
 def _begins_turn(item: OwnItem, turn: dict[str, Any]) -> bool:
@@ -156,6 +230,15 @@ def _extend(turn: dict[str, Any], item: OwnItem) -> None:
         arguments: Any = {INPUT: item.input} if isinstance(item, CustomCallItem) else item.arguments
         function = {"name": item.name, "arguments": arguments}
         turn.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
+
+
+def with_parts(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item whose content is a text with this text as its one part, as the API shows items."""
+    text = item.get("content")
+    if not isinstance(text, str):
+        return item
+    own = {"type": "output_text", "annotations": []} if item["role"] == "assistant" else {"type": "input_text"}
+    return {"status": "completed", **item, "content": [{**own, "text": text}]}
 
 
 def text_of_parts(content: str | Sequence[ItemText]) -> str:

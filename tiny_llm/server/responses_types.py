@@ -1,11 +1,13 @@
 """The request of the Responses API as pydantic models, and what it asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, Tag
 
+from tiny_llm.apps.agent.hosted import ON_FILES, SEARCH
 from tiny_llm.config import Structured
+from tiny_llm.config.prompts import builtin_tools
 from tiny_llm.server.ask import Ask, WantedCall
 from tiny_llm.server.errors import unsupported
 from tiny_llm.server.one_of import one_of
@@ -14,6 +16,9 @@ from tiny_llm.server.types import EFFORTS, ApiModel, Effort, FunctionName, Respo
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
+RESULTS = "file_search_call.results"
+LABEL = "tiny-llm"  # of the built-in tools, as an MCP server
+Included = Literal["reasoning.encrypted_content", "message.output_text.logprobs", "file_search_call.results"]
 MetadataText = Annotated[str, StringConstraints(max_length=512)]
 
 
@@ -67,15 +72,64 @@ class CustomTool(ApiModel):
         return {"type": "function", "function": function | {"parameters": parameters}}
 
 
+class RankingOptions(ApiModel):
+    """How hits are sorted: only the server's own way, without a threshold, as its scores have no fixed scale."""
+
+    ranker: Literal["auto"] | None = None
+    score_threshold: float | None = Field(None, ge=0, le=0)
+
+
+class FileSearchTool(ApiModel):
+    """Lets the model search the documents of `tiny-llm serve --documents`. They are the one vector store there is."""
+
+    type: Literal["file_search"]
+    vector_store_ids: list[Literal["documents"]] | None = None
+    max_num_results: int | None = Field(None, ge=1, le=50)
+    ranking_options: RankingOptions | None = None
+    filters: None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The functions that the model sees."""
+        return [SEARCH]
+
+
+class McpTool(ApiModel):
+    """Lets the model use the built-in tools of `tiny-llm serve --agent`, as those of an MCP server of this name."""
+
+    type: Literal["mcp"]
+    server_label: Literal["tiny-llm"]
+    server_description: str | None = None
+    server_url: None = None
+    allowed_tools: list[str] | None = None
+    require_approval: Literal["never"] | None = None  # the server's own rules decide
+
+    @property
+    def names(self) -> list[str]:
+        """The allowed tools. Raises ValueError for an unknown name."""
+        chosen = ON_FILES if self.allowed_tools is None else self.allowed_tools
+        for name in chosen:
+            if name not in ON_FILES:
+                raise ValueError(f"tools: expected allowed_tools of {', '.join(ON_FILES)}, found {name!r}")
+        return list(dict.fromkeys(chosen))
+
+
+HOSTED = (FileSearchTool, McpTool)
 OfferedTool = Annotated[
-    Annotated[FunctionTool, Tag("FunctionTool")] | Annotated[CustomTool, Tag("CustomTool")],
-    one_of(FunctionTool, CustomTool),
+    Annotated[FunctionTool, Tag("FunctionTool")]
+    | Annotated[CustomTool, Tag("CustomTool")]
+    | Annotated[FileSearchTool, Tag("FileSearchTool")]
+    | Annotated[McpTool, Tag("McpTool")],
+    one_of(FunctionTool, CustomTool, FileSearchTool, McpTool),
 ]
 
 
 class ChosenTool(ApiModel):
-    type: Literal["function", "custom"]
-    name: FunctionName
+    """The tool to call. file_search needs no name, mcp the name of one of its tools."""
+
+    type: Literal["function", "custom", "file_search", "mcp"]
+    name: FunctionName | None = None
+    server_label: Literal["tiny-llm"] | None = None
 
 
 class TextFormat(ApiModel):
@@ -117,12 +171,12 @@ class ResponsesRequest(SamplingFields):
     max_output_tokens: int | None = Field(None, ge=1, le=2**31)
     previous_response_id: str | None = None
     store: bool | None = None
-    include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] | None = None
+    include: list[Included] | None = None
     text: TextSettings | None = None
     tools: list[OfferedTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
-    max_tool_calls: int | None = Field(None, ge=1)  # of tools that the API itself runs: there are none
+    max_tool_calls: int | None = Field(None, ge=1)  # of tools that the server itself runs
     reasoning: ReasoningSettings | None = None
     thinking_budget: int | None = Field(None, ge=0, lt=2**31)
     chat_template_kwargs: dict[str, Any] | None = None
@@ -146,16 +200,18 @@ class ResponsesRequest(SamplingFields):
         Raises ApiError and ValueError for fields that do not fit together.
         """
         tools = self.tools or ()
+        kinds = self.kinds()
+        counts_calls = bool(self.hosted) and self.max_tool_calls is not None  # one at a time
         return Ask(
             model=self.model,
             prompt=conversation(items, self.instructions),
             settings=self._settings(),
             options=self.options(),
             template=self._template(),
-            tools=tuple(tool.for_template() for tool in tools),
-            tool_choice=self._choice(),
-            parallel_calls=self.parallel_tool_calls is not False,
-            strict_tools=any(tool.strict for tool in tools),
+            tools=tuple(self._functions()),
+            tool_choice=self._choice(kinds),
+            parallel_calls=self.parallel_tool_calls is not False and not counts_calls,
+            strict_tools=any(isinstance(tool, HOSTED) or tool.strict for tool in tools),
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -183,15 +239,38 @@ class ResponsesRequest(SamplingFields):
             template["enable_thinking"] = self.reasoning.effort in EFFORTS
         return {**template, **(self.chat_template_kwargs or {})}
 
-    def _choice(self) -> WantedCall:
+    def _functions(self) -> Iterator[dict[str, Any]]:
+        """Yield the functions of all tools in the form of chat templates."""
+        for tool in self.tools or ():
+            if isinstance(tool, HOSTED):
+                yield from (builtin_tools().tools[name].schema for name in tool.names)
+            else:
+                yield tool.for_template()
+
+    def kinds(self) -> dict[str, str]:
+        """Return the type of each function's tool. Raises ValueError for two functions of one name."""
+        found: dict[str, str] = {}
+        for tool in self.tools or ():
+            for name in tool.names if isinstance(tool, HOSTED) else [tool.name]:
+                if name in found and self.hosted:
+                    raise ValueError(f"tools: expected different names, found {name!r} twice; rename one")
+                found[name] = tool.type
+        return found
+
+    @property
+    def hosted(self) -> dict[str, FileSearchTool | McpTool]:
+        """The tools that the server runs, by type."""
+        return {tool.type: tool for tool in self.tools or () if isinstance(tool, HOSTED)}
+
+    def _choice(self, kinds: Mapping[str, str]) -> WantedCall:
         """Return the tool choice. Raises ValueError for an unknown tool, and for a choice where there are no tools."""
         choice = self.tool_choice
-        known = {(tool.type, tool.name) for tool in self.tools or ()}
         if isinstance(choice, ChosenTool):
-            if (choice.type, choice.name) not in known:
+            name = SEARCH if choice.type == "file_search" else choice.name
+            if name is None or kinds.get(name) != choice.type:
                 raise ValueError(f"tool_choice: expected one of the tools, found {choice.type} {choice.name!r}")
-            return WantedCall("named", choice.name)
-        if choice == "required" and not known:
+            return WantedCall("named", name)
+        if choice == "required" and not kinds:
             raise ValueError("tool_choice: expected tools to choose from, found none; set tools or leave this out")
         return WantedCall(choice or "auto")
 
@@ -204,7 +283,3 @@ class ResponsesRequest(SamplingFields):
         if isinstance(self.input, str):
             return [MessageItem(role="user", content=self.input)]
         return self.input
-
-    @property
-    def custom_tools(self) -> frozenset[str]:
-        return frozenset(tool.name for tool in self.tools or () if isinstance(tool, CustomTool))

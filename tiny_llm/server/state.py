@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from tiny_llm.apps.agent.hosted import HostedTools
 from tiny_llm.server.guard import Drain
 from tiny_llm.server.keys import Key, KeyFile
 from tiny_llm.server.models import Models
@@ -31,7 +32,10 @@ class Speed:
 
 @dataclass
 class ServerState:
-    """What all routes share. `observer` learns of each response; `store` keeps what /v1/responses answers."""
+    """What all routes share. `observer` learns of each response; `store` keeps what /v1/responses answers.
+
+    `hosted`: the tools that /v1/responses runs itself.
+    """
 
     models: Models
     settings: ServerSettings
@@ -40,6 +44,7 @@ class ServerState:
     drain: Drain = field(default_factory=Drain)
     observer: Observer = field(default_factory=Observer)
     store: ResponseStore | None = None
+    hosted: HostedTools = field(default_factory=HostedTools)
     speed: Speed = field(default_factory=Speed)
 
 

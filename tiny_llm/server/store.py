@@ -27,7 +27,7 @@ class ResponseStore:
         self.folder, self.max_bytes = folder, max_bytes
 
     def put(self, key: Key | None, record: Record) -> None:
-        """Store {"response", "input"} under the response's id. Raises OSError where the disk refuses it."""
+        """Store {"response", "input", "output"} under the response's id. Raises OSError where the disk refuses it."""
         folder = self._folder(key)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=folder, prefix=".new-")  # readable by its owner alone
@@ -72,16 +72,16 @@ class ResponseStore:
                 words = f"Previous response with id '{name}' not found."
                 raise bad_request(words, "previous_response_id", "previous_response_not_found") from None
             response = record["response"]
-            turns.append(record["input"] + response["output"])
+            turns.append(items_of(record))
             name = response["previous_response_id"]
         return [item for turn in reversed(turns) for item in turn]
 
     def item(self, key: Key | None, name: str) -> Record:
-        """Return an item of a stored response's output. Its id has the response's. Raises ApiError."""
+        """Return an item of a stored response, or of its input. Its id has the response's. Raises ApiError."""
         response = "resp_" + name.partition("_")[2].partition("_")[0]
         if RESPONSE_ID.fullmatch(response):
-            for item in self.get(key, response)["response"]["output"]:
-                if item["id"] == name:
+            for item in items_of(self.get(key, response)):
+                if item.get("id") == name:
                     return dict(item)
         raise bad_request(f"Item with id '{name}' not found.", "input")
 
@@ -109,6 +109,12 @@ class ResponseStore:
             _, size, path = found.pop()
             total -= size
             Path(path).unlink(missing_ok=True)
+
+
+def items_of(record: Record) -> list[Record]:
+    """Return the items of a stored turn. Older records have no `output` beside the response."""
+    items: list[Record] = record["input"] + record.get("output", record["response"]["output"])
+    return items
 
 
 def missing(name: str) -> ApiError:

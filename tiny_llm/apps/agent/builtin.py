@@ -23,10 +23,10 @@ NO_EFFECTS = ("calculator", "clock", "read_file", "search_files", "search_docume
 
 
 class Passages(Protocol):
-    """Finds passages of the user's documents: a `Retriever` of apps/rag, for example."""
+    """Finds passages of the user's documents, called from any thread: `Documents`, for example."""
 
-    def search(self, query: str, k: int) -> Sequence[Any]:
-        """Return the `k` best passages; each has a text, and may have a title and a source."""
+    def search(self, query: str, k: int) -> Sequence[Passage]:
+        """Return the `k` best passages, best first."""
         ...
 
 
@@ -119,15 +119,7 @@ class Builtin:
     def search_documents(self, arguments: ToolArguments) -> str:
         if self.passages is None:
             raise ToolError("no documents are indexed")
-        found = self.passages.search(arguments["query"], PASSAGES)
-        return passage_format().lines([passage_of(each) for each in found])
-
-
-def passage_of(found: Any) -> Passage:
-    """Return a retrieved passage in the form of the prompt. Its text may lie in an inner `chunk`."""
-    inner = getattr(found, "chunk", getattr(found, "passage", found))
-    title = getattr(inner, "title", "") or getattr(inner, "heading", "")
-    return Passage(inner.text, str(title or ""), str(getattr(inner, "source", "") or ""))
+        return passage_format().lines(self.passages.search(arguments["query"], PASSAGES))
 
 
 def make_builtin(functions: Builtin, names: Sequence[str] | None = None) -> list[AgentTool]:
@@ -139,10 +131,11 @@ def make_builtin(functions: Builtin, names: Sequence[str] | None = None) -> list
     unknown = [name for name in names or () if name not in told]
     require(not unknown, f"tools: unknown tool {shown(unknown)}; known are {', '.join(told)}")
     chosen = list(told) if names is None else [name for name in told if name in names]
-    return [_made(name, getattr(functions, name)) for name in chosen]
+    return [builtin_tool(name, getattr(functions, name)) for name in chosen]
 
 
-def _made(name: str, run: RunTool) -> AgentTool:
+def builtin_tool(name: str, run: RunTool) -> AgentTool:
+    """Return a tool of builtin_tools.toml. `run` does its work; for an empty result the tool says its `empty` text."""
     told = builtin_tools().tools[name]
 
     def filled(arguments: ToolArguments) -> str:

@@ -1,4 +1,4 @@
-"""What the routes share: the documented errors, errors in the middle of a stream, and answers of the OpenAI API."""
+"""What the routes share: the documented errors, and answers of the OpenAI API."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, TypeVar
@@ -9,9 +9,8 @@ from pydantic import BaseModel
 
 from tiny_llm.server.answer import Answers, answering, collect
 from tiny_llm.server.ask import Ask
-from tiny_llm.server.errors import ApiError, api_error
 from tiny_llm.server.formats import ChatFormat, CompletionFormat, Json, last_chunk, usage_object
-from tiny_llm.server.sse import DONE, Events, event, open_stream, while_present
+from tiny_llm.server.sse import DONE, event, open_stream, while_present
 from tiny_llm.server.state import state_of
 from tiny_llm.server.types import SamplingFields
 
@@ -49,36 +48,12 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def openai_event(error: ApiError) -> bytes:
-    return event(error.body)
-
-
-async def with_error(
-    request: Request, events: Events, form: Callable[[ApiError], bytes] = openai_event
-) -> AsyncGenerator[bytes, None]:
-    """Yield events; an error behind the first one becomes the last event, because the status is sent already.
-
-    `form` returns the event for an error.
-    """
-    begun = False
-    try:
-        async for data in events:
-            begun = True
-            yield data
-    except Exception as error:
-        if not begun:
-            raise
-        yield form(api_error(error))
-    finally:
-        await events.aclose()
-
-
 async def respond(
     request: Request, asked: AskedFields, asks: Sequence[Ask], make_form: MakeForm[AskedFields]
 ) -> Response:
     """Answer the Asks of one request, streamed or whole. `make_form` makes the form of the answers."""
     if asked.stream:
-        events = with_error(request, answer_events(request, asked, asks, make_form))
+        events = answer_events(request, asked, asks, make_form)
         return await open_stream(request, events, state_of(request).settings)
     return JSONResponse(await while_present(request, whole_answers(request, asked, asks, make_form)))
 

@@ -17,7 +17,7 @@ from tiny_llm.server.ask import Ask, Tenant, engine_call
 from tiny_llm.server.body import StrictRoute
 from tiny_llm.server.errors import ApiError, bad_request
 from tiny_llm.server.formats import Json
-from tiny_llm.server.routes.common import DOCUMENTED, with_error
+from tiny_llm.server.routes.common import DOCUMENTED
 from tiny_llm.server.sse import event, open_stream, while_present, with_start
 from tiny_llm.server.state import state_of
 
@@ -57,8 +57,8 @@ async def messages(asked: MessagesRequest, request: Request, anthropic_version: 
     ask = asked.ask()
     if asked.stream:
         settings = state_of(request).settings
-        events = with_error(request, message_events(request, asked, ask), error_event)
-        return await open_stream(request, events, settings, PING)
+        events = message_events(request, asked, ask)
+        return await open_stream(request, events, settings, PING, error_event)
     return JSONResponse(await while_present(request, whole_message(request, asked, ask)))
 
 

@@ -2,18 +2,23 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import TypeAdapter
 
-from tiny_llm.server.answer import answering
+from tiny_llm.apps.agent.documents import AnswerSearches
+from tiny_llm.config.fields import shown
+from tiny_llm.server.answer import Answers, answering
 from tiny_llm.server.ask import Ask
 from tiny_llm.server.body import StrictRoute
-from tiny_llm.server.errors import LOG, api_error, unsupported
+from tiny_llm.server.errors import LOG, api_error, bad_request, renamed, unsupported
 from tiny_llm.server.formats import Json
+from tiny_llm.server.responses_agent import agent_events, searches_of
 from tiny_llm.server.responses_format import ResponsesFormat
-from tiny_llm.server.responses_items import InputItem, ItemReference
+from tiny_llm.server.responses_items import InputItem, ItemReference, with_parts
 from tiny_llm.server.responses_types import ResponsesRequest
 from tiny_llm.server.routes.common import DOCUMENTED
 from tiny_llm.server.sse import event, open_stream, while_present, with_start
@@ -36,7 +41,8 @@ async def respond(asked: ResponsesRequest, request: Request) -> Response:
         raise unsupported("store", "store: this server stores no responses; leave it out, or set --responses-folder.")
     ask = asked.ask(before + given)
     stored = state.store if asked.store is not False else None
-    work = response_events(request, asked, ask, given, stored)
+    searches = searches_of(asked, state.hosted)
+    work = response_events(request, asked, ask, given, stored, searches)
     if asked.stream:
         return await open_stream(request, streamed(work), state.settings)
     return JSONResponse(await while_present(request, whole(work)))
@@ -58,21 +64,31 @@ def recalled(
 
 
 async def response_events(
-    request: Request, asked: ResponsesRequest, ask: Ask, given: Sequence[InputItem], store: ResponseStore | None
+    request: Request,
+    asked: ResponsesRequest,
+    ask: Ask,
+    given: Sequence[InputItem],
+    store: ResponseStore | None,
+    searches: AnswerSearches | None,
 ) -> AsyncGenerator[list[Json], None]:
     """Yield the events of an answer. The response is stored before the last event, which is the whole response."""
     state = state_of(request)
+    seconds = state.settings.request_seconds
     async with answering(request, state, [ask]) as answers:
-        form = ResponsesFormat(asked, answers, store is not None)
+        form = ResponsesFormat(asked, answers, store is not None, searches)
+        if asked.hosted:
+            made = agent_events(asked, answers, form, state.hosted, searches, seconds)
+        else:
+            made = answer_events(answers, form)
+        start = form.start()  # the events of the first piece are made before these are sent
         begun = False
         try:
-            async for piece in with_start(answers.pieces(), state.settings.comment_seconds):
-                yield form.start() if piece is None else form.events(piece)
-                begun = True
-            yield form.finish()
+            async with aclosing(made), aclosing(with_start(made, state.settings.comment_seconds)) as steps:
+                async for events in steps:
+                    yield start if events is None else events
+                    begun = True
             if store is not None:
-                items = [item.model_dump(exclude_none=True) for item in given]
-                record = {"response": form.response, "input": items}
+                record = form.record([item.model_dump(exclude_none=True) for item in given])
                 try:
                     await asyncio.to_thread(store.put, key_of(request), record)
                 except OSError as error:  # the answer is worth more than its copy
@@ -82,7 +98,14 @@ async def response_events(
         except Exception as error:
             if not begun or not asked.stream:
                 raise
-            yield form.failed(api_error(error))
+            yield form.failed(renamed(api_error(error), request.url.path))
+
+
+async def answer_events(answers: Answers, form: ResponsesFormat) -> AsyncGenerator[list[Json], None]:
+    """Yield the events of a single answer of the model, and last those of its end."""
+    async for piece in answers.pieces():
+        yield form.events(piece)
+    yield form.finish()
 
 
 async def streamed(work: AsyncGenerator[list[Json], None]) -> AsyncGenerator[bytes, None]:
@@ -112,6 +135,32 @@ async def one_response(name: str, request: Request) -> Response:
         raise missing(name)
     record = await asyncio.to_thread(store.get, key_of(request), name)
     return JSONResponse(record["response"])
+
+
+@router.get("/v1/responses/{name}/input_items", response_class=JSONResponse, responses=DOCUMENTED)
+async def input_items(
+    name: str,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+) -> Response:
+    """Return a page of the items that a stored response's request had, the last one first unless `order` is asc."""
+    store = state_of(request).store
+    if store is None:
+        raise missing(name)
+    record = await asyncio.to_thread(store.get, key_of(request), name)
+    items = [with_parts(item) for item in record["input"]]
+    if order == "desc":
+        items.reverse()
+    ids = [item["id"] for item in items]
+    if after is not None and after not in ids:
+        raise bad_request(f"after: expected the id of an input item, found {shown(after)}.", "after")
+    begin = 0 if after is None else ids.index(after) + 1
+    page = items[begin : begin + limit]
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    has_more = begin + limit < len(items)
+    return JSONResponse({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": has_more})
 
 
 @router.delete("/v1/responses/{name}", response_class=JSONResponse, responses=DOCUMENTED)
