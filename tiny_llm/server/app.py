@@ -48,8 +48,8 @@ def make_app(
     app = FastAPI(title=TITLE, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     folder = settings.responses_folder
     store = ResponseStore(folder, settings.responses_bytes) if folder is not None else None
-    state = ServerState(served, settings, keys, observer=observer or Observer(), store=store)
-    state.hosted = hosted or state.hosted
+    hosted = hosted or HostedTools()
+    state = ServerState(served, settings, keys, hosted=hosted, observer=observer or Observer(), store=store)
     app.state.server = state
     app.state.settings = settings
     for router in ROUTERS:

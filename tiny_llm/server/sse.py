@@ -74,7 +74,7 @@ async def end(task: "asyncio.Future[Any]") -> None:
     while not task.done():  # `wait_for` of Python 3.11 and earlier loses a cancellation that comes with its result
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait({task}, timeout=1)
+            await asyncio.wait({task}, timeout=5)
     if not task.cancelled():
         task.exception()  # an error that nobody reads would be logged
 

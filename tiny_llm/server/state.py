@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
-from tiny_llm.apps.agent.hosted import HostedTools
 from tiny_llm.server.guard import Drain
 from tiny_llm.server.keys import Key, KeyFile
 from tiny_llm.server.models import Models
@@ -14,6 +14,9 @@ from tiny_llm.server.observe import Observer
 from tiny_llm.server.rates import Rates
 from tiny_llm.server.settings import ServerSettings
 from tiny_llm.server.store import ResponseStore
+
+if TYPE_CHECKING:
+    from tiny_llm.apps.agent.hosted import HostedTools
 
 
 class Speed:
@@ -40,11 +43,11 @@ class ServerState:
     models: Models
     settings: ServerSettings
     keys: KeyFile
+    hosted: "HostedTools"
     rates: Rates = field(default_factory=Rates)
     drain: Drain = field(default_factory=Drain)
     observer: Observer = field(default_factory=Observer)
     store: ResponseStore | None = None
-    hosted: HostedTools = field(default_factory=HostedTools)
     speed: Speed = field(default_factory=Speed)
 
 
