@@ -61,7 +61,9 @@ class LimitOptions:
     step_ms: Annotated[
         float | None,
         option(
-            "Time between tokens, in ms, that steps keep to: the tokens of a step follow the machine's speed.", min=0.1
+            "Time between tokens, in ms, that steps keep to: the tokens of a step follow the machine's speed.",
+            min=0.1,
+            max=60_000,
         ),
     ] = None
     kv_bytes: Annotated[str | None, option("Memory of each model's pool of blocks: 2GB.", metavar="BYTES")] = None

@@ -125,7 +125,6 @@ class EventStream(Response):
             await self._events.aclose()
         # END TASK
 
-    # ANCHOR: pump
     async def _pump(self, send: Send) -> None:
         """Send all events, and the end."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -134,6 +133,7 @@ class EventStream(Response):
                 await self._write(send, data)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    # ANCHOR: events
     async def _all_events(self) -> Events:
         """Yield the events. An error becomes the last one, because the status is sent already."""
         try:
@@ -145,7 +145,7 @@ class EventStream(Response):
         except Exception as error:
             yield self._error_event(api_error(error))
 
-    # ANCHOR_END: pump
+    # ANCHOR_END: events
 
     async def _write(self, send: Send, data: bytes) -> None:
         """Send data. `_sending` is the time since when a write waits, `_wrote` that of the last one's end."""
